@@ -1,0 +1,238 @@
+"""The command line: generate | decode | launch.
+
+Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
+codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+from . import __version__
+from .config import RunConfig, build_config, load_config
+from .errors import InputError, S2VideoError
+from .launcher import LaunchPlan, launch, report_exit_code
+from .requests import VideoRequest, check_output, check_request, plan_videos, read_checkpoint, read_prompt_file
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A request that passed every check that needs no model."""
+
+    config: RunConfig
+    videos: tuple[VideoRequest, ...]
+    plain: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Arguments are the process's own where `argv` is None."""
+    try:
+        code = _run(sys.argv[1:] if argv is None else list(argv))
+    except InputError as error:
+        if _speaks_for_host():
+            _say(str(error))
+        code = 2
+    except S2VideoError as error:
+        rank = os.environ.get("RANK")
+        _say(str(error) if rank is None else f"rank {rank}: {error}")
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    report_exit_code(code)
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "launch":
+        return _launch(arguments)
+    if arguments.command == "decode":
+        return _decode(arguments)
+    checked = _check_generate(arguments, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    return _generate(checked)
+
+
+def _say(message: str) -> None:
+    print(f"s2video: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def _speaks_for_host() -> bool:
+    """Every rank finds the same mistake in the input: one of each host says so."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+
+
+def _is_main_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="s2video", description="Text to video with S²-Guidance.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=_versions())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | decode | launch")
+    _add_generate_arguments(
+        commands.add_parser("generate", help="make videos from prompts, here or under torchrun", allow_abbrev=False)
+    )
+
+    decode = commands.add_parser("decode", help="make the video from saved latents", allow_abbrev=False)
+    decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors, left by --keep-latents")
+    decode.add_argument("--output", type=Path, metavar="X.mp4", help="default: X.mp4 beside the latents")
+    decode.add_argument("--config", type=Path, help="config to decode with; default: the one saved with the latents")
+
+    launch_parser = commands.add_parser(
+        "launch", help="start torchrun: launch --nproc N t2v [arguments of generate]", allow_abbrev=False
+    )
+    launch_parser.add_argument("--nproc", type=_whole, required=True, metavar="N", help="ranks on this host, one a GPU")
+    launch_parser.add_argument("--nnodes", type=_whole, default=1, metavar="N", help="hosts; default 1")
+    launch_parser.add_argument("--node-rank", type=_whole, default=0, metavar="R", help="this host's number, from 0")
+    launch_parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the hosts meet")
+    launch_parser.add_argument("task", choices=["t2v"], help="text to video")
+    launch_parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as for s2video generate")
+    return parser
+
+
+def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="P", help="what the video shows; default: the config's prompt")
+    prompts.add_argument("--prompt-file", type=Path, metavar="F", help="UTF-8 text, a prompt a line")
+    parser.add_argument("--negative-prompt", metavar="N", help="what the unconditional pass is told")
+    parser.add_argument("--seed", type=_whole, metavar="S", help="seed of the noise and the masks")
+    parser.add_argument("--num-videos", type=_whole, default=1, metavar="K", help="videos a prompt: seeds S to S+K-1")
+    parser.add_argument("--output", metavar="X.mp4", help="more than one video: X-000.mp4, X-001.mp4, ...")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as guidance.s2_scale=0.3"
+    )
+    parser.add_argument("--keep-latents", action="store_true", help="leave X.latents.safetensors beside the video")
+    parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, came {text[:60]!r}") from None
+
+
+def _versions() -> str:
+    found = []
+    for name in ("torch", "diffusers"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} missing")
+    return f"s2video {__version__} ({', '.join(found)})"
+
+
+def _check_generate(arguments: argparse.Namespace, *, world_size: int) -> _Checked:
+    config = _with_arguments(load_config(arguments.config, arguments.set), arguments)
+    if arguments.prompt_file is not None:
+        prompts = read_prompt_file(arguments.prompt_file)
+    else:
+        prompts = [] if config.prompt is None else [config.prompt]
+    videos = plan_videos(
+        prompts, seed=config.sampling.seed, num_videos=arguments.num_videos, output=Path(config.output.path)
+    )
+    if _is_main_rank():  # the only one that writes, and perhaps the only host with that folder
+        for video in videos:
+            check_output(video.output)
+
+    from .models.loading import check_checkpoint, find_checkpoint
+
+    folder = find_checkpoint(config.model.path, config.model.revision)
+    check_checkpoint(folder)
+    check_request(config, read_checkpoint(folder), world_size=world_size)
+    return _Checked(config, videos, arguments.plain)
+
+
+def _with_arguments(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
+    values = config.model_dump(mode="json")
+    if arguments.prompt is not None:
+        values["prompt"] = arguments.prompt
+    elif arguments.prompt_file is not None:
+        values["prompt"] = None  # each video has its own
+    if arguments.negative_prompt is not None:
+        values["negative_prompt"] = arguments.negative_prompt
+    if arguments.seed is not None:
+        values["sampling"]["seed"] = arguments.seed
+    if arguments.output is not None:
+        values["output"]["path"] = arguments.output
+    if arguments.keep_latents:
+        values["output"]["keep_latents"] = True
+    return build_config(values, "command line")
+
+
+def _generate(checked: _Checked) -> int:
+    import torch
+
+    from .parallel.mesh import init_mesh
+    from .pipeline import Engine, Job
+
+    config = checked.config
+    try:
+        with init_mesh(config.parallel, config.model.device) as mesh:
+            engine = Engine(config, mesh, plain=True if checked.plain else None)
+            for prompt, seed, output in checked.videos:
+                job = Job(prompt, config.negative_prompt, seed, output, config.output.keep_latents)
+                written = engine.run(job)
+                if written is not None:
+                    print(written, flush=True)
+    except torch.OutOfMemoryError as error:
+        raise S2VideoError(_out_of_memory(error)) from error
+    return 0
+
+
+def _decode(arguments: argparse.Namespace) -> int:
+    latents: Path = arguments.latents
+    if not latents.is_file():
+        raise InputError(f"latents {latents}: no such file: expected the X.latents.safetensors of a --keep-latents run")
+    if latents.suffix != ".safetensors":
+        raise InputError(f"latents {latents}: expected a .safetensors file, came {latents.name!r}")
+    output = arguments.output or latents.with_name(
+        f"{latents.name.removesuffix('.safetensors').removesuffix('.latents')}.mp4"
+    )
+    if output.suffix != ".mp4":
+        raise InputError(f"output {output}: expected a name that ends in .mp4, came {output.name!r}")
+    check_output(output)
+    config = None if arguments.config is None else load_config(arguments.config)
+    if int(os.environ.get("WORLD_SIZE", "1")) != 1:
+        raise InputError("decode runs in one process: start it without torchrun")
+
+    import torch
+
+    from .pipeline import decode_latents
+
+    try:
+        print(decode_latents(latents, output, config), flush=True)
+    except torch.OutOfMemoryError as error:
+        raise S2VideoError(_out_of_memory(error)) from error
+    return 0
+
+
+def _out_of_memory(error: Exception) -> str:
+    first_line = str(error).split(". ")[0]
+    return (
+        f"the GPU's memory is full ({first_line}): use more GPUs (launch --nproc), fewer frames or pixels, "
+        "model.dtype bfloat16, or model.offload_text_encoder true"
+    )
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    plan = LaunchPlan(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint)
+    generate = _Parser(prog="s2video launch --nproc N t2v", allow_abbrev=False)
+    _add_generate_arguments(generate)
+    generate_arguments = generate.parse_args(arguments.arguments)
+    plan.check()
+    _check_generate(generate_arguments, world_size=plan.world_size)
+    return launch(plan, ["generate", *arguments.arguments])

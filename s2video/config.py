@@ -1,0 +1,231 @@
+"""The configuration of a run: what can be set, its defaults, and the bounds that need no model to check.
+
+`load_config` reads a YAML file, applies dotted overrides and answers every mistake with an InputError of one line.
+This file does not know the model: whether a size or a block index suits a checkpoint is asked in `requests.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+)
+
+from .config_text import (
+    describe_problems,
+    nearest_key,
+    parse_yaml,
+    read_fraction,
+    read_list,
+    read_number,
+    read_switch,
+    read_text,
+    read_whole,
+    show,
+)
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .masks import MaskSpec
+
+Whole = Annotated[int, BeforeValidator(read_whole)]
+Number = Annotated[float, BeforeValidator(read_number)]
+Text = Annotated[str, BeforeValidator(read_text)]
+Switch = Annotated[bool, BeforeValidator(read_switch)]
+Rate = Annotated[
+    Fraction,
+    PlainValidator(read_fraction),
+    PlainSerializer(lambda rate: rate.numerator if rate.denominator == 1 else str(rate), return_type=int | str),
+]
+Index = Annotated[Whole, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(_Section):
+    """Which checkpoint, in which precision, on which device."""
+
+    path: Text = Field(
+        "shapes-wan",
+        min_length=1,
+        description="the embedded model's name (shapes-wan), a folder in diffusers' format, or a Hub id",
+    )
+    revision: Text | None = Field(None, description="branch, tag or commit of a Hub id; null: its default branch")
+    dtype: Dtype = Field("float32", description="precision of the transformer")
+    text_encoder_dtype: Dtype = Field("float32", description="precision of the text encoder")
+    vae_dtype: Dtype = Field("float32", description="precision of the VAE; float32 avoids banding")
+    attention_backend: Text | None = Field(
+        None, description="one of diffusers' attention backends (native, flash, sage, ...); null: diffusers' default"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU, else cpu")
+    offload_text_encoder: Switch = Field(True, description="give the text encoder's memory back before denoising")
+
+
+class SamplingConfig(_Section):
+    """Size and length of the video, and how it is denoised."""
+
+    width: Whole = Field(64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
+    height: Whole = Field(64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
+    num_frames: Whole = Field(17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor")
+    num_inference_steps: Whole = Field(30, ge=1, description="denoising steps")
+    seed: Whole = Field(0, ge=0, lt=2**63, description="seed of the noise, and of the masks unless mask_seed is set")
+    flow_shift: Number | None = Field(
+        None, gt=0, description="shift of the flow schedule; null: what the checkpoint's scheduler says"
+    )
+    max_sequence_length: Whole = Field(
+        512, ge=1, description="text tokens, padding included; padding is attended, so this changes the video"
+    )
+
+
+class GuidanceConfig(_Section):
+    """Classifier-free guidance and S²-Guidance; the symbols are those of the paper (arXiv 2508.12880)."""
+
+    cfg_scale: Number = Field(5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass")
+    s2_scale: Number = Field(0.25, ge=0, description="ω, strength of S²-Guidance; 0: plain CFG, no sub pass")
+    form: Literal["deviation", "original"] = Field(
+        "deviation", description="deviation: CFG − ω(sub − cond), Eq. 4; original: CFG − ω·sub, of older preprints"
+    )
+    rescale: Share = Field(
+        0.0, description="share of the prediction rescaled to the spread of cond, as diffusers does it"
+    )
+    drop_ratio: Share = Field(0.1, description="share of the blocks that the sub pass leaves out")
+    drop_count: Index | None = Field(None, description="number of blocks left out; overrides drop_ratio")
+    never_drop: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = Field(
+        (0,), description="indices of blocks that are never left out"
+    )
+    band: Annotated[tuple[Index, Index], BeforeValidator(read_list)] | None = Field(
+        None, description="first and last block index that may be left out, both included; null: every block"
+    )
+    window: Annotated[tuple[Share, Share], BeforeValidator(read_list)] = Field(
+        (0.1, 0.9), description="part of the denoising in which S² acts: step i of n stands at (i + 1/2) / n"
+    )
+    num_draws: Whole = Field(1, ge=1, description="N, masks drawn in a step (Eq. 3); each costs one sub pass")
+    mask_seed: Whole | None = Field(None, ge=0, lt=2**63, description="seed of the masks; null: sampling.seed")
+    share_prefix: Switch = Field(True, description="take cond's activations up to the first dropped block")
+    batch_branches: Switch = Field(False, description="run the branches as one batch; changes the last bits")
+
+    @field_validator("band", "window")
+    @classmethod
+    def _ordered(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
+        if pair is not None and pair[0] > pair[1]:
+            raise ValueError(f"expected [first, last] in ascending order, came {list(pair)}: swap the two")
+        return pair
+
+    def mask_spec(self) -> MaskSpec:
+        """The part of these settings that decides which blocks a draw leaves out."""
+        from .masks import MaskSpec  # here, so that bad input is answered before numpy is imported
+
+        return MaskSpec(
+            drop_ratio=self.drop_ratio,
+            drop_count=self.drop_count,
+            never_drop=self.never_drop,
+            band=self.band,
+            window=self.window,
+            num_draws=self.num_draws,
+        )
+
+
+class ParallelConfig(_Section):
+    """How the ranks of one run share its work."""
+
+    ulysses: Whole | None = Field(None, ge=1, description="ranks that share one video's tokens; null: all of them")
+    backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl on cuda, else gloo")
+    timeout_seconds: Number = Field(600.0, gt=0, le=86400, description="how long a rank waits for the others")
+
+
+class OutputConfig(_Section):
+    """The file that is written."""
+
+    path: Text = Field("out.mp4", min_length=1, description="where the video goes; its sidecar X.json lies beside it")
+    fps: Rate = Field(Fraction(16), description='frames per second: a number, or a ratio as text ("24000/1001")')
+    crf: Whole = Field(18, ge=0, le=51, description="H.264 quality: 0 lossless, 18 visually clean, 51 worst")
+    keep_latents: Switch = Field(False, description="leave X.latents.safetensors beside the video")
+
+
+class RunConfig(_Section):
+    """Everything that decides a run, save what the command line adds: prompts, seeds and paths."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="checkpoint, precision, device")
+    prompt: Text | None = Field(None, description="default prompt; --prompt and --prompt-file override it")
+    negative_prompt: Text = Field("", description="what the uncond pass is told; empty: nothing")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="size, length, steps, seed")
+    guidance: GuidanceConfig = Field(default_factory=GuidanceConfig, description="CFG and S²-Guidance")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="how ranks share the work")
+    output: OutputConfig = Field(default_factory=OutputConfig, description="file, frame rate, quality")
+
+
+def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """Check plain values (as YAML or JSON give them); `source` names their origin in the error. Raises InputError."""
+    try:
+        return RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError(f"{source}: {describe_problems(error, RunConfig)}") from None
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply overrides such as "guidance.s2_scale=0.3" in order, check the result.
+
+    Raises InputError, in one line, for a file that is missing, unreadable, no YAML or no mapping, for unknown keys
+    (with the nearest right one), for wrong types and for values out of bounds.
+    """
+    values = _read_mapping(path)
+    for item in overrides:
+        _apply_override(values, item)
+    return build_config(values, f"{path} with --set" if overrides else str(path))
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"config file {path} does not exist: check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"config file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"config file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    values = parse_yaml(text, str(path))
+    if values is None:
+        raise InputError(f"config file {path} is empty: expected keys such as model, sampling and guidance")
+    if not isinstance(values, dict):
+        raise InputError(f"config file {path}: expected a mapping (key: value) at the top, came {show(values)}")
+    return values
+
+
+def _apply_override(values: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise InputError(f"--set {item!r}: expected key=value, such as guidance.s2_scale=0.3")
+    *parents, last = key.split(".")
+    fields = RunConfig.model_fields
+    for parent in parents:
+        annotation = fields[parent].annotation if parent in fields else None
+        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
+    if last not in fields:
+        raise InputError(f"--set {item!r}: unknown key {key!r}{nearest_key(key, RunConfig)}")
+    target = values
+    for parent in parents:
+        if target.get(parent) is None:
+            target[parent] = {}
+        target = target[parent]
+        if not isinstance(target, dict):
+            raise InputError(f"{parent}: expected a mapping of keys in the config file, came {target!r}")
+    value = parse_yaml(text, f"--set {item}")
+    if isinstance(value, dict) and isinstance(target.get(last), dict):
+        value = {**target[last], **value}
+    target[last] = value

@@ -1,0 +1,23 @@
+"""The exceptions of this project.
+
+S2VideoError            anything s2video stops for on purpose; exit code 1
+├── InputError          the user's input cannot be used as it is; exit code 2
+├── AgreementError      ranks do not run the same job
+└── NumericalError      NaN or infinity where numbers were expected
+"""
+
+
+class S2VideoError(Exception):
+    """Base class; the message is written for the person who started the run."""
+
+
+class InputError(S2VideoError, ValueError):
+    """Input that cannot be used: the message says what was expected, what came, and what to do."""
+
+
+class AgreementError(S2VideoError):
+    """Ranks of one run differ in job, masks, shapes or versions."""
+
+
+class NumericalError(S2VideoError):
+    """A tensor became NaN or infinite; the message names the step."""

@@ -1,0 +1,96 @@
+"""An ffmpeg process that is fed pixels, and the arguments that are the same for every video of ours.
+
+Knows nothing of tensors, of colour conversion, and of where the file goes.
+"""
+
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from fractions import Fraction
+from types import TracebackType
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+
+from s2video.errors import S2VideoError
+
+# Since ffmpeg 7.1 the options -color_primaries and -color_trc alone change nothing; this filter sets all four tags.
+TAG_BT709 = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
+
+
+class Ffmpeg:
+    """An ffmpeg process fed through its standard input, ended whole with the block, or killed by an exception."""
+
+    def __init__(self, arguments: Sequence[str | bytes]) -> None:
+        try:
+            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
+            self._process = subprocess.Popen(
+                [*command, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                # Ctrl-C is for this process; the file is its to give up or to finish.
+                start_new_session=True,
+            )
+        except (OSError, RuntimeError) as error:
+            raise S2VideoError(f"cannot start ffmpeg ({error}); reinstall imageio-ffmpeg") from error
+        assert self._process.stdin is not None and self._process.stderr is not None
+        self._stdin = self._process.stdin
+        self._stderr = self._process.stderr
+        self._last_lines: deque[bytes] = deque(maxlen=8)
+        # ffmpeg would stop, and this process with it, once nobody reads what it complains about.
+        self._reader = threading.Thread(target=self._last_lines.extend, args=(self._stderr,), daemon=True)
+        self._reader.start()
+
+    def send(self, pixels: NDArray[np.uint8]) -> None:
+        """Hand over pixels; waits while ffmpeg has enough, which is what bounds the memory."""
+        try:
+            self._stdin.write(pixels.reshape(-1).data)
+        except OSError as error:
+            raise self._failure() from error
+
+    def __enter__(self) -> "Ffmpeg":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._process.kill()
+            self._process.wait()
+            with suppress(OSError):  # what is left in the buffer has nowhere to go
+                self._stdin.close()
+            self._reader.join()
+            self._stderr.close()
+
+    def _finish(self) -> None:
+        try:
+            self._stdin.close()
+        except OSError as error:
+            raise self._failure() from error
+        if self._process.wait() != 0:
+            raise self._failure()
+
+    def _failure(self) -> S2VideoError:
+        status = self._process.wait()
+        self._reader.join()
+        reason = b"".join(self._last_lines).decode("utf-8", "replace").strip()
+        return S2VideoError(f"ffmpeg ended with status {status}: {reason or 'it gave no reason'}")
+
+
+def raw_input(pixel_format: str, width: int, height: int, fps: Fraction) -> list[str]:
+    """Arguments: the pixels that are sent are frames of this kind."""
+    size, rate = f"{width}x{height}", f"{fps.numerator}/{fps.denominator}"
+    return ["-f", "rawvideo", "-pixel_format", pixel_format, "-video_size", size, "-framerate", rate, "-i", "pipe:0"]
+
+
+def h264_mp4(crf: int) -> list[str]:
+    """Arguments: encode to H.264 in an MP4 file. `crf` is x264's constant rate factor."""
+    # faststart puts the index in front, so that a browser plays the file while it loads.
+    return ["-c:v", "libx264", "-crf", str(crf), "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]

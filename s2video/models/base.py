@@ -1,0 +1,80 @@
+"""What a diffusion transformer must offer to be run block by block: embed -> blocks -> project.
+
+Knows no sampling, no guidance, and no particular model.
+
+Dimension letters: B batch, C latent channels, T H W latent frames, rows, columns, L tokens of the whole video,
+L_local tokens on this rank, M text tokens, D model width.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..parallel.attention import AttentionPlan
+
+
+class TokenState(NamedTuple):
+    """What flows through the blocks. Blocks never write into it, so a fork is a second reference and costs nothing.
+
+    Attributes:
+        video: [B, L_local, D].
+        text: [B, M, D] where text takes part in joint attention; None where it is only attended to.
+    """
+
+    video: Tensor
+    text: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What one branch is told, as the model's pipeline would hand it over: text embeddings [B, M, D_text]."""
+
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """All that a block needs beside the state; small, and the same on every rank but for `rotary` and `attention`.
+
+    Attributes:
+        text: [B, M, D], projected text for cross-attention.
+        time: [B, 6, D] (per-token forms: [B, L_local, 6, D]), modulation of the blocks.
+        time_out: [B, D] ([B, L_local, D]), modulation of the output projection.
+        rotary: the model's own rotary tables for this rank's tokens.
+        attention: who holds which tokens, and the axis that shares them.
+        latent_shape: (T, H, W) of the whole video.
+    """
+
+    text: Tensor
+    time: Tensor
+    time_out: Tensor
+    rotary: Any
+    attention: AttentionPlan
+    latent_shape: tuple[int, int, int]
+
+
+class BlockModel(Protocol):
+    """A diffusers transformer, its weights and blocks unchanged, seen from outside its block loop.
+
+    Tokens are sharded in `embed` and gathered in `project`, never in a block: any block can be left out.
+    """
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    def embed(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> tuple[TokenState, BlockContext]:
+        """Latents [B, C, T, H, W] and timestep [B], in 0 … 1000, -> state before block 0."""
+        ...
+
+    def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
+        """State after block `index`; `state` itself stays as it was."""
+        ...
+
+    def project(self, state: TokenState, context: BlockContext) -> Tensor:
+        """State after the last block -> the network's prediction, whole on every rank: [B, C, T, H, W]."""
+        ...
+
+    def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:
+        """One context for several branches that go through a block as one batch."""
+        ...

@@ -1,0 +1,191 @@
+"""A diffusers-format checkpoint -> its components: embedded model, folder, or Hub id.
+
+Files are checked before anything heavy is loaded, so that a missing or cut-off download is one clear line. Every
+load names its dtype: transformers would keep a checkpoint's own, diffusers would load float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:  # the command line checks checkpoints before it spends seconds on importing torch
+    import torch
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+EMBEDDED = ("shapes-wan",)
+COMPONENTS = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+_WEIGHTED = ("text_encoder", "transformer", "vae")
+_HUB_FILES = ["model_index.json", *(f"{name}/*" for name in COMPONENTS)]
+
+
+def find_checkpoint(path: str, revision: str | None = None) -> Path:
+    """The local folder of a model: an embedded one by name, a folder, or a Hub id (downloaded to the Hub's cache).
+
+    Raises:
+        InputError: where there is none; the message says what was looked for.
+    """
+    if path in EMBEDDED:
+        return ASSETS / path
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    names_a_path = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir()
+    if names_a_path or "\\" in path:
+        raise InputError(
+            f"model.path: no folder {path!r}, and it is not a Hub id (owner/name) or an embedded model "
+            f"({', '.join(EMBEDDED)}); check the spelling"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"model.path: {path!r} is neither a folder here nor could it be had from the Hub ({reason}); check the "
+            "spelling, the connection, and access (hf auth login)"
+        ) from None
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Every component is there, its JSON can be read, and its weight files are whole.
+
+    Reads headers only, no weights.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != "WanPipeline":
+        raise InputError(
+            f"{folder}: a WanPipeline checkpoint in diffusers format was expected, model_index.json says "
+            f"{index.get('_class_name')!r}"
+        )
+    for name in COMPONENTS:
+        if not (folder / name).is_dir():
+            raise InputError(f"{folder}: the folder {name}/ is missing; download the checkpoint again, whole")
+    for name in _WEIGHTED:
+        read_json(folder / name / "config.json")
+        for file in weight_files(folder / name):
+            _read_header(file)
+    read_json(folder / "scheduler" / "scheduler_config.json")
+    read_json(folder / "tokenizer" / "tokenizer_config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file; InputError where it is missing or is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: the file is missing; download the checkpoint again, whole") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: JSON was expected ({error}); download the file again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON object was expected, got {type(value).__name__}; download the file again")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of one component: those that its index names, or else all there are."""
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        names = sorted(set(read_json(indexes[0]).get("weight_map", {}).values()))
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: no .safetensors file; weights in that format were expected")
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: the file is missing; download the checkpoint again, whole")
+    return files
+
+
+def _read_header(path: Path) -> bytes:
+    """A safetensors file's header, after checking that the file is as long as the header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        header = file.read(length) if 0 < length <= size - 8 else b""
+    try:
+        tensors = json.loads(header)
+        end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        raise InputError(f"{path}: not a safetensors file, or a damaged one; download it again") from None
+    if 8 + length + end != size:
+        raise InputError(
+            f"{path}: {8 + length + end} bytes were expected, it has {size}: cut off or damaged; download it again"
+        )
+    return header
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """File names of all weights -> digest of their headers (names, shapes, dtypes): cheap, for ranks to compare."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(_read_header(file)).hexdigest()[:16]
+        for name in _WEIGHTED
+        for file in weight_files(folder / name)
+    }
+
+
+def weight_digests(folder: Path) -> dict[str, str]:
+    """File names of all weights -> SHA-256 of their bytes. Files of the Hub's cache are named by it already."""
+    digests = {}
+    for name in _WEIGHTED:
+        for file in weight_files(folder / name):
+            blob = Path(os.path.realpath(file)).name
+            if len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
+                digests[str(file.relative_to(folder))] = blob
+                continue
+            with file.open("rb") as stream:
+                digests[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """`WanTransformer3DModel` on `device`; norms and tables that diffusers keeps in float32 stay so."""
+    from diffusers import WanTransformer3DModel
+
+    model = WanTransformer3DModel.from_pretrained(
+        folder, subfolder="transformer", dtype=dtype, device_map={"": str(device)}
+    )
+    return model.eval().requires_grad_(False)
+
+
+def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae", dtype=dtype)
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def load_text(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and text encoder, on the CPU."""
+    from transformers import AutoTokenizer, UMT5EncoderModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # ours is the only one: theirs would print a line a rank
+    encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
+    return AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder.eval().requires_grad_(False)
+
+
+def load_scheduler(folder: Path, flow_shift: float | None = None) -> Any:
+    """The checkpoint's own scheduler, of its own class; `flow_shift` overrides the shift of its noise schedule."""
+    import diffusers
+
+    name = read_json(folder / "model_index.json")["scheduler"][1]
+    scheduler = getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
+    if flow_shift is None:
+        return scheduler
+    fields = [field for field in ("flow_shift", "shift") if field in scheduler.config]
+    if not fields:
+        raise InputError(f"sampling.flow_shift: the checkpoint's scheduler, {name}, has no shift; leave the field out")
+    return type(scheduler).from_config(scheduler.config, **{fields[0]: flow_shift})

@@ -1,0 +1,146 @@
+"""Wan 2.1 text-to-video as a `BlockModel`.
+
+The transformer is diffusers' own module. Restated here is only what its `forward` does before and after the block
+loop, with tokens sharded in between; a test holds both bitwise equal. Self-attention goes through our processor,
+which trades token shards for head shards.
+
+Dimension letters as in `base`; p_t, p_h, p_w patch sizes, N_heads heads.
+"""
+
+from dataclasses import replace
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
+from einops import rearrange
+from torch import Tensor
+
+from ..geometry import LatentShape, split_evenly
+from ..parallel.attention import AttentionPlan, sharded_attention
+from ..parallel.collectives import gather_tokens
+from ..parallel.mesh import Axis
+from .base import BlockContext, Conditioning, TokenState
+
+Rotary = tuple[Tensor, Tensor]
+
+
+class ShardedSelfAttention:
+    """Attention processor of every `attn1`. Blocks pass processors nothing extra, so `plan` is set beside them.
+
+    One instance serves all blocks; `WanBlockModel.run_block` sets `plan` before each.
+    """
+
+    def __init__(self, backend: str | None = None) -> None:
+        self.backend = backend
+        self.plan: AttentionPlan | None = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+    ) -> Tensor:
+        """[B, L_local, D] -> [B, L_local, D], every token attending to all L tokens of the video."""
+        assert self.plan is not None and rotary_emb is not None
+        assert encoder_hidden_states is None and attention_mask is None
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
+        output = sharded_attention(query, key, value, self.plan, backend=self.backend)
+        output = output.flatten(2, 3).type_as(query)
+        for layer in attn.to_out:
+            output = layer(output)
+        return output
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotary position embedding of [B, L, N_heads, D]: neighbouring channels are the parts of a complex number."""
+    cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
+    real, imaginary = x[..., 0::2], x[..., 1::2]
+    rotated = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    return rotated.flatten(-2).type_as(x)
+
+
+class WanBlockModel:
+    """`WanTransformer3DModel` seen as embed -> blocks -> project, with tokens sharded over one axis.
+
+    Takes the module over: its self-attention processors are replaced.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel, axis: Axis, *, attention_backend: str | None = None) -> None:
+        self.transformer = transformer
+        self.axis = axis
+        if attention_backend is not None:
+            transformer.set_attention_backend(attention_backend)
+        self._attention = ShardedSelfAttention(attention_backend)
+        for block in transformer.blocks:
+            block.attn1.set_processor(self._attention)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.transformer.blocks)
+
+    def embed(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> tuple[TokenState, BlockContext]:
+        """See `BlockModel.embed`. Only the frames that hold this rank's tokens are embedded."""
+        model = self.transformer
+        grid = LatentShape(*latents.shape[2:]).tokens(model.config.patch_size)
+        shards = split_evenly(grid.num_tokens, self.axis.size)
+        mine = shards[self.axis.rank]
+
+        first, last = grid.frame_span(mine)
+        skipped = first * grid.height * grid.width
+        p_t = model.config.patch_size[0]
+        local = latents[:, :, first * p_t : last * p_t].to(model.dtype)
+        if mine.length:
+            tokens = model.patch_embedding(local).flatten(2).transpose(1, 2)
+            tokens = tokens[:, mine.start - skipped : mine.stop - skipped].contiguous()
+        else:  # more ranks than tokens: this one holds none
+            tokens = local.new_empty(latents.shape[0], 0, model.patch_embedding.out_channels)
+
+        time_out, time, text, _ = model.condition_embedder(timestep, conditioning.text.to(model.dtype))
+        cos, sin = model.rope(latents)
+        context = BlockContext(
+            text=text,
+            time=time.unflatten(1, (6, -1)),
+            time_out=time_out,
+            rotary=(cos[:, mine.start : mine.stop], sin[:, mine.start : mine.stop]),
+            attention=AttentionPlan(self.axis, shards),
+            latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
+        )
+        return TokenState(tokens), context
+
+    def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
+        self._attention.plan = context.attention
+        return TokenState(self.transformer.blocks[index](state.video, context.text, context.time, context.rotary))
+
+    def project(self, state: TokenState, context: BlockContext) -> Tensor:
+        model = self.transformer
+        shift, scale = (model.scale_shift_table + context.time_out.unsqueeze(1)).chunk(2, dim=1)
+        video = (model.norm_out(state.video.float()) * (1 + scale) + shift).type_as(state.video)
+        video = gather_tokens(model.proj_out(video), context.attention.tokens, context.attention.axis)
+        p_t, p_h, p_w = model.config.patch_size
+        grid = LatentShape(*context.latent_shape).tokens(model.config.patch_size)
+        return rearrange(
+            video,
+            "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)",
+            t=grid.frames,
+            h=grid.height,
+            w=grid.width,
+            pt=p_t,
+            ph=p_h,
+            pw=p_w,
+        )
+
+    def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:
+        return replace(
+            contexts[0],
+            text=torch.cat([c.text for c in contexts]),
+            time=torch.cat([c.time for c in contexts]),
+            time_out=torch.cat([c.time_out for c in contexts]),
+        )

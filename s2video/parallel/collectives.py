@@ -1,0 +1,100 @@
+"""Collectives on uneven shards, named by what the caller receives. On an axis of size 1 they return their input.
+
+Dimension letters: B batch, S all tokens, S_local this rank's tokens, H all heads, H_local this rank's heads,
+D head dimension. Shards are contiguous and may be empty; nothing is padded except inside `gather_tokens`, where the
+padding is cut off before anybody sees it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..geometry import Shard
+from .mesh import Axis
+
+
+def gather_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis) -> Tensor:
+    """[B, S_local, ...] on every rank -> [B, S, ...] on every rank, in the order of the shards."""
+    if axis.size == 1:
+        return local
+    longest = max(shard.length for shard in shards)
+    padded = local.new_zeros(local.shape[0], longest, *local.shape[2:])
+    padded[:, : local.shape[1]] = local
+    gathered = padded.new_empty(axis.size, *padded.shape)
+    dist.all_gather_into_tensor(gathered, padded, group=axis.group)
+    return torch.cat([gathered[i, :, : shard.length] for i, shard in enumerate(shards)], dim=1)
+
+
+def heads_from_tokens(tensors: Sequence[Tensor], tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis) -> Tensor:
+    """Trade token shards for head shards: K tensors [B, S_local, H, D] -> [K, B, S, H_local, D], in one all-to-all.
+
+    `tokens[r]` and `heads[r]` are what rank r holds before and after.
+    """
+    if axis.size == 1:
+        return torch.stack(tuple(tensors))
+    count, (batch, length, _, dim) = len(tensors), tensors[0].shape
+    assert length == tokens[axis.rank].length, (length, tokens[axis.rank])
+    sent = [(count, batch, length, h.length, dim) for h in heads]
+    received = [(count, batch, t.length, heads[axis.rank].length, dim) for t in tokens]
+    outgoing, parts = _buffers(tensors[0], sent)
+    for part, h in zip(parts, heads, strict=True):
+        for target, tensor in zip(part, tensors, strict=True):
+            target.copy_(tensor[:, :, h.start : h.stop])
+    return torch.cat(_all_to_all(outgoing, parts, received, axis), dim=2)
+
+
+def tokens_from_heads(local: Tensor, tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis) -> Tensor:
+    """The way back: [B, S, H_local, D] -> [B, S_local, H, D]."""
+    if axis.size == 1:
+        return local
+    batch, _, own, dim = local.shape
+    sent = [(batch, t.length, own, dim) for t in tokens]
+    received = [(batch, tokens[axis.rank].length, h.length, dim) for h in heads]
+    outgoing, parts = _buffers(local, sent)
+    for part, t in zip(parts, tokens, strict=True):
+        part.copy_(local[:, t.start : t.stop])
+    return torch.cat(_all_to_all(outgoing, parts, received, axis), dim=2)
+
+
+def _buffers(like: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, list[Tensor]]:
+    """One flat uninitialised tensor, as an all-to-all wants it, and views of the given shapes one behind the other."""
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = like.new_empty(sum(sizes))
+    return flat, [chunk.view(shape) for chunk, shape in zip(flat.split(sizes), shapes, strict=True)]
+
+
+def _all_to_all(
+    outgoing: Tensor, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], axis: Axis
+) -> list[Tensor]:
+    """Give `parts[r]`, a view of `outgoing`, to rank r and receive a tensor of `shapes[r]` from it; any may be empty."""
+    incoming, received = _buffers(outgoing, shapes)
+    dist.all_to_all_single(
+        incoming, outgoing, [x.numel() for x in received], [x.numel() for x in parts], group=axis.group
+    )
+    return received
+
+
+def gather_objects(value: Any, axis: Axis) -> list[Any]:
+    """Every rank's picklable `value`, in rank order, on every rank."""
+    if axis.size == 1:
+        return [value]
+    values: list[Any] = [None] * axis.size
+    dist.all_gather_object(values, value, group=axis.group)
+    return values
+
+
+def broadcast_tensor(value: Tensor | None, axis: Axis, device: torch.device) -> Tensor:
+    """Rank 0's tensor on every rank; the others pass None. Shape and dtype travel with it."""
+    if axis.size == 1:
+        assert value is not None
+        return value
+    header: list[Any] = [None if value is None else (tuple(value.shape), value.dtype)]
+    dist.broadcast_object_list(header, src=0, group=axis.group, device=device)
+    shape, dtype = header[0]
+    received = value.to(device).contiguous() if value is not None else torch.empty(shape, dtype=dtype, device=device)
+    dist.broadcast(received, src=0, group=axis.group)
+    return received

@@ -1,0 +1,300 @@
+"""One job: a prompt becomes a video.
+
+    config + prompt -> text embeddings and seeded noise -> each step: masks, predictions, guided prediction, scheduler
+    step -> latents (saved) -> frames -> MP4 -> sidecar
+
+Only the closure made by `_denoiser` joins guidance to sampling. Every rank runs this file; files are written by the
+main rank.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .config import GuidanceConfig, RunConfig, build_config
+from .errors import InputError
+from .files import write_json
+from .forward import predict
+from .geometry import LatentShape
+from .guidance import combine, needs_uncond
+from .masks import step_masks
+from .models import loading
+from .models.base import Conditioning
+from .models.text import TextEncoder
+from .models.vae import decode_frames
+from .models.wan import WanBlockModel
+from .parallel.agreement import require_agreement
+from .parallel.mesh import Mesh, resolve_device
+from .progress import Progress
+from .sampler import Denoise, sample
+from .sidecar import job_facts, load_latents, save_latents, versions
+from .video import VideoSpec, write_video
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make. `output` ends in .mp4; the sidecar and the latents lie beside it under the same name."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    output: Path
+    keep_latents: bool = False
+
+    @property
+    def sidecar_path(self) -> Path:
+        return self.output.with_suffix(".json")
+
+    @property
+    def latents_path(self) -> Path:
+        return self.output.with_suffix(".latents.safetensors")
+
+
+class Engine:
+    """The models of one config, on this rank, ready for jobs.
+
+    All ranks of the mesh construct it and call its methods together.
+
+    Args:
+        config: the run. Its prompt, seed and output are only defaults for callers; jobs bring their own.
+        mesh: from `init_mesh`; None for a single process on the configured device.
+
+    Raises:
+        InputError: a checkpoint that is missing, incomplete or damaged, or a setting it cannot serve.
+    """
+
+    def __init__(self, config: RunConfig, mesh: Mesh | None = None, *, plain: bool | None = None) -> None:
+        start = time.monotonic()
+        if mesh is None:
+            mesh = Mesh(resolve_device(config.model.device))
+        self.config = config
+        self.mesh = mesh
+        self.folder = loading.find_checkpoint(config.model.path, config.model.revision)
+        loading.check_checkpoint(self.folder)
+        self._plain = plain
+        self._dtype: torch.dtype = getattr(torch, config.model.dtype)
+        self._fingerprint = loading.fingerprint(self.folder)
+        self._digests: Future[dict[str, str]] | None = None
+        tokenizer = encoder = self._vae = None
+        if mesh.is_main:
+            # gigabytes to hash, while the ranks compute; the result is wanted only for the sidecar
+            self._digests = ThreadPoolExecutor(1).submit(loading.weight_digests, self.folder)
+            tokenizer, encoder = loading.load_text(self.folder, getattr(torch, config.model.text_encoder_dtype))
+            self._vae = loading.load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device)
+        self._encode_text = TextEncoder(
+            tokenizer,
+            encoder,
+            mesh,
+            max_sequence_length=config.sampling.max_sequence_length,
+            dtype=self._dtype,
+            offload=config.model.offload_text_encoder,
+        )
+        self.model = WanBlockModel(
+            loading.load_transformer(self.folder, self._dtype, mesh.device),
+            mesh.ulysses,
+            attention_backend=config.model.attention_backend,
+        )
+        vae_config = loading.read_json(self.folder / "vae" / "config.json")
+        sampling = config.sampling
+        self.latent_shape = LatentShape.from_pixels(
+            num_frames=sampling.num_frames,
+            height=sampling.height,
+            width=sampling.width,
+            temporal_factor=vae_config.get("scale_factor_temporal", 4),
+            spatial_factor=vae_config.get("scale_factor_spatial", 8),
+        )
+        self._load_seconds = time.monotonic() - start
+
+    def with_guidance(self, **changes: Any) -> "Engine":
+        """The same models under other guidance settings; costs nothing."""
+        other = object.__new__(Engine)
+        other.__dict__.update(self.__dict__)
+        guidance = GuidanceConfig.model_validate({**self.config.guidance.model_dump(), **changes})
+        other.config = self.config.model_copy(update={"guidance": guidance})
+        return other
+
+    def sample(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, negative_prompt: str = "", mask_seed: int | None = None
+    ) -> Tensor:
+        """Denoise one latent for each (prompt, seed), as one batch: float32 [B, C, T, H, W], equal on all ranks.
+
+        Args:
+            mask_seed: None takes `guidance.mask_seed`, or else the seed. A batch shares its masks, so where its seeds
+                differ one of the two has to be set.
+
+        Raises:
+            AgreementError: before the first step, where ranks differ in anything that decides the result.
+            NumericalError: NaN or infinity in the latents.
+        """
+        mask_seed = self._mask_seed(seeds, mask_seed)
+        scheduler = loading.load_scheduler(self.folder, self.config.sampling.flow_shift)
+        scheduler.set_timesteps(self.config.sampling.num_inference_steps, device=self.mesh.device)
+        scheduler.set_begin_index(0)
+        self._agree(prompts, seeds, negative_prompt, mask_seed, scheduler)
+        denoise = self._denoiser(prompts, negative_prompt, mask_seed, len(scheduler.timesteps))
+        with Progress("denoising", enabled=self.mesh.is_main, plain=self._plain) as progress, torch.no_grad():
+            return sample(denoise, self._noise(seeds), scheduler, on_step=progress)
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """Frames of one video [1, C, T, H, W], as chunks of float32 [t, H, W, 3] in [0, 1]. Main rank only."""
+        assert self._vae is not None, "the VAE lives on the main rank"
+        return decode_frames(self._vae, latents)
+
+    def run(self, job: Job) -> Path | None:
+        """Make the job's files: X.mp4, X.json and, if asked for, X.latents.safetensors.
+
+        The latents are saved before decoding starts, and stay if it fails.
+
+        Returns:
+            The MP4's path on the main rank, None on the others.
+        """
+        start = time.monotonic()
+        latents = self.sample([job.prompt], [job.seed], negative_prompt=job.negative_prompt)
+        timings = {"load_seconds": self._load_seconds, "denoise_seconds": time.monotonic() - start}
+        if not self.mesh.is_main:
+            return None
+        facts = job_facts(
+            self.config,
+            prompt=job.prompt,
+            negative_prompt=job.negative_prompt,
+            seed=job.seed,
+            mask_seed=self._mask_seed([job.seed], None),
+            num_blocks=self.model.num_blocks,
+            num_steps=self.config.sampling.num_inference_steps,
+        )
+        save_latents(latents, job.latents_path, facts)
+        start = time.monotonic()
+        write_video(self.decode(latents), job.output, _video_spec(self.config), metadata=_container_metadata(facts))
+        timings["decode_seconds"] = time.monotonic() - start
+        assert self._digests is not None
+        write_json(
+            job.sidecar_path,
+            {
+                **facts,
+                "weights": self._digests.result(),
+                "mesh": self.mesh.describe(),
+                "versions": versions(),
+                "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+            },
+        )
+        if not job.keep_latents:
+            job.latents_path.unlink()
+        return job.output
+
+    def _mask_seed(self, seeds: Sequence[int], mask_seed: int | None) -> int:
+        if mask_seed is None:
+            mask_seed = self.config.guidance.mask_seed
+        if mask_seed is not None:
+            return mask_seed
+        if len(set(seeds)) != 1 and self.config.guidance.s2_scale:
+            raise InputError("guidance.mask_seed: a batch with several seeds shares its masks; set one mask seed")
+        return seeds[0]
+
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
+        """Noise [B, C, T, H, W], drawn whole on the CPU for each seed: no rank or device changes it."""
+        shape = self.latent_shape
+        size = (1, self.model.transformer.config.in_channels, shape.frames, shape.height, shape.width)
+        noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.cat(noise).to(self.mesh.device)
+
+    def _denoiser(self, prompts: Sequence[str], negative_prompt: str, mask_seed: int, num_steps: int) -> Denoise:
+        guidance = self.config.guidance
+        spec = guidance.mask_spec()
+        cond = Conditioning(self._encode_text(prompts))
+        uncond = None
+        if needs_uncond(guidance.cfg_scale):
+            uncond = Conditioning(self._encode_text([negative_prompt] * len(prompts)))
+
+        def denoise(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
+            masks: tuple[tuple[int, ...], ...] = ()
+            if guidance.s2_scale:
+                masks = step_masks(
+                    spec, num_blocks=self.model.num_blocks, seed=mask_seed, step=step, num_steps=num_steps
+                )
+            predictions = predict(
+                self.model,
+                latents.to(self._dtype),
+                timestep.expand(latents.shape[0]),
+                cond=cond,
+                uncond=uncond,
+                masks=masks,
+                share_prefix=guidance.share_prefix,
+                batch_branches=guidance.batch_branches,
+            )
+            return combine(
+                predictions,
+                cfg_scale=guidance.cfg_scale,
+                s2_scale=guidance.s2_scale,
+                form=guidance.form,
+                rescale=guidance.rescale,
+            )
+
+        return denoise
+
+    def _agree(
+        self, prompts: Sequence[str], seeds: Sequence[int], negative_prompt: str, mask_seed: int, scheduler: Any
+    ) -> None:
+        """All that decides the latents, a field at a time, so that an error can name the one that differs."""
+        settings = self.config.model_dump(mode="json", exclude={"prompt", "negative_prompt", "output"})
+        statement = {
+            f"{section}.{field}": value for section, fields in settings.items() for field, value in fields.items()
+        }
+        statement |= {
+            "prompt": list(prompts),
+            "negative_prompt": negative_prompt,
+            "seed": list(seeds),
+            "guidance.mask_seed": mask_seed,
+            "weights": self._fingerprint,
+            "latent_shape": [self.latent_shape.frames, self.latent_shape.height, self.latent_shape.width],
+            "scheduler": dict(scheduler.config),
+            "versions": versions(),
+            # a rank without the same thread or device settings is fine; one that was told of another branch is not
+            "attention backend (DIFFUSERS_ATTN_BACKEND)": os.environ.get("DIFFUSERS_ATTN_BACKEND"),
+        }
+        for ignored in ("sampling.seed", "model.path", "model.offload_text_encoder"):
+            statement.pop(ignored)
+        require_agreement(statement, self.mesh.world)
+
+
+def decode_latents(path: Path, output: Path, config: RunConfig | None = None) -> Path:
+    """Make the video from latents that a run left: `s2video decode`. Loads the VAE and nothing else.
+
+    Args:
+        config: model and output settings to use instead of those stored with the latents.
+
+    Raises:
+        InputError: latents or checkpoint that cannot be used, or do not fit each other.
+    """
+    saved = load_latents(path)
+    if config is None:
+        if "config" not in saved.facts:
+            raise InputError(f"{path}: no settings are stored with these latents; name the model with --config")
+        config = build_config(saved.facts["config"], str(path))
+    folder = loading.find_checkpoint(config.model.path, config.model.revision)
+    loading.check_checkpoint(folder)
+    channels = loading.read_json(folder / "vae" / "config.json").get("z_dim", 16)
+    if saved.latents.shape[1] != channels:
+        raise InputError(
+            f"{path}: {saved.latents.shape[1]} channels, but the VAE of {config.model.path} has {channels}"
+        )
+    vae = loading.load_vae(folder, getattr(torch, config.model.vae_dtype), resolve_device(config.model.device))
+    facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
+    write_video(decode_frames(vae, saved.latents), output, _video_spec(config), metadata=_container_metadata(facts))
+    return output
+
+
+def _video_spec(config: RunConfig) -> VideoSpec:
+    return VideoSpec(config.output.fps, config.output.crf)
+
+
+def _container_metadata(facts: dict[str, Any]) -> dict[str, str]:
+    """Names that MP4 has itself, so that every player shows them."""
+    return {"title": facts["prompt"], "comment": f"s2video {__version__}: {facts['model']}, seed {facts['seed']}"}

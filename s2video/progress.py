@@ -1,0 +1,55 @@
+"""Progress on the main rank: a bar on a terminal, plain lines elsewhere, nothing on other ranks."""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Steps done, seconds a step, and time left, for one loop whose length the first update tells.
+
+    Args:
+        name: what stands before the count.
+        enabled: False prints nothing.
+        plain: lines instead of a bar; None chooses by whether standard error is a terminal.
+    """
+
+    LINES = 10  # at most about this many plain lines a loop
+
+    def __init__(self, name: str, *, enabled: bool = True, plain: bool | None = None) -> None:
+        self._name = name
+        self._enabled = enabled
+        self._plain = plain if plain is not None else not sys.stderr.isatty()
+        self._bar: tqdm | None = None
+        self._start = time.monotonic()
+        self._printed = 0
+
+    def __enter__(self) -> "Progress":
+        self._start = time.monotonic()
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._enabled:
+            return
+        if not self._plain:
+            if self._bar is None:
+                self._bar = tqdm(total=total, desc=self._name, unit="step", file=sys.stderr)
+            self._bar.update(done - self._bar.n)
+            return
+        due = done * self.LINES // total
+        if due > self._printed or done == total:
+            self._printed = due
+            pace = (time.monotonic() - self._start) / done
+            print(
+                f"{self._name}: step {done}/{total}, {pace:.2f} s/step, {pace * (total - done):.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

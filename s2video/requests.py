@@ -1,0 +1,221 @@
+"""What is asked for, held against what can be done, before any model is loaded or any process started.
+
+From a config and the command line's prompts to a list of videos to make; from a checkpoint's JSON files to the bounds
+that it sets. It reads no weights, imports neither torch nor diffusers (save where a setting can only be checked there),
+and writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .config import RunConfig
+from .config_text import read_text
+from .errors import InputError
+
+_PIPELINE_MULTIPLE = 16  # pixels; diffusers' WanPipeline takes no other sizes, and results are held against it
+
+
+class VideoRequest(NamedTuple):
+    """One video to make: its prompt, the seed of its noise, and where it goes."""
+
+    prompt: str
+    seed: int
+    output: Path
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint's JSON files say of the requests that it can serve.
+
+    Attributes:
+        num_blocks: transformer blocks.
+        patch_size: latent frames, rows and columns that make one token.
+        max_positions: positions of the rotary embedding, along each of time, height and width.
+        spatial_factor: pixels to a latent cell, along height and width.
+        temporal_factor: frames to a latent frame, after the first.
+    """
+
+    num_blocks: int
+    patch_size: tuple[int, int, int]
+    max_positions: int
+    spatial_factor: int
+    temporal_factor: int
+
+
+def read_prompt_file(path: Path) -> list[str]:
+    """The prompts of a UTF-8 text file, one a line, blank lines skipped. Raises InputError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prompt-file {path}: byte {error.start} is not UTF-8: save the file as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"--prompt-file {path}: cannot be read ({error.strerror}): check the path") from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"--prompt-file {path}: expected a prompt a line, came an empty file")
+    return [_checked_prompt(prompt, f"--prompt-file {path}") for prompt in prompts]
+
+
+def plan_videos(prompts: list[str], *, seed: int, num_videos: int, output: Path) -> tuple[VideoRequest, ...]:
+    """`num_videos` videos of each prompt, with seeds from `seed` on.
+
+    A single video goes to `output` (X.mp4); more go to X-000.mp4, X-001.mp4, …, prompt by prompt. Raises InputError.
+    """
+    if not prompts:
+        raise InputError("no prompt: give --prompt or --prompt-file, or set prompt in the config")
+    if num_videos < 1:
+        raise InputError(f"--num-videos: expected a value >= 1, came {num_videos}")
+    if seed + num_videos > 2**63:
+        raise InputError(f"--num-videos {num_videos}: seeds {seed} and up would pass 2^63 - 1: choose a smaller --seed")
+    if output.suffix != ".mp4":
+        raise InputError(f"output {output}: expected a name that ends in .mp4, came {output.name!r}")
+    pairs = [(_checked_prompt(prompt, "prompt"), seed + k) for prompt in prompts for k in range(num_videos)]
+    if len(pairs) == 1:
+        return (VideoRequest(*pairs[0], output),)
+    return tuple(
+        VideoRequest(prompt, s, output.with_name(f"{output.stem}-{index:03d}.mp4"))
+        for index, (prompt, s) in enumerate(pairs)
+    )
+
+
+def check_output(path: Path) -> None:
+    """Raise InputError unless a file can be written at `path`, missing folders being made then. Writes nothing."""
+    try:
+        with suppress(FileNotFoundError):
+            if stat.S_ISDIR(path.stat().st_mode):
+                raise InputError(f"output {path}: is a folder: give the name of a file")
+        folder = path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        # A file without a name, tried for real: permission bits say nothing to root, nor of read-only file systems.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"output {path}: cannot be written there ({error.strerror}): choose another path") from None
+
+
+def read_checkpoint(folder: Path) -> CheckpointInfo:
+    """Read the bounds from a folder that passed `check_checkpoint`. Raises InputError where it is no Wan 2.1."""
+    from .models.loading import read_json
+
+    index = read_json(folder / "model_index.json")
+    if index.get("transformer_2") not in (None, [None, None]) or index.get("expand_timesteps"):
+        raise InputError(f"{folder}: is a Wan 2.2 checkpoint, which is not supported: choose a Wan 2.1 one")
+    transformer, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
+    transformer_config, vae_config = read_json(transformer), read_json(vae)
+    patch_size = transformer_config.get("patch_size", [1, 2, 2])
+    if not isinstance(patch_size, list) or len(patch_size) != 3 or any(not _is_count(p) for p in patch_size):
+        raise InputError(f"{transformer}: patch_size: expected three whole numbers > 0, came {patch_size!r}")
+    return CheckpointInfo(
+        # The defaults are those of diffusers' constructors: a config.json may leave them out.
+        num_blocks=_count(transformer_config, "num_layers", 40, transformer),
+        patch_size=(patch_size[0], patch_size[1], patch_size[2]),
+        max_positions=_count(transformer_config, "rope_max_seq_len", 1024, transformer),
+        spatial_factor=_count(vae_config, "scale_factor_spatial", 8, vae),
+        temporal_factor=_count(vae_config, "scale_factor_temporal", 4, vae),
+    )
+
+
+def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: int = 1) -> None:
+    """Raise InputError for the first setting that the checkpoint, the device or the number of ranks cannot serve."""
+    _check_size(config, checkpoint)
+    _check_masks(config, checkpoint.num_blocks)
+    if config.parallel.backend == "nccl" and config.model.device == "cpu":
+        raise InputError("parallel.backend: nccl needs model.device cuda, came cpu: use gloo, or auto")
+    # What follows imports torch, so only where it is needed.
+    if config.parallel.ulysses not in (None, world_size):
+        from .parallel.mesh import resolve_degrees
+
+        resolve_degrees(config.parallel, world_size)
+    if config.model.device == "cuda":
+        from .parallel.mesh import resolve_device
+
+        resolve_device("cuda")
+    if config.model.attention_backend is not None:
+        from diffusers.models.attention_dispatch import AttentionBackendName
+
+        names = [backend.value for backend in AttentionBackendName]
+        if config.model.attention_backend not in names:
+            public = ", ".join(name for name in names if not name.startswith("_"))
+            raise InputError(
+                f"model.attention_backend: expected one of {public}, came {config.model.attention_backend!r}"
+            )
+
+
+def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
+    sampling = config.sampling
+    for name, size, patch in (
+        ("height", sampling.height, checkpoint.patch_size[1]),
+        ("width", sampling.width, checkpoint.patch_size[2]),
+    ):
+        token = checkpoint.spatial_factor * patch
+        step = math.lcm(token, _PIPELINE_MULTIPLE)
+        if size % step != 0:
+            raise InputError(f"sampling.{name}: expected a multiple of {step}, came {size}: {_nearest(size, step)}")
+        if size // token > checkpoint.max_positions:
+            raise InputError(
+                f"sampling.{name}: expected at most {token * checkpoint.max_positions}, as far as the model's "
+                f"positions reach, came {size}"
+            )
+    factor, frames = checkpoint.temporal_factor, sampling.num_frames
+    step = factor * checkpoint.patch_size[0]
+    offset = 1 + factor * (checkpoint.patch_size[0] - 1)  # the first latent frame holds one frame, later ones `factor`
+    if (frames - offset) % step != 0:
+        raise InputError(
+            f"sampling.num_frames: expected {offset} more than a multiple of {step}, came {frames}: "
+            f"{_nearest(frames, step, offset)}"
+        )
+    if 1 + (frames - offset) // step > checkpoint.max_positions:
+        raise InputError(
+            f"sampling.num_frames: expected at most {offset + step * (checkpoint.max_positions - 1)}, as far as the "
+            f"model's positions reach, came {frames}"
+        )
+
+
+def _nearest(value: int, step: int, offset: int = 0) -> str:
+    below = offset + (value - offset) // step * step
+    legal = [number for number in (below, below + step) if number > 0]
+    return f"the nearest are {legal[0]} and {legal[1]}" if len(legal) == 2 else f"the nearest is {legal[0]}"
+
+
+def _check_masks(config: RunConfig, num_blocks: int) -> None:
+    guidance = config.guidance
+    blocks = f"the model's blocks, 0 to {num_blocks - 1}"
+    if outside := [index for index in guidance.never_drop if index >= num_blocks]:
+        raise InputError(f"guidance.never_drop: expected indices of {blocks}, came {outside[0]}")
+    if guidance.band is not None and guidance.band[1] >= num_blocks:
+        raise InputError(f"guidance.band: expected indices of {blocks}, came {list(guidance.band)}")
+    eligible = len(guidance.mask_spec().eligible(num_blocks))
+    if guidance.drop_count is not None and guidance.drop_count > eligible:
+        raise InputError(
+            f"guidance.drop_count: expected at most {eligible}, the blocks that never_drop and band leave of "
+            f"{num_blocks}, came {guidance.drop_count}"
+        )
+
+
+def _checked_prompt(prompt: str, source: str) -> str:
+    try:
+        read_text(prompt)
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from None
+    if not prompt.strip():
+        raise InputError(f"{source}: expected some text, came an empty prompt: say what the video shows")
+    return prompt
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _count(values: dict[str, Any], key: str, default: int, path: Path) -> int:
+    value = values.get(key, default)
+    if not _is_count(value):
+        raise InputError(f"checkpoint file {path}: {key}: expected a whole number > 0, came {value!r}")
+    return int(value)

@@ -1,0 +1,86 @@
+"""What lies beside a video: the JSON that says how it was made, and the latents it can be decoded from again.
+
+`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`.
+"""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import __version__
+from .config import RunConfig
+from .errors import InputError
+from .files import atomic_path
+from .masks import step_masks
+
+_METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
+
+
+class SavedLatents(NamedTuple):
+    latents: Tensor
+    facts: dict[str, Any]
+
+
+def job_facts(
+    config: RunConfig, *, prompt: str, negative_prompt: str, seed: int, mask_seed: int, num_blocks: int, num_steps: int
+) -> dict[str, Any]:
+    """What determines a video, as JSON: resolved config, prompt, seeds, and every mask drawn."""
+    guidance = config.guidance
+    masks = []
+    if guidance.s2_scale:
+        for step in range(num_steps):
+            drawn = step_masks(
+                guidance.mask_spec(), num_blocks=num_blocks, seed=mask_seed, step=step, num_steps=num_steps
+            )
+            masks += [{"step": step, "draw": draw, "dropped": list(mask)} for draw, mask in enumerate(drawn)]
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "mask_seed": mask_seed,
+        "model": config.model.path,
+        "config": config.model_dump(mode="json"),
+        "masks": masks,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change the last bits of a result."""
+    names = ("diffusers", "transformers", "numpy")
+    found = {"s2video": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return found | {name: version(name) for name in names}
+
+
+def save_latents(latents: Tensor, path: Path, facts: dict[str, Any]) -> None:
+    """Write the tensor `latents`, [1, C, T, H, W] as the transformer sees them, with `facts` as metadata."""
+    with atomic_path(path) as temporary:
+        save_file({"latents": latents.cpu().contiguous()}, temporary, metadata={_METADATA_KEY: json.dumps(facts)})
+
+
+def load_latents(path: Path) -> SavedLatents:
+    """Read what `save_latents` wrote.
+
+    Raises:
+        InputError: no such file, no safetensors, no tensor `latents` of five dimensions, or NaN in it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            latents = file.get_tensor("latents")
+        facts = json.loads(metadata.get(_METADATA_KEY, "{}"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; expected latents that --keep-latents left") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a safetensors file with the tensor `latents` ({error})") from None
+    if latents.ndim != 5 or latents.shape[0] != 1 or not torch.isfinite(latents.float()).all():
+        raise InputError(
+            f"{path}: expected finite latents of shape [1, C, T, H, W], got {list(latents.shape)}; sample them again"
+        )
+    return SavedLatents(latents, facts)

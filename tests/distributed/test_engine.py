@@ -1,0 +1,70 @@
+"""The engine on 1, 2 and 3 ranks: the same video from all of them, and ranks that disagree are stopped."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import RankError, RankPool
+from tiny import PROMPT, tiny_config
+
+from s2video.config import RunConfig, build_config
+from s2video.parallel.mesh import Mesh
+from s2video.pipeline import Engine
+
+Ranks = Callable[[int], RankPool]
+
+
+def sample(mesh: Mesh | None, config: RunConfig, prompt: str = PROMPT, seed: int = 3) -> torch.Tensor:
+    return Engine(config, mesh).sample([prompt], [seed])
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(
+    "guidance",
+    [{}, {"s2_scale": 0.0}, {"num_draws": 2, "batch_branches": True}, {"cfg_scale": 1.0, "share_prefix": False}],
+    ids=["s2", "cfg", "two-draws-batched", "no-uncond"],
+)
+def test_worlds_agree(ranks: Ranks, tiny_checkpoint: Path, world_size: int, guidance: dict[str, Any]) -> None:
+    """175 tokens and 5 heads divide by neither 2 nor 3."""
+    config = tiny_config(tiny_checkpoint, **guidance)
+    alone = sample(None, config)
+    together = ranks(world_size).run(sample, config)
+    assert alone.shape == (1, 16, 5, 10, 14)
+    for latents in together:
+        torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
+        assert torch.equal(latents, together[0])
+
+
+def disagree(mesh: Mesh, config: RunConfig, difference: str) -> None:
+    prompt, seed = PROMPT, 3
+    if mesh.world.rank == 1:
+        if difference == "prompt":
+            prompt = "a large blue square"
+        elif difference == "seed":
+            seed = 4
+        else:
+            section, field = difference.split(".")
+            changed = {"drop_ratio": 0.5, "num_draws": 2, "s2_scale": 0.3, "num_inference_steps": 7}[field]
+            values = config.model_dump(mode="json")
+            values[section][field] = changed
+            config = build_config(values)
+    sample(mesh, config, prompt, seed)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(
+    "difference",
+    ["prompt", "seed", "guidance.drop_ratio", "guidance.num_draws", "guidance.s2_scale"]
+    + ["sampling.num_inference_steps"],
+)
+def test_ranks_that_disagree_all_stop(ranks: Ranks, tiny_checkpoint: Path, world_size: int, difference: str) -> None:
+    """Within 10 s on every rank, with one error that names the field and the ranks."""
+    with pytest.raises(RankError) as caught:
+        ranks(world_size).run(disagree, tiny_config(tiny_checkpoint), difference, timeout=10 + 10 * world_size)
+    assert caught.value.kinds == ["AgreementError"] * world_size
+    assert len(set(caught.value.messages)) == 1
+    message = caught.value.messages[0]
+    assert message is not None and difference in message
+    assert "rank 1:" in message and ("rank 0:" in message if world_size == 2 else "rank 0, 2:" in message)

@@ -1,0 +1,150 @@
+"""From the command line to files: one rank in this process, two and three ranks under torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from tiny import NUM_BLOCKS, PROMPT, tiny_config
+
+from s2video.cli import main
+from s2video.masks import step_masks
+from s2video.models.loading import weight_digests
+from s2video.video import probe_video, read_video
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 6
+
+
+@pytest.fixture
+def config_file(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tiny_checkpoint).model_dump(mode="json")), encoding="utf-8")
+    return path
+
+
+def generate(config_file: Path, output: Path, *arguments: str) -> int:
+    words = ["generate", "--config", str(config_file), "--output", str(output), "--plain", *arguments]
+    return main(words)
+
+
+def test_one_video_with_all_its_files(
+    config_file: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "made" / "clip.mp4"
+    assert generate(config_file, output, "--prompt", PROMPT, "--seed", "5", "--keep-latents") == 0
+    assert capsys.readouterr().out.strip() == str(output)
+    assert sorted(p.name for p in output.parent.iterdir()) == ["clip.json", "clip.latents.safetensors", "clip.mp4"]
+
+    info = probe_video(output)
+    assert (info.width, info.height, info.num_frames, info.fps) == (112, 80, 17, 16)
+    assert info.metadata["title"] == PROMPT and "seed 5" in info.metadata["comment"]
+
+    sidecar = json.loads(output.with_suffix(".json").read_text())
+    assert sidecar["prompt"] == PROMPT and sidecar["seed"] == 5
+    spec = tiny_config(tiny_checkpoint).guidance.mask_spec()
+    expected = [
+        {"step": step, "draw": 0, "dropped": list(mask)}
+        for step in range(STEPS)
+        for mask in step_masks(spec, num_blocks=NUM_BLOCKS, seed=5, step=step, num_steps=STEPS)
+    ]
+    assert sidecar["masks"] == expected and [m["step"] for m in expected] == [1, 2, 3, 4]
+    assert sidecar["weights"] == weight_digests(tiny_checkpoint)
+    assert sidecar["config"]["guidance"]["s2_scale"] == 0.25
+    assert sidecar["mesh"] == {"world_size": 1, "ulysses": 1, "backend": None, "device": "cpu"}
+    assert sidecar["versions"]["torch"] == torch.__version__
+    assert sidecar["timings"]["denoise_seconds"] > 0
+
+    with safe_open(output.with_name("clip.latents.safetensors"), framework="pt") as file:
+        assert list(file.keys()) == ["latents"]
+        assert file.get_tensor("latents").shape == (1, 16, 5, 10, 14)
+
+
+def test_decode_makes_the_same_video(config_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "clip.mp4"
+    assert generate(config_file, output, "--prompt", PROMPT, "--keep-latents") == 0
+    again = tmp_path / "again.mp4"
+    assert main(["decode", str(tmp_path / "clip.latents.safetensors"), "--output", str(again)]) == 0
+    assert torch.equal(read_video(output), read_video(again))
+    assert probe_video(again).metadata["title"] == PROMPT
+
+
+def test_many_videos_are_named_and_seeded_in_order(config_file: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n\na large blue square\n", encoding="utf-8")
+    output = tmp_path / "made" / "clip.mp4"
+    arguments = ["--prompt-file", str(prompts), "--num-videos", "2", "--seed", "8", "--set", "sampling.num_frames=1"]
+    assert generate(config_file, output, *arguments, "--set", "sampling.num_inference_steps=2") == 0
+    made = [json.loads((output.parent / f"clip-{i:03d}.json").read_text()) for i in range(4)]
+    assert [(m["prompt"], m["seed"]) for m in made] == [
+        (prompt, seed) for prompt in (PROMPT, "a large blue square") for seed in (8, 9)
+    ]
+    assert len(list(output.parent.glob("*.mp4"))) == 4 and not list(output.parent.glob("*.safetensors"))
+
+
+def test_latents_survive_a_failed_decode(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **more: object) -> None:
+        raise RuntimeError("decoder out of order")
+
+    monkeypatch.setattr("s2video.pipeline.write_video", broken)
+    with pytest.raises(RuntimeError, match="out of order"):
+        generate(config_file, tmp_path / "made" / "clip.mp4", "--prompt", PROMPT)
+    assert [p.name for p in (tmp_path / "made").iterdir()] == ["clip.latents.safetensors"]
+
+
+def test_nan_names_the_step_and_leaves_nothing(
+    config_file: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ω so large that float32 overflows on the way."""
+    code = generate(config_file, tmp_path / "made" / "clip.mp4", "--prompt", PROMPT, "--set", "guidance.s2_scale=1e38")
+    assert code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("s2video: error: step ") and "NaN or infinite" in lines[-1]
+    assert not (tmp_path / "made").exists() or not list((tmp_path / "made").iterdir())
+
+
+def torchrun(world_size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+    command += ["launch/t2v.py", *arguments]
+    return subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_torchrun_makes_the_video_of_one_rank(config_file: Path, tmp_path: Path, world_size: int) -> None:
+    """Latents within 1e-4 of one rank's; the files are written once, by the main rank."""
+    arguments = ["--config", str(config_file), "--prompt", PROMPT, "--seed", "5", "--keep-latents"]
+    done = torchrun(world_size, *arguments, "--output", str(tmp_path / "many" / "clip.mp4"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "many" / "clip.mp4")]
+    assert done.stderr.count(f"step {STEPS}/{STEPS}") == 1
+    assert main(["generate", *arguments, "--output", str(tmp_path / "one" / "clip.mp4")]) == 0
+    latents = []
+    for folder in ("one", "many"):
+        with safe_open(tmp_path / folder / "clip.latents.safetensors", framework="pt") as file:
+            latents.append(file.get_tensor("latents"))
+    torch.testing.assert_close(latents[1], latents[0], atol=1e-4, rtol=0)
+    sidecars = [json.loads((tmp_path / folder / "clip.json").read_text()) for folder in ("one", "many")]
+    assert sidecars[1]["mesh"] == {
+        "world_size": world_size,
+        "ulysses": world_size,
+        "backend": "gloo",
+        "device": "cpu",
+    }
+    assert sidecars[0]["masks"] == sidecars[1]["masks"]
+
+
+def test_bad_input_under_bare_torchrun(config_file: Path, tmp_path: Path) -> None:
+    """The workers exit with 2, one of them says why; torchrun's own report comes after that line."""
+    done = torchrun(2, "--config", str(config_file), "--prompt", PROMPT, "--set", "guidance.s2_scal=1")
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if line.startswith("s2video: error:")]
+    assert len(ours) == 1 and "guidance.s2_scale" in ours[0]
+    assert "exitcode  : 2" in done.stderr
+    assert not list(tmp_path.glob("*.mp4"))

@@ -1,0 +1,101 @@
+"""Worker processes for distributed tests: started once for a world size, then handed function after function.
+
+Importing torch and diffusers takes seconds a process, so a pool outlives the tests that use it. A pool that timed
+out, or in which a rank died, is thrown away.
+"""
+
+import multiprocessing as mp
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _worker(rank: int, world_size: int, port: int, pipe: Connection) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    import torch
+
+    from s2video.config import ParallelConfig
+    from s2video.parallel.mesh import init_mesh
+
+    torch.set_num_threads(1)
+    with init_mesh(ParallelConfig(timeout_seconds=60), "cpu") as mesh:
+        while True:
+            order = pipe.recv()
+            if order is None:
+                return
+            function, arguments = order
+            try:
+                pipe.send(("result", function(mesh, *arguments)))
+            except Exception as error:
+                pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
+
+
+class RankError(Exception):
+    """A rank's function raised; `kinds` and `messages` hold each rank's exception, None where there was none."""
+
+    def __init__(self, errors: list[tuple[str, str, str] | None]) -> None:
+        self.kinds = [e and e[0] for e in errors]
+        self.messages = [e and e[1] for e in errors]
+        super().__init__("\n".join(f"rank {i}: {e[2]}" for i, e in enumerate(errors) if e))
+
+
+class RankPool:
+    def __init__(self, world_size: int) -> None:
+        context = mp.get_context("spawn")
+        port = _free_port()
+        self.world_size = world_size
+        self.alive = True
+        self._pipes = []
+        self._processes = []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_worker, args=(rank, world_size, port, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 180.0) -> list[Any]:
+        """`function(mesh, *arguments)` on every rank; the results in rank order.
+
+        Raises:
+            RankError: where any rank raised.
+            TimeoutError: where any rank did not answer in time; the pool is ended.
+        """
+        for pipe in self._pipes:
+            pipe.send((function, arguments))
+        answers = []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(timeout):
+                self.close()
+                raise TimeoutError(f"rank {rank} of {self.world_size} did not answer within {timeout} s")
+            answers.append(pipe.recv())
+        if any(kind == "error" for kind, _ in answers):
+            raise RankError([value if kind == "error" else None for kind, value in answers])
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        self.alive = False
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            if process.is_alive():
+                try:
+                    pipe.send(None)
+                except OSError:
+                    pass
+            process.join(5)
+            process.kill()

@@ -1,0 +1,72 @@
+"""A Wan checkpoint in miniature, with random weights, in the folder format of the real one.
+
+Five heads and 175 tokens: neither divides by 2 or by 3.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from shapes.text import build_text_encoder, build_tokenizer
+from torch import nn
+
+from s2video.config import RunConfig, build_config
+
+NUM_BLOCKS = 6
+SIZE = {"width": 112, "height": 80, "num_frames": 17}  # latents 5 x 10 x 14, tokens 5 x 5 x 7
+MAX_SEQUENCE_LENGTH = 32
+PROMPT = "a small red circle moving left on a gray background"
+
+
+def build_transformer(num_blocks: int = NUM_BLOCKS, seed: int = 0) -> WanTransformer3DModel:
+    torch.manual_seed(seed)
+    model = WanTransformer3DModel(
+        num_attention_heads=5,
+        attention_head_dim=12,
+        text_dim=128,
+        freq_dim=32,
+        ffn_dim=96,
+        num_layers=num_blocks,
+        rope_max_seq_len=64,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def build_vae(seed: int = 0, *, residual: bool = False) -> AutoencoderKLWan:
+    """The form of Wan 2.1, or the residual one of Wan 2.2 5B; both 8 x in space and 4 x in time."""
+    torch.manual_seed(seed)
+    form = (
+        {"dim_mult": [1, 1, 1], "temperal_downsample": [True, True], "is_residual": True, "patch_size": 2}
+        | {"in_channels": 12, "out_channels": 12}
+        if residual
+        else {"dim_mult": [1, 1, 1, 1], "temperal_downsample": [False, True, True]}
+    )
+    vae = AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1, **form)
+    return vae.eval().requires_grad_(False)
+
+
+def build_checkpoint(folder: Path) -> Path:
+    torch.manual_seed(0)
+    encoder = build_text_encoder()
+    for module in encoder.modules():  # fresh T5 weights give embeddings far larger than any real encoder's
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+    WanPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=encoder.eval(),
+        vae=build_vae(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=build_transformer(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
+    return build_config(
+        {
+            "model": {"path": str(checkpoint), "device": "cpu"},
+            "sampling": {**SIZE, "num_inference_steps": 6, "max_sequence_length": MAX_SEQUENCE_LENGTH},
+            "guidance": {"drop_ratio": 0.3, **guidance},
+        }
+    )

@@ -1,0 +1,35 @@
+import pytest
+import torch
+from tiny import build_vae
+
+from s2video.models.vae import decode_frames, denormalize
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("num_latent_frames", [1, 2, 5])
+def test_streamed_is_whole_to_the_bit(residual: bool, num_latent_frames: int) -> None:
+    vae = build_vae(residual=residual)
+    latents = torch.randn(1, 16, num_latent_frames, 4, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = vae.decode(denormalize(vae, latents), return_dict=False)[0]
+    chunks = list(decode_frames(vae, latents))
+    assert [len(c) for c in chunks] == [1] + [4] * (num_latent_frames - 1)
+    assert all(c.dtype == torch.float32 and c.shape[1:] == (32, 48, 3) for c in chunks)
+    expected = (whole[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1)
+    assert torch.equal(torch.cat(chunks), expected)
+
+
+def test_denormalize_undoes_the_training_scale() -> None:
+    vae = build_vae()
+    raw = torch.randn(1, 16, 2, 4, 4)
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
+    torch.testing.assert_close(denormalize(vae, (raw - mean) / std), raw)
+
+
+def test_cache_is_given_back_when_the_reader_stops_early() -> None:
+    vae = build_vae()
+    frames = decode_frames(vae, torch.randn(1, 16, 3, 4, 4))
+    next(frames), next(frames)
+    assert any(entry is not None for entry in vae._feat_map)
+    frames.close()
+    assert all(entry is None for entry in vae._feat_map)

@@ -1,0 +1,145 @@
+"""The training loop that all stages of `shapes-wan` share: one-cycle AdamW, EMA, checkpoints, progress, log."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+CHECKPOINT_SECONDS = 120.0
+LOG_EVERY = 20
+
+
+def autocast(device: str) -> torch.autocast:
+    """bfloat16 where it pays: on GPUs, and on CPUs with native bfloat16 instructions."""
+    native = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=native)
+
+
+@dataclass
+class TrainState:
+    """All that a run needs to go on after a stop."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    path: Path
+    num_steps: int
+    learning_rate: float
+    ema_decay: float
+    step: int = 0
+    seconds: float = 0.0
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def create(
+        cls,
+        model: nn.Module,
+        path: Path,
+        *,
+        num_steps: int,
+        learning_rate: float,
+        weight_decay: float,
+        ema_decay: float = 0.0,
+    ) -> "TrainState":
+        """A fresh state, or the one saved at `path`. `ema_decay` 0 keeps no averaged weights."""
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, eps=1e-8
+        )
+        state = cls(model, optimizer, path, num_steps, learning_rate, ema_decay)
+        if path.exists():
+            saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            state.step, state.seconds, state.losses = saved["step"], saved["seconds"], saved["losses"]
+            state.ema = saved["ema"]
+        elif ema_decay:
+            state.ema = {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+        return state
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".partial")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema,
+                "step": self.step,
+                "seconds": self.seconds,
+                "losses": self.losses,
+            },
+            temporary,
+        )
+        os.replace(temporary, self.path)
+
+    def update_ema(self) -> None:
+        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                self.ema[name].lerp_(parameter.detach().cpu(), 1 - decay)
+
+    def averaged(self) -> nn.Module:
+        """The model with the averaged weights loaded into it."""
+        if self.ema:
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    parameter.copy_(self.ema[name])
+        return self.model
+
+
+def one_cycle(step: int, num_steps: int, peak: float, warmup: float = 0.05) -> float:
+    """Linear up over the first 5 %, then cosine down to 1 % of the peak."""
+    progress = step / max(1, num_steps)
+    if progress < warmup:
+        return peak * (step + 1) / (warmup * num_steps + 1)
+    phase = (progress - warmup) / (1 - warmup)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * phase)).item()))
+
+
+def train(
+    state: TrainState,
+    batches: Iterable[Any],
+    loss_fn: Callable[[Any, int], tuple[Tensor, dict[str, float]]],
+    *,
+    name: str,
+) -> None:
+    """Run from `state.step` to `state.num_steps`; averages of the log values go to `<name>.jsonl` beside the state."""
+    state.model.train()
+    log_path = state.path.parent / f"{name}.jsonl"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    window: list[dict[str, float]] = []
+    last_save = last = time.monotonic()
+    with tqdm(total=state.num_steps, initial=state.step, desc=name, unit="step", mininterval=5.0) as bar:
+        for batch in batches:
+            rate = one_cycle(state.step, state.num_steps, state.learning_rate)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            loss, values = loss_fn(batch, state.step)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            if state.ema:
+                state.update_ema()
+            now = time.monotonic()
+            state.seconds, last = state.seconds + now - last, now
+            window.append({"loss": loss.item(), **values})
+            if state.step % LOG_EVERY == 0 or state.step == state.num_steps:
+                state.losses = {key: sum(row[key] for row in window) / len(window) for key in window[0]}
+                window = []
+                with log_path.open("a") as log:
+                    log.write(json.dumps({"step": state.step, "seconds": round(state.seconds), **state.losses}) + "\n")
+                bar.set_postfix({key: f"{value:.4g}" for key, value in state.losses.items()})
+            if now - last_save > CHECKPOINT_SECONDS:
+                state.save()
+                last_save = now
+            bar.update()
+    state.save()
