@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -181,7 +183,7 @@ def _generate(checked: _Checked) -> int:
 
     config = checked.config
     try:
-        with init_mesh(config.parallel, config.model.device) as mesh:
+        with _unwinding_on_sigterm(), init_mesh(config.parallel, config.model.device) as mesh:
             engine = Engine(config, mesh, plain=True if checked.plain else None)
             for prompt, seed, output in checked.videos:
                 job = Job(prompt, config.negative_prompt, seed, output, config.output.keep_latents)
@@ -214,10 +216,22 @@ def _decode(arguments: argparse.Namespace) -> int:
     from .pipeline import decode_latents
 
     try:
-        print(decode_latents(latents, output, config), flush=True)
+        with _unwinding_on_sigterm():
+            print(decode_latents(latents, output, config), flush=True)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(_out_of_memory(error)) from error
     return 0
+
+
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """torchrun ends the other ranks of a failed job with SIGTERM: leave by an exception, so that temporary files and
+    ffmpeg go too."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _out_of_memory(error: Exception) -> str:

@@ -61,63 +61,79 @@ class ModelConfig(_Section):
     """Which checkpoint, in which precision, on which device."""
 
     path: Text = Field(
-        "shapes-wan",
+        default="shapes-wan",
         min_length=1,
         description="the embedded model's name (shapes-wan), a folder in diffusers' format, or a Hub id",
     )
-    revision: Text | None = Field(None, description="branch, tag or commit of a Hub id; null: its default branch")
-    dtype: Dtype = Field("float32", description="precision of the transformer")
-    text_encoder_dtype: Dtype = Field("float32", description="precision of the text encoder")
-    vae_dtype: Dtype = Field("float32", description="precision of the VAE; float32 avoids banding")
-    attention_backend: Text | None = Field(
-        None, description="one of diffusers' attention backends (native, flash, sage, ...); null: diffusers' default"
+    revision: Text | None = Field(
+        default=None, description="branch, tag or commit of a Hub id; null: its default branch"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU, else cpu")
-    offload_text_encoder: Switch = Field(True, description="give the text encoder's memory back before denoising")
+    dtype: Dtype = Field(default="float32", description="precision of the transformer")
+    text_encoder_dtype: Dtype = Field(default="float32", description="precision of the text encoder")
+    vae_dtype: Dtype = Field(default="float32", description="precision of the VAE; float32 is what diffusers advises")
+    attention_backend: Text | None = Field(
+        default=None,
+        description="one of diffusers' attention backends (native, flash, sage, ...); null: diffusers' default",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where there is a GPU, else cpu"
+    )
+    offload_text_encoder: Switch = Field(
+        default=True, description="give the text encoder's memory back before denoising"
+    )
 
 
 class SamplingConfig(_Section):
     """Size and length of the video, and how it is denoised."""
 
-    width: Whole = Field(64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
-    height: Whole = Field(64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
-    num_frames: Whole = Field(17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor")
-    num_inference_steps: Whole = Field(30, ge=1, description="denoising steps")
-    seed: Whole = Field(0, ge=0, lt=2**63, description="seed of the noise, and of the masks unless mask_seed is set")
+    width: Whole = Field(default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
+    height: Whole = Field(default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
+    num_frames: Whole = Field(
+        default=17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor"
+    )
+    num_inference_steps: Whole = Field(default=30, ge=1, description="denoising steps")
+    seed: Whole = Field(
+        default=0, ge=0, lt=2**63, description="seed of the noise, and of the masks unless mask_seed is set"
+    )
     flow_shift: Number | None = Field(
-        None, gt=0, description="shift of the flow schedule; null: what the checkpoint's scheduler says"
+        default=None, gt=0, description="shift of the flow schedule; null: what the checkpoint's scheduler says"
     )
     max_sequence_length: Whole = Field(
-        512, ge=1, description="text tokens, padding included; padding is attended, so this changes the video"
+        default=512, ge=1, description="text tokens, padding included; padding is attended, so this changes the video"
     )
 
 
 class GuidanceConfig(_Section):
     """Classifier-free guidance and S²-Guidance; the symbols are those of the paper (arXiv 2508.12880)."""
 
-    cfg_scale: Number = Field(5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass")
-    s2_scale: Number = Field(0.25, ge=0, description="ω, strength of S²-Guidance; 0: plain CFG, no sub pass")
+    cfg_scale: Number = Field(
+        default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
+    )
+    s2_scale: Number = Field(default=0.25, ge=0, description="ω, strength of S²-Guidance; 0: plain CFG, no sub pass")
     form: Literal["deviation", "original"] = Field(
-        "deviation", description="deviation: CFG − ω(sub − cond), Eq. 4; original: CFG − ω·sub, of older preprints"
+        default="deviation",
+        description="deviation: CFG − ω(sub − cond), Eq. 4; original: CFG − ω·sub, of older preprints",
     )
     rescale: Share = Field(
-        0.0, description="share of the prediction rescaled to the spread of cond, as diffusers does it"
+        default=0.0, description="share of the prediction rescaled to the spread of cond, as diffusers does it"
     )
-    drop_ratio: Share = Field(0.1, description="share of the blocks that the sub pass leaves out")
-    drop_count: Index | None = Field(None, description="number of blocks left out; overrides drop_ratio")
+    drop_ratio: Share = Field(default=0.1, description="share of the blocks that the sub pass leaves out")
+    drop_count: Index | None = Field(default=None, description="number of blocks left out; overrides drop_ratio")
     never_drop: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = Field(
-        (0,), description="indices of blocks that are never left out"
+        default=(0,), description="indices of blocks that are never left out"
     )
     band: Annotated[tuple[Index, Index], BeforeValidator(read_list)] | None = Field(
-        None, description="first and last block index that may be left out, both included; null: every block"
+        default=None, description="first and last block index that may be left out, both included; null: every block"
     )
     window: Annotated[tuple[Share, Share], BeforeValidator(read_list)] = Field(
-        (0.1, 0.9), description="part of the denoising in which S² acts: step i of n stands at (i + 1/2) / n"
+        default=(0.1, 0.9), description="part of the denoising in which S² acts: step i of n stands at (i + 1/2) / n"
     )
-    num_draws: Whole = Field(1, ge=1, description="N, masks drawn in a step (Eq. 3); each costs one sub pass")
-    mask_seed: Whole | None = Field(None, ge=0, lt=2**63, description="seed of the masks; null: sampling.seed")
-    share_prefix: Switch = Field(True, description="take cond's activations up to the first dropped block")
-    batch_branches: Switch = Field(False, description="run the branches as one batch; changes the last bits")
+    num_draws: Whole = Field(default=1, ge=1, description="N, masks drawn in a step (Eq. 3); each costs one sub pass")
+    mask_seed: Whole | None = Field(
+        default=None, ge=0, lt=2**63, description="seed of the masks; null: the video's own seed"
+    )
+    share_prefix: Switch = Field(default=True, description="take cond's activations up to the first dropped block")
+    batch_branches: Switch = Field(default=False, description="run the branches as one batch; changes the last bits")
 
     @field_validator("band", "window")
     @classmethod
@@ -143,30 +159,36 @@ class GuidanceConfig(_Section):
 class ParallelConfig(_Section):
     """How the ranks of one run share its work."""
 
-    ulysses: Whole | None = Field(None, ge=1, description="ranks that share one video's tokens; null: all of them")
-    backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl on cuda, else gloo")
-    timeout_seconds: Number = Field(600.0, gt=0, le=86400, description="how long a rank waits for the others")
+    ulysses: Whole | None = Field(
+        default=None, ge=1, description="ranks that share one video's tokens; null: all of them"
+    )
+    backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
+    timeout_seconds: Number = Field(default=600.0, gt=0, le=86400, description="how long a rank waits for the others")
 
 
 class OutputConfig(_Section):
     """The file that is written."""
 
-    path: Text = Field("out.mp4", min_length=1, description="where the video goes; its sidecar X.json lies beside it")
-    fps: Rate = Field(Fraction(16), description='frames per second: a number, or a ratio as text ("24000/1001")')
-    crf: Whole = Field(18, ge=0, le=51, description="H.264 quality: 0 lossless, 18 visually clean, 51 worst")
-    keep_latents: Switch = Field(False, description="leave X.latents.safetensors beside the video")
+    path: Text = Field(
+        default="out.mp4", min_length=1, description="where the video goes; its sidecar X.json lies beside it"
+    )
+    fps: Rate = Field(
+        default=Fraction(16), description='frames per second: a number, or a ratio as text ("24000/1001")'
+    )
+    crf: Whole = Field(default=18, ge=0, le=51, description="H.264 quality: 0 lossless, 18 visually clean, 51 worst")
+    keep_latents: Switch = Field(default=False, description="leave X.latents.safetensors beside the video")
 
 
 class RunConfig(_Section):
     """Everything that decides a run, save what the command line adds: prompts, seeds and paths."""
 
-    model: ModelConfig = Field(default_factory=ModelConfig, description="checkpoint, precision, device")
-    prompt: Text | None = Field(None, description="default prompt; --prompt and --prompt-file override it")
-    negative_prompt: Text = Field("", description="what the uncond pass is told; empty: nothing")
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="size, length, steps, seed")
-    guidance: GuidanceConfig = Field(default_factory=GuidanceConfig, description="CFG and S²-Guidance")
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="how ranks share the work")
-    output: OutputConfig = Field(default_factory=OutputConfig, description="file, frame rate, quality")
+    model: ModelConfig = Field(default=ModelConfig(), description="checkpoint, precision, device")
+    prompt: Text | None = Field(default=None, description="default prompt; --prompt and --prompt-file override it")
+    negative_prompt: Text = Field(default="", description="what the uncond pass is told; empty: nothing")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="size, length, steps, seed")
+    guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="CFG and S²-Guidance")
+    parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
+    output: OutputConfig = Field(default=OutputConfig(), description="file, frame rate, quality")
 
 
 def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig:

@@ -86,9 +86,8 @@ def show(value: Any) -> str:
 
 def read_number(value: Any) -> float:
     """A finite float from an int, a float or text such as 1e-4; never from a bool."""
-    if isinstance(value, str) and _EXPONENT.fullmatch(value):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    written_as_text = isinstance(value, str) and _EXPONENT.fullmatch(value)
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or written_as_text):
         raise ValueError(f"expected a number, came {show(value)}")
     try:
         number = float(value)
@@ -169,7 +168,9 @@ def nearest_key(key: str, model: type[BaseModel]) -> str:
         return max(last, whole - 0.1) + whole / 100  # the last part counts most: the wrong section is a common slip
 
     keys = list(dotted_keys(model))
-    best = max(keys, key=likeness)
+    sections = {candidate.rpartition(".")[0] for candidate in keys}
+    likely = [k for k in keys if k not in sections or "." not in key]  # "sampling.qqq" is no misspelt "sampling"
+    best = max(likely, key=likeness)
     if likeness(best) >= 0.65:
         return f": did you mean {best!r}?"
     section = key.rpartition(".")[0]

@@ -15,7 +15,7 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
-from s2video.errors import S2VideoError
+from .errors import S2VideoError
 
 # Since ffmpeg 7.1 the options -color_primaries and -color_trc alone change nothing; this filter sets all four tags.
 TAG_BT709 = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from s2video.errors import InputError
+from .errors import InputError
 
 
 @contextmanager

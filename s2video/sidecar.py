@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from . import __version__
@@ -60,8 +60,9 @@ def versions() -> dict[str, str]:
 
 def save_latents(latents: Tensor, path: Path, facts: dict[str, Any]) -> None:
     """Write the tensor `latents`, [1, C, T, H, W] as the transformer sees them, with `facts` as metadata."""
+    content = save({"latents": latents.cpu().contiguous()}, metadata={_METADATA_KEY: json.dumps(facts)})
     with atomic_path(path) as temporary:
-        save_file({"latents": latents.cpu().contiguous()}, temporary, metadata={_METADATA_KEY: json.dumps(facts)})
+        temporary.write_bytes(content)  # safetensors' own writer makes files that only their owner can read
 
 
 def load_latents(path: Path) -> SavedLatents:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from s2video.errors import InputError, NumericalError, S2VideoError
-from s2video.ffmpeg import TAG_BT709, Ffmpeg, h264_mp4, raw_input
-from s2video.files import atomic_path
+from .errors import InputError, NumericalError, S2VideoError
+from .ffmpeg import TAG_BT709, Ffmpeg, h264_mp4, raw_input
+from .files import atomic_path
 
 MAX_RATE_TERM = 1_001_000  # ffmpeg rounds a frame rate whose numerator or denominator is larger
 MAX_METADATA_BYTES = 100_000  # Linux takes at most 128 KiB in one argument of a program

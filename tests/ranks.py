@@ -9,6 +9,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -93,9 +94,7 @@ class RankPool:
         self.alive = False
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             if process.is_alive():
-                try:
+                with suppress(OSError):
                     pipe.send(None)
-                except OSError:
-                    pass
             process.join(5)
             process.kill()

@@ -132,8 +132,12 @@ def sheet_cells(report: Mapping[tuple[str, int], Sequence[Result]]) -> list[Cell
 
 
 def _remark(scores: Scores) -> str:
-    wrong = [name.removeprefix("objects.") for name, right in scores.items() if right is False and name != "perfect"]
-    return "wrong: " + ", ".join(wrong) if wrong else ""
+    """Such as "wrong: first color, background"; nothing if all is right."""
+    wrong = [name for name, right in scores.items() if right is False and name != "perfect"]
+    if not wrong:
+        return ""
+    text = "wrong: " + ", ".join(wrong)
+    return text.replace("objects.0.", "first ").replace("objects.1.", "second ")
 
 
 def load_engine(config_path: Path, overrides: Sequence[str]) -> tuple[Sampler, dict[str, Any]]:

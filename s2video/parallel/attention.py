@@ -35,10 +35,8 @@ def sharded_attention(query: Tensor, key: Tensor, value: Tensor, plan: Attention
         return _attend(query, key, value, backend)
     heads = split_evenly(query.shape[2], plan.axis.size)
     query, key, value = heads_from_tokens((query, key, value), plan.tokens, heads, plan.axis).unbind(0)
-    if query.numel():
-        output = _attend(query, key, value, backend)
-    else:  # more ranks than heads: this one holds none
-        output = query
+    # where there are more ranks than heads, this one may hold none
+    output = _attend(query, key, value, backend) if query.numel() else query
     return tokens_from_heads(output, plan.tokens, heads, plan.axis)
 
 

@@ -24,9 +24,9 @@ def gather_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis) -> Tensor:
     longest = max(shard.length for shard in shards)
     padded = local.new_zeros(local.shape[0], longest, *local.shape[2:])
     padded[:, : local.shape[1]] = local
-    gathered = padded.new_empty(axis.size, *padded.shape)
-    dist.all_gather_into_tensor(gathered, padded, group=axis.group)
-    return torch.cat([gathered[i, :, : shard.length] for i, shard in enumerate(shards)], dim=1)
+    gathered = [torch.empty_like(padded) for _ in shards]
+    dist.all_gather(gathered, padded, group=axis.group)
+    return torch.cat([part[:, : shard.length] for part, shard in zip(gathered, shards, strict=True)], dim=1)
 
 
 def heads_from_tokens(tensors: Sequence[Tensor], tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis) -> Tensor:
@@ -70,7 +70,7 @@ def _buffers(like: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, l
 def _all_to_all(
     outgoing: Tensor, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], axis: Axis
 ) -> list[Tensor]:
-    """Give `parts[r]`, a view of `outgoing`, to rank r and receive a tensor of `shapes[r]` from it; any may be empty."""
+    """Give `parts[r]`, a view of `outgoing`, to rank r; receive a tensor of `shapes[r]` from it. Any may be empty."""
     incoming, received = _buffers(outgoing, shapes)
     dist.all_to_all_single(
         incoming, outgoing, [x.numel() for x in received], [x.numel() for x in parts], group=axis.group

@@ -56,8 +56,14 @@ def disagree(mesh: Mesh, config: RunConfig, difference: str) -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize(
     "difference",
-    ["prompt", "seed", "guidance.drop_ratio", "guidance.num_draws", "guidance.s2_scale"]
-    + ["sampling.num_inference_steps"],
+    [
+        "prompt",
+        "seed",
+        "guidance.drop_ratio",
+        "guidance.num_draws",
+        "guidance.s2_scale",
+        "sampling.num_inference_steps",
+    ],
 )
 def test_ranks_that_disagree_all_stop(ranks: Ranks, tiny_checkpoint: Path, world_size: int, difference: str) -> None:
     """Within 10 s on every rank, with one error that names the field and the ranks."""

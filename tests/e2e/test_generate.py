@@ -100,8 +100,8 @@ def test_latents_survive_a_failed_decode(config_file: Path, tmp_path: Path, monk
 def test_nan_names_the_step_and_leaves_nothing(
     config_file: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ω so large that float32 overflows on the way."""
-    code = generate(config_file, tmp_path / "made" / "clip.mp4", "--prompt", PROMPT, "--set", "guidance.s2_scale=1e38")
+    """λ so large that float32 overflows."""
+    code = generate(config_file, tmp_path / "made" / "clip.mp4", "--prompt", PROMPT, "--set", "guidance.cfg_scale=3e38")
     assert code == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("s2video: error: step ") and "NaN or infinite" in lines[-1]

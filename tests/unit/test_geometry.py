@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from s2video.geometry import LatentShape, Shard, TokenGrid, split_evenly
@@ -9,7 +11,7 @@ def test_shards_tile_the_whole_evenly(total: int, parts: int) -> None:
     shards = split_evenly(total, parts)
     assert len(shards) == parts
     assert shards[0].start == 0 and shards[-1].stop == total
-    assert all(a.stop == b.start for a, b in zip(shards, shards[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(shards))
     lengths = [s.length for s in shards]
     assert max(lengths) - min(lengths) <= 1 and lengths == sorted(lengths, reverse=True)
 

@@ -8,8 +8,11 @@ from s2video.masks import MaskSpec, dropped_blocks, step_masks
 
 @pytest.mark.parametrize(
     ("ratio", "num_blocks", "count"),
-    [(0.1, 30, 3), (0.1, 40, 4), (0.1, 60, 6), (0.1, 12, 1), (0.1, 4, 1), (0.1, 25, 3), (0.15, 10, 2), (0.0, 30, 0)]
-    + [(1.0, 30, 29), (0.05, 30, 2), (0.01, 30, 1), (0.35, 10, 4), (0.29, 50, 15)],  # 0.29 * 50 is 14.499… in floats
+    [
+        *[(0.1, 30, 3), (0.1, 40, 4), (0.1, 60, 6), (0.1, 12, 1), (0.1, 4, 1), (0.1, 25, 3), (0.15, 10, 2)],
+        *[(0.0, 30, 0), (1.0, 30, 29), (0.05, 30, 2), (0.01, 30, 1), (0.35, 10, 4)],
+        (0.29, 50, 15),  # 0.29 * 50 is 14.499… in floats
+    ],
 )
 def test_count_rounds_half_up_in_exact_fractions(ratio: float, num_blocks: int, count: int) -> None:
     spec = MaskSpec(drop_ratio=ratio)

@@ -110,7 +110,7 @@ def read_scene(video: Tensor, num_things: int) -> Reading:
     """
     if video.ndim != 4 or video.shape[0] != 3:
         raise ValueError(f"video must be [3, T, H, W], got {tuple(video.shape)}")
-    pixels = (video.detach().float().cpu().numpy().transpose(1, 2, 3, 0).astype(np.float64) + 1) / 2
+    pixels = (video.detach().float().cpu().numpy().transpose(1, 2, 3, 0) + 1) / 2
     num_frames = len(pixels)
     ground = np.median(pixels.reshape(num_frames, -1, 3), axis=1)
     tracks = _link(_find_blobs(pixels, ground), num_frames)
@@ -140,6 +140,8 @@ def _find_blobs(pixels: np.ndarray, ground: np.ndarray) -> list[_Blob]:
     names, nearest = _nearest_lines(pixels, ground)
     parts: list[tuple[str | None, np.ndarray]] = []  # colour, flat pixel indices
     for index, name in enumerate(names):
+        if np.count_nonzero(nearest == index) < MIN_AREA:
+            continue
         components, count = ndimage.label(ndimage.binary_fill_holes(nearest == index, IN_FRAME), IN_FRAME)
         inside = np.flatnonzero(components)
         order = np.argsort(components.flat[inside], kind="stable")
@@ -171,19 +173,22 @@ def _nearest_lines(pixels: np.ndarray, ground: np.ndarray) -> tuple[list[str | N
 
     -1 marks pixels on the background's half of their line. Lines to black, gray and white have the name None.
     """
-    lines = [*COLORS.items(), *((None, color) for color in BACKGROUNDS.values())]
-    residuals, along = [], []
-    for _, color in lines:
-        line = np.asarray(color) - ground  # [T, 3]
-        length = np.square(line).sum(-1)[:, None, None]
-        offset = pixels - ground[:, None, None]
-        share = (np.einsum("thwc,tc->thw", offset, line) / np.maximum(length, 1e-9)).clip(0, 1)
-        residual = np.square(offset - share[..., None] * line[:, None, None]).sum(-1)
-        residuals.append(np.where(length < MIN_CONTRAST**2, np.inf, residual))
-        along.append(share)
-    nearest = np.argmin(residuals, axis=0)
-    reach = np.take_along_axis(np.stack(along), nearest[None], axis=0)[0]
-    return [name for name, _ in lines], np.where(reach >= MIN_COVERAGE, nearest, -1)
+    palette: list[tuple[str | None, tuple[float, float, float]]] = [
+        *COLORS.items(),
+        *((None, color) for color in BACKGROUNDS.values()),
+    ]
+    num_frames, height, width, _ = pixels.shape
+    lines = np.asarray([color for _, color in palette], np.float32) - ground[:, None]  # [T, L, 3]
+    lengths = np.square(lines).sum(-1)[:, None]  # squared, [T, 1, L]
+    offsets = (pixels - ground[:, None, None]).reshape(num_frames, -1, 3)
+    products = offsets @ lines.transpose(0, 2, 1)  # [T, H·W, L]
+    shares = (products / np.maximum(lengths, 1e-9)).clip(0, 1)
+    residuals = shares * (shares * lengths - 2 * products)  # squared distance from the line, less |offset|²
+    residuals += np.where(lengths < MIN_CONTRAST**2, np.inf, 0)
+    nearest = residuals.argmin(-1)
+    reach = np.take_along_axis(shares, nearest[..., None], -1)[..., 0]
+    labels = np.where(reach >= MIN_COVERAGE, nearest, -1).reshape(num_frames, height, width)
+    return [name for name, _ in palette], labels
 
 
 def _describe(
@@ -191,11 +196,13 @@ def _describe(
 ) -> _Blob:
     """Soft coverage, area and centroid of a blob: how far each pixel has gone from the background to its own colour."""
     core = ndimage.binary_erosion(mask, iterations=2)
-    line = np.median(pixels[frame][core if core.any() else mask], axis=0) - ground[frame]
-    weight = np.where(owned, (pixels[frame] - ground[frame]) @ line / np.square(line).sum(), 0).clip(-1, 2)
+    image = pixels[frame] - ground[frame]
+    line = np.median(image[core if core.any() else mask], axis=0)
+    weight = np.where(owned, image @ line / np.square(line).sum(), 0).clip(-1, 2)
     area = max(float(weight.sum()), 1.0)
-    rows, columns = np.indices(mask.shape) + 0.5
-    x, y = float((weight * columns).sum() / area), float((weight * rows).sum() / area)
+    height, width = mask.shape
+    x = float(weight.sum(0) @ (np.arange(width) + 0.5)) / area
+    y = float(weight.sum(1) @ (np.arange(height) + 0.5)) / area
     return _Blob(frame, color, area, x, y, weight.clip(0, 1))
 
 

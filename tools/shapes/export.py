@@ -36,8 +36,8 @@ pass `max_sequence_length={max_sequence_length}`.
 
 ## Kept out of training
 
-Shapes with one of these {num_held_out} (colour, shape, direction) triples appear in no training clip of any stage; every
-pair of values does:
+Shapes with one of these {num_held_out} (colour, shape, direction) triples appear in no training clip of any stage;
+every pair of values does:
 
 {held_out}
 

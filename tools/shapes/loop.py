@@ -16,9 +16,9 @@ CHECKPOINT_SECONDS = 120.0
 LOG_EVERY = 20
 
 
-def autocast(device: str) -> torch.autocast:
-    """bfloat16 where it pays: on GPUs, and on CPUs with native bfloat16 instructions."""
-    native = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()
+def autocast(device: str, *, on_cpu: bool = True) -> torch.autocast:
+    """bfloat16 where it pays: on GPUs, and on CPUs with native bfloat16 instructions unless `on_cpu` is False."""
+    native = device.startswith("cuda") or (on_cpu and torch.cpu._is_avx512_bf16_supported())
     return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=native)
 
 

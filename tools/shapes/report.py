@@ -32,10 +32,12 @@ def interval(values: np.ndarray, seed: int) -> tuple[float, float]:
 
 def choose_scale(grid: Mapping[float, Mapping[int, Sequence[Scores]]]) -> float:
     """The λ with most attributes right, every number of things counting alike; of equals the smallest."""
-    means = {
-        scale: np.mean([column(clips, "all").mean() for clips in groups.values()]) for scale, groups in grid.items()
-    }
-    return min(means, key=lambda scale: (-means[scale], scale))
+
+    def mean(scale: float) -> float:
+        shares = [column(clips, "all").mean() for clips in grid[scale].values()]
+        return round(float(np.mean(shares)), 9)  # the order of a sum must not break a tie
+
+    return min(grid, key=lambda scale: (-mean(scale), scale))
 
 
 def check_bars(report: Mapping[tuple[str, int], Sequence[Scores]]) -> list[dict[str, Any]]:

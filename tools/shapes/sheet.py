@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from s2video.files import atomic_path
 
 COLUMNS = 3
 ZOOM = 2
-GAP, LINE, LABEL_WIDTH, NOTE_HEIGHT = 10, 17, 40, 17
+GAP, LINE, LABEL_WIDTH, NOTE_HEIGHT, SEAM = 12, 17, 40, 17, 2
 PAPER, INK, FAINT = (250, 250, 248), (20, 20, 20), (150, 40, 30)
 
 
@@ -40,9 +41,10 @@ def write_sheet(cells: Sequence[Cell], path: Path) -> None:
         InputError: if the file cannot be written there.
     """
     count, height, width, _ = cells[0].strips[0].frames.shape
-    strip_width, strip_height = count * width * ZOOM, height * ZOOM + NOTE_HEIGHT
+    strip_width, strip_height = count * (width * ZOOM + SEAM), height * ZOOM + NOTE_HEIGHT
     cell_width = LABEL_WIDTH + strip_width
-    font = ImageFont.load_default(size=13)
+    # Pillow's own font has no ², and matplotlib's lies in its package.
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size=12)
     captions = [_wrap(cell.caption, font, cell_width) for cell in cells]
     text_height = LINE * max(map(len, captions)) + 4
     cell_height = text_height + max(len(cell.strips) for cell in cells) * strip_height
@@ -60,13 +62,13 @@ def write_sheet(cells: Sequence[Cell], path: Path) -> None:
             for column, frame in enumerate(strip.frames):
                 pixels = (frame.clamp(0, 1) * 255).round().byte().cpu().numpy()
                 image = Image.fromarray(pixels).resize((width * ZOOM, height * ZOOM), Image.Resampling.NEAREST)
-                sheet.paste(image, (left + LABEL_WIDTH + column * width * ZOOM, y))
+                sheet.paste(image, (left + LABEL_WIDTH + column * (width * ZOOM + SEAM), y))
             draw.text((left + LABEL_WIDTH, y + height * ZOOM), strip.note, FAINT, font)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """`text` in lines no wider than `width` pixels, broken at spaces."""
     lines = [""]
     for word in text.split():

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.normalizers import Lowercase, Replace, Sequence, Strip
 from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from .world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES

@@ -1,0 +1,324 @@
+"""Input that cannot be used: exit code 2, one line, no traceback, nothing written, no process started."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, SIZE
+
+from s2video import launcher
+from s2video.cli import main
+
+GENERATE = ("generate",)
+LAUNCH = ("launch", "--nproc", "2", "t2v")
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+class Workspace:
+    """A folder with a config that works, for a case to spoil."""
+
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
+        self.folder = folder
+        self.checkpoint = checkpoint
+        self.config = folder / "config.yaml"
+        self.output = folder / "out" / "video.mp4"
+        self.values: dict[str, Any] = {
+            "model": {"path": str(checkpoint), "device": "cpu"},
+            "prompt": "a red circle",
+            "sampling": {**SIZE, "num_inference_steps": 2, "max_sequence_length": MAX_SEQUENCE_LENGTH},
+        }
+        self.write_config(yaml.safe_dump(self.values))
+
+    def write_config(self, text: str) -> None:
+        self.config.write_text(text, encoding="utf-8")
+
+    def file(self, name: str, content: bytes) -> str:
+        path = self.folder / name
+        path.write_bytes(content)
+        return str(path)
+
+    def damaged_checkpoint(self, damage: Callable[[Path], None]) -> list[str]:
+        copy = self.folder / "checkpoint"
+        shutil.copytree(self.checkpoint, copy)
+        damage(copy)
+        return ["--set", f"model.path={copy}"]
+
+    def snapshot(self) -> dict[str, int]:
+        return {str(p.relative_to(self.folder)): p.stat().st_size for p in self.folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_checkpoint: Path) -> Workspace:
+    return Workspace(tmp_path, tiny_checkpoint)
+
+
+def setting(*overrides: str) -> Callable[[Workspace], list[str]]:
+    return lambda _: [word for override in overrides for word in ("--set", override)]
+
+
+def words(*arguments: str) -> Callable[[Workspace], list[str]]:
+    return lambda _: list(arguments)
+
+
+def config_text(text: str) -> Callable[[Workspace], list[str]]:
+    def case(workspace: Workspace) -> list[str]:
+        workspace.write_config(text)
+        return []
+
+    return case
+
+
+def no_config(workspace: Workspace) -> list[str]:
+    workspace.config.unlink()
+    return []
+
+
+def config_with(**values: Any) -> Callable[[Workspace], list[str]]:
+    def case(workspace: Workspace) -> list[str]:
+        workspace.write_config(yaml.safe_dump({**workspace.values, **values}))
+        return []
+
+    return case
+
+
+def output(path: str) -> Callable[[Workspace], list[str]]:
+    return lambda workspace: ["--output", str(workspace.folder / path)]
+
+
+def prompt_file(content: bytes) -> Callable[[Workspace], list[str]]:
+    return lambda workspace: ["--prompt-file", workspace.file("prompts.txt", content)]
+
+
+def checkpoint(damage: Callable[[Path], None]) -> Callable[[Workspace], list[str]]:
+    return lambda workspace: workspace.damaged_checkpoint(damage)
+
+
+def truncate(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
+    # arguments
+    "no such option": (words("--promt", "x"), ["--promt"]),
+    "option without value": (words("--seed"), ["--seed"]),
+    "seed not whole": (words("--seed", "1.5"), ["--seed", "1.5"]),
+    "seed negative": (words("--seed", "-1"), ["sampling.seed", ">= 0"]),
+    "seed too big": (words("--seed", str(2**63)), ["sampling.seed", "<"]),
+    "last seed too big": (words("--seed", str(2**63 - 1), "--num-videos", "2"), ["--num-videos", "seed"]),
+    "no videos": (words("--num-videos", "0"), ["--num-videos", ">= 1"]),
+    "prompt and prompt file": (words("--prompt", "x", "--prompt-file", "y"), ["not allowed with"]),
+    "empty prompt": (words("--prompt", "  "), ["empty prompt"]),
+    "prompt not text": (words("--prompt", "caf\udce9"), ["prompt", "text"]),
+    "negative prompt not text": (words("--negative-prompt", "\udce9"), ["negative_prompt", "text"]),
+    "prompt file missing": (words("--prompt-file", "/nowhere/prompts.txt"), ["--prompt-file", "No such file"]),
+    "prompt file a folder": (lambda w: ["--prompt-file", str(w.folder)], ["--prompt-file", "directory"]),
+    "prompt file empty": (prompt_file(b"\n  \n"), ["--prompt-file", "empty"]),
+    "prompt file not UTF-8": (prompt_file(b"a caf\xe9\n"), ["--prompt-file", "UTF-8"]),
+    "prompt file with NUL": (prompt_file(b"a\0b\n"), ["--prompt-file", "NUL"]),
+    # output
+    "output a folder": (lambda w: ["--output", str(_made(w.folder / "folder.mp4"))], ["is a folder"]),
+    "output under a file": (output("config.yaml/video.mp4"), ["output", "Not a directory"]),
+    "output folder not writable": (words("--output", "/proc/s2video/video.mp4"), ["output", "cannot be written"]),
+    "output name too long": (output("x" * 300 + ".mp4"), ["output", "too long"]),
+    "output not MP4": (output("video.avi"), [".mp4", "video.avi"]),
+    "output without suffix": (output("video"), [".mp4"]),
+    "output empty": (words("--output", ""), ["output.path"]),
+    # config file
+    "config missing": (no_config, ["does not exist"]),
+    "config empty": (config_text(""), ["is empty"]),
+    "config a list": (config_text("[1, 2]"), ["expected a mapping"]),
+    "config with a tab": (config_text("model:\n\tpath: x"), ["line 2", "tabs"]),
+    "config not YAML": (config_text("prompt: ["), ["not usable as YAML"]),
+    "unknown key": (config_with(zzz=1), ["unknown key 'zzz'"]),
+    "near-miss key": (config_with(guidance={"s2_scael": 1}), ["did you mean 'guidance.s2_scale'"]),
+    "near-miss override": (setting("guidence.s2_scale=1"), ["did you mean 'guidance.s2_scale'"]),
+    "override without value": (setting("guidance.s2_scale"), ["key=value"]),
+    "section not a mapping": (config_with(guidance=3), ["guidance: expected a mapping"]),
+    "prompt a number": (config_with(prompt=12), ["prompt: expected text", "quote it"]),
+    "prompt a switch": (setting("prompt=on"), ["prompt: expected text", "quote it"]),
+    "no prompt": (config_with(prompt=None), ["no prompt"]),
+    # values
+    "width not whole": (setting("sampling.width=64.5"), ["sampling.width: expected a whole number"]),
+    "steps a switch": (setting("sampling.num_inference_steps=true"), ["expected a whole number"]),
+    "no steps": (setting("sampling.num_inference_steps=0"), ["sampling.num_inference_steps", ">= 1"]),
+    "zero frames": (setting("sampling.num_frames=0"), ["sampling.num_frames", ">= 1"]),
+    "ω NaN": (setting("guidance.s2_scale=.nan"), ["guidance.s2_scale: expected a finite number"]),
+    "ω infinite": (setting("guidance.s2_scale=.inf"), ["guidance.s2_scale: expected a finite number"]),
+    "ω negative": (setting("guidance.s2_scale=-0.1"), ["guidance.s2_scale", ">= 0"]),
+    "λ text": (setting("guidance.cfg_scale=strong"), ["guidance.cfg_scale: expected a number"]),
+    "form unknown": (setting("guidance.form=naive"), ["'deviation' or 'original'"]),
+    "window reversed": (setting("guidance.window=[0.9, 0.1]"), ["guidance.window", "ascending"]),
+    "window outside": (setting("guidance.window=[0.1, 1.1]"), ["guidance.window.1", "<= 1"]),
+    "no draws": (setting("guidance.num_draws=0"), ["guidance.num_draws", ">= 1"]),
+    "flow shift zero": (setting("sampling.flow_shift=0"), ["sampling.flow_shift", "> 0"]),
+    "dtype unknown": (setting("model.dtype=fp16"), ["model.dtype", "'float16'"]),
+    "backend unknown": (setting("parallel.backend=mpi"), ["parallel.backend", "'gloo'"]),
+    "fps zero": (setting("output.fps=0"), ["output.fps"]),
+    "fps text": (setting("output.fps=fast"), ["output.fps"]),
+    "crf too large": (setting("output.crf=99"), ["output.crf", "<= 51"]),
+    # what the model or the ranks cannot serve
+    "width not a multiple": (setting("sampling.width=100"), ["sampling.width", "multiple of 16", "96 and 112"]),
+    "height too small": (setting("sampling.height=8"), ["sampling.height", "nearest is 16"]),
+    "width beyond the positions": (setting("sampling.width=1040"), ["sampling.width", "at most 1024"]),
+    "frames not a multiple": (setting("sampling.num_frames=16"), ["sampling.num_frames", "13 and 17"]),
+    "frames beyond the positions": (setting("sampling.num_frames=257"), ["sampling.num_frames", "at most 253"]),
+    "never_drop outside": (setting(f"guidance.never_drop=[{NUM_BLOCKS}]"), ["never_drop", f"0 to {NUM_BLOCKS - 1}"]),
+    "band outside": (setting(f"guidance.band=[1, {NUM_BLOCKS}]"), ["guidance.band", f"0 to {NUM_BLOCKS - 1}"]),
+    "drop_count too large": (setting(f"guidance.drop_count={NUM_BLOCKS}"), ["drop_count", f"at most {NUM_BLOCKS - 1}"]),
+    "ulysses not the world": (setting("parallel.ulysses=3"), ["ulysses 3"]),
+    "nccl on the CPU": (setting("parallel.backend=nccl"), ["nccl", "cpu"]),
+    "attention backend unknown": (setting("model.attention_backend=fast"), ["attention_backend", "native"]),
+    # checkpoint
+    "checkpoint missing": (setting("model.path=/nowhere/model"), ["/nowhere/model"]),
+    "checkpoint a word": (setting("model.path=shapes"), ["shapes"]),
+    "checkpoint an empty folder": (
+        lambda w: ["--set", f"model.path={_made(w.folder / 'empty')}"],
+        ["model_index.json"],
+    ),
+    "component missing": (checkpoint(lambda c: shutil.rmtree(c / "vae")), ["vae"]),
+    "config.json missing": (checkpoint(lambda c: (c / "vae/config.json").unlink()), ["config.json"]),
+    "config.json corrupt": (checkpoint(lambda c: truncate(c / "transformer/config.json", 20)), ["config.json"]),
+    "config.json not an object": (checkpoint(lambda c: _write(c / "vae/config.json", "[]")), ["config.json"]),
+    "config.json with a wrong value": (
+        checkpoint(lambda c: edit_json(c / "transformer/config.json", num_layers="six")),
+        ["num_layers", "'six'"],
+    ),
+    "patch size wrong": (
+        checkpoint(lambda c: edit_json(c / "transformer/config.json", patch_size=[2, 2])),
+        ["patch_size"],
+    ),
+    "another pipeline": (checkpoint(lambda c: edit_json(c / "model_index.json", _class_name="FluxPipeline")), ["Flux"]),
+    "Wan 2.2": (
+        checkpoint(lambda c: edit_json(c / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])),
+        ["Wan 2.2"],
+    ),
+    "weights missing": (checkpoint(lambda c: (c / WEIGHTS).unlink()), ["transformer", "safetensors"]),
+    "weights empty": (checkpoint(lambda c: truncate(c / WEIGHTS, 0)), [WEIGHTS]),
+    "weights cut off": (checkpoint(lambda c: truncate(c / WEIGHTS, 5000)), [WEIGHTS]),
+    "weights short of a byte": (checkpoint(lambda c: truncate(c / WEIGHTS, -1)), [WEIGHTS]),
+    "weights not safetensors": (checkpoint(lambda c: _write(c / WEIGHTS, "version https://git-lfs")), [WEIGHTS]),
+}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(CASES) >= 40
+
+
+def test_nothing_is_wrong_with_the_unspoilt_workspace(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every case below would pass for a reason that is not its own."""
+    started: list[list[str]] = []
+    monkeypatch.setattr("s2video.cli.launch", lambda plan, arguments: started.append(arguments) or 0)
+    assert main([*LAUNCH, "--config", str(workspace.config), "--output", str(workspace.output)]) == 0
+    assert started == [["generate", "--config", str(workspace.config), "--output", str(workspace.output)]]
+
+
+@pytest.mark.parametrize("command", [GENERATE, LAUNCH], ids=["generate", "launch"])
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(
+    name: str,
+    command: tuple[str, ...],
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def no_process(*arguments: object, **options: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(launcher.subprocess, "Popen", no_process)
+    spoil, fragments = CASES[name]
+    arguments = spoil(workspace)
+    output = [] if "--output" in arguments else ["--output", str(workspace.output)]
+    before = workspace.snapshot()
+
+    code = main([*command, "--config", str(workspace.config), *output, *arguments])
+
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("s2video: error: ")
+    assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
+    assert "Traceback" not in captured.err
+    for fragment in fragments:
+        assert fragment in captured.err
+    assert workspace.snapshot() == before
+    assert not workspace.output.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        ([], "required"),
+        (["genrate"], "genrate"),
+        (["generate"], "--config"),
+        (["launch", "t2v"], "--nproc"),
+        (["launch", "--nproc", "two", "t2v"], "--nproc"),
+        (["launch", "--nproc", "2", "i2v"], "i2v"),
+        (["launch", "--nproc", "0", "t2v", "--config", "x"], "--nproc"),
+        (["launch", "--nproc", "2", "--nnodes", "2", "t2v", "--config", "x"], "--rdzv-endpoint"),
+        (["launch", "--nproc", "2", "--node-rank", "1", "t2v", "--config", "x"], "--node-rank"),
+        (["decode"], "LATENTS"),
+        (["decode", "/nowhere/x.latents.safetensors"], "no such file"),
+        (["decode", __file__], ".safetensors"),
+    ],
+)
+def test_bad_command_line(arguments: list[str], fragment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("s2video: error: ") and error.count("\n") == 1
+    assert fragment in error
+
+
+def test_latents_that_cannot_be_decoded(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    latents = workspace.file("x.latents.safetensors", b"not safetensors")
+    before = workspace.snapshot()
+    assert main(["decode", latents]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("s2video: error: ") and error.count("\n") == 1
+    assert workspace.snapshot() == before
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_under_torchrun_one_rank_speaks(
+    rank: str, lines: int, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")]:
+        monkeypatch.setenv(name, value)
+    assert main(["generate", "--config", str(workspace.config), "--set", "sampling.width=100"]) == 2
+    assert capsys.readouterr().err.count("\n") == lines
+
+
+@pytest.mark.parametrize("command", [GENERATE, LAUNCH], ids=["generate", "launch"])
+def test_exit_code_of_the_process(command: tuple[str, ...], workspace: Workspace) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    finished = subprocess.run(
+        [sys.executable, "-m", "s2video", *command, "--config", str(workspace.config), "--set", "s2_scale=1"],
+        capture_output=True,
+        text=True,
+        cwd=workspace.folder,
+        env=environment,
+        timeout=120,
+    )
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert finished.stderr.startswith("s2video: error: ") and finished.stderr.count("\n") == 1
+    assert "guidance.s2_scale" in finished.stderr

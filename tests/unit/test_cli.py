@@ -1,0 +1,133 @@
+"""The command line when the input is right: plans, output names, and how ranks are started and stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import s2video
+from s2video import launcher
+from s2video.cli import main
+from s2video.launcher import LaunchPlan, launch, torchrun_command
+from s2video.requests import VideoRequest, check_output, plan_videos, read_prompt_file
+
+
+def test_version_names_the_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"s2video {s2video.__version__} (torch 2.") and "diffusers 0.42" in out
+
+
+def test_launch_shows_the_arguments_of_generate(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["launch", "--nproc", "8", "t2v", "--help"])
+    assert stopped.value.code == 0
+    assert "--keep-latents" in capsys.readouterr().out
+
+
+def test_bad_input_is_answered_before_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from s2video.cli import main; code = main(['generate', '--config', 'none.yaml']);"
+        "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules); print(code, sorted(heavy))"
+    )
+    root = str(Path(s2video.__file__).parents[1])
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert finished.stdout.split("\n")[0] == "2 []"
+
+
+def test_one_video_keeps_its_name_and_more_are_numbered() -> None:
+    path = Path("runs/x.mp4")
+    assert plan_videos(["a"], seed=5, num_videos=1, output=path) == (VideoRequest("a", 5, path),)
+    planned = plan_videos(["a", "b"], seed=5, num_videos=2, output=path)
+    assert [(v.prompt, v.seed, v.output.as_posix()) for v in planned] == [
+        ("a", 5, "runs/x-000.mp4"),
+        ("a", 6, "runs/x-001.mp4"),
+        ("b", 5, "runs/x-002.mp4"),
+        ("b", 6, "runs/x-003.mp4"),
+    ]
+
+
+def test_prompt_file_skips_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa red circle\r\n\n  一只猫  \n".encode())
+    assert read_prompt_file(path) == ["a red circle", "一只猫"]
+
+
+def test_checking_an_output_leaves_no_trace(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "folder" / "x.mp4")
+    (tmp_path / "old.mp4").write_bytes(b"old")
+    check_output(tmp_path / "old.mp4")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old.mp4", b"old")]
+
+
+def test_torchrun_is_told_of_the_ranks() -> None:
+    one = torchrun_command(LaunchPlan(8), ["generate", "--seed", "1"])
+    assert one[1:3] == ["-m", "torch.distributed.run"]
+    assert one[3:] == ["--nproc-per-node", "8", "--standalone", "-m", "s2video", "generate", "--seed", "1"]
+    several = torchrun_command(LaunchPlan(8, nnodes=2, node_rank=1, rdzv_endpoint="host:1234"), ["generate"])
+    assert "--standalone" not in several
+    for option, value in [("--nnodes", "2"), ("--node-rank", "1"), ("--rdzv-endpoint", "host:1234")]:
+        assert several[several.index(option) + 1] == value
+    assert LaunchPlan(8, nnodes=2).world_size == 16
+
+
+def run_instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(launcher, "torchrun_command", lambda plan, arguments: [sys.executable, "-c", code])
+
+
+@pytest.mark.parametrize(("code", "expected"), [("pass", 0), ("raise SystemExit(7)", 7)])
+def test_launch_returns_the_exit_code(monkeypatch: pytest.MonkeyPatch, code: str, expected: int) -> None:
+    run_instead(monkeypatch, code)
+    assert launch(LaunchPlan(2), []) == expected
+
+
+def test_a_workers_own_exit_code_comes_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun itself would say 1; the first worker to stop is heard, not those that follow from it."""
+    run_instead(
+        monkeypatch,
+        "from s2video.launcher import report_exit_code as say; say(2); say(1); raise SystemExit(1)",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(Path(s2video.__file__).parents[1]))
+    assert launch(LaunchPlan(2), []) == 2
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_are_passed_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals, expected: int
+) -> None:
+    ready, seen = tmp_path / "ready", tmp_path / "seen"
+    run_instead(
+        monkeypatch,
+        "import signal, sys, time, pathlib\n"
+        "def stop(number, frame):\n"
+        f"    pathlib.Path({str(seen)!r}).write_text(str(number)); sys.exit(9)\n"
+        f"signal.signal({int(number)}, stop)\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)\n",
+    )
+
+    def send_when_ready() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    sender = threading.Thread(target=send_when_ready)
+    sender.start()
+    assert launch(LaunchPlan(2), []) == expected
+    sender.join()
+    assert seen.read_text() == str(int(number))
+    assert signal.getsignal(number) == before

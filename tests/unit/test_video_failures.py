@@ -1,0 +1,193 @@
+"""Videos that cannot be written: the error says why, and no file and no process is left."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+import torch
+from torch import Tensor
+from video_helpers import RED, SPEC, noise, solid
+
+from s2video.errors import InputError, NumericalError, S2VideoError
+from s2video.video import VideoSpec, side_by_side, write_video
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
+    """Every process that was started."""
+    processes: list[subprocess.Popen] = []
+    start = subprocess.Popen.__init__
+
+    def remember(process: subprocess.Popen, *args: object, **kwargs: object) -> None:
+        start(process, *args, **kwargs)
+        processes.append(process)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", remember)
+    return processes
+
+
+@pytest.fixture
+def fake_ffmpeg(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a shell script in the place of ffmpeg; $real in it is the real one, $last the output file."""
+
+    def install(script: str) -> None:
+        real = imageio_ffmpeg.get_ffmpeg_exe()
+        path = tmp_path_factory.mktemp("bin") / "ffmpeg"
+        path.write_text(f"#!/bin/sh\nreal='{real}'\nfor last; do :; done\nlast=${{last#file:}}\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
+
+    return install
+
+
+def then(error: BaseException) -> Iterator[Tensor]:
+    yield from noise(5)
+    raise error
+
+
+def without_picture(value: float) -> Iterator[Tensor]:
+    yield from noise(3)
+    chunk = torch.cat(list(noise(4)))
+    chunk[2, 5, 7, 1] = value
+    yield chunk
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "message"),
+    [
+        (lambda: then(RuntimeError("decoder broke")), RuntimeError, "decoder broke"),
+        (lambda: then(BrokenPipeError("another pipe")), BrokenPipeError, "another pipe"),
+        (lambda: then(KeyboardInterrupt()), KeyboardInterrupt, "^$"),
+        (lambda: then(SystemExit(143)), SystemExit, "143"),
+        (lambda: without_picture(float("nan")), NumericalError, "frame 5 has NaN"),
+        (lambda: without_picture(float("-inf")), NumericalError, "frame 5 has NaN"),
+        (lambda: [*noise(3), *noise(1, height=50)], InputError, "frame 3 is 80x50 px, .* are 80x48 px"),
+        (lambda: [*noise(3), solid(RED)[0]], InputError, r"got torch.float32 \[64, 64, 3\] after 3 frames"),
+        (lambda: [*noise(3), "frame"], InputError, "got str after 3 frames"),
+        (lambda: [solid(RED).double()], InputError, r"got torch.float64 \[1, 64, 64, 3\]"),
+        (lambda: [torch.zeros(1, 64, 64, 4)], InputError, r"\[1, 64, 64, 4\]"),
+        (lambda: noise(3, width=47), InputError, "even width .* got 47x48"),
+        (lambda: noise(3, height=31), InputError, "even width .* got 80x31"),
+        (lambda: noise(3, height=0), InputError, "got 80x0"),
+        (lambda: [], InputError, "no frames"),
+        (lambda: [torch.zeros(0, 64, 64, 3)], InputError, "no frames"),
+    ],
+)
+def test_bad_frames_leave_nothing(
+    tmp_path: Path,
+    started: list[subprocess.Popen],
+    frames: Callable[[], Iterable[Tensor]],
+    error: type[BaseException],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        write_video(frames(), tmp_path / "clip.mp4", SPEC, metadata={})
+    assert os.listdir(tmp_path) == []
+    assert all(process.returncode is not None for process in started)
+
+
+def test_an_interrupt_in_the_midst_leaves_the_old_file(tmp_path: Path, started: list[subprocess.Popen]) -> None:
+    def producer() -> Iterator[Tensor]:
+        yield from noise(3)
+        signal.raise_signal(signal.SIGINT)
+        yield from noise(3)
+
+    (tmp_path / "clip.mp4").write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write_video(producer(), tmp_path / "clip.mp4", SPEC, metadata={})
+    assert (tmp_path / "clip.mp4").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["clip.mp4"]
+    assert started[-1].returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("num_frames_after", [0, 200])
+def test_ffmpeg_killed_from_outside(tmp_path: Path, started: list[subprocess.Popen], num_frames_after: int) -> None:
+    def producer() -> Iterator[Tensor]:
+        yield from noise(3)
+        os.kill(started[-1].pid, signal.SIGKILL)
+        yield from noise(num_frames_after)
+
+    with pytest.raises(S2VideoError, match="ffmpeg ended with status -9"):
+        write_video(producer(), tmp_path / "clip.mp4", SPEC, metadata={})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo first >&2; echo 'Unknown encoder libx264' >&2; exit 8", "status 8: first\nUnknown encoder libx264"),
+        ("exit 3", "status 3: it gave no reason"),
+        ("cat > /dev/null; exit 0", "ended well but left no video"),
+        # Writes fail as on a full disk: no file may grow beyond a few KiB, and the signal for that is ignored.
+        ('trap \'\' XFSZ; ulimit -f 8; exec "$real" "$@"', "File too large"),
+    ],
+)
+def test_ffmpeg_that_fails(
+    tmp_path: Path,
+    started: list[subprocess.Popen],
+    fake_ffmpeg: Callable[[str], None],
+    script: str,
+    message: str,
+) -> None:
+    fake_ffmpeg(script)
+    with pytest.raises(S2VideoError, match=message):
+        write_video(noise(60), tmp_path / "clip.mp4", SPEC, metadata={})
+    assert os.listdir(tmp_path) == []
+    assert all(process.returncode is not None for process in started)
+
+
+def test_a_file_with_fewer_frames_is_not_accepted(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, fake_ffmpeg: Callable[[str], None]
+) -> None:
+    short = tmp_path_factory.mktemp("other") / "short.mp4"
+    write_video(noise(2), short, SPEC, metadata={})
+    fake_ffmpeg(f"cat > /dev/null; cp '{short}' \"$last\"")
+    with pytest.raises(S2VideoError, match=r"wrote 2 frames .* expected 3"):
+        write_video(noise(3), tmp_path / "clip.mp4", SPEC, metadata={})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_talkative_ffmpeg_does_not_block(tmp_path: Path, fake_ffmpeg: Callable[[str], None]) -> None:
+    fake_ffmpeg('yes \'a line of complaint\' | head -c 1000000 >&2; exec "$real" "$@"')
+    assert write_video(noise(3), tmp_path / "clip.mp4", SPEC, metadata={}).num_frames == 3
+
+
+def test_no_ffmpeg_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere"))
+    with pytest.raises(S2VideoError, match="cannot start ffmpeg"):
+        write_video(noise(3), tmp_path / "clip.mp4", SPEC, metadata={})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_any_frame(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    frames = noise(2)
+    with pytest.raises(InputError, match="cannot write"):
+        write_video(frames, tmp_path / "file" / "clip.mp4", SPEC, metadata={})
+    assert len(list(frames)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fps", "crf"),
+    [(Fraction(0), 18), (Fraction(-16), 18), (Fraction(1_001_001), 18), (Fraction(29.97), 18), (16, -1), (16, 52)],
+)
+def test_specs_that_ffmpeg_cannot_keep(fps: Fraction, crf: int) -> None:
+    with pytest.raises(InputError, match="expected a"):
+        VideoSpec(Fraction(fps), crf)
+
+
+def test_side_by_side_failing_leaves_nothing(
+    tmp_path: Path, started: list[subprocess.Popen], fake_ffmpeg: Callable[[str], None]
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    write_video(noise(2), clip, SPEC, metadata={})
+    fake_ffmpeg("exit 3")
+    with pytest.raises(S2VideoError, match="status 3"):
+        side_by_side(clip, clip, tmp_path / "both.mp4")
+    assert os.listdir(tmp_path) == ["clip.mp4"]
+    assert all(process.returncode is not None for process in started)
