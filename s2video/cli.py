@@ -184,7 +184,7 @@ def _generate(checked: _Checked) -> int:
     config = checked.config
     try:
         with _unwinding_on_sigterm(), init_mesh(config.parallel, config.model.device) as mesh:
-            engine = Engine(config, mesh, plain=True if checked.plain else None)
+            engine = Engine(config, mesh, progress="plain" if checked.plain else "auto")
             for prompt, seed, output in checked.videos:
                 job = Job(prompt, config.negative_prompt, seed, output, config.output.keep_latents)
                 written = engine.run(job)

@@ -33,7 +33,7 @@ from .models.vae import decode_frames
 from .models.wan import WanBlockModel
 from .parallel.agreement import require_agreement
 from .parallel.mesh import Mesh, resolve_device
-from .progress import Progress
+from .progress import Progress, Style
 from .sampler import Denoise, sample
 from .sidecar import job_facts, load_latents, save_latents, versions
 from .video import VideoSpec, write_video
@@ -66,12 +66,13 @@ class Engine:
     Args:
         config: the run. Its prompt, seed and output are only defaults for callers; jobs bring their own.
         mesh: from `init_mesh`; None for a single process on the configured device.
+        progress: how `sample` shows its steps, see `Progress`.
 
     Raises:
         InputError: a checkpoint that is missing, incomplete or damaged, or a setting it cannot serve.
     """
 
-    def __init__(self, config: RunConfig, mesh: Mesh | None = None, *, plain: bool | None = None) -> None:
+    def __init__(self, config: RunConfig, mesh: Mesh | None = None, *, progress: Style = "auto") -> None:
         start = time.monotonic()
         if mesh is None:
             mesh = Mesh(resolve_device(config.model.device))
@@ -79,7 +80,7 @@ class Engine:
         self.mesh = mesh
         self.folder = loading.find_checkpoint(config.model.path, config.model.revision)
         loading.check_checkpoint(self.folder)
-        self._plain = plain
+        self._progress: Style = progress if mesh.is_main else "none"
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self._fingerprint = loading.fingerprint(self.folder)
         self._digests: Future[dict[str, str]] | None = None
@@ -140,7 +141,7 @@ class Engine:
         scheduler.set_begin_index(0)
         self._agree(prompts, seeds, negative_prompt, mask_seed, scheduler)
         denoise = self._denoiser(prompts, negative_prompt, mask_seed, len(scheduler.timesteps))
-        with Progress("denoising", enabled=self.mesh.is_main, plain=self._plain) as progress, torch.no_grad():
+        with Progress("denoising", self._progress) as progress, torch.no_grad():
             return sample(denoise, self._noise(seeds), scheduler, on_step=progress)
 
     def decode(self, latents: Tensor) -> Iterator[Tensor]:

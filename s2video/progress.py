@@ -1,10 +1,13 @@
-"""Progress on the main rank: a bar on a terminal, plain lines elsewhere, nothing on other ranks."""
+"""Progress of a loop of known length: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
 from types import TracebackType
+from typing import Literal
 
 from tqdm import tqdm
+
+Style = Literal["auto", "bar", "plain", "none"]
 
 
 class Progress:
@@ -12,16 +15,14 @@ class Progress:
 
     Args:
         name: what stands before the count.
-        enabled: False prints nothing.
-        plain: lines instead of a bar; None chooses by whether standard error is a terminal.
+        style: "bar", "plain" lines, "none", or "auto" for a bar where standard error is a terminal and lines elsewhere.
     """
 
     LINES = 10  # at most about this many plain lines a loop
 
-    def __init__(self, name: str, *, enabled: bool = True, plain: bool | None = None) -> None:
+    def __init__(self, name: str, style: Style = "auto") -> None:
         self._name = name
-        self._enabled = enabled
-        self._plain = plain if plain is not None else not sys.stderr.isatty()
+        self._style = style if style != "auto" else ("bar" if sys.stderr.isatty() else "plain")
         self._bar: tqdm | None = None
         self._start = time.monotonic()
         self._printed = 0
@@ -31,9 +32,9 @@ class Progress:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        if not self._enabled:
+        if self._style == "none":
             return
-        if not self._plain:
+        if self._style == "bar":
             if self._bar is None:
                 self._bar = tqdm(total=total, desc=self._name, unit="step", file=sys.stderr)
             self._bar.update(done - self._bar.n)

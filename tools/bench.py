@@ -142,7 +142,7 @@ def bench_engine(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds a step of CFG: this engine and diffusers' pipeline, run after run in turns, same weights and seed."""
     config = engine_config()
     sampling = config.sampling
-    engine = Engine(config, plain=True)
+    engine = Engine(config, progress="none")
     pipeline = WanPipeline.from_pretrained(engine.folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
 

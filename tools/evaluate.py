@@ -24,7 +24,7 @@ import torch
 from shapes.detector import Reading, read_scene, score
 from shapes.report import METHOD_NAMES, Scores, check_bars, choose_scale, column, describe, summarize
 from shapes.sheet import Cell, Strip, write_sheet
-from shapes.world import Scene, caption, sample_scene
+from shapes.world import ATTRIBUTES, Scene, caption, sample_scene
 from torch import Tensor
 
 from s2video.config import load_config
@@ -124,26 +124,29 @@ def sheet_cells(report: Mapping[tuple[str, int], Sequence[Result]]) -> list[Cell
         columns = [report[method, num_things][: SHEET_CLIPS // len(groups)] for method in methods]
         for results in zip(*columns, strict=True):
             strips = [
-                Strip(METHOD_NAMES[method], _remark(result.scores), result.frames)
+                Strip(METHOD_NAMES[method], _remark(result), result.frames)
                 for method, result in zip(methods, results, strict=True)
             ]
             cells.append(Cell(results[0].clip.caption, tuple(strips)))
     return cells
 
 
-def _remark(scores: Scores) -> str:
-    """Such as "wrong: first color, background"; nothing if all is right."""
-    wrong = [name for name, right in scores.items() if right is False and name != "perfect"]
-    if not wrong:
-        return ""
-    text = "wrong: " + ", ".join(wrong)
-    return text.replace("objects.0.", "first ").replace("objects.1.", "second ")
+def _remark(result: Result) -> str:
+    """Such as "wrong: first color, shape; second all; background"; nothing if all is right."""
+    parts = []
+    for i, ordinal in enumerate(("first", "second")[: len(result.clip.scene.things)]):
+        wrong = [name for name in ATTRIBUTES if not result.scores[f"objects.{i}.{name}"]]
+        if wrong:
+            parts.append(f"{ordinal} " + ("all" if len(wrong) == len(ATTRIBUTES) else ", ".join(wrong)))
+    if not result.scores["background"]:
+        parts.append("background")
+    return "wrong: " + "; ".join(parts) if parts else ""
 
 
 def load_engine(config_path: Path, overrides: Sequence[str]) -> tuple[Sampler, dict[str, Any]]:
     """The engine of a config file, and what decides its results: config, weight digests, versions."""
     config = load_config(config_path, overrides)
-    engine = Engine(config)
+    engine = Engine(config, progress="none")
     facts = {
         "config": config.model_dump(mode="json"),
         "weights": weight_digests(engine.folder),

@@ -1,5 +1,6 @@
 """The engine on 1, 2 and 3 ranks: the same video from all of them, and ranks that disagree are stopped."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ def disagree(mesh: Mesh, config: RunConfig, difference: str) -> None:
             values = config.model_dump(mode="json")
             values[section][field] = changed
             config = build_config(values)
-    sample(mesh, config, prompt, seed)
+    engine = Engine(config, mesh)
+    start = time.monotonic()
+    try:
+        engine.sample([prompt], [seed])
+    finally:
+        assert time.monotonic() - start < 10, "ranks must not wait for each other where they can never agree"
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -66,9 +72,9 @@ def disagree(mesh: Mesh, config: RunConfig, difference: str) -> None:
     ],
 )
 def test_ranks_that_disagree_all_stop(ranks: Ranks, tiny_checkpoint: Path, world_size: int, difference: str) -> None:
-    """Within 10 s on every rank, with one error that names the field and the ranks."""
+    """On every rank, at once, with one error that names the field and the ranks."""
     with pytest.raises(RankError) as caught:
-        ranks(world_size).run(disagree, tiny_config(tiny_checkpoint), difference, timeout=10 + 10 * world_size)
+        ranks(world_size).run(disagree, tiny_config(tiny_checkpoint), difference)
     assert caught.value.kinds == ["AgreementError"] * world_size
     assert len(set(caught.value.messages)) == 1
     message = caught.value.messages[0]

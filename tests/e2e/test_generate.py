@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 
 from s2video.cli import main
@@ -21,11 +23,15 @@ REPOSITORY = Path(__file__).parents[2]
 STEPS = 6
 
 
+def write_config(checkpoint: Path, folder: Path) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(checkpoint).model_dump(mode="json")), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def config_file(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_config(tiny_checkpoint).model_dump(mode="json")), encoding="utf-8")
-    return path
+    return write_config(tiny_checkpoint, tmp_path)
 
 
 def generate(config_file: Path, output: Path, *arguments: str) -> int:
@@ -98,13 +104,18 @@ def test_latents_survive_a_failed_decode(config_file: Path, tmp_path: Path, monk
 
 
 def test_nan_names_the_step_and_leaves_nothing(
-    config_file: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """λ so large that float32 overflows."""
-    code = generate(config_file, tmp_path / "made" / "clip.mp4", "--prompt", PROMPT, "--set", "guidance.cfg_scale=3e38")
+    """A checkpoint whose file is whole and whose numbers are not."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "wan"))
+    file = next((folder / "transformer").glob("*.safetensors"))
+    weights = load_file(file)
+    weights["proj_out.bias"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    code = generate(write_config(folder, tmp_path), tmp_path / "made" / "clip.mp4", "--prompt", PROMPT)
     assert code == 1
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("s2video: error: step ") and "NaN or infinite" in lines[-1]
+    assert lines[-1].startswith("s2video: error: step 1 of 6") and "NaN or infinite" in lines[-1]
     assert not (tmp_path / "made").exists() or not list((tmp_path / "made").iterdir())
 
 
