@@ -7,6 +7,7 @@ Only the closure made by `_denoiser` joins guidance to sampling. Every rank runs
 main rank.
 """
 
+import copy
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .config import GuidanceConfig, RunConfig, build_config
+from .config import RunConfig, build_config
 from .errors import InputError
 from .files import write_json
 from .forward import predict
@@ -34,6 +35,7 @@ from .models.wan import WanBlockModel
 from .parallel.agreement import require_agreement
 from .parallel.mesh import Mesh, resolve_device
 from .progress import Progress, Style
+from .requests import check_request, read_checkpoint
 from .sampler import Denoise, sample
 from .sidecar import job_facts, load_latents, save_latents, versions
 from .video import VideoSpec, write_video
@@ -80,6 +82,15 @@ class Engine:
         self.mesh = mesh
         self.folder = loading.find_checkpoint(config.model.path, config.model.revision)
         loading.check_checkpoint(self.folder)
+        checkpoint = read_checkpoint(self.folder)
+        check_request(config, checkpoint, world_size=mesh.world.size)
+        self.latent_shape = LatentShape.from_pixels(
+            num_frames=config.sampling.num_frames,
+            height=config.sampling.height,
+            width=config.sampling.width,
+            temporal_factor=checkpoint.temporal_factor,
+            spatial_factor=checkpoint.spatial_factor,
+        )
         self._progress: Style = progress if mesh.is_main else "none"
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self._fingerprint = loading.fingerprint(self.folder)
@@ -103,23 +114,14 @@ class Engine:
             mesh.ulysses,
             attention_backend=config.model.attention_backend,
         )
-        vae_config = loading.read_json(self.folder / "vae" / "config.json")
-        sampling = config.sampling
-        self.latent_shape = LatentShape.from_pixels(
-            num_frames=sampling.num_frames,
-            height=sampling.height,
-            width=sampling.width,
-            temporal_factor=vae_config.get("scale_factor_temporal", 4),
-            spatial_factor=vae_config.get("scale_factor_spatial", 8),
-        )
         self._load_seconds = time.monotonic() - start
 
     def with_guidance(self, **changes: Any) -> "Engine":
-        """The same models under other guidance settings; costs nothing."""
-        other = object.__new__(Engine)
-        other.__dict__.update(self.__dict__)
-        guidance = GuidanceConfig.model_validate({**self.config.guidance.model_dump(), **changes})
-        other.config = self.config.model_copy(update={"guidance": guidance})
+        """The same models under other guidance settings, such as `s2_scale=0.5`; costs nothing. Raises InputError."""
+        values = self.config.model_dump(mode="json")
+        values["guidance"] |= changes
+        other = copy.copy(self)
+        other.config = build_config(values, "with_guidance")
         return other
 
     def sample(

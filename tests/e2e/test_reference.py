@@ -8,6 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT, SIZE, tiny_config
 
 from s2video.config import build_config
+from s2video.errors import InputError
 from s2video.pipeline import Engine
 
 
@@ -56,6 +57,8 @@ def test_guidance_settings_matter(tiny_checkpoint: Path) -> None:
     base = engine.sample([PROMPT], [3])
     for change in ({"s2_scale": 0.0}, {"mask_seed": 9}, {"drop_count": 1}, {"window": (0.4, 0.6)}, {"num_draws": 2}):
         assert not torch.equal(base, engine.with_guidance(**change).sample([PROMPT], [3])), change
+    with pytest.raises(InputError, match=r"guidance\.s2_scale"):
+        engine.with_guidance(s2_scal=1)
     # S² with nothing dropped is CFG, to the bit: sub − cond is zero
     nothing = engine.with_guidance(drop_count=0).sample([PROMPT], [3])
     assert torch.equal(nothing, engine.with_guidance(s2_scale=0.0).sample([PROMPT], [3]))
@@ -69,3 +72,11 @@ def test_a_batch_is_its_members(tiny_checkpoint: Path) -> None:
     for i in range(2):
         alone = engine.sample(prompts[i : i + 1], seeds[i : i + 1], mask_seed=1)
         torch.testing.assert_close(batch[i : i + 1], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("field", "value"), [("height", 72), ("num_frames", 16)])
+def test_sizes_are_checked_from_python_too(tiny_checkpoint: Path, field: str, value: int) -> None:
+    values = tiny_config(tiny_checkpoint).model_dump(mode="json")
+    values["sampling"][field] = value
+    with pytest.raises(InputError, match=f"sampling.{field}: expected .* came {value}"):
+        Engine(build_config(values))
