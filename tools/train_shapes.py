@@ -30,9 +30,9 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=2200)
     parser.add_argument("--vae-learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--clips", type=int, default=12000, help="clips whose latents the transformer is trained on")
-    parser.add_argument("--steps", type=int, default=5000, help="steps of text encoder and transformer")
-    parser.add_argument("--batch-size", type=int, default=48)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--steps", type=int, default=4900, help="steps of text encoder and transformer")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1.3e-3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 

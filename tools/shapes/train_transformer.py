@@ -97,6 +97,7 @@ def train_transformer(
         learning_rate=learning_rate,
         weight_decay=0.01,
         ema_decay=0.998,
+        hidden=lambda name: "block" in name and "relative_attention_bias" not in name,
     )
     scenes = [training_scene(seed, i) for i in range(len(latents))]
     mean, std = (x.view(1, -1, 1, 1, 1).to(device) for x in (mean, std))
