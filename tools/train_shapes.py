@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKLWan
 from shapes.export import export
 from shapes.text import MAX_SEQUENCE_LENGTH
 from shapes.train_transformer import EMPTY_CAPTIONS, encode_clips, train_transformer
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--init", type=Path, help="a shapes-wan folder: keep its VAE, train its other parts further")
     parser.add_argument("--vae-steps", type=int, default=2200)
     parser.add_argument("--vae-learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--clips", type=int, default=12000, help="clips whose latents the transformer is trained on")
@@ -36,11 +38,27 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    vae, vae_state = train_vae(
-        args.work, seed=args.seed, num_steps=args.vae_steps, learning_rate=args.vae_learning_rate, device=args.device
-    )
+    stages = []
+    if args.init:
+        vae = AutoencoderKLWan.from_pretrained(args.init, subfolder="vae", dtype=torch.float32).to(args.device)
+        stages.append(f"| 0 | what `{args.init}` was when this began: its VAE, and the start of the rest | | | |")
+    else:
+        vae, vae_state = train_vae(
+            args.work,
+            seed=args.seed,
+            num_steps=args.vae_steps,
+            learning_rate=args.vae_learning_rate,
+            device=args.device,
+        )
+        stages.append(
+            f"| 1 | VAE on crops of 5 to 17 frames | {vae_state.step} x 3 to 16 | {_losses(vae_state.losses)} "
+            f"| {vae_state.seconds / 60:.0f} min |"
+        )
     latents = encode_clips(vae, args.work, seed=args.seed, num_clips=args.clips, device=args.device)
-    mean, std = (f(latents.float(), dim=(0, 2, 3, 4)) for f in (torch.mean, torch.std))
+    if args.init:  # what its transformer was trained with
+        mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
+    else:
+        mean, std = (f(latents.float(), dim=(0, 2, 3, 4)) for f in (torch.mean, torch.std))
     models, state = train_transformer(
         latents,
         mean,
@@ -51,14 +69,13 @@ def main() -> None:
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         device=args.device,
+        init=args.init,
     )
-    stages = [
-        f"| 1 | VAE on crops of 5 to 17 frames | {vae_state.step} x 3 to 16 | {_losses(vae_state.losses)} "
-        f"| {vae_state.seconds / 60:.0f} min |",
+    stages.append(
         f"| 2 | text encoder and transformer, flow matching on the latents of {len(latents)} clips, "
         f"{EMPTY_CAPTIONS:.0%} empty captions | {state.step} x {args.batch_size} | {_losses(state.losses)} "
-        f"| {state.seconds / 60:.0f} min |",
-    ]
+        f"| {state.seconds / 60:.0f} min |"
+    )
     words = {"sizes": SIZES, "colours": COLORS, "shapes": SHAPES, "directions": DIRECTIONS, "backgrounds": BACKGROUNDS}
     card = {
         "vocabulary": "\n".join(f"- {name}: {', '.join(values)}" for name, values in words.items()),
@@ -75,7 +92,16 @@ def main() -> None:
 
 def _recipe(args: argparse.Namespace) -> list[str]:
     """The arguments that decide the weights."""
-    names = ("seed", "vae_steps", "vae_learning_rate", "clips", "steps", "batch_size", "learning_rate")
+    names = (
+        *(("init",) if args.init else ()),
+        "seed",
+        "vae_steps",
+        "vae_learning_rate",
+        "clips",
+        "steps",
+        "batch_size",
+        "learning_rate",
+    )
     return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
 
 
