@@ -19,7 +19,7 @@ from torch import Tensor
 from ..geometry import Shard, split_evenly
 from .collectives import gather_parts, heads_from_tokens, tokens_from_heads
 from .mesh import SequenceAxes
-from .ring import merge_partial, partial_attention, ring_attention
+from .ring import Kernel, choose_kernel, merge_partial, partial_attention, ring_attention
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,17 @@ def sharded_attention(query: Tensor, key: Tensor, value: Tensor, plan: Attention
     Raises:
         InputError: with a ring, a backend that cannot be used there.
     """
+    kernel = _ring_kernel(query, plan, backend)
     ulysses, ring = plan.axes.ulysses, plan.axes.ring
     heads = split_evenly(query.shape[2], ulysses.size)
     tokens = plan.group_tokens
     query, key, value = heads_from_tokens((query, key, value), tokens, heads, ulysses)
     if not heads[ulysses.rank].length:  # more ranks than heads; those around the ring hold none either
         output = query
-    elif ring.size == 1:
+    elif kernel is None:
         output = _attend(query, key, value, backend)
     else:
-        output = ring_attention(query, key, value, plan.block_lengths, ring, backend=backend)[0].type_as(query)
+        output = ring_attention(query, key, value, plan.block_lengths, ring, kernel)[0].type_as(query)
     return tokens_from_heads(output, tokens, heads, ulysses)
 
 
@@ -106,7 +107,8 @@ def sharded_joint_attention(
     Returns:
         [B, S_local, H, D] for the video and [B, M, H, D] for the text, the latter the same to the bit on every rank.
     """
-    ulysses, ring = plan.axes.ulysses, plan.axes.ring
+    kernel = _ring_kernel(query, plan, backend)
+    ulysses = plan.axes.ulysses
     heads = split_evenly(query.shape[2], ulysses.size)
     tokens, mine = plan.group_tokens, heads[ulysses.rank]
     batch, num_text = text_query.shape[:2]
@@ -119,22 +121,18 @@ def sharded_joint_attention(
     joint = video[0].new_zeros(batch, group + num_text, mine.length, query.shape[-1])
     if not mine.length:  # more ranks than heads; those around the ring hold none either
         pass
-    elif ring.size == 1:
+    elif kernel is None:
         for samples, length in _runs(lengths):
             both = [torch.cat((v[samples], t[samples, :length]), dim=1) for v, t in zip(video, text, strict=True)]
             joint[samples, : group + length] = _attend(*both, backend)
     else:
-        joint[:, :group], joint[:, group:] = _joint_ring(video, text, lengths, plan, backend)
+        joint[:, :group], joint[:, group:] = _joint_ring(video, text, lengths, plan, kernel)
     joint = tokens_from_heads(joint, tokens, heads, ulysses, shared=num_text)
     return joint[:, : plan.mine.length], joint[:, plan.mine.length :]
 
 
 def _joint_ring(
-    video: Sequence[Tensor],
-    text: Sequence[Tensor],
-    lengths: Sequence[int],
-    plan: AttentionPlan,
-    backend: str | None,
+    video: Sequence[Tensor], text: Sequence[Tensor], lengths: Sequence[int], plan: AttentionPlan, kernel: Kernel
 ) -> tuple[Tensor, Tensor]:
     """Q, K, V of this group's video tokens and of the text -> both outputs, in float32.
 
@@ -143,15 +141,15 @@ def _joint_ring(
     everywhere, so that the text's output cannot drift apart.
     """
     ring = plan.axes.ring
-    video_part = ring_attention(*video, plan.block_lengths, ring, backend=backend)
-    text_part = partial_attention(text[0], video[1], video[2], backend=backend)
+    video_part = ring_attention(video[0], video[1], video[2], plan.block_lengths, ring, kernel)
+    text_part = partial_attention(text[0], video[1], video[2], kernel)
     video_out, text_out = torch.empty_like(video_part[0]), torch.zeros_like(text_part[0])
     for samples, length in _runs(lengths):
-        keys = [x[samples, :length] for x in text[1:]]
-        seen = partial_attention(video[0][samples], *keys, backend=backend)
+        keys = text[1][samples, :length], text[2][samples, :length]
+        seen = partial_attention(video[0][samples], keys[0], keys[1], kernel)
         video_out[samples] = merge_partial(*(x[samples] for x in video_part), *seen)[0]
         if ring.rank == 0:
-            own = partial_attention(text[0][samples], *keys, backend=backend)
+            own = partial_attention(text[0][samples], keys[0], keys[1], kernel)
             for part, merged in zip(text_part, merge_partial(*(x[samples] for x in text_part), *own), strict=True):
                 part[samples] = merged
     packed = torch.cat((text_part[0], text_part[1].unsqueeze(-1)), dim=-1)
@@ -170,6 +168,13 @@ def _runs(lengths: Sequence[int]) -> Iterator[tuple[slice, int]]:
         stop = start + len(list(samples))
         yield slice(start, stop), length
         start = stop
+
+
+def _ring_kernel(query: Tensor, plan: AttentionPlan, backend: str | None) -> Kernel | None:
+    """None without a ring. Asked before anything is sent: a rank that raised half way would leave others waiting."""
+    if plan.axes.ring.size == 1:
+        return None
+    return choose_kernel(query.device, query.dtype, query.shape[-1], backend)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, backend: str | None) -> Tensor:

@@ -114,15 +114,14 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, dim: int, backend: s
     )
 
 
-def partial_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str | None) -> Partial:
+def partial_attention(query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Partial:
     """Attention over some of the keys: [B, S_q, H, D] and [B, S_k, H, D] twice -> what `merge_partial` merges.
 
-    Output and log-sum-exp are float32. Raises InputError as `choose_kernel` does.
+    Output and log-sum-exp are float32.
     """
     if not query.numel() or not key.numel():
         empty = query.new_zeros(query.shape, dtype=torch.float32)
         return empty, torch.full_like(empty[..., 0], -torch.inf)
-    kernel = choose_kernel(query.device, query.dtype, query.shape[-1], backend)
     output, lse = kernel.run(*(x.transpose(1, 2) for x in (query, key, value)))
     return output.transpose(1, 2).float(), lse.transpose(1, 2).float()
 
@@ -139,7 +138,7 @@ def merge_partial(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor
 
 
 def ring_attention(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], axis: Axis, *, backend: str | None
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], axis: Axis, kernel: Kernel
 ) -> Partial:
     """Attention of this rank's queries over the keys of all ranks: [B, S_local, H, D] each -> a partial in float32.
 
@@ -147,7 +146,6 @@ def ring_attention(
 
     Args:
         lengths: keys of each rank of the axis, `lengths[axis.rank]` being this rank's.
-        backend: as `choose_kernel` takes it.
     """
     assert key.shape[1] == lengths[axis.rank], (key.shape, lengths, axis.rank)
     current = [key.contiguous(), value.contiguous()]
@@ -157,7 +155,7 @@ def ring_attention(
         requests: list[dist.Work] = []
         if step < axis.size - 1:
             upcoming, requests = _pass_on(current, lengths[(axis.rank - step - 1) % axis.size], axis)
-        block = partial_attention(query, *current, backend=backend)
+        block = partial_attention(query, *current, kernel)
         merged = block if merged is None else merge_partial(*merged, *block)
         for request in requests:
             request.wait()
