@@ -123,8 +123,8 @@ def sharded_joint_attention(
         pass
     elif kernel is None:
         for samples, length in _runs(lengths):
-            both = [torch.cat((v[samples], t[samples, :length]), dim=1) for v, t in zip(video, text, strict=True)]
-            joint[samples, : group + length] = _attend(*both, backend)
+            q, k, v = (torch.cat((a[samples], b[samples, :length]), dim=1) for a, b in zip(video, text, strict=True))
+            joint[samples, : group + length] = _attend(q, k, v, backend)
     else:
         joint[:, :group], joint[:, group:] = _joint_ring(video, text, lengths, plan, kernel)
     joint = tokens_from_heads(joint, tokens, heads, ulysses, shared=num_text)
@@ -141,18 +141,20 @@ def _joint_ring(
     everywhere, so that the text's output cannot drift apart.
     """
     ring = plan.axes.ring
-    video_part = ring_attention(video[0], video[1], video[2], plan.block_lengths, ring, kernel)
-    text_part = partial_attention(text[0], video[1], video[2], kernel)
-    video_out, text_out = torch.empty_like(video_part[0]), torch.zeros_like(text_part[0])
+    query, key, value = video
+    text_query, text_key, text_value = text
+    out, lse = ring_attention(query, key, value, plan.block_lengths, ring, kernel)
+    text_part, text_lse = partial_attention(text_query, key, value, kernel)
+    video_out, text_out = torch.empty_like(out), torch.zeros_like(text_part)
     for samples, length in _runs(lengths):
-        keys = text[1][samples, :length], text[2][samples, :length]
-        seen = partial_attention(video[0][samples], keys[0], keys[1], kernel)
-        video_out[samples] = merge_partial(*(x[samples] for x in video_part), *seen)[0]
+        k, v = text_key[samples, :length], text_value[samples, :length]
+        seen = partial_attention(query[samples], k, v, kernel)
+        video_out[samples] = merge_partial(out[samples], lse[samples], *seen)[0]
         if ring.rank == 0:
-            own = partial_attention(text[0][samples], keys[0], keys[1], kernel)
-            for part, merged in zip(text_part, merge_partial(*(x[samples] for x in text_part), *own), strict=True):
-                part[samples] = merged
-    packed = torch.cat((text_part[0], text_part[1].unsqueeze(-1)), dim=-1)
+            seen = partial_attention(text_query[samples], k, v, kernel)
+            merged = merge_partial(text_part[samples], text_lse[samples], *seen)
+            text_part[samples], text_lse[samples] = merged
+    packed = torch.cat((text_part, text_lse.unsqueeze(-1)), dim=-1)
     first, *others = ((part[..., :-1], part[..., -1]) for part in gather_parts(packed, ring))
     for other in others:
         first = merge_partial(*first, *other)

@@ -155,7 +155,7 @@ def ring_attention(
         requests: list[dist.Work] = []
         if step < axis.size - 1:
             upcoming, requests = _pass_on(current, lengths[(axis.rank - step - 1) % axis.size], axis)
-        block = partial_attention(query, *current, kernel)
+        block = partial_attention(query, current[0], current[1], kernel)
         merged = block if merged is None else merge_partial(*merged, *block)
         for request in requests:
             request.wait()
