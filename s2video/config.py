@@ -160,7 +160,14 @@ class ParallelConfig(_Section):
     """How the ranks of one run share its work."""
 
     ulysses: Whole | None = Field(
-        default=None, ge=1, description="ranks that share one video's tokens; null: all of them"
+        default=None,
+        ge=1,
+        description="neighbouring ranks that trade tokens for heads; null: all ranks, or what ring leaves of them",
+    )
+    ring: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="groups of such ranks, keys and values going round among them; null: 1, or what ulysses leaves",
     )
     backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
     timeout_seconds: Number = Field(default=600.0, gt=0, le=86400, description="how long a rank waits for the others")

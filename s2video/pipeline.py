@@ -111,7 +111,7 @@ class Engine:
         )
         self.model = WanBlockModel(
             loading.load_transformer(self.folder, self._dtype, mesh.device),
-            mesh.ulysses,
+            mesh.sequence,
             attention_backend=config.model.attention_backend,
         )
         self._load_seconds = time.monotonic() - start

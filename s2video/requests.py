@@ -130,10 +130,13 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
     if config.parallel.backend == "nccl" and config.model.device == "cpu":
         raise InputError("parallel.backend: nccl needs model.device cuda, came cpu: use gloo, or auto")
     # What follows imports torch, so only where it is needed.
-    if config.parallel.ulysses not in (None, world_size):
+    if config.parallel.ulysses is not None or config.parallel.ring is not None:
         from .parallel.mesh import resolve_degrees
 
-        resolve_degrees(config.parallel, world_size)
+        if resolve_degrees(config.parallel, world_size)["ring"] > 1:
+            from .parallel.ring import check_backend
+
+            check_backend(config.model.attention_backend)
     if config.model.device == "cuda":
         from .parallel.mesh import resolve_device
 

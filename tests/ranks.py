@@ -11,7 +11,10 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s2video.parallel.mesh import Mesh
 
 
 def _free_port() -> int:
@@ -45,6 +48,19 @@ def _worker(rank: int, world_size: int, port: int, pipe: Connection) -> None:
                 pipe.send(("result", function(mesh, *arguments)))
             except Exception as error:
                 pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
+
+
+_LAID_OUT: "dict[tuple[int, int], Mesh]" = {}
+
+
+def laid_out(mesh: "Mesh", ring: int, ulysses: int) -> "Mesh":
+    """In a rank: the same ranks as ring x ulysses; made once, for groups are dear."""
+    from s2video.config import ParallelConfig
+    from s2video.parallel.mesh import build_mesh
+
+    if (ring, ulysses) not in _LAID_OUT:
+        _LAID_OUT[ring, ulysses] = build_mesh(ParallelConfig(ring=ring, ulysses=ulysses), mesh.device)
+    return _LAID_OUT[ring, ulysses]
 
 
 class RankError(Exception):
@@ -96,5 +112,6 @@ class RankPool:
             if process.is_alive():
                 with suppress(OSError):
                     pipe.send(None)
+        for process in self._processes:
             process.join(5)
             process.kill()

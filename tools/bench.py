@@ -33,7 +33,7 @@ from s2video.models.base import Conditioning
 from s2video.models.loading import find_checkpoint, load_transformer, load_vae
 from s2video.models.vae import decode_frames
 from s2video.models.wan import WanBlockModel
-from s2video.parallel.mesh import Axis
+from s2video.parallel.mesh import SequenceAxes
 from s2video.pipeline import Engine
 from s2video.sidecar import versions
 
@@ -65,7 +65,7 @@ def bench_step(
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Ratios of S² to CFG over several masks; each mask's time is the median of its repeats."""
-    model = WanBlockModel(transformer, Axis("ulysses"))
+    model = WanBlockModel(transformer, SequenceAxes())
     num_blocks, spec = model.num_blocks, MaskSpec()
     latents = torch.randn(1, 16, *latent_shape)
     text = [Conditioning(torch.randn(1, tokens, transformer.config.text_dim)) for _ in range(2)]

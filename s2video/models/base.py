@@ -42,7 +42,7 @@ class BlockContext:
         time: [B, 6, D] (per-token forms: [B, L_local, 6, D]), modulation of the blocks.
         time_out: [B, D] ([B, L_local, D]), modulation of the output projection.
         rotary: the model's own rotary tables for this rank's tokens.
-        attention: who holds which tokens, and the axis that shares them.
+        attention: who holds which tokens, and the axes that share them.
         latent_shape: (T, H, W) of the whole video.
     """
 

@@ -2,7 +2,7 @@
 
 The transformer is diffusers' own module. Restated here is only what its `forward` does before and after the block
 loop, with tokens sharded in between; a test holds both bitwise equal. Self-attention goes through our processor,
-which trades token shards for head shards.
+which sees all tokens from every shard.
 
 Dimension letters as in `base`; p_t, p_h, p_w patch sizes, N_heads heads.
 """
@@ -15,10 +15,10 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from einops import rearrange
 from torch import Tensor
 
-from ..geometry import LatentShape, split_evenly
+from ..geometry import LatentShape
 from ..parallel.attention import AttentionPlan, sharded_attention
 from ..parallel.collectives import gather_tokens
-from ..parallel.mesh import Axis
+from ..parallel.mesh import SequenceAxes
 from .base import BlockContext, Conditioning, TokenState
 
 Rotary = tuple[Tensor, Tensor]
@@ -68,14 +68,16 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 class WanBlockModel:
-    """`WanTransformer3DModel` seen as embed -> blocks -> project, with tokens sharded over one axis.
+    """`WanTransformer3DModel` seen as embed -> blocks -> project, with tokens sharded over `axes`.
 
     Takes the module over: its self-attention processors are replaced.
     """
 
-    def __init__(self, transformer: WanTransformer3DModel, axis: Axis, *, attention_backend: str | None = None) -> None:
+    def __init__(
+        self, transformer: WanTransformer3DModel, axes: SequenceAxes, *, attention_backend: str | None = None
+    ) -> None:
         self.transformer = transformer
-        self.axis = axis
+        self.axes = axes
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
         self._attention = ShardedSelfAttention(attention_backend)
@@ -90,8 +92,8 @@ class WanBlockModel:
         """See `BlockModel.embed`. Only the frames that hold this rank's tokens are embedded."""
         model = self.transformer
         grid = LatentShape(*latents.shape[2:]).tokens(model.config.patch_size)
-        shards = split_evenly(grid.num_tokens, self.axis.size)
-        mine = shards[self.axis.rank]
+        plan = AttentionPlan.even(self.axes, grid.num_tokens)
+        mine = plan.mine
 
         first, last = grid.frame_span(mine)
         skipped = first * grid.height * grid.width
@@ -110,7 +112,7 @@ class WanBlockModel:
             time=time.unflatten(1, (6, -1)),
             time_out=time_out,
             rotary=(cos[:, mine.start : mine.stop], sin[:, mine.start : mine.stop]),
-            attention=AttentionPlan(self.axis, shards),
+            attention=plan,
             latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
         )
         return TokenState(tokens), context
@@ -123,7 +125,7 @@ class WanBlockModel:
         model = self.transformer
         shift, scale = (model.scale_shift_table + context.time_out.unsqueeze(1)).chunk(2, dim=1)
         video = (model.norm_out(state.video.float()) * (1 + scale) + shift).type_as(state.video)
-        video = gather_tokens(model.proj_out(video), context.attention.tokens, context.attention.axis)
+        video = gather_tokens(model.proj_out(video), context.attention.tokens, context.attention.axes.whole)
         p_t, p_h, p_w = model.config.patch_size
         grid = LatentShape(*context.latent_shape).tokens(model.config.patch_size)
         return rearrange(

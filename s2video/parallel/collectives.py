@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..geometry import Shard
 from .mesh import Axis
+from .traffic import record
 
 
 def gather_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis) -> Tensor:
@@ -25,17 +26,30 @@ def gather_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis) -> Tensor:
     padded = local.new_zeros(local.shape[0], longest, *local.shape[2:])
     padded[:, : local.shape[1]] = local
     gathered = [torch.empty_like(padded) for _ in shards]
+    record("all_gather", padded.nbytes * (axis.size - 1))
     dist.all_gather(gathered, padded, group=axis.group)
     return torch.cat([part[:, : shard.length] for part, shard in zip(gathered, shards, strict=True)], dim=1)
 
 
-def heads_from_tokens(tensors: Sequence[Tensor], tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis) -> Tensor:
-    """Trade token shards for head shards: K tensors [B, S_local, H, D] -> [K, B, S, H_local, D], in one all-to-all.
+def gather_parts(local: Tensor, axis: Axis) -> tuple[Tensor, ...]:
+    """Every rank's tensor, in rank order, on every rank. Their shapes must be the same."""
+    if axis.size == 1:
+        return (local,)
+    gathered = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(axis.size)]
+    record("all_gather", local.nbytes * (axis.size - 1))
+    dist.all_gather(gathered, local.contiguous(), group=axis.group)
+    return tuple(gathered)
+
+
+def heads_from_tokens(
+    tensors: Sequence[Tensor], tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis
+) -> tuple[Tensor, ...]:
+    """Trade token shards for head shards: each [B, S_local, H, D] -> [B, S, H_local, D], all in one all-to-all.
 
     `tokens[r]` and `heads[r]` are what rank r holds before and after.
     """
     if axis.size == 1:
-        return torch.stack(tuple(tensors))
+        return tuple(tensors)
     count, (batch, length, _, dim) = len(tensors), tensors[0].shape
     assert length == tokens[axis.rank].length, (length, tokens[axis.rank])
     sent = [(count, batch, length, h.length, dim) for h in heads]
@@ -44,19 +58,26 @@ def heads_from_tokens(tensors: Sequence[Tensor], tokens: Sequence[Shard], heads:
     for part, h in zip(parts, heads, strict=True):
         for target, tensor in zip(part, tensors, strict=True):
             target.copy_(tensor[:, :, h.start : h.stop])
-    return torch.cat(_all_to_all(outgoing, parts, received, axis), dim=2)
+    return torch.cat(_all_to_all(outgoing, parts, received, axis), dim=2).unbind(0)
 
 
-def tokens_from_heads(local: Tensor, tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis) -> Tensor:
-    """The way back: [B, S, H_local, D] -> [B, S_local, H, D]."""
+def tokens_from_heads(
+    local: Tensor, tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis, *, shared: int = 0
+) -> Tensor:
+    """The way back: [B, S + shared, H_local, D] -> [B, S_local + shared, H, D], in one all-to-all.
+
+    Args:
+        shared: so many rows at the end are nobody's shard: every rank receives them whole (text in joint attention).
+    """
     if axis.size == 1:
         return local
-    batch, _, own, dim = local.shape
-    sent = [(batch, t.length, own, dim) for t in tokens]
-    received = [(batch, tokens[axis.rank].length, h.length, dim) for h in heads]
+    batch, length, own, dim = local.shape
+    sent = [(batch, t.length + shared, own, dim) for t in tokens]
+    received = [(batch, tokens[axis.rank].length + shared, h.length, dim) for h in heads]
     outgoing, parts = _buffers(local, sent)
     for part, t in zip(parts, tokens, strict=True):
-        part.copy_(local[:, t.start : t.stop])
+        part[:, : t.length].copy_(local[:, t.start : t.stop])
+        part[:, t.length :].copy_(local[:, length - shared :])
     return torch.cat(_all_to_all(outgoing, parts, received, axis), dim=2)
 
 
@@ -72,6 +93,7 @@ def _all_to_all(
 ) -> list[Tensor]:
     """Give `parts[r]`, a view of `outgoing`, to rank r; receive a tensor of `shapes[r]` from it. Any may be empty."""
     incoming, received = _buffers(outgoing, shapes)
+    record("all_to_all", outgoing.nbytes - parts[axis.rank].nbytes)
     dist.all_to_all_single(
         incoming, outgoing, [x.numel() for x in received], [x.numel() for x in parts], group=axis.group
     )

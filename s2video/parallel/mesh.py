@@ -4,8 +4,9 @@ A `Mesh` is made once and handed to whatever communicates; there are no global g
 is a mesh whose axes all have size 1, and takes the same code path. Knows no model.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from ..config import ParallelConfig
-from ..errors import InputError
+from ..errors import AgreementError, InputError
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,27 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class SequenceAxes:
+    """The ranks that share one video's tokens: `ring` times `ulysses` of them.
+
+    Attributes:
+        ring: groups of ranks; each keeps its tokens' queries, keys and values go round. Across nodes.
+        ulysses: the ranks of one group, which trade tokens for heads. Neighbours in rank, so inside a node.
+        whole: both as one axis, ulysses varying fastest. Tokens are sharded over it and gathered over it.
+    """
+
+    ring: Axis = Axis("ring")
+    ulysses: Axis = Axis("ulysses")
+    whole: Axis = Axis("sequence")
+
+
+@dataclass(frozen=True)
 class Mesh:
-    """All ranks of the run, and the `ulysses` axis that shards tokens and heads."""
+    """All ranks of the run, and the axes that shard tokens and heads."""
 
     device: torch.device
     world: Axis = Axis("world")
-    ulysses: Axis = Axis("ulysses")
+    sequence: SequenceAxes = SequenceAxes()
     backend: str | None = None
 
     @property
@@ -45,7 +61,8 @@ class Mesh:
         """What the sidecar says of the mesh."""
         return {
             "world_size": self.world.size,
-            "ulysses": self.ulysses.size,
+            "ring": self.sequence.ring.size,
+            "ulysses": self.sequence.ulysses.size,
             "backend": self.backend,
             "device": self.device.type,
         }
@@ -56,18 +73,32 @@ def launched_by_torchrun() -> bool:
 
 
 def resolve_degrees(parallel: ParallelConfig, world_size: int) -> dict[str, int]:
-    """The size of every axis; their product must be the number of ranks.
+    """The size of every axis, slowest varying first; their product is the number of ranks.
+
+    A degree left out is what the other one leaves of the ranks; without either, all of them are `ulysses`.
 
     Raises:
-        InputError: where it is not; the message names every factor.
+        InputError: where no such product is there; the message names every factor.
     """
-    ulysses = parallel.ulysses if parallel.ulysses is not None else world_size
-    if ulysses != world_size:
+    ring, ulysses = parallel.ring, parallel.ulysses
+    given = {name: degree for name, degree in (("ring", ring), ("ulysses", ulysses)) if degree is not None}
+    if ring is None:
+        ring = world_size // ulysses if ulysses is not None else 1
+    if ulysses is None:
+        ulysses = world_size // ring
+    if ring * ulysses != world_size:
+        product = math.prod(given.values())
+        said = " × ".join(f"{name} {degree}" for name, degree in given.items())
+        fact = f"{said} = {product} must equal" if len(given) == 2 else f"{said} must divide"
         raise InputError(
-            f"parallel: ulysses {ulysses} must equal the number of ranks, {world_size}; "
-            f"start {ulysses} rank(s) (--nproc-per-node {ulysses}) or leave parallel.ulysses out"
+            f"parallel: {fact} the number of ranks, {world_size}; "
+            f"start {product} rank(s) (--nproc-per-node {product}) or leave {_keys(given)} out"
         )
-    return {"ulysses": ulysses}
+    return {"ring": ring, "ulysses": ulysses}
+
+
+def _keys(names: Iterable[str]) -> str:
+    return " and ".join(f"parallel.{name}" for name in names)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -98,6 +129,7 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
 
     Raises:
         InputError: a device that is not there, or degrees that do not fit.
+        AgreementError: ranks that were told of different degrees.
     """
     target = resolve_device(device)
     if not launched_by_torchrun():
@@ -105,8 +137,7 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         yield Mesh(target)
         return
 
-    world_size = int(os.environ["WORLD_SIZE"])
-    degrees = resolve_degrees(parallel, world_size)
+    resolve_degrees(parallel, int(os.environ["WORLD_SIZE"]))  # before anybody waits for anybody
     if target.type == "cuda":
         torch.cuda.set_device(target)
     backend = parallel.backend if parallel.backend != "auto" else ("nccl" if target.type == "cuda" else "gloo")
@@ -116,15 +147,36 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         device_id=target if backend == "nccl" else None,
     )
     try:
-        device_mesh = init_device_mesh(target.type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
-        yield Mesh(
-            device=target,
-            world=Axis("world", world_size, dist.get_rank(), dist.group.WORLD),
-            ulysses=Axis(
-                "ulysses", degrees["ulysses"], device_mesh.get_local_rank("ulysses"), device_mesh.get_group("ulysses")
-            ),
-            backend=backend,
-        )
+        yield build_mesh(parallel, target)
     finally:
         # a rank that leaves without this can abort, and torchrun then reports a finished job as failed
         dist.destroy_process_group()
+
+
+def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
+    """The axes over a process group that all its ranks have joined; all of them call this together.
+
+    Raises:
+        InputError: degrees that do not fit.
+        AgreementError: ranks that were told of different degrees.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    degrees = resolve_degrees(parallel, size)
+    everyone: list[dict[str, int]] = [{} for _ in range(size)]
+    dist.all_gather_object(everyone, degrees)
+    if any(others != degrees for others in everyone):  # groups made from different degrees would wait for ever
+        raise AgreementError(
+            f"ranks do not form one mesh: {'; '.join(f'rank {r}: {d}' for r, d in enumerate(everyone))}. "
+            "Start every rank with the same parallel settings"
+        )
+    device_mesh = init_device_mesh(device.type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
+    ring, ulysses = (
+        Axis(name, degree, device_mesh.get_local_rank(name), device_mesh.get_group(name))
+        for name, degree in degrees.items()
+    )
+    return Mesh(
+        device=device,
+        world=Axis("world", size, rank, dist.group.WORLD),
+        sequence=SequenceAxes(ring, ulysses, Axis("sequence", size, rank, dist.group.WORLD)),
+        backend=dist.get_backend(),
+    )

@@ -1,4 +1,4 @@
-"""The engine on 1, 2 and 3 ranks: the same video from all of them, and ranks that disagree are stopped."""
+"""The engine on 1 to 4 ranks: the same video from all of them, and ranks that disagree are stopped."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import RankError, RankPool
+from ranks import RankError, RankPool, laid_out
 from tiny import PROMPT, tiny_config
 
 from s2video.config import RunConfig, build_config
@@ -33,6 +33,20 @@ def test_worlds_agree(ranks: Ranks, tiny_checkpoint: Path, world_size: int, guid
     alone = sample(None, config)
     together = ranks(world_size).run(sample, config)
     assert alone.shape == (1, 16, 5, 10, 14)
+    for latents in together:
+        torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
+        assert torch.equal(latents, together[0])
+
+
+def sample_laid_out(mesh: Mesh, config: RunConfig, ring: int, ulysses: int) -> torch.Tensor:
+    return sample(laid_out(mesh, ring, ulysses), config)
+
+
+@pytest.mark.parametrize(("ring", "ulysses"), [(2, 1), (3, 1), (2, 2)])
+def test_rings_agree(ranks: Ranks, tiny_checkpoint: Path, ring: int, ulysses: int) -> None:
+    config = tiny_config(tiny_checkpoint)
+    alone = sample(None, config)
+    together = ranks(ring * ulysses).run(sample_laid_out, config, ring, ulysses)
     for latents in together:
         torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
         assert torch.equal(latents, together[0])

@@ -176,7 +176,9 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "never_drop outside": (setting(f"guidance.never_drop=[{NUM_BLOCKS}]"), ["never_drop", f"0 to {NUM_BLOCKS - 1}"]),
     "band outside": (setting(f"guidance.band=[1, {NUM_BLOCKS}]"), ["guidance.band", f"0 to {NUM_BLOCKS - 1}"]),
     "drop_count too large": (setting(f"guidance.drop_count={NUM_BLOCKS}"), ["drop_count", f"at most {NUM_BLOCKS - 1}"]),
-    "ulysses not the world": (setting("parallel.ulysses=3"), ["ulysses 3"]),
+    "ulysses not the world": (setting("parallel.ulysses=3"), ["ulysses 3", "number of ranks"]),
+    "ring not the world": (setting("parallel.ring=3"), ["ring 3", "number of ranks"]),
+    "ring zero": (setting("parallel.ring=0"), ["parallel.ring", ">= 1"]),
     "nccl on the CPU": (setting("parallel.backend=nccl"), ["nccl", "cpu"]),
     "attention backend unknown": (setting("model.attention_backend=fast"), ["attention_backend", "native"]),
     # checkpoint

@@ -12,14 +12,14 @@ from s2video.forward import predict
 from s2video.models.base import BlockContext, Conditioning, TokenState
 from s2video.models.loading import load_transformer
 from s2video.models.wan import WanBlockModel
-from s2video.parallel.mesh import Axis
+from s2video.parallel.mesh import SequenceAxes
 
-AXIS = Axis("ulysses")
+ALONE = SequenceAxes()
 
 
 @pytest.fixture(scope="module")
 def model() -> WanBlockModel:
-    return WanBlockModel(build_transformer(), AXIS)
+    return WanBlockModel(build_transformer(), ALONE)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_block_model_is_the_module_to_the_bit(
     """`reference` keeps diffusers' own processors and forward."""
     latents, timestep, cond, uncond = inputs
     reference = load_transformer(tiny_checkpoint, dtype, torch.device("cpu"))
-    model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")), AXIS)
+    model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")), ALONE)
     latents, cond, uncond = latents.to(dtype), Conditioning(cond.text.to(dtype)), Conditioning(uncond.text.to(dtype))
     got = predict(model, latents, timestep, cond=cond, uncond=uncond)
     assert got.uncond is not None and got.cond.dtype == dtype
@@ -64,7 +64,7 @@ def test_bfloat16_is_close_to_float32(
     latents, timestep, cond, _ = inputs
     outputs = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")), AXIS)
+        model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")), ALONE)
         text = Conditioning(cond.text.to(dtype))
         outputs.append(predict(model, latents.to(dtype), timestep, cond=text, masks=[(2,)]))
     for wide, narrow in zip((outputs[0].cond, *outputs[0].subs), (outputs[1].cond, *outputs[1].subs), strict=True):
@@ -123,7 +123,7 @@ class Recorder(WanBlockModel):
     """Writes down which block runs, in order."""
 
     def __init__(self) -> None:
-        super().__init__(build_transformer(), AXIS)
+        super().__init__(build_transformer(), ALONE)
         self.calls: list[int] = []
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
@@ -164,7 +164,7 @@ def test_unknown_block_is_refused(
 def test_changing_masks_do_not_recompile(inputs: tuple[Tensor, Tensor, Conditioning, Conditioning]) -> None:
     """Compiled blocks are compiled once: neither the mask nor the branch is part of what they depend on."""
     latents, timestep, cond, uncond = inputs
-    model = WanBlockModel(build_transformer(), AXIS)
+    model = WanBlockModel(build_transformer(), ALONE)
     expected = [predict(model, latents, timestep, cond=cond, uncond=uncond, masks=[m]) for m in [(1,), (2, 5)]]
     torch._dynamo.reset()
     for block in model.transformer.blocks:

@@ -1,0 +1,180 @@
+"""Ring attention: queries stay, blocks of keys and values go round, partial results merge by their log-sum-exp.
+
+Blocks are as long as their ranks' shares are, uneven or empty; the next one is in flight while the current one is
+computed. Torch's own experimental ring attention is exact for even blocks only: it takes every block to be as long as
+its own, and on gloo uneven ones abort the process, so it is not used here. Knows no model.
+
+Dimension letters as in `collectives`; S_q, S_k queries and keys of one call. Log-sum-exps are natural ones of the
+scaled logits, [B, S, H] in float32; no keys at all give −∞ and an output of zero.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import InputError
+from .mesh import Axis
+from .traffic import record
+
+_SCORES = 1 << 26  # elements of QKᵀ that the plain kernel holds at a time: 256 MiB in float32
+
+Partial = tuple[Tensor, Tensor]  # output [B, S, H, D] and its log-sum-exp [B, S, H]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An attention that also returns the log-sum-exp: [B, H, S, D] each -> [B, H, S_q, D], [B, H, S_q].
+
+    Attributes:
+        name: what diffusers calls the same kernel in its attention dispatcher.
+        serves: whether it takes this device, dtype and head dimension.
+    """
+
+    name: str
+    run: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    serves: Callable[[torch.device, torch.dtype, int], bool]
+
+
+def _cpu_flash(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False)
+    return output, lse
+
+
+def _cuda_flash(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, False)[:2]
+    return output, lse
+
+
+def _cuda_cudnn(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    output, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, False)[:2]
+    return output, lse.squeeze(-1) if lse.ndim == 4 else lse
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, in float32 (float64 stays), some queries at a time so that memory stays bounded."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    keys, values = key.to(dtype).transpose(-1, -2), value.to(dtype)
+    rows = max(1, _SCORES // max(1, query.shape[0] * query.shape[1] * key.shape[2]))
+    parts = []
+    for part in query.split(rows, dim=2):
+        scores = part.to(dtype) * query.shape[-1] ** -0.5 @ keys
+        lse = scores.logsumexp(-1)
+        parts.append(((scores - lse.unsqueeze(-1)).exp() @ values, lse))
+    return torch.cat([output for output, _ in parts], dim=2).to(query.dtype), torch.cat([lse for _, lse in parts], 2)
+
+
+def _on_cuda_in_half(device: torch.device, dtype: torch.dtype, dim: int, *, widest: int) -> bool:
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and dim % 8 == 0
+        and dim <= widest
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+# The first that serves is taken; a later one when it is asked for by name.
+KERNELS = (
+    Kernel("_native_flash", _cpu_flash, lambda device, dtype, dim: device.type == "cpu"),
+    Kernel("_native_flash", _cuda_flash, lambda device, dtype, dim: _on_cuda_in_half(device, dtype, dim, widest=256)),
+    Kernel("_native_cudnn", _cuda_cudnn, lambda device, dtype, dim: _on_cuda_in_half(device, dtype, dim, widest=128)),
+    Kernel("_native_math", plain_attention, lambda device, dtype, dim: True),
+)
+
+
+def check_backend(backend: str | None) -> None:
+    """Raise InputError for a backend of diffusers that has no counterpart with a log-sum-exp here."""
+    names = list(dict.fromkeys(kernel.name for kernel in KERNELS))
+    if backend not in (None, "native", *names):
+        raise InputError(
+            f"model.attention_backend: with parallel.ring > 1, expected native or one of {', '.join(names)}, the "
+            f"kernels that return a log-sum-exp, came {backend!r}: choose one of them, or parallel.ring 1"
+        )
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype, dim: int, backend: str | None = None) -> Kernel:
+    """The kernel for tensors of this device, dtype and head dimension.
+
+    Args:
+        backend: as diffusers' dispatcher names it; None or "native": the best there is.
+
+    Raises:
+        InputError: a backend that is not in the table, or does not serve these tensors.
+    """
+    check_backend(backend)
+    for kernel in KERNELS:
+        if backend in (None, "native", kernel.name) and kernel.serves(device, dtype, dim):
+            return kernel
+    raise InputError(
+        f"model.attention_backend: {backend} does not serve {dtype} tensors with {dim} channels a head on "
+        f"{device.type}: leave it out"
+    )
+
+
+def partial_attention(query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Partial:
+    """Attention over some of the keys: [B, S_q, H, D] and [B, S_k, H, D] twice -> what `merge_partial` merges.
+
+    Output and log-sum-exp are float32.
+    """
+    if not query.numel() or not key.numel():
+        empty = query.new_zeros(query.shape, dtype=torch.float32)
+        return empty, torch.full_like(empty[..., 0], -torch.inf)
+    output, lse = kernel.run(*(x.transpose(1, 2) for x in (query, key, value)))
+    return output.transpose(1, 2).float(), lse.transpose(1, 2).float()
+
+
+def merge_partial(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> Partial:
+    """One softmax over the keys of both parts, from a softmax over each. Associative, and symmetric in the parts.
+
+    With weights e^lse and e^block_lse, normalised: out + σ(block_lse − lse) · (block_out − out). The two weights add
+    up to one however large the logits are, and a part without keys (log-sum-exp −∞, output 0) changes nothing.
+    """
+    weight = torch.sigmoid(block_lse - lse)
+    weight = weight.masked_fill(block_lse == -torch.inf, 0.0)  # −∞ − (−∞) is no number
+    return torch.lerp(out, block_out, weight.unsqueeze(-1)), torch.logaddexp(lse, block_lse)
+
+
+def ring_attention(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], axis: Axis, kernel: Kernel
+) -> Partial:
+    """Attention of this rank's queries over the keys of all ranks: [B, S_local, H, D] each -> a partial in float32.
+
+    Every rank must hold the same heads. K and V travel as they are, R − 1 times; nothing is padded.
+
+    Args:
+        lengths: keys of each rank of the axis, `lengths[axis.rank]` being this rank's.
+    """
+    assert key.shape[1] == lengths[axis.rank], (key.shape, lengths, axis.rank)
+    current = [key.contiguous(), value.contiguous()]
+    merged: Partial | None = None
+    for step in range(axis.size):
+        upcoming: list[Tensor] = []
+        requests: list[dist.Work] = []
+        if step < axis.size - 1:
+            upcoming, requests = _pass_on(current, lengths[(axis.rank - step - 1) % axis.size], axis)
+        block = partial_attention(query, current[0], current[1], kernel)
+        merged = block if merged is None else merge_partial(*merged, *block)
+        for request in requests:
+            request.wait()
+        current = upcoming
+    assert merged is not None
+    return merged
+
+
+def _pass_on(tensors: Sequence[Tensor], length: int, axis: Axis) -> tuple[list[Tensor], list[dist.Work]]:
+    """Start to send K and V to the next rank, and to receive `length` tokens of each from the one before.
+
+    Nobody sends or awaits an empty tensor; both sides know which ones are.
+    """
+    assert axis.group is not None
+    following = dist.get_global_rank(axis.group, (axis.rank + 1) % axis.size)
+    preceding = dist.get_global_rank(axis.group, (axis.rank - 1) % axis.size)
+    received = [x.new_empty(x.shape[0], length, *x.shape[2:]) for x in tensors]
+    transfers = [dist.P2POp(dist.isend, x, following, axis.group) for x in tensors if x.numel()]
+    if transfers:
+        record("send", sum(x.nbytes for x in tensors))
+    transfers += [dist.P2POp(dist.irecv, x, preceding, axis.group) for x in received if x.numel()]
+    return received, dist.batch_isend_irecv(transfers) if transfers else []

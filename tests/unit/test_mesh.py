@@ -1,0 +1,64 @@
+"""Degrees: how many ranks each axis gets, and which are refused in which words."""
+
+import pytest
+import torch
+
+from s2video.config import ParallelConfig, RunConfig
+from s2video.errors import InputError
+from s2video.parallel.mesh import Mesh, resolve_degrees
+from s2video.requests import CheckpointInfo, check_request
+
+CHECKPOINT = CheckpointInfo(num_blocks=6, patch_size=(1, 2, 2), max_positions=64, spatial_factor=8, temporal_factor=4)
+
+
+@pytest.mark.parametrize(
+    ("ring", "ulysses", "world_size", "expected"),
+    [
+        (None, None, 1, (1, 1)),
+        (None, None, 6, (1, 6)),
+        (None, 2, 6, (3, 2)),
+        (3, None, 6, (3, 2)),
+        (6, None, 6, (6, 1)),
+        (2, 3, 6, (2, 3)),
+    ],
+)
+def test_a_degree_left_out_follows(
+    ring: int | None, ulysses: int | None, world_size: int, expected: tuple[int, int]
+) -> None:
+    degrees = resolve_degrees(ParallelConfig(ring=ring, ulysses=ulysses), world_size)
+    assert list(degrees.items()) == [("ring", expected[0]), ("ulysses", expected[1])]
+
+
+@pytest.mark.parametrize(
+    ("ring", "ulysses", "world_size", "said"),
+    [
+        (2, 3, 4, "ring 2 × ulysses 3 = 6 must equal the number of ranks, 4; start 6 rank"),
+        (2, 2, 8, "ring 2 × ulysses 2 = 4 must equal the number of ranks, 8; start 4 rank"),
+        (None, 3, 4, "ulysses 3 must divide the number of ranks, 4"),
+        (3, None, 4, "ring 3 must divide the number of ranks, 4"),
+        (2, None, 1, "ring 2 must divide the number of ranks, 1"),
+    ],
+)
+def test_a_product_that_is_not_the_world_is_refused(
+    ring: int | None, ulysses: int | None, world_size: int, said: str
+) -> None:
+    parallel = ParallelConfig(ring=ring, ulysses=ulysses)
+    with pytest.raises(InputError) as caught:
+        resolve_degrees(parallel, world_size)
+    assert said in str(caught.value)
+    with pytest.raises(InputError) as asked:
+        check_request(RunConfig(parallel=parallel), CHECKPOINT, world_size=world_size)
+    assert str(asked.value) == str(caught.value)
+
+
+def test_a_ring_needs_a_kernel_with_a_log_sum_exp() -> None:
+    values = {"model": {"attention_backend": "sage"}, "parallel": {"ring": 2}}
+    with pytest.raises(InputError, match="log-sum-exp"):
+        check_request(RunConfig.model_validate(values), CHECKPOINT, world_size=2)
+    values["parallel"]["ring"] = 1
+    check_request(RunConfig.model_validate(values), CHECKPOINT, world_size=2)
+
+
+def test_one_process_is_a_mesh_of_ones() -> None:
+    mesh = Mesh(torch.device("cpu"))
+    assert mesh.describe() == {"world_size": 1, "ring": 1, "ulysses": 1, "backend": None, "device": "cpu"}
