@@ -114,6 +114,7 @@ class Engine:
             mesh.sequence,
             attention_backend=config.model.attention_backend,
         )
+        self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
         self._load_seconds = time.monotonic() - start
 
     def with_guidance(self, **changes: Any) -> "Engine":
@@ -138,7 +139,7 @@ class Engine:
             NumericalError: NaN or infinity in the latents.
         """
         mask_seed = self._mask_seed(seeds, mask_seed)
-        scheduler = loading.load_scheduler(self.folder, self.config.sampling.flow_shift)
+        scheduler = copy.deepcopy(self._scheduler)  # it keeps state from step to step
         scheduler.set_timesteps(self.config.sampling.num_inference_steps, device=self.mesh.device)
         scheduler.set_begin_index(0)
         self._agree(prompts, seeds, negative_prompt, mask_seed, scheduler)

@@ -5,6 +5,7 @@
 
 import json
 import platform
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ def job_facts(
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions that can change the last bits of a result."""
     names = ("diffusers", "transformers", "numpy")
