@@ -260,7 +260,7 @@ class Engine:
             "latent_shape": [self.latent_shape.frames, self.latent_shape.height, self.latent_shape.width],
             "scheduler": dict(scheduler.config),
             "versions": versions(),
-            # a rank without the same thread or device settings is fine; one that was told of another branch is not
+            # chooses kernels where the config names none, and kernels differ in the last bits
             "attention backend (DIFFUSERS_ATTN_BACKEND)": os.environ.get("DIFFUSERS_ATTN_BACKEND"),
         }
         for ignored in ("sampling.seed", "model.path", "model.offload_text_encoder"):
