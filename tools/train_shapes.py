@@ -16,7 +16,15 @@ import torch
 from diffusers import AutoencoderKLWan
 from shapes.export import export
 from shapes.text import MAX_SEQUENCE_LENGTH
-from shapes.train_transformer import EMPTY_CAPTIONS, encode_clips, train_transformer
+from shapes.train_transformer import (
+    EMPTY_CAPTIONS,
+    FAMILY_SHARE,
+    DataSet,
+    encode_clips,
+    train_transformer,
+    training_families,
+    training_scene,
+)
 from shapes.train_vae import train_vae
 from shapes.world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES
 
@@ -32,6 +40,9 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=2200)
     parser.add_argument("--vae-learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--clips", type=int, default=12000, help="clips whose latents the transformer is trained on")
+    parser.add_argument(
+        "--family-clips", type=int, default=12000, help="clips in families that differ in one attribute"
+    )
     parser.add_argument("--steps", type=int, default=4900, help="steps of text encoder and transformer")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1.3e-3)
@@ -54,13 +65,23 @@ def main() -> None:
             f"| 1 | VAE on crops of 5 to 17 frames | {vae_state.step} x 3 to 16 | {_losses(vae_state.losses)} "
             f"| {vae_state.seconds / 60:.0f} min |"
         )
-    latents = encode_clips(vae, args.work, seed=args.seed, num_clips=args.clips, device=args.device)
+    singles = [training_scene(args.seed, i) for i in range(args.clips)]
+    families = training_families(args.seed, args.family_clips)
+    in_families = [scene for family in families for scene in family]
+    latents = torch.cat(
+        [
+            encode_clips(vae, scenes, args.work / name, device=args.device)
+            for name, scenes in (("latents.safetensors", singles), ("families.safetensors", in_families))
+            if scenes
+        ]
+    )
+    data = DataSet(latents, [[scene] for scene in singles] + families, num_singles=len(singles))
     if args.init:  # what its transformer was trained with
         mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
     else:
         mean, std = (f(latents.float(), dim=(0, 2, 3, 4)) for f in (torch.mean, torch.std))
     models, state = train_transformer(
-        latents,
+        data,
         mean,
         std,
         args.work,
@@ -71,8 +92,9 @@ def main() -> None:
         device=args.device,
         init=args.init,
     )
+    share = f"{FAMILY_SHARE:.0%} of them in families, " if families else ""
     stages.append(
-        f"| 2 | text encoder and transformer, flow matching on the latents of {len(latents)} clips, "
+        f"| 2 | text encoder and transformer, flow matching on the latents of {len(latents)} clips, {share}"
         f"{EMPTY_CAPTIONS:.0%} empty captions | {state.step} x {args.batch_size} | {_losses(state.losses)} "
         f"| {state.seconds / 60:.0f} min |"
     )
@@ -98,6 +120,7 @@ def _recipe(args: argparse.Namespace) -> list[str]:
         "vae_steps",
         "vae_learning_rate",
         "clips",
+        "family_clips",
         "steps",
         "batch_size",
         "learning_rate",

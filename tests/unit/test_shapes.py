@@ -26,6 +26,7 @@ from shapes.world import (
     caption,
     render,
     sample_scene,
+    variants,
 )
 from torch import Tensor
 
@@ -313,6 +314,36 @@ def test_things_stay_inside_and_never_touch(num_things: int) -> None:
         if num_things == 2:
             grown = F.max_pool2d(alone[0], 3, stride=1, padding=1) > 0
             assert not (grown & (alone[1] > 0)).any()
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_variants_differ_in_one_attribute_and_stay_training_scenes(attribute: str) -> None:
+    rng = random.Random(attribute)
+    families = 0
+    for _ in range(40):
+        scene = sample_scene(rng, num_things=2)
+        family = variants(scene, 1, attribute, rng)
+        assert scene in family  # its own value is one of them, unchanged
+        families += len(family) > 1
+        for other in family:
+            old, new = scene.things[1], other.things[1]
+            assert other.things[0] == scene.things[0] and other.background == scene.background
+            assert all(getattr(old, name) == getattr(new, name) for name in ATTRIBUTES if name != attribute)
+            assert all(thing.key not in HELD_OUT for thing in other.things)
+            assert other.things[0].color != new.color
+            half_way = [
+                (t.x + 8 * DIRECTIONS[t.direction][0], t.y + 8 * DIRECTIONS[t.direction][1]) for t in (old, new)
+            ]
+            assert half_way[0] == pytest.approx(half_way[1])
+            pixels = coverage_apart(other)
+            assert (pixels[0] * pixels[1]).max() == 0  # they never touch
+            assert all(p[:, 0].max() == p[:, -1].max() == p[..., 0].max() == p[..., -1].max() == 0 for p in pixels)
+    assert families > 20
+
+
+def coverage_apart(scene: Scene) -> list[Tensor]:
+    """Each thing's coverage [T, H, W] without the other."""
+    return [render([Scene((thing,), scene.background)])[1][0, 0] for thing in scene.things]
 
 
 def test_render_shapes_and_range() -> None:

@@ -8,7 +8,7 @@ Dimension letters: B clips, T frames, H rows, W columns, O objects.
 
 import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,6 +96,38 @@ def _touch(a: Thing, b: Thing, gap: float = 2.0) -> bool:
         if near_x and near_y:
             return True
     return False
+
+
+def _inside(thing: Thing) -> bool:
+    (dx, dy), (ex, ey) = DIRECTIONS[thing.direction], _extents(thing)
+    return all(
+        low + 1 <= value <= size - 1 - low
+        for t in (0, NUM_FRAMES - 1)
+        for value, low, size in ((thing.x + dx * t, ex, WIDTH), (thing.y + dy * t, ey, HEIGHT))
+    )
+
+
+def variants(scene: Scene, index: int, attribute: str, rng: random.Random) -> list[Scene]:
+    """The scene with one attribute of thing `index` set to each of its values that keep it a training scene.
+
+    All else stays, the place halfway through included. Values that would give a held-out triple, a colour twice, a
+    shape outside the picture or two that touch are left out, so there may be fewer than the attribute has.
+    """
+    thing, others = scene.things[index], [t for i, t in enumerate(scene.things) if i != index]
+    values = {"color": COLORS, "shape": SHAPES, "size": SIZES, "direction": DIRECTIONS}[attribute]
+    scenes = []
+    for value in values:
+        new = replace(thing, **{attribute: value})
+        if attribute == "size" and value != thing.size:
+            new = replace(new, half_extent=rng.uniform(*SIZES[value]))
+        half_way = (NUM_FRAMES - 1) / 2
+        (dx, dy), (new_dx, new_dy) = DIRECTIONS[thing.direction], DIRECTIONS[new.direction]
+        new = replace(new, x=thing.x + (dx - new_dx) * half_way, y=thing.y + (dy - new_dy) * half_way)
+        taken = any(new.color == other.color or _touch(new, other) for other in others)
+        if new.key not in HELD_OUT and not taken and _inside(new):
+            things = tuple(new if i == index else t for i, t in enumerate(scene.things))
+            scenes.append(Scene(things, scene.background))
+    return scenes
 
 
 def sample_scene(rng: random.Random, *, num_things: int, held_out: bool = False) -> Scene:
