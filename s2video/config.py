@@ -169,6 +169,9 @@ class ParallelConfig(_Section):
         ge=1,
         description="groups of such ranks, keys and values going round among them; null: 1, or what ulysses leaves",
     )
+    branch: Literal[1, 2] = Field(
+        default=1, description="2: cond and uncond side by side, on half of the ranks each; sub still on all of them"
+    )
     backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
     timeout_seconds: Number = Field(default=600.0, gt=0, le=86400, description="how long a rank waits for the others")
 

@@ -111,7 +111,6 @@ class Engine:
         )
         self.model = WanBlockModel(
             loading.load_transformer(self.folder, self._dtype, mesh.device),
-            mesh.sequence,
             attention_backend=config.model.attention_backend,
         )
         self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
@@ -227,6 +226,7 @@ class Engine:
                 self.model,
                 latents.to(self._dtype),
                 timestep.expand(latents.shape[0]),
+                mesh=self.mesh,
                 cond=cond,
                 uncond=uncond,
                 masks=masks,

@@ -129,8 +129,13 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
     _check_masks(config, checkpoint.num_blocks)
     if config.parallel.backend == "nccl" and config.model.device == "cpu":
         raise InputError("parallel.backend: nccl needs model.device cuda, came cpu: use gloo, or auto")
+    if config.parallel.branch == 2 and config.guidance.cfg_scale == 1:
+        raise InputError(
+            "parallel.branch: 2 runs cond and uncond side by side, but with guidance.cfg_scale 1 there is no uncond: "
+            "set parallel.branch to 1, and all ranks share cond's tokens"
+        )
     # What follows imports torch, so only where it is needed.
-    if config.parallel.ulysses is not None or config.parallel.ring is not None:
+    if (config.parallel.ulysses, config.parallel.ring, config.parallel.branch) != (None, None, 1):
         from .parallel.mesh import resolve_degrees
 
         if resolve_degrees(config.parallel, world_size)["ring"] > 1:

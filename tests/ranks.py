@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from s2video.parallel.mesh import Mesh
@@ -50,17 +50,18 @@ def _worker(rank: int, world_size: int, port: int, pipe: Connection) -> None:
                 pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
 
 
-_LAID_OUT: "dict[tuple[int, int], Mesh]" = {}
+_LAID_OUT: "dict[tuple[int, int, int], Mesh]" = {}
 
 
-def laid_out(mesh: "Mesh", ring: int, ulysses: int) -> "Mesh":
-    """In a rank: the same ranks as ring x ulysses; made once, for groups are dear."""
+def laid_out(mesh: "Mesh", ring: int, ulysses: int, branch: Literal[1, 2] = 1) -> "Mesh":
+    """In a rank: the same ranks as ring x ulysses x branch; made once, for groups are dear."""
     from s2video.config import ParallelConfig
     from s2video.parallel.mesh import build_mesh
 
-    if (ring, ulysses) not in _LAID_OUT:
-        _LAID_OUT[ring, ulysses] = build_mesh(ParallelConfig(ring=ring, ulysses=ulysses), mesh.device)
-    return _LAID_OUT[ring, ulysses]
+    degrees = (ring, ulysses, branch)
+    if degrees not in _LAID_OUT:
+        _LAID_OUT[degrees] = build_mesh(ParallelConfig(ring=ring, ulysses=ulysses, branch=branch), mesh.device)
+    return _LAID_OUT[degrees]
 
 
 class RankError(Exception):

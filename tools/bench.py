@@ -33,9 +33,11 @@ from s2video.models.base import Conditioning
 from s2video.models.loading import find_checkpoint, load_transformer, load_vae
 from s2video.models.vae import decode_frames
 from s2video.models.wan import WanBlockModel
-from s2video.parallel.mesh import SequenceAxes
+from s2video.parallel.mesh import Mesh
 from s2video.pipeline import Engine
 from s2video.sidecar import versions
+
+ALONE = Mesh(torch.device("cpu"))
 
 PROMPT = "a small red circle moving left and a large blue square moving up on a gray background"
 CPU = torch.device("cpu")
@@ -65,7 +67,7 @@ def bench_step(
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Ratios of S² to CFG over several masks; each mask's time is the median of its repeats."""
-    model = WanBlockModel(transformer, SequenceAxes())
+    model = WanBlockModel(transformer)
     num_blocks, spec = model.num_blocks, MaskSpec()
     latents = torch.randn(1, 16, *latent_shape)
     text = [Conditioning(torch.randn(1, tokens, transformer.config.text_dim)) for _ in range(2)]
@@ -74,7 +76,14 @@ def bench_step(
     def step(masks: list[tuple[int, ...]], share_prefix: bool = True) -> float:
         return seconds(
             lambda: predict(
-                model, latents, timestep, cond=text[0], uncond=text[1], masks=masks, share_prefix=share_prefix
+                model,
+                latents,
+                timestep,
+                mesh=ALONE,
+                cond=text[0],
+                uncond=text[1],
+                masks=masks,
+                share_prefix=share_prefix,
             )
         )
 

@@ -57,14 +57,25 @@ class BlockContext:
 class BlockModel(Protocol):
     """A diffusers transformer, its weights and blocks unchanged, seen from outside its block loop.
 
-    Tokens are sharded in `embed` and gathered in `project`, never in a block: any block can be left out.
+    Tokens are sharded in `embed` and gathered in `project`, never in a block: any block can be left out. The context
+    is cheap and knows no tokens, so that a rank can make that of a branch whose tokens it takes over later.
     """
 
     @property
     def num_blocks(self) -> int: ...
 
-    def embed(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> tuple[TokenState, BlockContext]:
-        """Latents [B, C, T, H, W] and timestep [B], in 0 … 1000, -> state before block 0."""
+    def num_tokens(self, latents: Tensor) -> int:
+        """Video tokens of latents [B, C, T, H, W]."""
+        ...
+
+    def prepare(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan
+    ) -> BlockContext:
+        """Latents [B, C, T, H, W] (for their shape), timestep [B] in 0 … 1000 -> the context of one branch."""
+        ...
+
+    def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
+        """Latents [B, C, T, H, W] -> state before block 0, of this rank's tokens."""
         ...
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
@@ -72,7 +83,8 @@ class BlockModel(Protocol):
         ...
 
     def project(self, state: TokenState, context: BlockContext) -> Tensor:
-        """State after the last block -> the network's prediction, whole on every rank: [B, C, T, H, W]."""
+        """State after the last block -> the network's prediction, whole on every rank of the context's plan:
+        [B, C, T, H, W]."""
         ...
 
     def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:

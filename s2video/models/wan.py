@@ -18,7 +18,6 @@ from torch import Tensor
 from ..geometry import LatentShape
 from ..parallel.attention import AttentionPlan, sharded_attention
 from ..parallel.collectives import gather_tokens
-from ..parallel.mesh import SequenceAxes
 from .base import BlockContext, Conditioning, TokenState
 
 Rotary = tuple[Tensor, Tensor]
@@ -68,16 +67,13 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 class WanBlockModel:
-    """`WanTransformer3DModel` seen as embed -> blocks -> project, with tokens sharded over `axes`.
+    """`WanTransformer3DModel` seen as embed -> blocks -> project, with tokens sharded in between.
 
     Takes the module over: its self-attention processors are replaced.
     """
 
-    def __init__(
-        self, transformer: WanTransformer3DModel, axes: SequenceAxes, *, attention_backend: str | None = None
-    ) -> None:
+    def __init__(self, transformer: WanTransformer3DModel, *, attention_backend: str | None = None) -> None:
         self.transformer = transformer
-        self.axes = axes
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
         self._attention = ShardedSelfAttention(attention_backend)
@@ -88,26 +84,17 @@ class WanBlockModel:
     def num_blocks(self) -> int:
         return len(self.transformer.blocks)
 
-    def embed(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> tuple[TokenState, BlockContext]:
-        """See `BlockModel.embed`. Only the frames that hold this rank's tokens are embedded."""
+    def num_tokens(self, latents: Tensor) -> int:
+        return LatentShape(*latents.shape[2:]).tokens(self.transformer.config.patch_size).num_tokens
+
+    def prepare(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan
+    ) -> BlockContext:
         model = self.transformer
-        grid = LatentShape(*latents.shape[2:]).tokens(model.config.patch_size)
-        plan = AttentionPlan.even(self.axes, grid.num_tokens)
-        mine = plan.mine
-
-        first, last = grid.frame_span(mine)
-        skipped = first * grid.height * grid.width
-        p_t = model.config.patch_size[0]
-        local = latents[:, :, first * p_t : last * p_t].to(model.dtype)
-        if mine.length:
-            tokens = model.patch_embedding(local).flatten(2).transpose(1, 2)
-            tokens = tokens[:, mine.start - skipped : mine.stop - skipped].contiguous()
-        else:  # more ranks than tokens: this one holds none
-            tokens = local.new_empty(latents.shape[0], 0, model.patch_embedding.out_channels)
-
         time_out, time, text, _ = model.condition_embedder(timestep, conditioning.text.to(model.dtype))
         cos, sin = model.rope(latents)
-        context = BlockContext(
+        mine = plan.mine
+        return BlockContext(
             text=text,
             time=time.unflatten(1, (6, -1)),
             time_out=time_out,
@@ -115,7 +102,19 @@ class WanBlockModel:
             attention=plan,
             latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
         )
-        return TokenState(tokens), context
+
+    def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
+        """See `BlockModel.embed`. Only the frames that hold this rank's tokens are embedded."""
+        model, mine = self.transformer, context.attention.mine
+        grid = LatentShape(*latents.shape[2:]).tokens(model.config.patch_size)
+        first, last = grid.frame_span(mine)
+        skipped = first * grid.height * grid.width
+        p_t = model.config.patch_size[0]
+        local = latents[:, :, first * p_t : last * p_t].to(model.dtype)
+        if not mine.length:  # more ranks than tokens: this one holds none
+            return TokenState(local.new_empty(latents.shape[0], 0, model.patch_embedding.out_channels))
+        tokens = model.patch_embedding(local).flatten(2).transpose(1, 2)
+        return TokenState(tokens[:, mine.start - skipped : mine.stop - skipped].contiguous())
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
         self._attention.plan = context.attention

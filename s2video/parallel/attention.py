@@ -38,6 +38,13 @@ class AttentionPlan:
         """Shards whose lengths differ by at most one."""
         return cls(axes, split_evenly(num_tokens, axes.whole.size))
 
+    def divided(self, axes: SequenceAxes) -> "AttentionPlan":
+        """The plan of `axes`, whose ranks are this plan's, each followed by its partners: every shard is shared out
+        among them, and nothing else moves."""
+        partners = axes.whole.size // self.axes.whole.size
+        parts = ((shard.start, part) for shard in self.tokens for part in split_evenly(shard.length, partners))
+        return AttentionPlan(axes, tuple(Shard(start + part.start, part.length) for start, part in parts))
+
     @property
     def mine(self) -> Shard:
         """This rank's tokens."""

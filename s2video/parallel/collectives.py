@@ -41,6 +41,26 @@ def gather_parts(local: Tensor, axis: Axis) -> tuple[Tensor, ...]:
     return tuple(gathered)
 
 
+def share_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis, *, shared: int = 0) -> Tensor:
+    """Rank 0's tokens, shared out: its [B, S + shared, D] -> [B, S_local + shared, D] on every rank.
+
+    Args:
+        local: what the other ranks pass only lends its B, D and dtype.
+        shared: so many rows at the end go to every rank whole.
+    """
+    if axis.size == 1:
+        return local
+    batch, _, width = local.shape
+    giving = axis.rank == 0
+    outgoing, parts = _buffers(local, [(batch, s.length + shared, width) if giving else (0,) for s in shards])
+    if giving:
+        tokens, behind = local.split((local.shape[1] - shared, shared), dim=1)
+        for part, shard in zip(parts, shards, strict=True):
+            torch.cat((tokens[:, shard.start : shard.stop], behind), dim=1, out=part)
+    mine = (batch, shards[axis.rank].length + shared, width)
+    return _all_to_all(outgoing, parts, [mine if r == 0 else (0,) for r in range(axis.size)], axis)[0]
+
+
 def heads_from_tokens(
     tensors: Sequence[Tensor], tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis
 ) -> tuple[Tensor, ...]:

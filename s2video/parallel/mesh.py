@@ -8,12 +8,13 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from einops import rearrange
+from torch import Tensor
 
 from ..config import ParallelConfig
 from ..errors import AgreementError, InputError
@@ -46,11 +47,20 @@ class SequenceAxes:
 
 @dataclass(frozen=True)
 class Mesh:
-    """All ranks of the run, and the axes that shard tokens and heads."""
+    """All ranks of the run, and the axes that they form: ring × ulysses × branch, branch varying fastest.
+
+    Attributes:
+        sequence: the ranks that run this rank's branch; they share its tokens.
+        branch: size 2 where cond (rank 0) and uncond (rank 1) run side by side, else 1. Its two ranks are partners.
+        merged: all ranks as one set that shares the tokens of one branch; equal to `sequence` without a branch axis.
+            Its Ulysses groups are those of both branches together, so partners are neighbours in it.
+    """
 
     device: torch.device
     world: Axis = Axis("world")
     sequence: SequenceAxes = SequenceAxes()
+    branch: Axis = Axis("branch")
+    merged: SequenceAxes = SequenceAxes()
     backend: str | None = None
 
     @property
@@ -63,6 +73,7 @@ class Mesh:
             "world_size": self.world.size,
             "ring": self.sequence.ring.size,
             "ulysses": self.sequence.ulysses.size,
+            "branch": self.branch.size,
             "backend": self.backend,
             "device": self.device.type,
         }
@@ -75,26 +86,29 @@ def launched_by_torchrun() -> bool:
 def resolve_degrees(parallel: ParallelConfig, world_size: int) -> dict[str, int]:
     """The size of every axis, slowest varying first; their product is the number of ranks.
 
-    A degree left out is what the other one leaves of the ranks; without either, all of them are `ulysses`.
+    A degree left out is what the others leave of the ranks; where ring and ulysses both are, ring is 1.
 
     Raises:
         InputError: where no such product is there; the message names every factor.
     """
-    ring, ulysses = parallel.ring, parallel.ulysses
-    given = {name: degree for name, degree in (("ring", ring), ("ulysses", ulysses)) if degree is not None}
-    if ring is None:
-        ring = world_size // ulysses if ulysses is not None else 1
-    if ulysses is None:
-        ulysses = world_size // ring
-    if ring * ulysses != world_size:
-        product = math.prod(given.values())
+    given = {name: d for name, d in (("ring", parallel.ring), ("ulysses", parallel.ulysses)) if d is not None}
+    if parallel.branch > 1:
+        given["branch"] = parallel.branch
+    product = math.prod(given.values())
+    rest = world_size // product
+    ring = parallel.ring if parallel.ring is not None else (rest if parallel.ulysses is not None else 1)
+    ulysses = parallel.ulysses if parallel.ulysses is not None else rest
+    degrees = {"ring": ring, "ulysses": ulysses, "branch": parallel.branch}
+    if math.prod(degrees.values()) != world_size:
         said = " × ".join(f"{name} {degree}" for name, degree in given.items())
-        fact = f"{said} = {product} must equal" if len(given) == 2 else f"{said} must divide"
+        if len(given) > 1:
+            said += f" = {product}"
+        must = "must equal" if {"ring", "ulysses"} <= given.keys() else "must divide"
         raise InputError(
-            f"parallel: {fact} the number of ranks, {world_size}; "
+            f"parallel: {said} {must} the number of ranks, {world_size}; "
             f"start {product} rank(s) (--nproc-per-node {product}) or leave {_keys(given)} out"
         )
-    return {"ring": ring, "ulysses": ulysses}
+    return degrees
 
 
 def _keys(names: Iterable[str]) -> str:
@@ -169,14 +183,27 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
             f"ranks do not form one mesh: {'; '.join(f'rank {r}: {d}' for r, d in enumerate(everyone))}. "
             "Start every rank with the same parallel settings"
         )
-    device_mesh = init_device_mesh(device.type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
-    ring, ulysses = (
-        Axis(name, degree, device_mesh.get_local_rank(name), device_mesh.get_group(name))
-        for name, degree in degrees.items()
-    )
+    ranks = torch.arange(size).view(*degrees.values())
+    ring = _axis("ring", rearrange(ranks, "r u b -> (u b) r"))
+    ulysses = _axis("ulysses", rearrange(ranks, "r u b -> (r b) u"))
+    sequence = SequenceAxes(ring, ulysses, _axis("sequence", rearrange(ranks, "r u b -> b (r u)")))
+    both = _axis("ulysses", rearrange(ranks, "r u b -> r (u b)")) if parallel.branch > 1 else ulysses
+    world = Axis("world", size, rank, dist.group.WORLD)
     return Mesh(
         device=device,
-        world=Axis("world", size, rank, dist.group.WORLD),
-        sequence=SequenceAxes(ring, ulysses, Axis("sequence", size, rank, dist.group.WORLD)),
+        world=world,
+        sequence=sequence,
+        branch=_axis("branch", rearrange(ranks, "r u b -> (r u) b")),
+        merged=SequenceAxes(ring, both, replace(world, name="sequence")),
         backend=dist.get_backend(),
     )
+
+
+def _axis(name: str, groups: Tensor) -> Axis:
+    """This rank's place in the row of `groups` [G, ranks of a group] that holds it. All ranks call it together."""
+    count, size = groups.shape
+    if size == 1:
+        return Axis(name)
+    row = next(row for row in groups.tolist() if dist.get_rank() in row)
+    group = dist.group.WORLD if count == 1 else dist.new_subgroups_by_enumeration(groups.tolist())[0]
+    return Axis(name, size, row.index(dist.get_rank()), group)

@@ -38,8 +38,8 @@ def test_worlds_agree(ranks: Ranks, tiny_checkpoint: Path, world_size: int, guid
         assert torch.equal(latents, together[0])
 
 
-def sample_laid_out(mesh: Mesh, config: RunConfig, ring: int, ulysses: int) -> torch.Tensor:
-    return sample(laid_out(mesh, ring, ulysses), config)
+def sample_laid_out(mesh: Mesh, config: RunConfig, *degrees: Any) -> torch.Tensor:
+    return sample(laid_out(mesh, *degrees), config)
 
 
 @pytest.mark.parametrize(("ring", "ulysses"), [(2, 1), (3, 1), (2, 2)])
@@ -47,6 +47,24 @@ def test_rings_agree(ranks: Ranks, tiny_checkpoint: Path, ring: int, ulysses: in
     config = tiny_config(tiny_checkpoint)
     alone = sample(None, config)
     together = ranks(ring * ulysses).run(sample_laid_out, config, ring, ulysses)
+    for latents in together:
+        torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
+        assert torch.equal(latents, together[0])
+
+
+@pytest.mark.parametrize(("ring", "ulysses"), [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    "guidance",
+    [{}, {"s2_scale": 0.0}, {"num_draws": 2, "batch_branches": True}, {"share_prefix": False, "never_drop": ()}],
+    ids=["s2", "cfg", "two-draws-batched", "forks-at-once"],
+)
+def test_branches_side_by_side_agree(
+    ranks: Ranks, tiny_checkpoint: Path, ring: int, ulysses: int, guidance: dict[str, Any]
+) -> None:
+    """Six steps: the first and the last lie outside the window, and have no sub branch to merge for."""
+    config = tiny_config(tiny_checkpoint, window=(0.2, 0.8), **guidance)
+    alone = sample(None, config)
+    together = ranks(2 * ring * ulysses).run(sample_laid_out, config, ring, ulysses, 2)
     for latents in together:
         torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
         assert torch.equal(latents, together[0])

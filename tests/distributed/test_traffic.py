@@ -68,10 +68,12 @@ def test_the_least_where_nothing_divides(ranks: Ranks, num_tokens: int, heads: i
 
 def forward(mesh: Mesh, ring: int, ulysses: int) -> dict[str, Any]:
     """One pass of a tiny Wan model; `stopped`: what was sent after the count does not count."""
-    model = WanBlockModel(build_transformer(), laid_out(mesh, ring, ulysses).sequence)
-    inputs = torch.zeros(1, 16, 5, 10, 14), torch.tensor([500]), Conditioning(torch.zeros(1, 8, 128))
+    model = WanBlockModel(build_transformer())
+    latents, timestep, text = torch.zeros(1, 16, 5, 10, 14), torch.tensor([500]), Conditioning(torch.zeros(1, 8, 128))
+    plan = AttentionPlan.even(laid_out(mesh, ring, ulysses).sequence, model.num_tokens(latents))
     with count_traffic() as traffic, torch.no_grad():
-        state, context = model.embed(*inputs)
+        context = model.prepare(latents, timestep, text, plan)
+        state = model.embed(latents, context)
         for index in range(model.num_blocks):
             state = model.run_block(index, state, context)
         model.project(state, context)

@@ -1,5 +1,6 @@
 """The block-by-block forward on one rank: equal to the module's own, whatever is shared, dropped or batched."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,15 @@ from s2video.forward import predict
 from s2video.models.base import BlockContext, Conditioning, TokenState
 from s2video.models.loading import load_transformer
 from s2video.models.wan import WanBlockModel
-from s2video.parallel.mesh import SequenceAxes
+from s2video.parallel.attention import AttentionPlan
+from s2video.parallel.mesh import Axis, Mesh
 
-ALONE = SequenceAxes()
+ALONE = Mesh(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def model() -> WanBlockModel:
-    return WanBlockModel(build_transformer(), ALONE)
+    return WanBlockModel(build_transformer())
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +43,9 @@ def test_block_model_is_the_module_to_the_bit(
     """`reference` keeps diffusers' own processors and forward."""
     latents, timestep, cond, uncond = inputs
     reference = load_transformer(tiny_checkpoint, dtype, torch.device("cpu"))
-    model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")), ALONE)
+    model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")))
     latents, cond, uncond = latents.to(dtype), Conditioning(cond.text.to(dtype)), Conditioning(uncond.text.to(dtype))
-    got = predict(model, latents, timestep, cond=cond, uncond=uncond)
+    got = predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond)
     assert got.uncond is not None and got.cond.dtype == dtype
     assert torch.equal(got.cond, own_forward(reference, latents, timestep, cond.text))
     assert torch.equal(got.uncond, own_forward(reference, latents, timestep, uncond.text))
@@ -64,9 +66,9 @@ def test_bfloat16_is_close_to_float32(
     latents, timestep, cond, _ = inputs
     outputs = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")), ALONE)
+        model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")))
         text = Conditioning(cond.text.to(dtype))
-        outputs.append(predict(model, latents.to(dtype), timestep, cond=text, masks=[(2,)]))
+        outputs.append(predict(model, latents.to(dtype), timestep, mesh=ALONE, cond=text, masks=[(2,)]))
     for wide, narrow in zip((outputs[0].cond, *outputs[0].subs), (outputs[1].cond, *outputs[1].subs), strict=True):
         error = (narrow.float() - wide).norm() / wide.norm()
         assert 1e-5 < error < 0.02  # bfloat16 has 8 bits: 0.4 % a rounding
@@ -77,8 +79,10 @@ def test_shared_prefix_is_recomputed_prefix_to_the_bit(
     model: WanBlockModel, inputs: tuple[Tensor, Tensor, Conditioning, Conditioning], masks: list[tuple[int, ...]]
 ) -> None:
     latents, timestep, cond, uncond = inputs
-    shared = predict(model, latents, timestep, cond=cond, uncond=uncond, masks=masks)
-    recomputed = predict(model, latents, timestep, cond=cond, uncond=uncond, masks=masks, share_prefix=False)
+    shared = predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=masks)
+    recomputed = predict(
+        model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=masks, share_prefix=False
+    )
     assert torch.equal(shared.cond, recomputed.cond)
     assert shared.uncond is not None and recomputed.uncond is not None and torch.equal(shared.uncond, recomputed.uncond)
     for mask, a, b in zip(masks, shared.subs, recomputed.subs, strict=True):
@@ -91,7 +95,7 @@ def test_sub_is_the_network_without_those_blocks(
 ) -> None:
     """Against diffusers' own forward over a shortened block list."""
     latents, timestep, cond, _ = inputs
-    got = predict(model, latents, timestep, cond=cond, masks=[(1, 4)]).subs[0]
+    got = predict(model, latents, timestep, mesh=ALONE, cond=cond, masks=[(1, 4)]).subs[0]
     shortened = build_transformer()
     shortened.blocks = torch.nn.ModuleList(b for i, b in enumerate(shortened.blocks) if i not in (1, 4))
     assert torch.equal(got, own_forward(shortened, latents, timestep, cond.text))
@@ -102,7 +106,7 @@ def test_every_block_can_be_left_out(
     model: WanBlockModel, inputs: tuple[Tensor, Tensor, Conditioning, Conditioning], index: int
 ) -> None:
     latents, timestep, cond, _ = inputs
-    got = predict(model, latents, timestep, cond=cond, masks=[(index,)])
+    got = predict(model, latents, timestep, mesh=ALONE, cond=cond, masks=[(index,)])
     assert not torch.equal(got.cond, got.subs[0])
     assert torch.isfinite(got.subs[0]).all()
 
@@ -111,8 +115,10 @@ def test_batched_branches_agree_up_to_rounding(
     model: WanBlockModel, inputs: tuple[Tensor, Tensor, Conditioning, Conditioning]
 ) -> None:
     latents, timestep, cond, uncond = inputs
-    one_by_one = predict(model, latents, timestep, cond=cond, uncond=uncond, masks=[(2, 4)])
-    batched = predict(model, latents, timestep, cond=cond, uncond=uncond, masks=[(2, 4)], batch_branches=True)
+    one_by_one = predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)])
+    batched = predict(
+        model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)], batch_branches=True
+    )
     assert one_by_one.uncond is not None and batched.uncond is not None
     torch.testing.assert_close(batched.cond, one_by_one.cond, atol=1e-5, rtol=0)
     torch.testing.assert_close(batched.uncond, one_by_one.uncond, atol=1e-5, rtol=0)
@@ -123,7 +129,7 @@ class Recorder(WanBlockModel):
     """Writes down which block runs, in order."""
 
     def __init__(self) -> None:
-        super().__init__(build_transformer(), ALONE)
+        super().__init__(build_transformer())
         self.calls: list[int] = []
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
@@ -135,10 +141,10 @@ def test_lockstep_order_and_cost(inputs: tuple[Tensor, Tensor, Conditioning, Con
     """No block is left before all branches are through it, and the shared prefix is not computed twice."""
     latents, timestep, cond, uncond = inputs
     recorder = Recorder()
-    predict(recorder, latents, timestep, cond=cond, uncond=uncond, masks=[(2, 4)])
+    predict(recorder, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)])
     assert recorder.calls == [0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5]
     recorder.calls.clear()
-    predict(recorder, latents, timestep, cond=cond, uncond=uncond, masks=[(2, 4)], share_prefix=False)
+    predict(recorder, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)], share_prefix=False)
     assert recorder.calls == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5]
 
 
@@ -146,7 +152,9 @@ def test_states_are_never_written_to(
     model: WanBlockModel, inputs: tuple[Tensor, Tensor, Conditioning, Conditioning]
 ) -> None:
     latents, timestep, cond, _ = inputs
-    state, context = model.embed(latents, timestep, cond)
+    plan = AttentionPlan.even(ALONE.sequence, model.num_tokens(latents))
+    context = model.prepare(latents, timestep, cond, plan)
+    state = model.embed(latents, context)
     before = state.video.clone()
     after = model.run_block(0, state, context)
     assert torch.equal(state.video, before) and not torch.equal(after.video, before)
@@ -158,19 +166,29 @@ def test_unknown_block_is_refused(
 ) -> None:
     latents, timestep, cond, _ = inputs
     with pytest.raises(ValueError, match=f"0 … {NUM_BLOCKS - 1}, got {index}"):
-        predict(model, latents, timestep, cond=cond, masks=[(index,)])
+        predict(model, latents, timestep, mesh=ALONE, cond=cond, masks=[(index,)])
+
+
+def test_a_branch_axis_needs_uncond(
+    model: WanBlockModel, inputs: tuple[Tensor, Tensor, Conditioning, Conditioning]
+) -> None:
+    latents, timestep, cond, _ = inputs
+    with pytest.raises(ValueError, match="half of the ranks run uncond"):
+        predict(model, latents, timestep, mesh=replace(ALONE, branch=Axis("branch", 2)), cond=cond)
 
 
 def test_changing_masks_do_not_recompile(inputs: tuple[Tensor, Tensor, Conditioning, Conditioning]) -> None:
     """Compiled blocks are compiled once: neither the mask nor the branch is part of what they depend on."""
     latents, timestep, cond, uncond = inputs
-    model = WanBlockModel(build_transformer(), ALONE)
-    expected = [predict(model, latents, timestep, cond=cond, uncond=uncond, masks=[m]) for m in [(1,), (2, 5)]]
+    model = WanBlockModel(build_transformer())
+    expected = [
+        predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[m]) for m in [(1,), (2, 5)]
+    ]
     torch._dynamo.reset()
     for block in model.transformer.blocks:
         block.compile(backend="eager", fullgraph=True)
-    got = [predict(model, latents, timestep, cond=cond, uncond=uncond, masks=[(1,)])]
+    got = [predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(1,)])]
     with torch._dynamo.config.patch(error_on_recompile=True):
-        got.append(predict(model, latents, timestep, cond=cond, uncond=uncond, masks=[(2, 5)]))
+        got.append(predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 5)]))
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a.subs[0], b.subs[0], atol=1e-5, rtol=0)

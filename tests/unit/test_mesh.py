@@ -26,7 +26,36 @@ def test_a_degree_left_out_follows(
     ring: int | None, ulysses: int | None, world_size: int, expected: tuple[int, int]
 ) -> None:
     degrees = resolve_degrees(ParallelConfig(ring=ring, ulysses=ulysses), world_size)
-    assert list(degrees.items()) == [("ring", expected[0]), ("ulysses", expected[1])]
+    assert list(degrees.items()) == [("ring", expected[0]), ("ulysses", expected[1]), ("branch", 1)]
+
+
+def test_a_branch_axis_halves_the_rest() -> None:
+    for ring, ulysses, expected in ((None, None, (1, 4, 2)), (2, None, (2, 2, 2)), (None, 2, (2, 2, 2))):
+        degrees = resolve_degrees(ParallelConfig(ring=ring, ulysses=ulysses, branch=2), 8)
+        assert tuple(degrees.values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("ring", "ulysses", "world_size", "said"),
+    [
+        (None, None, 3, "branch 2 must divide the number of ranks, 3; start 2 rank"),
+        (2, 2, 4, "ring 2 × ulysses 2 × branch 2 = 8 must equal the number of ranks, 4"),
+        (3, None, 8, "ring 3 × branch 2 = 6 must divide the number of ranks, 8"),
+    ],
+)
+def test_a_branch_axis_that_does_not_fit_is_refused(
+    ring: int | None, ulysses: int | None, world_size: int, said: str
+) -> None:
+    parallel = ParallelConfig(ring=ring, ulysses=ulysses, branch=2)
+    with pytest.raises(InputError) as caught:
+        check_request(RunConfig(parallel=parallel), CHECKPOINT, world_size=world_size)
+    assert said in str(caught.value)
+
+
+def test_a_branch_axis_without_uncond_is_refused_with_the_reason() -> None:
+    config = RunConfig.model_validate({"guidance": {"cfg_scale": 1}, "parallel": {"branch": 2}})
+    with pytest.raises(InputError, match=r"with guidance\.cfg_scale 1 there is no uncond"):
+        check_request(config, CHECKPOINT, world_size=2)
 
 
 @pytest.mark.parametrize(
@@ -61,4 +90,4 @@ def test_a_ring_needs_a_kernel_with_a_log_sum_exp() -> None:
 
 def test_one_process_is_a_mesh_of_ones() -> None:
     mesh = Mesh(torch.device("cpu"))
-    assert mesh.describe() == {"world_size": 1, "ring": 1, "ulysses": 1, "backend": None, "device": "cpu"}
+    assert mesh.describe() == {"world_size": 1, "ring": 1, "ulysses": 1, "branch": 1, "backend": None, "device": "cpu"}
