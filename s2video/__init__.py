@@ -1,4 +1,15 @@
 """s2video: text to video with S²-Guidance, on one GPU or many."""
 
+from typing import Any
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["__version__", "disable", "enable"]
+
+
+def __getattr__(name: str) -> Any:
+    """`enable` and `disable` bring torch with them, which takes seconds: loaded when asked for."""
+    if name in ("disable", "enable"):
+        from .integrations import pipelines
+
+        return getattr(pipelines, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
