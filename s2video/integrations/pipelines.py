@@ -4,10 +4,6 @@ Pipelines write CFG out in their loop, and nothing in it can be replaced. But by
 adds does not depend on CFG. So when the pipeline calls its transformer for cond, the sub prediction is made as well
 and sub − cond is kept; when it steps its scheduler, ω times that is taken off. The pipeline's own λ is never read, and
 λ = 1, embedded guidance and rescaling stay what they were.
-
-The sub prediction is the transformer's own forward once more, in which blocks before the first dropped one hand on
-what they get, and cond's state is put in there. The weights, the modules and their hooks are not touched: for the
-time of one call, the block lists are exchanged for lists of the same modules that can be walked with gaps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import build_config
 from ..errors import InputError
 from ..masks import MaskSpec, step_masks
+from .blocks import Forks, check_transformer, count_blocks
 
 _ATTRIBUTE = "_s2video"
-_POSITIONS = {"hidden_states": 0, "encoder_hidden_states": 1}  # of a block's arguments, in all families below
 
 
 @dataclass(frozen=True)
@@ -31,29 +27,21 @@ class _Family:
     """What has to be known of a pipeline class.
 
     Attributes:
-        blocks: the transformer's block lists, in the order in which they run.
-        returns: what a block returns, in this order, under the names of its arguments.
         cond_context: the name that the pipeline gives to `cache_context` for its conditional call; None where one call
             brings both halves, uncond first.
         transformers: the pipeline's attributes that hold one.
     """
 
-    blocks: tuple[str, ...]
-    returns: tuple[str, ...]
     cond_context: str | None = "cond"
     transformers: tuple[str, ...] = ("transformer",)
 
 
-_WAN = _Family(("blocks",), ("hidden_states",), transformers=("transformer", "transformer_2"))
-_MMDIT_RETURNS = ("encoder_hidden_states", "hidden_states")
 FAMILIES = {
-    "WanPipeline": _WAN,
-    "WanImageToVideoPipeline": _WAN,
-    "HunyuanVideoPipeline": _Family(
-        ("transformer_blocks", "single_transformer_blocks"), ("hidden_states", "encoder_hidden_states")
-    ),
-    "FluxPipeline": _Family(("transformer_blocks", "single_transformer_blocks"), _MMDIT_RETURNS),
-    "StableDiffusion3Pipeline": _Family(("transformer_blocks",), _MMDIT_RETURNS, cond_context=None),
+    "WanPipeline": _Family(transformers=("transformer", "transformer_2")),
+    "WanImageToVideoPipeline": _Family(transformers=("transformer", "transformer_2")),
+    "HunyuanVideoPipeline": _Family(),
+    "FluxPipeline": _Family(),
+    "StableDiffusion3Pipeline": _Family(cond_context=None),
 }
 
 
@@ -100,7 +88,7 @@ def enable(
     transformers = [t for t in (getattr(pipe, name, None) for name in family.transformers) if t is not None]
     spec = guidance.mask_spec()
     for transformer in transformers:
-        _check_transformer(transformer, spec, family)
+        check_transformer(transformer, spec)
     control = _Control(pipe, family, spec, guidance.s2_scale, mask_seed)
     for transformer in transformers:
         transformer.__dict__[_ATTRIBUTE] = control
@@ -126,21 +114,6 @@ def _family(pipe: Any) -> _Family:
     return FAMILIES[name]
 
 
-def _check_transformer(transformer: Any, spec: MaskSpec, family: _Family) -> None:
-    compiled = getattr(transformer, "_compiled_call_impl", None) is not None
-    if compiled or not all(hasattr(transformer, name) for name in family.blocks) or hasattr(transformer, "_orig_mod"):
-        raise InputError(
-            "enable: the transformer is compiled as a whole, and would be compiled anew for every mask: compile its "
-            "blocks instead, pipe.transformer.compile_repeated_blocks()"
-        )
-    num_blocks = sum(len(getattr(transformer, name)) for name in family.blocks)
-    eligible = len(spec.eligible(num_blocks))
-    if spec.drop_count is not None and spec.drop_count > eligible:
-        raise InputError(
-            f"enable: drop_count: expected at most {eligible} of {num_blocks} blocks, came {spec.drop_count}"
-        )
-
-
 @dataclass
 class _Control:
     """The settings of one enabled pipeline, and what is under way between a conditional call and the next step."""
@@ -158,22 +131,16 @@ class _Control:
         """The pipeline's call, and after a conditional one the sub prediction."""
         if not self.s2_scale or self.context != self.family.cond_context or keywords.get("skip_layers") is not None:
             return forward(*arguments, **keywords)
-        if getattr(transformer, "is_cache_enabled", False):
-            raise InputError(
-                f"S²-Guidance: {type(transformer._cache_config).__name__} reuses what blocks computed, and would hand "
-                "the sub prediction's to cond: call pipe.transformer.disable_cache(), or s2video.disable(pipe)"
-            )
         masks = self._masks(transformer)
         if not any(masks):
             return forward(*arguments, **keywords)
-        forks: dict[int, tuple[Tensor, ...]] = {min(mask): () for mask in masks}
-        with _walking(transformer, self.family, _Recording(forks, self.family.returns)):
+        forks = Forks(transformer, masks)
+        with forks.recording():
             output = forward(*arguments, **keywords)
         cond = self._cond_half(_sample(output))
         deviations = []
         for mask in masks:
-            walk = _Replay(min(mask), forks[min(mask)], frozenset(mask), self.family.returns)
-            with _walking(transformer, self.family, walk):
+            with forks.replaying(mask):
                 deviations.append(self._cond_half(_sample(forward(*arguments, **keywords))).float() - cond.float())
         self.deviation = torch.stack(deviations).mean(dim=0)
         return output
@@ -184,9 +151,12 @@ class _Control:
         step = scheduler.step_index
         if step is None:  # before its first step
             step = scheduler.begin_index or 0
-        num_blocks = sum(len(getattr(transformer, name)) for name in self.family.blocks)
         return step_masks(
-            self.spec, num_blocks=num_blocks, seed=self.mask_seed, step=step, num_steps=len(scheduler.timesteps)
+            self.spec,
+            num_blocks=count_blocks(transformer),
+            seed=self.mask_seed,
+            step=step,
+            num_steps=len(scheduler.timesteps),
         )
 
     def _cond_half(self, prediction: Tensor) -> Tensor:
@@ -242,66 +212,3 @@ def _guided_class(base: type) -> type:
 def _sample(output: Any) -> Tensor:
     sample: Tensor = output[0] if isinstance(output, tuple) else output.sample
     return sample
-
-
-Block = Callable[..., Any]
-Walk = Callable[[int, Block, tuple[Any, ...], dict[str, Any]], Any]
-
-
-@dataclass(frozen=True)
-class _Recording:
-    """Runs every block, and keeps the states that go into those in `forks`."""
-
-    forks: dict[int, tuple[Tensor, ...]]
-    returns: tuple[str, ...]
-
-    def __call__(self, index: int, block: Block, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        if index in self.forks:
-            self.forks[index] = _states(self.returns, arguments, keywords)
-        return block(*arguments, **keywords)
-
-
-@dataclass(frozen=True)
-class _Replay:
-    """Runs the blocks behind the fork that are not dropped, from the state that cond had there."""
-
-    fork: int
-    state: tuple[Tensor, ...]
-    dropped: frozenset[int]
-    returns: tuple[str, ...]
-
-    def __call__(self, index: int, block: Block, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        if index > self.fork and index not in self.dropped:
-            return block(*arguments, **keywords)
-        state = self.state if index == self.fork else _states(self.returns, arguments, keywords)
-        return state if len(state) > 1 else state[0]
-
-
-def _states(returns: tuple[str, ...], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The states among a block's arguments, in the order in which it would return them."""
-    return tuple(keywords[name] if name in keywords else arguments[_POSITIONS[name]] for name in returns)
-
-
-class _Walked(nn.ModuleList):
-    """A list of the same modules, walked with `walk` instead of calling each."""
-
-    def __init__(self, blocks: nn.ModuleList, first: int, walk: Walk) -> None:
-        super().__init__(blocks)
-        self._walk, self._first = walk, first
-
-    def __iter__(self) -> Iterator[Any]:
-        for index, block in enumerate(self._modules.values(), self._first):
-            yield lambda *a, index=index, block=block, **k: self._walk(index, block, a, k)
-
-
-@contextmanager
-def _walking(transformer: nn.Module, family: _Family, walk: Walk) -> Iterator[None]:
-    before = {name: getattr(transformer, name) for name in family.blocks}
-    first = 0
-    try:
-        for name, blocks in before.items():
-            transformer._modules[name] = _Walked(blocks, first, walk)
-            first += len(blocks)
-        yield
-    finally:
-        transformer._modules.update(before)
