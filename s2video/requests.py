@@ -19,6 +19,7 @@ from .config import RunConfig
 from .config_text import read_text
 from .errors import InputError
 
+WAN_VAE = "AutoencoderKLWan"
 _PIPELINE_MULTIPLE = 16  # pixels; diffusers' WanPipeline takes no other sizes, and results are held against it
 
 
@@ -40,6 +41,7 @@ class CheckpointInfo:
         max_positions: positions of the rotary embedding, along each of time, height and width.
         spatial_factor: pixels to a latent cell, along height and width.
         temporal_factor: frames to a latent frame, after the first.
+        vae_class: diffusers' name of the VAE's class.
     """
 
     num_blocks: int
@@ -47,6 +49,7 @@ class CheckpointInfo:
     max_positions: int
     spatial_factor: int
     temporal_factor: int
+    vae_class: str = WAN_VAE
 
 
 def read_prompt_file(path: Path) -> list[str]:
@@ -120,6 +123,7 @@ def read_checkpoint(folder: Path) -> CheckpointInfo:
         max_positions=_count(transformer_config, "rope_max_seq_len", 1024, transformer),
         spatial_factor=_count(vae_config, "scale_factor_spatial", 8, vae),
         temporal_factor=_count(vae_config, "scale_factor_temporal", 4, vae),
+        vae_class=str(vae_config.get("_class_name", WAN_VAE)),
     )
 
 
@@ -133,6 +137,10 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
         raise InputError(
             "parallel.branch: 2 runs cond and uncond side by side, but with guidance.cfg_scale 1 there is no uncond: "
             "set parallel.branch to 1, and all ranks share cond's tokens"
+        )
+    if config.parallel.decode == "sharded" and checkpoint.vae_class != WAN_VAE:
+        raise InputError(
+            f"parallel.decode: sharded needs {WAN_VAE}, this is {checkpoint.vae_class}: use tiled, or auto"
         )
     # What follows imports torch, so only where it is needed.
     if (config.parallel.ulysses, config.parallel.ring, config.parallel.branch) != (None, None, 1):

@@ -15,9 +15,10 @@ PACKAGE = ROOT / "s2video"
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
     0: ["errors", "files", "config", "config_text", "guidance", "masks", "geometry"],
-    1: [f"parallel.{name}" for name in ("mesh", "traffic", "collectives", "ring", "attention", "agreement")],
-    2: ["models.base", "models.wan", "models.text", "models.vae", "models.loading"],
-    3: ["forward", "sampler", "ffmpeg", "video", "progress", "sidecar"],
+    1: [f"parallel.{name}" for name in ("mesh", "traffic", "collectives", "ring", "attention")]
+    + [f"parallel.{name}" for name in ("agreement", "halo", "lead")],
+    2: [f"models.{name}" for name in ("base", "wan", "text", "vae", "vae_sharded", "vae_tiled", "decoder", "loading")],
+    3: ["forward", "sampler", "ffmpeg", "video", "video_queue", "progress", "sidecar"],
     4: ["integrations.pipelines", "pipeline", "requests", "selftest", "launcher", "cli", "__main__"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
