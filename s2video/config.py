@@ -180,6 +180,11 @@ class ParallelConfig(_Section):
     branch: Literal[1, 2] = Field(
         default=1, description="2: cond and uncond side by side, on half of the ranks each; sub still on all of them"
     )
+    decode: Literal["auto", "sharded", "tiled", "serial"] = Field(
+        default="auto",
+        description="sharded: a strip of the picture a rank, exact; tiled: overlapping tiles, blended; serial: rank 0 "
+        "alone; auto: sharded with Wan's VAE, else tiled",
+    )
     backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
     timeout_seconds: Number = Field(default=600.0, gt=0, le=86400, description="how long a rank waits for the others")
 

@@ -10,7 +10,7 @@ main rank.
 import copy
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from .guidance import combine, needs_uncond
 from .masks import step_masks
 from .models import loading
 from .models.base import Conditioning
+from .models.decoder import FrameDecoder
 from .models.text import TextEncoder
 from .parallel.agreement import require_agreement
 from .parallel.mesh import Mesh, resolve_device
@@ -36,7 +37,8 @@ from .progress import Progress, Style
 from .requests import check_request, read_checkpoint
 from .sampler import Denoise, sample
 from .sidecar import job_facts, load_latents, save_latents, versions
-from .video import VideoSpec, write_video
+from .video import VideoSpec
+from .video_queue import write_video_meanwhile
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,19 @@ class Engine:
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self._fingerprint = loading.fingerprint(self.folder)
         self._digests: Future[dict[str, str]] | None = None
-        text_components = self._vae = None
+        text_components = None
         if mesh.is_main:
             # gigabytes to hash, while the ranks compute; the result is wanted only for the sidecar
             self._digests = ThreadPoolExecutor(1).submit(loading.weight_digests, self.folder)
             text_components = loading.load_text(self.folder, getattr(torch, config.model.text_encoder_dtype))
-            self._vae = loading.load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device)
+        self._decoder = FrameDecoder(
+            config.parallel.decode,
+            mesh,
+            self.latent_shape,
+            vae_class=checkpoint.vae_class,
+            load_vae=lambda: loading.load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device),
+            timeout_seconds=config.parallel.timeout_seconds,
+        )
         self._encode_text = TextEncoder(
             self._family,
             text_components,
@@ -145,10 +154,12 @@ class Engine:
         with Progress("denoising", self._progress) as progress, torch.no_grad():
             return sample(denoise, self._noise(seeds), scheduler, on_step=progress)
 
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Frames of one video [1, C, T, H, W], as chunks of float32 [t, H, W, 3] in [0, 1]. Main rank only."""
-        assert self._vae is not None, "the VAE lives on the main rank"
-        return self._family.decode(self._vae, latents)
+    def decode(self, latents: Tensor) -> Generator[Tensor, None, None]:
+        """Frames of one video [1, C, T, H, W], as chunks of float32 [t, H, W, 3] in [0, 1], on the main rank.
+
+        All ranks exhaust it together, the others receiving nothing; see `FrameDecoder`.
+        """
+        return self._decoder(latents)
 
     def run(self, job: Job) -> Path | None:
         """Make the job's files: X.mp4, X.json and, if asked for, X.latents.safetensors.
@@ -162,6 +173,7 @@ class Engine:
         latents = self.sample([job.prompt], [job.seed], negative_prompt=job.negative_prompt)
         timings = {"load_seconds": self._load_seconds, "denoise_seconds": time.monotonic() - start}
         if not self.mesh.is_main:
+            list(self.decode(latents))  # nothing: this rank helps
             return None
         facts = job_facts(
             self.config,
@@ -174,7 +186,9 @@ class Engine:
         )
         save_latents(latents, job.latents_path, facts)
         start = time.monotonic()
-        write_video(self.decode(latents), job.output, _video_spec(self.config), metadata=_container_metadata(facts))
+        write_video_meanwhile(
+            self.decode(latents), job.output, _video_spec(self.config), metadata=_container_metadata(facts)
+        )
         timings["decode_seconds"] = time.monotonic() - start
         assert self._digests is not None
         write_json(
@@ -285,15 +299,23 @@ def decode_latents(path: Path, output: Path, config: RunConfig | None = None) ->
         config = build_config(saved.facts["config"], str(path))
     folder = loading.find_checkpoint(config.model.path, config.model.revision)
     loading.check_checkpoint(folder)
-    channels = read_checkpoint(folder).latent_channels
+    checkpoint = read_checkpoint(folder)
+    channels = checkpoint.latent_channels
     if saved.latents.shape[1] != channels:
         raise InputError(
             f"{path}: {saved.latents.shape[1]} channels, but the VAE of {config.model.path} has {channels}"
         )
-    vae = loading.load_vae(folder, getattr(torch, config.model.vae_dtype), resolve_device(config.model.device))
+    device = resolve_device(config.model.device)
+    decode = FrameDecoder(
+        config.parallel.decode,
+        Mesh(device),
+        LatentShape(*saved.latents.shape[2:]),
+        vae_class=checkpoint.vae_class,
+        load_vae=lambda: loading.load_vae(folder, getattr(torch, config.model.vae_dtype), device),
+        timeout_seconds=config.parallel.timeout_seconds,
+    )
     facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
-    frames = loading.read_family(folder).decode(vae, saved.latents)
-    write_video(frames, output, _video_spec(config), metadata=_container_metadata(facts))
+    write_video_meanwhile(decode(saved.latents), output, _video_spec(config), metadata=_container_metadata(facts))
     return output
 
 

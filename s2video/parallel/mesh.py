@@ -207,3 +207,11 @@ def _axis(name: str, groups: Tensor) -> Axis:
     row = next(row for row in groups.tolist() if dist.get_rank() in row)
     group = dist.group.WORLD if count == 1 else dist.new_subgroups_by_enumeration(groups.tolist())[0]
     return Axis(name, size, row.index(dist.get_rank()), group)
+
+
+def first_ranks(name: str, size: int, world: Axis, timeout_seconds: float) -> Axis | None:
+    """The first `size` ranks of the world as an axis; None on the others. All ranks call it together."""
+    if size == world.size:
+        return replace(world, name=name)
+    group = dist.new_group(list(range(size)), timeout=timedelta(seconds=timeout_seconds)) if size > 1 else None
+    return Axis(name, size, world.rank, group) if world.rank < size else None
