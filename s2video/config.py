@@ -172,6 +172,11 @@ class ParallelConfig(_Section):
     branch: Literal[1, 2] = Field(
         default=1, description="2: cond and uncond side by side, on half of the ranks each; sub still on all of them"
     )
+    weights: Literal["replicated", "fsdp", "zero3", "streamed"] = Field(
+        default="replicated",
+        description="replicated: every rank has all; fsdp, zero3: sharded over the ranks (FSDP2, DeepSpeed); "
+        "streamed: every rank has all in CPU memory, and two blocks on its GPU",
+    )
     backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
     timeout_seconds: Number = Field(default=600.0, gt=0, le=86400, description="how long a rank waits for the others")
 

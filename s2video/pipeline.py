@@ -29,6 +29,7 @@ from .guidance import combine, needs_uncond
 from .masks import step_masks
 from .models import loading
 from .models.base import Conditioning
+from .models.parts import place_transformer
 from .models.text import TextEncoder
 from .models.vae import decode_frames
 from .models.wan import WanBlockModel
@@ -109,10 +110,8 @@ class Engine:
             dtype=self._dtype,
             offload=config.model.offload_text_encoder,
         )
-        self.model = WanBlockModel(
-            loading.load_transformer(self.folder, self._dtype, mesh.device),
-            attention_backend=config.model.attention_backend,
-        )
+        transformer, self._weights = place_transformer(self.folder, self._dtype, mesh, config.parallel)
+        self.model = WanBlockModel(transformer, attention_backend=config.model.attention_backend)
         self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
         self._load_seconds = time.monotonic() - start
 
@@ -230,6 +229,7 @@ class Engine:
                 cond=cond,
                 uncond=uncond,
                 masks=masks,
+                weights=self._weights,
                 share_prefix=guidance.share_prefix,
                 batch_branches=guidance.batch_branches,
             )

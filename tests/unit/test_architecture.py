@@ -15,8 +15,11 @@ PACKAGE = ROOT / "s2video"
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
     0: ["errors", "files", "config", "config_text", "guidance", "masks", "geometry"],
-    1: [f"parallel.{name}" for name in ("mesh", "traffic", "collectives", "ring", "attention", "agreement")],
-    2: ["models.base", "models.wan", "models.text", "models.vae", "models.loading"],
+    1: [
+        f"parallel.{name}"
+        for name in ("mesh", "traffic", "collectives", "ring", "attention", "agreement", "weights", "zero3")
+    ],
+    2: ["models.base", "models.wan", "models.text", "models.vae", "models.loading", "models.parts"],
     3: ["forward", "sampler", "ffmpeg", "video", "progress", "sidecar"],
     4: ["pipeline", "requests", "launcher", "cli", "__main__"],
 }
