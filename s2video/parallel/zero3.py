@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ class Zero3Weights(FetchedWeights):
     """
 
     def __init__(self, blocks: Sequence[nn.Module], axis: Axis, device: torch.device, read: Read) -> None:
+        os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it takes a GPU wherever there is one
         import deepspeed
 
         super().__init__(len(blocks))
