@@ -1,7 +1,7 @@
 """Prompts -> text embeddings, on one rank, for all ranks.
 
-The encoder runs on the mesh's main rank only; its output is broadcast and kept by prompt. Between uses its memory can
-be given back. Knows nothing of what the embeddings are for.
+The encoder runs on the mesh's main rank only; its output is broadcast, and the last ones used are kept by prompt.
+Between uses its memory can be given back. Knows nothing of what the embeddings are for.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..parallel.collectives import broadcast_tensor
 from ..parallel.mesh import Mesh
+
+_CACHED = 16  # embeddings kept: 4 MiB each for Wan in bfloat16, on every rank's device
 
 
 class TextEncoder:
@@ -43,8 +45,14 @@ class TextEncoder:
         if missing:
             embeddings = self._encode(missing) if self._encoder is not None else None
             received = broadcast_tensor(embeddings, self._mesh.world, self._mesh.device)
-            self._cache.update(zip(missing, received.split(1), strict=True))
-        return torch.cat([self._cache[prompt] for prompt in prompts])
+            # a part of its own for each, or one that stays would keep all of them
+            self._cache.update(zip(missing, (part.clone() for part in received.split(1)), strict=True))
+        embeddings = torch.cat([self._cache[prompt] for prompt in prompts])
+        for prompt in prompts:  # the last used stand last; every rank drops the same
+            self._cache[prompt] = self._cache.pop(prompt)
+        for prompt in list(self._cache)[:-_CACHED]:
+            del self._cache[prompt]
+        return embeddings
 
     @torch.no_grad()
     def _encode(self, prompts: list[str]) -> Tensor:
