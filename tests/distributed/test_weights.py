@@ -87,6 +87,13 @@ def test_one_gather_of_each_block_a_step(
         assert result["sent"] * world_size == sum(result["gathers"]) * (world_size - 1)
 
 
+def test_each_rank_streams_a_copy_of_its_own(ranks: Ranks, tiny_checkpoint: Path) -> None:
+    config = tiny_config(tiny_checkpoint, window=(0.5, 1.0))
+    for result in ranks(2).run(sample_both, config, "streamed", 1, 2, 1):
+        assert torch.equal(result["latents"], result["whole"])
+        assert result["fetches"] == STEPS * NUM_BLOCKS and result["gathers"] == []
+
+
 def load(mesh: Mesh, folder: Path, kind: str, dtype: torch.dtype) -> dict[str, Any]:
     """What this rank read and holds; and whether each block, while it is whole, equals that of `load_transformer`."""
     with counted_reads() as read:
