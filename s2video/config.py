@@ -185,6 +185,11 @@ class ParallelConfig(_Section):
         description="sharded: a strip of the picture a rank, exact; tiled: overlapping tiles, blended; serial: rank 0 "
         "alone; auto: sharded with Wan's VAE, else tiled",
     )
+    weights: Literal["replicated", "fsdp", "zero3", "streamed"] = Field(
+        default="replicated",
+        description="replicated: every rank has all; fsdp, zero3: sharded over the ranks (FSDP2, DeepSpeed); "
+        "streamed: every rank has all in CPU memory, and two blocks on its GPU",
+    )
     backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
     timeout_seconds: Number = Field(default=600.0, gt=0, le=86400, description="how long a rank waits for the others")
 

@@ -30,6 +30,7 @@ from .masks import step_masks
 from .models import loading
 from .models.base import Conditioning
 from .models.decoder import FrameDecoder
+from .models.parts import place_transformer
 from .models.text import TextEncoder
 from .parallel.agreement import require_agreement
 from .parallel.mesh import Mesh, resolve_device
@@ -118,9 +119,10 @@ class Engine:
             dtype=self._dtype,
             offload=config.model.offload_text_encoder,
         )
-        self.model = self._family.block_model(
-            loading.load_transformer(self.folder, self._dtype, mesh.device), config.model.attention_backend
+        transformer, self._weights = place_transformer(
+            self.folder, self._dtype, mesh, config.parallel, self._family.block_lists
         )
+        self.model = self._family.block_model(transformer, config.model.attention_backend)
         self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
         self._load_seconds = time.monotonic() - start
 
@@ -245,6 +247,7 @@ class Engine:
                 cond=cond,
                 uncond=uncond,
                 masks=masks,
+                weights=self._weights,
                 share_prefix=guidance.share_prefix,
                 batch_branches=guidance.batch_branches,
             )

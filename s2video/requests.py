@@ -106,6 +106,10 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
             f"parallel.decode: sharded needs {WAN_VAE}, this is {checkpoint.vae_class}: use tiled, or auto"
         )
     # What follows imports torch, so only where it is needed.
+    if config.parallel.weights == "zero3":
+        from .parallel.zero3 import require_deepspeed
+
+        require_deepspeed()
     if (config.parallel.ulysses, config.parallel.ring, config.parallel.branch) != (None, None, 1):
         from .parallel.mesh import resolve_degrees
 

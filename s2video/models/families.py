@@ -67,9 +67,11 @@ class Family(ABC):
     Attributes:
         pipeline: its class.
         components: the checkpoint's folders, and the class that loads each; beside these the scheduler, of any class.
+        block_lists: the transformer's lists of blocks, in the order in which they run.
     """
 
     pipeline: ClassVar[str]
+    block_lists: ClassVar[tuple[str, ...]]
     components: ClassVar[Mapping[str, str]]
 
     @property
@@ -101,6 +103,7 @@ class Family(ABC):
 
 class _Wan(Family):
     pipeline = "WanPipeline"
+    block_lists = ("blocks",)
     components: ClassVar[Mapping[str, str]] = {
         "tokenizer": "AutoTokenizer",
         "text_encoder": "UMT5EncoderModel",
@@ -151,6 +154,7 @@ class _Wan(Family):
 
 class _HunyuanVideo(Family):
     pipeline = "HunyuanVideoPipeline"
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
     components: ClassVar[Mapping[str, str]] = {
         # model_index.json says LlamaTokenizerFast; that of transformers 5 splits text as Llama 1 and 2 do, whatever
         # tokenizer.json says, and Llama 3's is another

@@ -143,7 +143,7 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
 
     Raises:
         InputError: a device that is not there, or degrees that do not fit.
-        AgreementError: ranks that were told of different degrees.
+        AgreementError: ranks that were told of different degrees, or of different places for the weights.
     """
     target = resolve_device(device)
     if not launched_by_torchrun():
@@ -172,13 +172,14 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
 
     Raises:
         InputError: degrees that do not fit.
-        AgreementError: ranks that were told of different degrees.
+        AgreementError: ranks that were told of different degrees, or of different places for the weights.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     degrees = resolve_degrees(parallel, size)
-    everyone: list[dict[str, int]] = [{} for _ in range(size)]
-    dist.all_gather_object(everyone, degrees)
-    if any(others != degrees for others in everyone):  # groups made from different degrees would wait for ever
+    told = {**degrees, "weights": parallel.weights}
+    everyone: list[dict[str, int | str]] = [{} for _ in range(size)]
+    dist.all_gather_object(everyone, told)
+    if any(others != told for others in everyone):  # groups made from different degrees would wait for ever
         raise AgreementError(
             f"ranks do not form one mesh: {'; '.join(f'rank {r}: {d}' for r, d in enumerate(everyone))}. "
             "Start every rank with the same parallel settings"
@@ -197,6 +198,12 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
         merged=SequenceAxes(ring, both, replace(world, name="sequence")),
         backend=dist.get_backend(),
     )
+
+
+def in_own_group(axis: Axis, timeout_seconds: float) -> Axis:
+    """The same ranks in a new group, whose collectives do not queue behind the old one's. All call it together."""
+    ranks = dist.get_process_group_ranks(axis.group)
+    return replace(axis, group=dist.new_group(ranks, timeout=timedelta(seconds=timeout_seconds)))
 
 
 def _axis(name: str, groups: Tensor) -> Axis:

@@ -16,9 +16,9 @@ PACKAGE = ROOT / "s2video"
 FLOORS: dict[int, list[str]] = {
     0: ["errors", "files", "config", "config_text", "guidance", "masks", "geometry"],
     1: [f"parallel.{name}" for name in ("mesh", "traffic", "collectives", "ring", "attention")]
-    + [f"parallel.{name}" for name in ("agreement", "halo", "lead")],
+    + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "families", "wan", "hunyuan_video", "text", "loading")]
-    + [f"models.{name}" for name in ("vae", "vae_sharded", "vae_tiled", "decoder")],
+    + [f"models.{name}" for name in ("parts", "vae", "vae_sharded", "vae_tiled", "decoder")],
     3: ["forward", "sampler", "ffmpeg", "video", "video_queue", "progress", "sidecar"],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
     + ["pipeline", "requests", "selftest", "launcher", "cli", "__main__"],
