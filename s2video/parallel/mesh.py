@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ..config import ParallelConfig
 from ..errors import AgreementError, InputError
+from .watch import Watch, watching
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,13 @@ class SequenceAxes:
 
 @dataclass(frozen=True)
 class Mesh:
-    """All ranks of the run, and the axes that shard tokens and heads."""
+    """All ranks of the run, the axes that shard tokens and heads, and this rank's watch over the others."""
 
     device: torch.device
     world: Axis = Axis("world")
     sequence: SequenceAxes = SequenceAxes()
     backend: str | None = None
+    watch: Watch = field(default_factory=Watch, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -147,7 +149,10 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         device_id=target if backend == "nccl" else None,
     )
     try:
-        yield build_mesh(parallel, target)
+        with watching(parallel.heartbeat_seconds) as watch:
+            mesh = replace(build_mesh(parallel, target), watch=watch)
+            watch.start()
+            yield mesh
     finally:
         # a rank that leaves without this can abort, and torchrun then reports a finished job as failed
         dist.destroy_process_group()

@@ -14,10 +14,10 @@ PACKAGE = ROOT / "s2video"
 
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
-    0: ["errors", "files", "config", "config_text", "guidance", "masks", "geometry"],
-    1: [f"parallel.{name}" for name in ("mesh", "traffic", "collectives", "ring", "attention", "agreement")],
+    0: ["errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry"],
+    1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention", "agreement")],
     2: ["models.base", "models.wan", "models.text", "models.vae", "models.loading"],
-    3: ["forward", "sampler", "ffmpeg", "video", "progress", "sidecar"],
+    3: ["forward", "sampler", "ffmpeg", "video", "progress", "sidecar", "checkpoint"],
     4: ["pipeline", "requests", "launcher", "cli", "__main__"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
