@@ -27,6 +27,7 @@ from ..errors import S2VideoError
 
 _INTERVAL = 1.0  # seconds between two signs of life
 _MEETING_INTERVAL = 0.05  # while somebody waits
+_GRACE = 2.0  # seconds for this rank's main thread to fail by itself, as it may be about to, in the same way
 _PATIENCE = 2.0  # seconds for one exchange with the store, where nothing is lost without it
 _LINGER = 3.0  # seconds that rank 0, whose process may hold the store, gives the others to read what it wrote last
 _UNWINDING = 15.0  # seconds for a rank that failed to end by itself
@@ -37,6 +38,7 @@ class _Record:
     """What a rank writes of itself.
 
     Attributes:
+        host: a name that the ranks of one host share.
         place: what it is doing, such as "denoising step 3 of 30".
         sequence: how many places it has been at. Who has been at fewer is behind.
         meetings: how many meetings it has come to.
@@ -45,6 +47,7 @@ class _Record:
         ended: it leaves, or has left.
     """
 
+    host: str
     place: str = "starting"
     sequence: int = 0
     meetings: int = 0
@@ -68,9 +71,8 @@ class Watch:
         self._silence = silence
         self._interval = min(_INTERVAL, silence / 4)
         self._store = store
-        self._host = host
         self._keys = [f"rank/{r}" for r in range(size)]
-        self._records = [_Record() for _ in range(size)]
+        self._records = [_Record(host) for _ in range(size)]
         self._own = self._records[rank]
         self._news = threading.Condition()  # guards what follows, and tells of changes in it
         self._answers = [b""] * size
@@ -81,7 +83,6 @@ class Watch:
         self._meeting = False
         self._doubt: tuple[float, str] | None = None  # since when, and why, some rank must be behind
         self._unwinding_since: float | None = None
-        self._speaks: bool | None = None
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._exchange, self._judge)]
@@ -147,14 +148,18 @@ class Watch:
         with self._news:
             self._own.failure, self._own.ended = failure, True
             self._unwinding_since = time.monotonic()
-            self._changed()
-            self._news.wait_for(lambda: self._published == self._version or self._lost, _PATIENCE)
-            if self._rank == 0:
-                self._news.wait_for(lambda: all(r.ended for r in self._records) or self._lost, _LINGER)
+            self._tell()
         if error is None:
             self._closed.set()
             self._wake.set()
             self._threads[0].join(_PATIENCE)
+
+    def _tell(self) -> None:
+        """Wait until the others can have read the own record, but not for ever."""
+        self._changed()
+        self._news.wait_for(lambda: self._published == self._version or self._lost, _PATIENCE)
+        if self._rank == 0:
+            self._news.wait_for(lambda: all(r.ended for r in self._records) or self._lost, _LINGER)
 
     def _changed(self) -> None:
         self._version += 1
@@ -195,6 +200,7 @@ class Watch:
     def _judge(self) -> None:
         """Thread: end the process when another rank, or the store, is gone."""
         before = time.monotonic()
+        since: float | None = None
         while not self._closed.wait(self._interval):
             now = time.monotonic()
             missed = now - before - self._interval
@@ -204,7 +210,11 @@ class Watch:
                     self._heard_at = [at + missed for at in self._heard_at]
                     self._exchanged_at += missed
                 verdict = self._verdict(now)
-            if verdict is not None:
+            if verdict is None:
+                since = None
+            elif since is None:
+                since = now
+            elif now - since >= _GRACE:
                 self._end(verdict)
 
     def _verdict(self, now: float) -> str | None:
@@ -244,24 +254,24 @@ class Watch:
 
     def _end(self, verdict: str) -> NoReturn:
         with self._news:
-            self._own.failure, self._own.ended = verdict, True
-            self._changed()
-            self._news.wait_for(lambda: self._published == self._version or self._lost, _PATIENCE)
-        if self._is_to_speak():
+            others = self._records[: self._rank] + self._records[self._rank + 1 :]
+            is_told = any(r.failure == verdict and r.host == self._own.host for r in others)
+        if not is_told and self._is_to_speak():
             print(f"s2video: error: {verdict}", file=sys.stderr, flush=True)
+        with self._news:
+            self._own.failure, self._own.ended = verdict, True
+            self._tell()
         end_suddenly(1)
 
     def _is_to_speak(self) -> bool:
         """Whether this rank is the first of its host to ask, or cannot know."""
-        if self._speaks is None:
-            assert self._store is not None
-            store, counts = self._store, list[int]()
-            asking = threading.Thread(target=lambda: counts.append(store.add(f"speaker/{self._host}", 1)), daemon=True)
-            if self._lost is None:
-                asking.start()
-                asking.join(_PATIENCE)
-            self._speaks = counts in ([], [1])
-        return self._speaks
+        assert self._store is not None
+        store, key, counts = self._store, f"speaker/{self._own.host}", list[int]()
+        if self._lost is None:
+            asking = threading.Thread(target=lambda: counts.append(store.add(key, 1)), daemon=True)
+            asking.start()
+            asking.join(_PATIENCE)  # the store may have stopped answering
+        return counts in ([], [1])
 
 
 @contextmanager

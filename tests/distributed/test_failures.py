@@ -20,7 +20,7 @@ DEADLINE = 30.0  # seconds until the last rank has ended
 HEARTBEAT = 8.0
 NUM_STEPS = 1000
 
-# `python -c MISBEHAVE KIND RANK ...`: that rank does something in its fifth step, or to its files.
+# `python -c MISBEHAVE KIND RANK ...`: that rank does something at the end of its fourth step, or to its files.
 MISBEHAVE = """
 import resource, sys, time
 from datetime import timedelta
@@ -35,17 +35,17 @@ mine, sample = environ["RANK"] == rank, pipeline.sample
 if kind == "full" and mine:
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # latents have 45 KiB
 
-def misbehaving(denoise, latents, scheduler, **more):
-    def wrapped(latents, timestep, step):
-        if step == 4 and kind == "hang":
+def misbehaving(*arguments, on_step, **more):
+    def wrapped(done, total, latents):
+        if done == 4 and kind == "hang":
             for group in list(c10d._world.pg_map):
                 c10d._set_pg_timeout(timedelta(seconds=3), group)
-        if step == 4 and mine and kind == "raise":
+        if done == 4 and mine and kind == "raise":
             raise S2VideoError("out of order")
-        if step == 4 and mine and kind == "hang":
+        if done == 4 and mine and kind == "hang":
             time.sleep(1000)
-        return denoise(latents, timestep, step)
-    return sample(wrapped, latents, scheduler, **more)
+        on_step(done, total, latents)
+    return sample(*arguments, on_step=wrapped, **more)
 
 pipeline.sample = misbehaving
 sys.exit(main(sys.argv[3:]))
@@ -149,7 +149,7 @@ def test_a_main_thread_that_hangs(start: Callable[..., Job]) -> None:
     job.wait_until(lambda: "step 4/6" in job.said(0))
     assert job.codes() == [1, 1]
     (line,) = job.errors()
-    assert "behind is rank 1 (last at: denoising step 5 of 6)" in line, line
+    assert "behind is rank 1 (last at: denoising step 4 of 6)" in line, line
     assert "Traceback" not in job.said(0)
     assert job.files() == []
 
