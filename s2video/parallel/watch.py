@@ -27,7 +27,9 @@ from ..errors import S2VideoError
 
 _INTERVAL = 1.0  # seconds between two signs of life
 _MEETING_INTERVAL = 0.05  # while somebody waits
-_GRACE = 2.0  # seconds for this rank's main thread to fail by itself, as it may be about to, in the same way
+# Seconds that a verdict must stand: after a pause of this process it has not heard of the others yet, and after the
+# failure of another rank it may be about to fail in the same way, with its own exit code.
+_GRACE = 2.0
 _PATIENCE = 2.0  # seconds for one exchange with the store, where nothing is lost without it
 _LINGER = 3.0  # seconds that rank 0, whose process may hold the store, gives the others to read what it wrote last
 _UNWINDING = 15.0  # seconds for a rank that failed to end by itself
@@ -199,16 +201,10 @@ class Watch:
 
     def _judge(self) -> None:
         """Thread: end the process when another rank, or the store, is gone."""
-        before = time.monotonic()
         since: float | None = None
         while not self._closed.wait(self._interval):
             now = time.monotonic()
-            missed = now - before - self._interval
-            before = now
             with self._news:
-                if missed > self._interval:  # this process stood still, so it could not hear the others
-                    self._heard_at = [at + missed for at in self._heard_at]
-                    self._exchanged_at += missed
                 verdict = self._verdict(now)
             if verdict is None:
                 since = None

@@ -124,7 +124,7 @@ def test_a_state_that_cannot_be_stored_is_refused_after_the_first_step(tmp_path:
     path = tmp_path / "x.checkpoint.safetensors"
     with pytest.raises(S2VideoError, match="memory is of type set"):
         run(Odd(), path, every_seconds=3600.0)
-    with pytest.raises(StoppedError, match="no checkpoint could be written .*memory is of type set"):
+    with pytest.raises(StoppedError, match=r"no checkpoint could be written .*memory is of type set"):
         run(Odd(), path, stop_after=3)
     run(Odd(), path)
     assert not path.exists()
