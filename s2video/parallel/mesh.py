@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from ..config import ParallelConfig
-from ..errors import AgreementError, InputError
+from ..errors import AgreementError, InputError, S2VideoError
 from .watch import Watch, watching
 
 
@@ -132,6 +132,7 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
     Raises:
         InputError: a device that is not there, or degrees that do not fit.
         AgreementError: ranks that were told of different degrees.
+        S2VideoError: other ranks that do not come.
     """
     target = resolve_device(device)
     if not launched_by_torchrun():
@@ -143,11 +144,17 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
     if target.type == "cuda":
         torch.cuda.set_device(target)
     backend = parallel.backend if parallel.backend != "auto" else ("nccl" if target.type == "cuda" else "gloo")
-    dist.init_process_group(
-        backend,
-        timeout=timedelta(seconds=parallel.timeout_seconds),
-        device_id=target if backend == "nccl" else None,
-    )
+    try:
+        dist.init_process_group(
+            backend,
+            timeout=timedelta(seconds=parallel.timeout_seconds),
+            device_id=target if backend == "nccl" else None,
+        )
+    except dist.DistError as error:
+        raise S2VideoError(
+            f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}): look "
+            "at what they say, and at the network between the hosts"
+        ) from error
     try:
         with watching(parallel.heartbeat_seconds) as watch:
             mesh = replace(build_mesh(parallel, target), watch=watch)
