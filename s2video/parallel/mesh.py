@@ -152,8 +152,8 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         )
     except dist.DistError as error:
         raise S2VideoError(
-            f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}): look "
-            "at what they say, and at the network between the hosts"
+            f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}): "
+            "look at what they say, and at the network between the hosts"
         ) from error
     try:
         with watching(parallel.heartbeat_seconds) as watch:

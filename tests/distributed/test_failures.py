@@ -16,9 +16,9 @@ import pytest
 import yaml
 from tiny import PROMPT, tiny_config
 
-DEADLINE = 30.0  # seconds until the last rank has ended
+DEADLINE = 30.0  # seconds from what goes wrong until the last rank has ended
 HEARTBEAT = 8.0
-NUM_STEPS = 1000
+NUM_STEPS = 200
 
 # `python -c MISBEHAVE KIND RANK ...`: that rank does something at the end of its fourth step, or to its files.
 MISBEHAVE = """
@@ -87,9 +87,9 @@ class Job:
             assert all(process.poll() is None for process in self.processes), "the job ended before its time"
             time.sleep(0.05)
 
-    def codes(self, *, without: int | None = None) -> list[int]:
+    def codes(self, *, without: int | None = None, within: float = DEADLINE) -> list[int]:
         """Exit codes, when all but one rank have ended."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + within
         awaited = [process for rank, process in enumerate(self.processes) if rank != without]
         return [process.wait(max(0.1, deadline - time.monotonic())) for process in awaited]
 
@@ -138,6 +138,7 @@ def test_a_rank_that_is_gone_or_stopped(
 
 def test_a_rank_that_raises(start: Callable[..., Job]) -> None:
     job = start(2, program=("-c", MISBEHAVE, "raise", "1"))
+    job.wait_until(lambda: "step 3/6" in job.said(0))
     assert job.codes() == [1, 1]
     assert job.errors() == ["s2video: error: rank 1: out of order"]
     assert job.files() == []
@@ -157,6 +158,7 @@ def test_a_main_thread_that_hangs(start: Callable[..., Job]) -> None:
 def test_a_full_disk(start: Callable[..., Job]) -> None:
     """The main rank's files cannot grow: the latents fit, the video does not."""
     job = start(2, "--set", "output.crf=0", program=("-c", MISBEHAVE, "full", "0"))
+    job.wait_until(lambda: "step 6/6" in job.said(0))
     assert job.codes() == [1, 1]
     (line,) = job.errors()
     assert "ffmpeg ended with status" in line
@@ -176,7 +178,7 @@ def test_killed_in_the_midst_of_encoding(start: Callable[..., Job], tmp_path: Pa
     assert whole == ["clip.checkpoint.safetensors", "clip.latents.safetensors"]
 
     again = start(1, *arguments, "--set", "sampling.num_inference_steps=2", "--resume")
-    assert again.codes() == [0]
+    assert again.codes(within=240) == [0]
     assert "going on after step 2" in again.said(0) and "step 2/2" not in again.said(0)
     assert [name for name in again.files() if not name.startswith(".")] == ["clip.json", "clip.mp4"]
     assert json.loads(again.output.with_suffix(".json").read_text())["resumed_after_step"] == 2

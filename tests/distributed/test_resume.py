@@ -105,7 +105,7 @@ def test_sigterm_while_denoising(start: Callable[..., Job], tiny_checkpoint: Pat
     assert job.files() == ["clip.checkpoint.safetensors"]
 
     again = start(2, "--set", "sampling.num_inference_steps=300", "--keep-latents", "--resume")
-    assert again.codes() == [0, 0]
+    assert again.codes(within=240) == [0, 0]
     assert "going on after step" in again.said(0) and "step 30/300" not in again.said(0)
     assert again.files() == ["clip.json", "clip.latents.safetensors", "clip.mp4"]
 
