@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ..config import ParallelConfig
 from ..errors import AgreementError, InputError, S2VideoError
-from .watch import Watch, watching
+from .watch import Watch, connect
 
 
 @dataclass(frozen=True)
@@ -155,14 +155,16 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
             f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}): "
             "look at what they say, and at the network between the hosts"
         ) from error
+    watch = connect(parallel.heartbeat_seconds)
     try:
-        with watching(parallel.heartbeat_seconds) as watch:
+        with watch:
             mesh = replace(build_mesh(parallel, target), watch=watch)
             watch.start()
             yield mesh
     finally:
         # a rank that leaves without this can abort, and torchrun then reports a finished job as failed
         dist.destroy_process_group()
+        watch.close()
 
 
 def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:

@@ -14,10 +14,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from types import TracebackType
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -59,7 +58,9 @@ class _Record:
 
 
 class Watch:
-    """This rank's watch over the others. Without a store, that is with one process, its methods do nothing.
+    """This rank's watch over the others; a block of `with`, whose end is `leave`, and then `close`.
+
+    Without a store, that is with one process, its methods do nothing.
 
     Args:
         silence: seconds without a sign of life after which a rank counts as gone.
@@ -111,13 +112,8 @@ class Watch:
             self._news.wait_for(lambda: all(r.meetings >= self._own.meetings for r in self._records))
             self._meeting = False
 
-    def begin(self) -> None:
-        """Write the first record. A collective must follow, and then `start`."""
-        if self._store is not None:
-            self._store.set(self._keys[self._rank], self._text(0))
-
     def start(self) -> None:
-        """Watch from now on. Every rank has written its first record."""
+        """Watch from now on. There was a collective since the block began, so every rank has written its record."""
         now = time.monotonic()
         self._heard_at = [now] * len(self._keys)
         self._exchanged_at = now
@@ -125,13 +121,13 @@ class Watch:
             thread.start()
 
     def leave(self, error: BaseException | None = None) -> None:
-        """The last call: this rank ends, well or by `error`, and the others hear of it.
+        """This rank ends, well or by `error`, and the others hear of it. If it then does not end, its watch ends it.
 
         Where the error only shows that another rank is gone, this rank's process ends here, with a line that says
         which one and where it was. Where several ranks of a host fail in the same way, one of them is to speak:
         `error.told` says to the others that it does.
         """
-        if not self._threads[0].is_alive():
+        if self._threads[1].ident is None:  # not started
             return
         failure = None
         if error is None:
@@ -141,7 +137,7 @@ class Watch:
                 self._own.waited = True
                 self._changed()
                 self._doubt = time.monotonic(), _first_line(error)
-            self._closed.wait()  # until the process ends
+            self._closed.wait()  # until `_judge` ends the process
         else:
             speaks = self._is_to_speak()
             if isinstance(error, S2VideoError):
@@ -151,10 +147,21 @@ class Watch:
             self._own.failure, self._own.ended = failure, True
             self._unwinding_since = time.monotonic()
             self._tell()
-        if error is None:
-            self._closed.set()
-            self._wake.set()
-            self._threads[0].join(_PATIENCE)
+
+    def close(self) -> None:
+        """Watch no more: the process group is left, and nothing can hang in it."""
+        self._closed.set()
+        self._wake.set()
+
+    def __enter__(self) -> "Watch":
+        assert self._store is not None, "one process alone has nobody to watch"
+        self._store.set(self._keys[self._rank], self._text(0))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave(error)
 
     def _tell(self) -> None:
         """Wait until the others can have read the own record, but not for ever."""
@@ -270,12 +277,8 @@ class Watch:
         return counts in ([], [1])
 
 
-@contextmanager
-def watching(silence: float) -> Iterator[Watch]:
-    """A watch over the default process group, which this process has joined through its environment.
-
-    The block runs a collective of all ranks and then calls `start`. The end of the block is `leave`.
-    """
+def connect(silence: float) -> Watch:
+    """A watch over the default process group, which this process has joined through its environment."""
     # A connection of our own: a call that blocks in the process group's would hold up the signs of life.
     server = dist.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -285,20 +288,13 @@ def watching(silence: float) -> Iterator[Watch]:
         timeout=timedelta(seconds=silence),
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    watch = Watch(
+    return Watch(
         dist.get_rank(),
         dist.get_world_size(),
         silence=silence,
         store=dist.PrefixStore(f"s2video/watch/{attempt}", server),
         host=os.environ.get("GROUP_RANK", "0"),
     )
-    watch.begin()
-    try:
-        yield watch
-    except BaseException as error:
-        watch.leave(error)
-        raise
-    watch.leave()
 
 
 def _shows_a_lost_rank(error: BaseException) -> bool:

@@ -40,14 +40,14 @@ def pair() -> Iterator[Callable[..., list[Watch]]]:
         store = dist.HashStore()
         made.extend(Watch(r, len(hosts), silence=SILENCE, store=store, host=host) for r, host in enumerate(hosts))
         for watch in made:
-            watch.begin()
+            watch.__enter__()
         for watch in made:
             watch.start()
         return made
 
     yield make
     for watch in made:
-        watch._closed.set()
+        watch.close()
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
@@ -119,7 +119,7 @@ def test_a_silent_rank_is_named(
     _, silent = pair("a", "a")
     silent.report("loading")
     time.sleep(0.7)
-    silent._closed.set()  # its threads end
+    silent.close()  # its threads end
     wait_until(lambda: ends)
     said = capfd.readouterr().err
     assert "no sign of life for 2 s from rank 1 (last at: loading); rank 0 is at: starting" in said
