@@ -340,7 +340,9 @@ class Engine:
             "guidance.mask_seed": mask_seed,
             "weights": self._fingerprint,
             "latent_shape": [self.latent_shape.frames, self.latent_shape.height, self.latent_shape.width],
-            "scheduler": dict(scheduler.config),
+            # what diffusers adds for itself stands in the order of a set, which differs from process to process
+            "scheduler": {key: value for key, value in scheduler.config.items() if not key.startswith("_")},
+            "scheduler class": type(scheduler).__name__,
             "versions": versions(),
             # chooses kernels where the config names none, and kernels differ in the last bits
             "attention backend (DIFFUSERS_ATTN_BACKEND)": os.environ.get("DIFFUSERS_ATTN_BACKEND"),
