@@ -191,7 +191,20 @@ class ParallelConfig(_Section):
         "streamed: every rank has all in CPU memory, and two blocks on its GPU",
     )
     backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
-    timeout_seconds: Number = Field(default=600.0, gt=0, le=86400, description="how long a rank waits for the others")
+    timeout_seconds: Number = Field(
+        default=600.0, gt=0, le=86400, description="how long a rank waits for the others in one collective"
+    )
+    heartbeat_seconds: Number = Field(
+        default=20.0, gt=0, le=86400, description="how long a rank's process may give no sign of life"
+    )
+
+
+class CheckpointConfig(_Section):
+    """Denoising that can be taken up again with --resume."""
+
+    every_seconds: Number | None = Field(
+        default=None, gt=0, description="how often X.checkpoint.safetensors is written; null: only on SIGTERM"
+    )
 
 
 class OutputConfig(_Section):
@@ -216,6 +229,7 @@ class RunConfig(_Section):
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="size, length, steps, seed")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="CFG and S²-Guidance")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when denoising is saved")
     output: OutputConfig = Field(default=OutputConfig(), description="file, frame rate, quality")
 
 

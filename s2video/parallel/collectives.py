@@ -157,6 +157,15 @@ def gather_objects(value: Any, axis: Axis) -> list[Any]:
     return values
 
 
+def any_rank(flag: bool, axis: Axis, device: torch.device) -> bool:
+    """Whether `flag` is set on any rank, on every rank."""
+    if axis.size == 1:
+        return flag
+    highest = torch.tensor([flag], dtype=torch.int32, device=device)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=axis.group)
+    return bool(highest.item())
+
+
 def broadcast_tensors(values: Sequence[Tensor] | None, axis: Axis, device: torch.device) -> tuple[Tensor, ...]:
     """Rank 0's tensors on every rank; the others pass None. Their number, shapes and dtypes travel with them."""
     if axis.size == 1:

@@ -17,7 +17,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config import ParallelConfig
-from ..errors import AgreementError, InputError
+from ..errors import AgreementError, InputError, S2VideoError
+from .watch import Watch, connect
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Mesh:
         branch: size 2 where cond (rank 0) and uncond (rank 1) run side by side, else 1. Its two ranks are partners.
         merged: all ranks as one set that shares the tokens of one branch; equal to `sequence` without a branch axis.
             Its Ulysses groups are those of both branches together, so partners are neighbours in it.
+        watch: this rank's watch over the others.
     """
 
     device: torch.device
@@ -62,6 +64,7 @@ class Mesh:
     branch: Axis = Axis("branch")
     merged: SequenceAxes = SequenceAxes()
     backend: str | None = None
+    watch: Watch = field(default_factory=Watch, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -144,6 +147,7 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
     Raises:
         InputError: a device that is not there, or degrees that do not fit.
         AgreementError: ranks that were told of different degrees, or of different places for the weights.
+        S2VideoError: other ranks that do not come.
     """
     target = resolve_device(device)
     if not launched_by_torchrun():
@@ -155,16 +159,27 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
     if target.type == "cuda":
         torch.cuda.set_device(target)
     backend = parallel.backend if parallel.backend != "auto" else ("nccl" if target.type == "cuda" else "gloo")
-    dist.init_process_group(
-        backend,
-        timeout=timedelta(seconds=parallel.timeout_seconds),
-        device_id=target if backend == "nccl" else None,
-    )
     try:
-        yield build_mesh(parallel, target)
+        dist.init_process_group(
+            backend,
+            timeout=timedelta(seconds=parallel.timeout_seconds),
+            device_id=target if backend == "nccl" else None,
+        )
+    except dist.DistError as error:
+        raise S2VideoError(
+            f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}): "
+            "look at what they say, and at the network between the hosts"
+        ) from error
+    watch = connect(parallel.heartbeat_seconds)
+    try:
+        with watch:
+            mesh = replace(build_mesh(parallel, target), watch=watch)
+            watch.start()
+            yield mesh
     finally:
         # a rank that leaves without this can abort, and torchrun then reports a finished job as failed
         dist.destroy_process_group()
+        watch.close()
 
 
 def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
