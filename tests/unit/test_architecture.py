@@ -18,7 +18,7 @@ FLOORS: dict[int, list[str]] = {
     1: [f"parallel.{name}" for name in ("mesh", "traffic", "collectives", "ring", "attention", "agreement")],
     2: ["models.base", "models.wan", "models.text", "models.vae", "models.loading"],
     3: ["forward", "sampler", "ffmpeg", "video", "progress", "sidecar"],
-    4: ["pipeline", "requests", "launcher", "cli", "__main__"],
+    4: ["pipeline", "requests", "selftest", "launcher", "cli", "__main__"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 PACKAGES = {"", "parallel", "models"}  # their __init__ holds nothing but the version and docstrings
