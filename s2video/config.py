@@ -20,6 +20,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from .config_text import (
@@ -157,8 +158,11 @@ class GuidanceConfig(_Section):
 
 
 class ParallelConfig(_Section):
-    """How the ranks of one run share its work."""
+    """How the ranks of one run share its work. The word "auto" in its place is short for `degrees: auto`."""
 
+    degrees: Literal["given", "auto"] = Field(
+        default="given", description="auto: those of the mesh that `s2video plan` puts first; given: as they are here"
+    )
     ulysses: Whole | None = Field(
         default=None,
         ge=1,
@@ -174,6 +178,17 @@ class ParallelConfig(_Section):
     )
     backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
     timeout_seconds: Number = Field(default=600.0, gt=0, le=86400, description="how long a rank waits for the others")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_word_auto(cls, value: Any) -> Any:
+        return {"degrees": "auto"} if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _no_degrees_beside_auto(self) -> ParallelConfig:
+        if self.degrees == "auto" and (self.ring, self.ulysses, self.branch) != (None, None, 1):
+            raise ValueError("degrees: auto chooses ring, ulysses and branch: leave them out, or take auto away")
+        return self
 
 
 class OutputConfig(_Section):

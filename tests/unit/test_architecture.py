@@ -14,11 +14,11 @@ PACKAGE = ROOT / "s2video"
 
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
-    0: ["errors", "files", "config", "config_text", "guidance", "masks", "geometry"],
+    0: ["errors", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
     1: [f"parallel.{name}" for name in ("mesh", "traffic", "collectives", "ring", "attention", "agreement")],
     2: ["models.base", "models.wan", "models.text", "models.vae", "models.loading"],
-    3: ["forward", "sampler", "ffmpeg", "video", "progress", "sidecar"],
-    4: ["pipeline", "requests", "selftest", "launcher", "cli", "__main__"],
+    3: ["forward", "sampler", "ffmpeg", "video", "progress", "sidecar", "forecast"],
+    4: ["pipeline", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 PACKAGES = {"", "parallel", "models"}  # their __init__ holds nothing but the version and docstrings
