@@ -91,7 +91,10 @@ def whole_pass(model: TransformerCosts, num_tokens: int, num_text: int) -> Work:
 
 def read_costs(config: Mapping[str, Any], source: object = "config.json") -> TransformerCosts:
     """From a transformer's config.json; `source` names it in the error. Raises InputError for another family."""
-    known = {"WanTransformer3DModel": WanCosts, "HunyuanVideoTransformer3DModel": HunyuanVideoCosts}
+    known: dict[Any, type[WanCosts] | type[HunyuanVideoCosts]] = {
+        "WanTransformer3DModel": WanCosts,
+        "HunyuanVideoTransformer3DModel": HunyuanVideoCosts,
+    }
     name = config.get("_class_name")
     if name not in known:
         raise InputError(f"{source}: costs are known for {' and '.join(known)}, came {name!r}")

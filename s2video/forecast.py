@@ -2,12 +2,13 @@
 
 A model of costs, not a measurement. Work and time are those of the busiest rank: shards are uneven where tokens or
 heads do not divide, and ranks wait for one another in every block. Bytes are counted as `parallel.traffic` counts
-them, and agree with it to the byte; broadcasts and objects, exchanged once a job, are in neither. A transfer hides
-behind computation only where the engine lets it: ring blocks, and weights that are fetched ahead.
+them, and agree with it to the byte (but for "weights", where padding and what stays in float32 are left out);
+broadcasts and objects, exchanged once a job, are in neither. A transfer hides behind computation only where the engine
+lets it: ring blocks, and weights that are fetched ahead.
 
 Held against published figures (H100, bfloat16; per step, text encoding and decoding left out here but not there):
 
-- Wan 2.1 14B, 480p, 81 frames, CFG, one card: 9.6 s predicted; diffusers 9.77, others 5.18 to 8.93 with faster
+- Wan 2.1 14B, 480p, 81 frames, CFG, one card: 9.5 s predicted; diffusers 9.77, others 5.18 to 8.93 with faster
   kernels. On 8 cards, Ulysses: 1.3 s predicted; published 0.75 to 2.94, so scaling is on the hopeful side.
 - The same on 2 cards: cond and uncond side by side beat Ulysses by 3 % predicted; published (SGLang, H200) 11 %.
 - HunyuanVideo, 720p, 129 frames, no uncond pass, xDiT on 1, 2, 4, 8 cards: 38.1, 18.5, 10.3, 6.8 s;
@@ -33,7 +34,7 @@ from typing import Literal, NamedTuple
 from .cards import Card
 from .costs import Share, SubWork, TransformerCosts, Work, whole_pass
 from .geometry import split_evenly
-from .parallel.traffic import Kind, ring_minimum, ulysses_minimum
+from .parallel.traffic import ring_minimum, ulysses_minimum
 
 Weights = Literal["replicated", "fsdp", "zero3", "streamed"]
 Phase = Literal["text encoding", "denoising", "decoding"]
@@ -138,7 +139,7 @@ class _Layout:
     def busiest(self) -> Share:
         return Share(max(self.tokens), max(self.heads), max(self.groups), sum(self.tokens))
 
-    def block_bytes(self, rank: int, step: Step) -> dict[Kind, int]:
+    def block_bytes(self, rank: int, step: Step) -> dict[str, int]:
         """Sent by a rank of this layout in one block of one branch."""
         model, (group, place) = step.model, divmod(rank, self.ulysses)
         own = self.tokens[group * self.ulysses : (group + 1) * self.ulysses]
@@ -168,13 +169,13 @@ def layouts(degrees: Degrees, step: Step) -> tuple[_Layout, _Layout]:
     return layout(degrees.ulysses, shards), layout(degrees.ulysses * degrees.branch, parts)
 
 
-def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[Kind, float]:
+def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[str, float]:
     """What a rank of the world sends in one step with these sub branches, by kind of collective."""
     model, sub = step.model, step.sub
     full, merged = layouts(degrees, step)
     passes = step.full_passes(degrees)
     once, again = full.block_bytes(rank // degrees.branch, step), merged.block_bytes(rank, step)
-    sent: dict[Kind, float] = {
+    sent: dict[str, float] = {
         kind: passes * model.num_blocks * once[kind] + sum(sub.runs) * again[kind] for kind in once
     }
     sent["all_gather"] += passes * full.gather_bytes(step) + sub.count * merged.gather_bytes(step)
@@ -183,7 +184,7 @@ def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[Kind, float]:
         if rank % 2 == 0:  # cond's ranks hand tokens to their partners
             sent["all_to_all"] += sub.forks * _handed_bytes(merged.tokens[rank + 1], step)
     if step.weights in ("fsdp", "zero3"):
-        sent["all_gather"] += _block_weights(step) * (degrees.world_size - 1) / degrees.world_size
+        sent["weights"] = _block_weights(step) * (degrees.world_size - 1) / degrees.world_size
     return sent
 
 
@@ -272,7 +273,7 @@ def _rates(step: Step, card: Card) -> tuple[float, float]:
 
 
 def _block_seconds(
-    degrees: Degrees, layout: _Layout, part: Work, sent: dict[Kind, int], step: Step, card: Card
+    degrees: Degrees, layout: _Layout, part: Work, sent: dict[str, int], step: Step, card: Card
 ) -> float:
     local = _local_cost(part, 1, step, card).seconds
     if layout.ulysses > 1:  # there and back; each of four tensors is copied into a buffer and out of one
