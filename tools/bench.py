@@ -39,7 +39,7 @@ from s2video.pipeline import Engine
 from s2video.sidecar import versions
 
 ALONE = Mesh(torch.device("cpu"))
-# glibc: what is freed goes back at once, so that the high-water mark is what was in use, and not what was kept for later
+# glibc: what is freed goes back at once, so that the high-water mark is what was in use, not what was kept for later
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 
 PROMPT = "a small red circle moving left and a large blue square moving up on a gray background"
