@@ -98,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--output", type=Path, metavar="X.mp4", help="default: X.mp4 beside the latents")
     decode.add_argument("--config", type=Path, help="config to decode with; default: the one saved with the latents")
 
-    plan = commands.add_parser("plan", help="what a run would cost on so many ranks, and the best mesh for it")
+    plan = commands.add_parser(
+        "plan", help="what a run would cost on so many ranks, and the best mesh for it", allow_abbrev=False
+    )
     plan.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
     plan.add_argument("--world", type=_whole, required=True, metavar="N", help="ranks, one a card")
     plan.add_argument("--card", default="H100", metavar="NAME", help="H100 (default), ..., cpu, or a YAML file")
