@@ -100,7 +100,9 @@ class SamplingConfig(_Section):
         default=None, gt=0, description="shift of the flow schedule; null: what the checkpoint's scheduler says"
     )
     max_sequence_length: Whole = Field(
-        default=512, ge=1, description="text tokens, padding included; padding is attended, so this changes the video"
+        default=512,
+        ge=1,
+        description="text tokens, padding included; Wan attends to the padding, so there this changes the video",
     )
 
 
@@ -109,6 +111,12 @@ class GuidanceConfig(_Section):
 
     cfg_scale: Number = Field(
         default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
+    )
+    embedded_scale: Number = Field(
+        default=6.0,
+        ge=1,
+        description="strength of the guidance that guidance-distilled models (HunyuanVideo) take as an input; others "
+        "take no notice. Such a model needs no uncond pass: set cfg_scale to 1",
     )
     s2_scale: Number = Field(default=0.25, ge=0, description="ω, strength of S²-Guidance; 0: plain CFG, no sub pass")
     form: Literal["deviation", "original"] = Field(

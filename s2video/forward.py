@@ -17,6 +17,7 @@ from torch import Tensor
 from .geometry import Shard
 from .guidance import Predictions
 from .models.base import BlockContext, BlockModel, Conditioning, TokenState
+from .models.tokens import pad_text
 from .parallel.attention import AttentionPlan
 from .parallel.collectives import gather_parts, share_tokens
 from .parallel.mesh import Mesh
@@ -118,13 +119,11 @@ def _fork(state: TokenState, plan: AttentionPlan, context: BlockContext, mesh: M
 
 def _run_batched(model: BlockModel, index: int, running: Sequence[_Branch]) -> None:
     context = model.stack(tuple(b.context for b in running))
-    has_text = running[0].state.text is not None
-    state = TokenState(
-        torch.cat([b.state.video for b in running]),
-        torch.cat([b.state.text for b in running if b.state.text is not None]) if has_text else None,
-    )
+    longest = context.text.shape[1]  # prompts differ in length
+    padded = [pad_text(b.state.text, longest) for b in running if b.state.text is not None]
+    state = TokenState(torch.cat([b.state.video for b in running]), torch.cat(padded) if padded else None)
     state = model.run_block(index, state, context)
     videos = state.video.chunk(len(running))
     texts: Sequence[Tensor | None] = state.text.chunk(len(running)) if state.text is not None else [None] * len(running)
     for branch, video, text in zip(running, videos, texts, strict=True):
-        branch.state = TokenState(video, text)
+        branch.state = TokenState(video, None if text is None else text[:, : branch.context.text.shape[1]])

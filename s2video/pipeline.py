@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,6 @@ from .masks import step_masks
 from .models import loading
 from .models.base import Conditioning
 from .models.text import TextEncoder
-from .models.vae import decode_frames
-from .models.wan import WanBlockModel
 from .parallel.agreement import require_agreement
 from .parallel.mesh import Mesh, resolve_device
 from .progress import Progress, Style
@@ -82,6 +80,7 @@ class Engine:
         self.mesh = mesh
         self.folder = loading.find_checkpoint(config.model.path, config.model.revision)
         loading.check_checkpoint(self.folder)
+        self._family = loading.read_family(self.folder)
         checkpoint = read_checkpoint(self.folder)
         check_request(config, checkpoint, world_size=mesh.world.size)
         self.latent_shape = LatentShape.from_pixels(
@@ -91,27 +90,27 @@ class Engine:
             temporal_factor=checkpoint.temporal_factor,
             spatial_factor=checkpoint.spatial_factor,
         )
+        self._latent_channels = checkpoint.latent_channels
         self._progress: Style = progress if mesh.is_main else "none"
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self._fingerprint = loading.fingerprint(self.folder)
         self._digests: Future[dict[str, str]] | None = None
-        tokenizer = encoder = self._vae = None
+        text_components = self._vae = None
         if mesh.is_main:
             # gigabytes to hash, while the ranks compute; the result is wanted only for the sidecar
             self._digests = ThreadPoolExecutor(1).submit(loading.weight_digests, self.folder)
-            tokenizer, encoder = loading.load_text(self.folder, getattr(torch, config.model.text_encoder_dtype))
+            text_components = loading.load_text(self.folder, getattr(torch, config.model.text_encoder_dtype))
             self._vae = loading.load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device)
         self._encode_text = TextEncoder(
-            tokenizer,
-            encoder,
+            self._family,
+            text_components,
             mesh,
             max_sequence_length=config.sampling.max_sequence_length,
             dtype=self._dtype,
             offload=config.model.offload_text_encoder,
         )
-        self.model = WanBlockModel(
-            loading.load_transformer(self.folder, self._dtype, mesh.device),
-            attention_backend=config.model.attention_backend,
+        self.model = self._family.block_model(
+            loading.load_transformer(self.folder, self._dtype, mesh.device), config.model.attention_backend
         )
         self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
         self._load_seconds = time.monotonic() - start
@@ -139,7 +138,7 @@ class Engine:
         """
         mask_seed = self._mask_seed(seeds, mask_seed)
         scheduler = copy.deepcopy(self._scheduler)  # it keeps state from step to step
-        scheduler.set_timesteps(self.config.sampling.num_inference_steps, device=self.mesh.device)
+        self._family.set_timesteps(scheduler, self.config.sampling.num_inference_steps, self.mesh.device)
         scheduler.set_begin_index(0)
         self._agree(prompts, seeds, negative_prompt, mask_seed, scheduler)
         denoise = self._denoiser(prompts, negative_prompt, mask_seed, len(scheduler.timesteps))
@@ -149,7 +148,7 @@ class Engine:
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames of one video [1, C, T, H, W], as chunks of float32 [t, H, W, 3] in [0, 1]. Main rank only."""
         assert self._vae is not None, "the VAE lives on the main rank"
-        return decode_frames(self._vae, latents)
+        return self._family.decode(self._vae, latents)
 
     def run(self, job: Job) -> Path | None:
         """Make the job's files: X.mp4, X.json and, if asked for, X.latents.safetensors.
@@ -204,17 +203,19 @@ class Engine:
     def _noise(self, seeds: Sequence[int]) -> Tensor:
         """Noise [B, C, T, H, W], drawn whole on the CPU for each seed: no rank or device changes it."""
         shape = self.latent_shape
-        size = (1, self.model.transformer.config.in_channels, shape.frames, shape.height, shape.width)
+        size = (1, self._latent_channels, shape.frames, shape.height, shape.width)
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.cat(noise).to(self.mesh.device)
 
     def _denoiser(self, prompts: Sequence[str], negative_prompt: str, mask_seed: int, num_steps: int) -> Denoise:
         guidance = self.config.guidance
         spec = guidance.mask_spec()
-        cond = Conditioning(self._encode_text(prompts))
-        uncond = None
-        if needs_uncond(guidance.cfg_scale):
-            uncond = Conditioning(self._encode_text([negative_prompt] * len(prompts)))
+
+        def told(texts: Sequence[str]) -> Conditioning:
+            return replace(self._encode_text(texts), guidance=guidance.embedded_scale)
+
+        cond = told(prompts)
+        uncond = told([negative_prompt] * len(prompts)) if needs_uncond(guidance.cfg_scale) else None
 
         def denoise(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
             masks: tuple[tuple[int, ...], ...] = ()
@@ -284,14 +285,15 @@ def decode_latents(path: Path, output: Path, config: RunConfig | None = None) ->
         config = build_config(saved.facts["config"], str(path))
     folder = loading.find_checkpoint(config.model.path, config.model.revision)
     loading.check_checkpoint(folder)
-    channels = loading.read_json(folder / "vae" / "config.json").get("z_dim", 16)
+    channels = read_checkpoint(folder).latent_channels
     if saved.latents.shape[1] != channels:
         raise InputError(
             f"{path}: {saved.latents.shape[1]} channels, but the VAE of {config.model.path} has {channels}"
         )
     vae = loading.load_vae(folder, getattr(torch, config.model.vae_dtype), resolve_device(config.model.device))
     facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
-    write_video(decode_frames(vae, saved.latents), output, _video_spec(config), metadata=_container_metadata(facts))
+    frames = loading.read_family(folder).decode(vae, saved.latents)
+    write_video(frames, output, _video_spec(config), metadata=_container_metadata(facts))
     return output
 
 

@@ -11,15 +11,15 @@ import math
 import stat
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .config import RunConfig
 from .config_text import read_text
 from .errors import InputError
+from .models.families import CheckpointInfo, JsonFile
 
-_PIPELINE_MULTIPLE = 16  # pixels; diffusers' WanPipeline takes no other sizes, and results are held against it
+_PIPELINE_MULTIPLE = 16  # pixels; diffusers' pipelines take no other sizes, and results are held against them
 
 
 class VideoRequest(NamedTuple):
@@ -28,25 +28,6 @@ class VideoRequest(NamedTuple):
     prompt: str
     seed: int
     output: Path
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a checkpoint's JSON files say of the requests that it can serve.
-
-    Attributes:
-        num_blocks: transformer blocks.
-        patch_size: latent frames, rows and columns that make one token.
-        max_positions: positions of the rotary embedding, along each of time, height and width.
-        spatial_factor: pixels to a latent cell, along height and width.
-        temporal_factor: frames to a latent frame, after the first.
-    """
-
-    num_blocks: int
-    patch_size: tuple[int, int, int]
-    max_positions: int
-    spatial_factor: int
-    temporal_factor: int
 
 
 def read_prompt_file(path: Path) -> list[str]:
@@ -102,25 +83,11 @@ def check_output(path: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> CheckpointInfo:
-    """Read the bounds from a folder that passed `check_checkpoint`. Raises InputError where it is no Wan 2.1."""
-    from .models.loading import read_json
+    """Read the bounds from a folder that passed `check_checkpoint`. Raises InputError for an unknown kind."""
+    from .models.loading import read_family, read_json
 
-    index = read_json(folder / "model_index.json")
-    if index.get("transformer_2") not in (None, [None, None]) or index.get("expand_timesteps"):
-        raise InputError(f"{folder}: is a Wan 2.2 checkpoint, which is not supported: choose a Wan 2.1 one")
-    transformer, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
-    transformer_config, vae_config = read_json(transformer), read_json(vae)
-    patch_size = transformer_config.get("patch_size", [1, 2, 2])
-    if not isinstance(patch_size, list) or len(patch_size) != 3 or any(not _is_count(p) for p in patch_size):
-        raise InputError(f"{transformer}: patch_size: expected three whole numbers > 0, came {patch_size!r}")
-    return CheckpointInfo(
-        # The defaults are those of diffusers' constructors: a config.json may leave them out.
-        num_blocks=_count(transformer_config, "num_layers", 40, transformer),
-        patch_size=(patch_size[0], patch_size[1], patch_size[2]),
-        max_positions=_count(transformer_config, "rope_max_seq_len", 1024, transformer),
-        spatial_factor=_count(vae_config, "scale_factor_spatial", 8, vae),
-        temporal_factor=_count(vae_config, "scale_factor_temporal", 4, vae),
-    )
+    paths = (folder / "model_index.json", folder / "transformer" / "config.json", folder / "vae" / "config.json")
+    return read_family(folder).describe(*(JsonFile(path, read_json(path)) for path in paths))
 
 
 def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: int = 1) -> None:
@@ -167,7 +134,7 @@ def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
         step = math.lcm(token, _PIPELINE_MULTIPLE)
         if size % step != 0:
             raise InputError(f"sampling.{name}: expected a multiple of {step}, came {size}: {_nearest(size, step)}")
-        if size // token > checkpoint.max_positions:
+        if checkpoint.max_positions is not None and size // token > checkpoint.max_positions:
             raise InputError(
                 f"sampling.{name}: expected at most {token * checkpoint.max_positions}, as far as the model's "
                 f"positions reach, came {size}"
@@ -180,7 +147,7 @@ def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
             f"sampling.num_frames: expected {offset} more than a multiple of {step}, came {frames}: "
             f"{_nearest(frames, step, offset)}"
         )
-    if 1 + (frames - offset) // step > checkpoint.max_positions:
+    if checkpoint.max_positions is not None and 1 + (frames - offset) // step > checkpoint.max_positions:
         raise InputError(
             f"sampling.num_frames: expected at most {offset + step * (checkpoint.max_positions - 1)}, as far as the "
             f"model's positions reach, came {frames}"
@@ -216,14 +183,3 @@ def _checked_prompt(prompt: str, source: str) -> str:
     if not prompt.strip():
         raise InputError(f"{source}: expected some text, came an empty prompt: say what the video shows")
     return prompt
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _count(values: dict[str, Any], key: str, default: int, path: Path) -> int:
-    value = values.get(key, default)
-    if not _is_count(value):
-        raise InputError(f"checkpoint file {path}: {key}: expected a whole number > 0, came {value!r}")
-    return int(value)

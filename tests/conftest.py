@@ -1,4 +1,4 @@
-"""Fixtures that are dear to make, made once a session: a tiny checkpoint, and pools of ranks."""
+"""Fixtures that are dear to make, made once a session: tiny checkpoints, and pools of ranks."""
 
 import os
 
@@ -24,6 +24,13 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import build_checkpoint
 
     return build_checkpoint(tmp_path_factory.mktemp("tiny") / "wan")
+
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_hunyuan import build_checkpoint
+
+    return build_checkpoint(tmp_path_factory.mktemp("tiny") / "hunyuan")
 
 
 @pytest.fixture(scope="session")

@@ -28,9 +28,20 @@ class TokenState(NamedTuple):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What one branch is told, as the model's pipeline would hand it over: text embeddings [B, M, D_text]."""
+    """What one branch is told, as the model's pipeline would hand it over. A model takes what it knows of it.
+
+    Attributes:
+        text: [B, M, D_text], text embeddings.
+        text_lengths: of each sample, how many of the M tokens are no padding, 1 … M; padding stands at the end. None:
+            all of them count.
+        pooled: [B, D_pooled], one embedding of the whole prompt.
+        guidance: embedded guidance scale, for models distilled to take it as an input; 1 or more.
+    """
 
     text: Tensor
+    text_lengths: tuple[int, ...] | None = None
+    pooled: Tensor | None = None
+    guidance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,12 +49,14 @@ class BlockContext:
     """All that a block needs beside the state; small, and the same on every rank but for `rotary` and `attention`.
 
     Attributes:
-        text: [B, M, D], projected text for cross-attention.
-        time: [B, 6, D] (per-token forms: [B, L_local, 6, D]), modulation of the blocks.
+        text: [B, M, D], projected text: for cross-attention, or as it enters block 0 in joint attention.
+        time: [B, 6, D] (per-token forms: [B, L_local, 6, D]), modulation of the blocks; [B, D] where each block
+            projects it itself.
         time_out: [B, D] ([B, L_local, D]), modulation of the output projection.
         rotary: the model's own rotary tables for this rank's tokens.
         attention: who holds which tokens, and the axes that share them.
         latent_shape: (T, H, W) of the whole video.
+        text_lengths: as in `Conditioning`; in joint attention never None.
     """
 
     text: Tensor
@@ -52,6 +65,7 @@ class BlockContext:
     rotary: Any
     attention: AttentionPlan
     latent_shape: tuple[int, int, int]
+    text_lengths: tuple[int, ...] | None = None
 
 
 class BlockModel(Protocol):
@@ -88,5 +102,5 @@ class BlockModel(Protocol):
         ...
 
     def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:
-        """One context for several branches that go through a block as one batch."""
+        """One context for several branches that go through a block as one batch; shorter texts are padded."""
         ...

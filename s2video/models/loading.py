@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .families import FAMILIES, Family, JsonFile, family_of
 
 if TYPE_CHECKING:  # the command line checks checkpoints before it spends seconds on importing torch
     import torch
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 EMBEDDED = ("shapes-wan",)
-COMPONENTS = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
-_WEIGHTED = ("text_encoder", "transformer", "vae")
-_HUB_FILES = ["model_index.json", *(f"{name}/*" for name in COMPONENTS)]
+_FOLDERS = {"scheduler", *(name for family in FAMILIES.values() for name in family.components)}
+_HUB_FILES = ["model_index.json", *(f"{name}/*" for name in sorted(_FOLDERS))]
 
 
 def find_checkpoint(path: str, revision: str | None = None) -> Path:
@@ -64,21 +64,22 @@ def check_checkpoint(folder: Path) -> None:
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != "WanPipeline":
-        raise InputError(
-            f"{folder}: a WanPipeline checkpoint in diffusers format was expected, model_index.json says "
-            f"{index.get('_class_name')!r}"
-        )
-    for name in COMPONENTS:
+    family = read_family(folder)
+    for name in (*family.components, "scheduler"):
         if not (folder / name).is_dir():
             raise InputError(f"{folder}: the folder {name}/ is missing; download the checkpoint again, whole")
-    for name in _WEIGHTED:
-        read_json(folder / name / "config.json")
-        for file in weight_files(folder / name):
-            _read_header(file)
-    read_json(folder / "scheduler" / "scheduler_config.json")
-    read_json(folder / "tokenizer" / "tokenizer_config.json")
+        if name in family.weighted:
+            read_json(folder / name / "config.json")
+            for file in weight_files(folder / name):
+                _read_header(file)
+        else:
+            read_json(folder / name / ("scheduler_config.json" if name == "scheduler" else "tokenizer_config.json"))
+
+
+def read_family(folder: Path) -> Family:
+    """Of which pipeline a folder is. Raises InputError where none is known, see `family_of`."""
+    path = folder / "model_index.json"
+    return family_of(JsonFile(path, read_json(path)))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """File names of all weights -> digest of their headers (names, shapes, dtypes): cheap, for ranks to compare."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(_read_header(file)).hexdigest()[:16]
-        for name in _WEIGHTED
+        for name in read_family(folder).weighted
         for file in weight_files(folder / name)
     }
 
@@ -146,7 +147,7 @@ def num_parameters(folder: Path) -> int:
 def weight_digests(folder: Path) -> dict[str, str]:
     """File names of all weights -> SHA-256 of their bytes. Files of the Hub's cache are named by it already."""
     digests = {}
-    for name in _WEIGHTED:
+    for name in read_family(folder).weighted:
         for file in weight_files(folder / name):
             blob = Path(os.path.realpath(file)).name
             if len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
@@ -158,30 +159,38 @@ def weight_digests(folder: Path) -> dict[str, str]:
 
 
 def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """`WanTransformer3DModel` on `device`; norms and tables that diffusers keeps in float32 stay so."""
-    from diffusers import WanTransformer3DModel
-
-    model = WanTransformer3DModel.from_pretrained(
+    """The transformer on `device`; norms and tables that diffusers keeps in float32 stay so."""
+    model = _class_of(folder, "transformer").from_pretrained(
         folder, subfolder="transformer", dtype=dtype, device_map={"": str(device)}
     )
     return model.eval().requires_grad_(False)
 
 
 def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    from diffusers import AutoencoderKLWan
-
-    vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae", dtype=dtype)
+    vae = _class_of(folder, "vae").from_pretrained(folder, subfolder="vae", dtype=dtype)
     return vae.to(device).eval().requires_grad_(False)
 
 
-def load_text(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Tokenizer and text encoder, on the CPU."""
-    from transformers import AutoTokenizer, UMT5EncoderModel
-    from transformers.utils import logging
+def load_text(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Tokenizers and text encoders by the names of their folders, on the CPU."""
+    import transformers
 
-    logging.disable_progress_bar()  # ours is the only one: theirs would print a line a rank
-    encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
-    return AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder.eval().requires_grad_(False)
+    transformers.utils.logging.disable_progress_bar()  # ours is the only one: theirs would print a line a rank
+    loaded = {}
+    for name, class_name in read_family(folder).components.items():
+        if name.startswith("tokenizer"):
+            # text first, padding behind it: every pipeline here counts on that
+            loaded[name] = getattr(transformers, class_name).from_pretrained(folder / name, padding_side="right")
+        elif name.startswith("text_encoder"):
+            encoder = getattr(transformers, class_name).from_pretrained(folder, subfolder=name, dtype=dtype)
+            loaded[name] = encoder.eval().requires_grad_(False)
+    return loaded
+
+
+def _class_of(folder: Path, component: str) -> Any:
+    import diffusers
+
+    return getattr(diffusers, read_family(folder).components[component])
 
 
 def load_scheduler(folder: Path, flow_shift: float | None = None) -> Any:

@@ -1,62 +1,89 @@
-"""Prompts -> text embeddings, on one rank, for all ranks.
+"""Prompts -> what the model is told of them, on one rank, for all ranks.
 
-The encoder runs on the mesh's main rank only; its output is broadcast and kept by prompt. Between uses its memory can
-be given back. Knows nothing of what the embeddings are for.
+The encoders run on the mesh's main rank only; their output is broadcast and kept by prompt. Between uses their memory
+can be given back. Knows nothing of what the embeddings are for.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import WanPipeline
 from torch import Tensor
 
-from ..parallel.collectives import broadcast_tensor
+from ..parallel.collectives import broadcast_tensors
 from ..parallel.mesh import Mesh
+from .base import Conditioning
+from .families import Family
+from .tokens import pad_text
 
 
 class TextEncoder:
-    """Wan's UMT5 encoder with a cache.
+    """A family's text encoders with a cache.
 
     Args:
-        tokenizer, encoder: on the main rank; None on the others, which receive what it encodes.
-        max_sequence_length: tokens of every embedding, zero after the prompt's end. Wan attends to the padding.
-        offload: move the encoder back to the CPU after each use.
+        components: tokenizers and encoders by name, on the main rank; None on the others, which receive what it
+            encodes.
+        max_sequence_length: tokens of an embedding; longer prompts are cut off. Where padding is attended to, it is
+            part of the embedding.
+        dtype: of the embeddings.
+        offload: move the encoders back to the CPU after each use.
     """
 
     def __init__(
-        self, tokenizer: Any, encoder: Any, mesh: Mesh, *, max_sequence_length: int, dtype: torch.dtype, offload: bool
+        self,
+        family: Family,
+        components: dict[str, Any] | None,
+        mesh: Mesh,
+        *,
+        max_sequence_length: int,
+        dtype: torch.dtype,
+        offload: bool,
     ) -> None:
+        self._family = family
         self._mesh = mesh
         self._max_sequence_length = max_sequence_length
         self._dtype = dtype
         self._offload = offload
-        self._encoder = encoder
-        self._cache: dict[str, Tensor] = {}
-        if encoder is not None:
-            # the pipeline cleans, tokenizes, encodes and pads prompts; it needs no other component for that
-            self._pipeline = WanPipeline(tokenizer, encoder, vae=None, scheduler=None)
+        self._cache: dict[str, Conditioning] = {}
+        self._pipeline: Any = None
+        if components is not None:
+            self._encoders = [part for part in components.values() if isinstance(part, torch.nn.Module)]
+            # the pipeline cleans, wraps, tokenizes and encodes prompts; it needs no other component for that
+            pipeline_class = getattr(diffusers, family.pipeline)
+            self._pipeline = pipeline_class(**components, transformer=None, vae=None, scheduler=None)
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """[B, max_sequence_length, D_text] on the mesh's device, in the transformer's dtype. All ranks call this."""
+    def __call__(self, prompts: Sequence[str]) -> Conditioning:
+        """One batch, on the mesh's device, padded to its longest prompt. All ranks call this."""
         missing = list(dict.fromkeys(p for p in prompts if p not in self._cache))
         if missing:
-            embeddings = self._encode(missing) if self._encoder is not None else None
-            received = broadcast_tensor(embeddings, self._mesh.world, self._mesh.device)
-            self._cache.update(zip(missing, received.split(1), strict=True))
-        return torch.cat([self._cache[prompt] for prompt in prompts])
+            encoded = self._encode(missing) if self._pipeline is not None else None
+            received = broadcast_tensors(encoded, self._mesh.world, self._mesh.device)
+            for prompt, *rows in zip(missing, *(tensor.split(1) for tensor in received), strict=True):
+                self._cache[prompt] = self._family.conditioning(*rows)
+        return _batch([self._cache[prompt] for prompt in prompts])
 
     @torch.no_grad()
-    def _encode(self, prompts: list[str]) -> Tensor:
-        self._encoder.to(self._mesh.device)
-        embeddings, _ = self._pipeline.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self._max_sequence_length,
-            device=self._mesh.device,
+    def _encode(self, prompts: list[str]) -> tuple[Tensor, ...]:
+        for encoder in self._encoders:
+            encoder.to(self._mesh.device)
+        encoded = self._family.encode(
+            self._pipeline, prompts, max_sequence_length=self._max_sequence_length, device=self._mesh.device
         )
         if self._offload:
-            self._encoder.to("cpu")
+            for encoder in self._encoders:
+                encoder.to("cpu")
             if self._mesh.device.type == "cuda":
                 torch.cuda.empty_cache()
-        return embeddings.to(self._dtype)
+        return tuple(tensor.to(self._dtype) if tensor.is_floating_point() else tensor for tensor in encoded)
+
+
+def _batch(prompts: Sequence[Conditioning]) -> Conditioning:
+    longest = max(prompt.text.shape[1] for prompt in prompts)
+    lengths = [length for prompt in prompts for length in prompt.text_lengths or ()]
+    pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
+    return Conditioning(
+        text=torch.cat([pad_text(prompt.text, longest) for prompt in prompts]),
+        text_lengths=tuple(lengths) or None,
+        pooled=torch.cat(pooled) if pooled else None,
+    )

@@ -1,6 +1,6 @@
-"""Latents -> frames through Wan's video VAE, one latent frame at a time.
+"""Latents -> frames: through Wan's video VAE one latent frame at a time, through HunyuanVideo's in tiles.
 
-The decoder is causal and keeps a cache of features, so frames can leave as they are made: memory does not grow with
+Wan's decoder is causal and keeps a cache of features, so frames can leave as they are made: memory does not grow with
 the length of the video, and the result is bitwise that of `vae.decode`.
 
 Dimension letters: C latent channels, T H W latent frames, rows, columns, t frames of a chunk.
@@ -9,7 +9,7 @@ Dimension letters: C latent channels, T H W latent frames, rows, columns, t fram
 from collections.abc import Iterator
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
@@ -34,6 +34,20 @@ def decode_frames(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[Tensor]:
             yield (frames / 2 + 0.5).clamp(0, 1).float().cpu()
     finally:
         vae.clear_cache()
+
+
+@torch.no_grad()
+def decode_in_tiles(vae: AutoencoderKLHunyuanVideo, latents: Tensor) -> Iterator[Tensor]:
+    """Yield the same chunks as `decode_frames`, after the VAE's own tiled decoding of the whole video.
+
+    Args:
+        latents: [1, C, T, H, W] as the transformer sees them; they are scaled here.
+    """
+    vae.enable_tiling()  # its attention over a whole 720p frame batch would need more memory than a GPU has
+    z = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    video = vae.decode(z, return_dict=False)[0][0]
+    for chunk in video.split([1] + [vae.temporal_compression_ratio] * (z.shape[2] - 1), dim=1):
+        yield (chunk.permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1).float().cpu()
 
 
 def denormalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ..geometry import LatentShape
 from ..parallel.attention import AttentionPlan, sharded_attention
 from ..parallel.collectives import gather_tokens
 from .base import BlockContext, Conditioning, TokenState
+from .tokens import embed_shard
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -104,17 +105,13 @@ class WanBlockModel:
         )
 
     def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
-        """See `BlockModel.embed`. Only the frames that hold this rank's tokens are embedded."""
-        model, mine = self.transformer, context.attention.mine
-        grid = LatentShape(*latents.shape[2:]).tokens(model.config.patch_size)
-        first, last = grid.frame_span(mine)
-        skipped = first * grid.height * grid.width
-        p_t = model.config.patch_size[0]
-        local = latents[:, :, first * p_t : last * p_t].to(model.dtype)
-        if not mine.length:  # more ranks than tokens: this one holds none
-            return TokenState(local.new_empty(latents.shape[0], 0, model.patch_embedding.out_channels))
-        tokens = model.patch_embedding(local).flatten(2).transpose(1, 2)
-        return TokenState(tokens[:, mine.start - skipped : mine.stop - skipped].contiguous())
+        model = self.transformer
+
+        def patchify(frames: Tensor) -> Tensor:
+            return model.patch_embedding(frames).flatten(2).transpose(1, 2)
+
+        local = embed_shard(latents.to(model.dtype), context.attention.mine, model.config.patch_size, patchify)
+        return TokenState(local)
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
         self._attention.plan = context.attention

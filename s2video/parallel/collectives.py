@@ -129,14 +129,17 @@ def gather_objects(value: Any, axis: Axis) -> list[Any]:
     return values
 
 
-def broadcast_tensor(value: Tensor | None, axis: Axis, device: torch.device) -> Tensor:
-    """Rank 0's tensor on every rank; the others pass None. Shape and dtype travel with it."""
+def broadcast_tensors(values: Sequence[Tensor] | None, axis: Axis, device: torch.device) -> tuple[Tensor, ...]:
+    """Rank 0's tensors on every rank; the others pass None. Their number, shapes and dtypes travel with them."""
     if axis.size == 1:
-        assert value is not None
-        return value
-    header: list[Any] = [None if value is None else (tuple(value.shape), value.dtype)]
+        assert values is not None
+        return tuple(values)
+    header: list[Any] = [None if values is None else [(tuple(value.shape), value.dtype) for value in values]]
     dist.broadcast_object_list(header, src=0, group=axis.group, device=device)
-    shape, dtype = header[0]
-    received = value.to(device).contiguous() if value is not None else torch.empty(shape, dtype=dtype, device=device)
-    dist.broadcast(received, src=0, group=axis.group)
+    if values is None:
+        received = tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype in header[0])
+    else:
+        received = tuple(value.to(device).contiguous() for value in values)
+    for tensor in received:
+        dist.broadcast(tensor, src=0, group=axis.group)
     return received

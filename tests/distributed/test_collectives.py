@@ -8,7 +8,7 @@ from ranks import RankPool
 
 from s2video.geometry import split_evenly
 from s2video.parallel.collectives import (
-    broadcast_tensor,
+    broadcast_tensors,
     gather_parts,
     gather_tokens,
     heads_from_tokens,
@@ -52,12 +52,15 @@ def test_shards_travel_exactly(
     ranks(world_size).run(round_trip, num_tokens, num_heads, dtype)
 
 
-def broadcast(mesh: Mesh, dtype: torch.dtype) -> torch.Tensor:
-    value = torch.arange(6).reshape(2, 3).to(dtype) if mesh.is_main else None
-    return broadcast_tensor(value, mesh.world, mesh.device)
+def _two_tensors() -> tuple[torch.Tensor, ...]:
+    return torch.arange(6).reshape(2, 3), torch.tensor([0.5], dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_broadcast_brings_shape_and_dtype(ranks: Ranks, dtype: torch.dtype) -> None:
-    for value in ranks(3).run(broadcast, dtype):
-        assert torch.equal(value, torch.arange(6).reshape(2, 3).to(dtype))
+def broadcast(mesh: Mesh) -> tuple[torch.Tensor, ...]:
+    return broadcast_tensors(_two_tensors() if mesh.is_main else None, mesh.world, mesh.device)
+
+
+def test_broadcast_brings_shapes_and_dtypes(ranks: Ranks) -> None:
+    for values in ranks(3).run(broadcast):
+        for value, expected in zip(values, _two_tensors(), strict=True):
+            assert value.dtype == expected.dtype and torch.equal(value, expected)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "s2video"
 FLOORS: dict[int, list[str]] = {
     0: ["errors", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
     1: [f"parallel.{name}" for name in ("mesh", "traffic", "collectives", "ring", "attention", "agreement")],
-    2: ["models.base", "models.wan", "models.text", "models.vae", "models.loading"],
+    2: [f"models.{name}" for name in ("base", "tokens", "families", "wan", "hunyuan_video", "text", "vae", "loading")],
     3: ["forward", "sampler", "ffmpeg", "video", "progress", "sidecar", "forecast"],
     4: [
         "integrations.blocks",

@@ -1,0 +1,45 @@
+"""HunyuanVideo's engine on 1 to 4 ranks: joint attention and travelling text give the same video everywhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import RankPool, laid_out
+from tiny_hunyuan import PROMPT, tiny_config
+
+from s2video.config import RunConfig
+from s2video.parallel.mesh import Mesh
+from s2video.pipeline import Engine
+
+Ranks = Callable[[int], RankPool]
+
+
+def sample(mesh: Mesh | None, config: RunConfig, *degrees: Any) -> torch.Tensor:
+    engine = Engine(config, None if mesh is None else laid_out(mesh, *degrees))
+    return engine.sample([PROMPT, "blue"], [3, 4], negative_prompt="red, moving left", mask_seed=1)
+
+
+@pytest.mark.parametrize(
+    ("ring", "ulysses", "branch", "guidance"),
+    [
+        (1, 2, 1, {}),
+        (2, 1, 1, {"cfg_scale": 3.0, "batch_branches": True}),
+        (1, 1, 2, {"cfg_scale": 3.0, "num_draws": 2}),
+        (1, 3, 1, {"cfg_scale": 3.0}),
+        (2, 1, 2, {"cfg_scale": 3.0, "batch_branches": True}),
+        (1, 2, 2, {"cfg_scale": 3.0, "share_prefix": False}),
+    ],
+    ids=["ulysses-2", "ring-2-batched", "branch-2", "ulysses-3", "ring-2-branch-2-batched", "ulysses-2-branch-2"],
+)
+def test_worlds_agree(
+    ranks: Ranks, tiny_hunyuan_checkpoint: Path, ring: int, ulysses: int, branch: int, guidance: dict[str, Any]
+) -> None:
+    """175 tokens, 5 heads, and texts of four lengths."""
+    config = tiny_config(tiny_hunyuan_checkpoint, **guidance)
+    alone = sample(None, config)
+    together = ranks(ring * ulysses * branch).run(sample, config, ring, ulysses, branch)
+    for latents in together:
+        torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
+        assert torch.equal(latents, together[0])

@@ -1,0 +1,127 @@
+"""A HunyuanVideo checkpoint in miniature, with random weights, in the folder format of the real one.
+
+Five heads and 175 tokens, and prompts of different lengths: nothing divides by 2 or by 3.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+)
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from tiny import MAX_SEQUENCE_LENGTH, PROMPT, SIZE
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    LlamaConfig,
+    LlamaModel,
+    LlamaTokenizerFast,
+    PreTrainedTokenizerFast,
+)
+
+from s2video.config import RunConfig, build_config
+
+NUM_DUAL, NUM_SINGLE = 2, 3
+NUM_BLOCKS = NUM_DUAL + NUM_SINGLE
+TEXT_DIM, POOLED_DIM = 32, 24
+
+
+def build_transformer(**changes: Any) -> HunyuanVideoTransformer3DModel:
+    torch.manual_seed(0)
+    settings = {
+        "num_attention_heads": 5,
+        "attention_head_dim": 12,
+        "num_layers": NUM_DUAL,
+        "num_single_layers": NUM_SINGLE,
+        "num_refiner_layers": 1,
+        "mlp_ratio": 2.0,
+        "text_embed_dim": TEXT_DIM,
+        "pooled_projection_dim": POOLED_DIM,
+        "rope_axes_dim": (4, 4, 4),
+    }
+    return HunyuanVideoTransformer3DModel(**{**settings, **changes}).eval().requires_grad_(False)
+
+
+def build_vae() -> AutoencoderKLHunyuanVideo:
+    torch.manual_seed(0)
+    vae = AutoencoderKLHunyuanVideo(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    return vae.eval().requires_grad_(False)
+
+
+def build_llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, as Llama 3's. A token for each word that it knows: the template takes 97 with its end, of which the
+    pipeline cuts off 95."""
+    special = ["<|begin_of_text|>", "<|eot_id|>", "<pad>", "<|start_header_id|>", "<|end_header_id|>"]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([DEFAULT_PROMPT_TEMPLATE["template"].format(PROMPT)], trainer)
+    tokenizer.post_processor = TemplateProcessing(single=f"{special[0]} $A", special_tokens=[(special[0], 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], pad_token="<pad>")
+
+
+def build_clip_tokenizer() -> CLIPTokenizer:
+    letters = sorted(ByteLevel.alphabet())
+    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+
+
+def build_text_components() -> dict[str, Any]:
+    torch.manual_seed(0)
+    tokenizer, tokenizer_2 = build_llama_tokenizer(), build_clip_tokenizer()
+    width = {"num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 3}
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=TEXT_DIM, num_key_value_heads=2, initializer_range=0.1, **width
+    )
+    clip = CLIPTextConfig(
+        vocab_size=len(tokenizer_2),
+        hidden_size=POOLED_DIM,
+        bos_token_id=tokenizer_2.bos_token_id,
+        eos_token_id=tokenizer_2.eos_token_id,
+        pad_token_id=tokenizer_2.pad_token_id,
+        **width,
+    )
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": LlamaModel(llama).eval(),
+        "tokenizer_2": tokenizer_2,
+        "text_encoder_2": CLIPTextModel(clip).eval(),
+    }
+
+
+def build_checkpoint(folder: Path) -> Path:
+    """model_index.json names LlamaTokenizerFast for the byte-level tokenizer, as that of the real checkpoint does."""
+    components = build_text_components()
+    pipeline = HunyuanVideoPipeline(
+        **components,
+        transformer=build_transformer(),
+        vae=build_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )
+    pipeline.register_to_config(tokenizer=("transformers", LlamaTokenizerFast.__name__))
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
+    """Guidance-distilled: no uncond pass unless asked for."""
+    return build_config(
+        {
+            "model": {"path": str(checkpoint), "device": "cpu"},
+            "sampling": {**SIZE, "num_inference_steps": 4, "max_sequence_length": MAX_SEQUENCE_LENGTH},
+            "guidance": {"drop_ratio": 0.3, "cfg_scale": 1.0, "window": (0.2, 0.8), **guidance},
+        }
+    )
