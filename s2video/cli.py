@@ -1,4 +1,4 @@
-"""The command line: generate | decode | selftest | launch.
+"""The command line: generate | decode | plan | selftest | launch.
 
 Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
 codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C, 143 SIGTERM.
@@ -22,6 +22,8 @@ from .ending import Termination
 from .errors import InputError, S2VideoError, StoppedError
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import VideoRequest, check_output, check_request, plan_videos, read_checkpoint, read_prompt_file
+
+_COMMANDS = ("generate", "decode", "plan", "selftest", "launch")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,6 +70,8 @@ def _run(argv: list[str]) -> int:
         return _launch(arguments)
     if arguments.command == "decode":
         return _decode(arguments)
+    if arguments.command == "plan":
+        return _plan(arguments)
     if arguments.command == "selftest":
         return _selftest(arguments)
     checked = _check_generate(arguments, world_size=int(os.environ.get("WORLD_SIZE", "1")))
@@ -90,7 +94,7 @@ def _is_main_rank() -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="s2video", description="Text to video with S²-Guidance.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_versions())
-    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | decode | selftest | launch")
+    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(_COMMANDS))
     _add_generate_arguments(
         commands.add_parser("generate", help="make videos from prompts, here or under torchrun", allow_abbrev=False)
     )
@@ -99,6 +103,16 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors, left by --keep-latents")
     decode.add_argument("--output", type=Path, metavar="X.mp4", help="default: X.mp4 beside the latents")
     decode.add_argument("--config", type=Path, help="config to decode with; default: the one saved with the latents")
+
+    plan = commands.add_parser(
+        "plan", help="what a run would cost on so many ranks, and the best mesh for it", allow_abbrev=False
+    )
+    plan.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
+    plan.add_argument("--world", type=_whole, required=True, metavar="N", help="ranks, one a card")
+    plan.add_argument("--card", default="H100", metavar="NAME", help="H100 (default), ..., cpu, or a YAML file")
+    plan.add_argument("--set-card", action="append", default=[], metavar="KEY=VALUE", help="as intra_gbs=200")
+    _add_set_argument(plan)
+    plan.add_argument("--json", action="store_true", help="one JSON object instead of a table")
 
     _add_selftest_arguments(
         commands.add_parser("selftest", help="check that this machine computes what it should", allow_abbrev=False)
@@ -125,14 +139,18 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_whole, metavar="S", help="seed of the noise and the masks")
     parser.add_argument("--num-videos", type=_whole, default=1, metavar="K", help="videos a prompt: seeds S to S+K-1")
     parser.add_argument("--output", metavar="X.mp4", help="more than one video: X-000.mp4, X-001.mp4, ...")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as guidance.s2_scale=0.3"
-    )
+    _add_set_argument(parser)
     parser.add_argument("--keep-latents", action="store_true", help="leave X.latents.safetensors beside the video")
     parser.add_argument(
         "--resume", action="store_true", help="skip videos that are whole; go on from X.checkpoint.safetensors"
     )
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+
+
+def _add_set_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as guidance.s2_scale=0.3"
+    )
 
 
 def _add_selftest_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,8 +217,9 @@ def _generate(checked: _Checked) -> int:
 
     from .parallel.mesh import init_mesh
     from .pipeline import Engine, Job
+    from .plan import resolve_parallel
 
-    config = checked.config
+    config = resolve_parallel(checked.config, int(os.environ.get("WORLD_SIZE", "1")))
     try:
         with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
             engine = Engine(config, mesh, progress="plain" if checked.plain else "auto", termination=termination)
@@ -239,6 +258,16 @@ def _decode(arguments: argparse.Namespace) -> int:
             print(decode_latents(latents, output, config), flush=True)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(_out_of_memory(error)) from error
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from .cards import read_card
+    from .plan import as_json, as_table, make_plan
+
+    config = load_config(arguments.config, arguments.set)
+    plan = make_plan(config, arguments.world, read_card(arguments.card, arguments.set_card))
+    print(as_json(plan) if arguments.json else as_table(plan))
     return 0
 
 

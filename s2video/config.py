@@ -20,6 +20,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from .config_text import (
@@ -165,8 +166,11 @@ class GuidanceConfig(_Section):
 
 
 class ParallelConfig(_Section):
-    """How the ranks of one run share its work."""
+    """How the ranks of one run share its work. The word "auto" in its place is short for `degrees: auto`."""
 
+    degrees: Literal["given", "auto"] = Field(
+        default="given", description="auto: those of the mesh that `s2video plan` puts first; given: as they are here"
+    )
     ulysses: Whole | None = Field(
         default=None,
         ge=1,
@@ -197,6 +201,17 @@ class ParallelConfig(_Section):
     heartbeat_seconds: Number = Field(
         default=20.0, gt=0, le=86400, description="how long a rank's process may give no sign of life"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_word_auto(cls, value: Any) -> Any:
+        return {"degrees": "auto"} if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _no_degrees_beside_auto(self) -> ParallelConfig:
+        if self.degrees == "auto" and (self.ring, self.ulysses, self.branch) != (None, None, 1):
+            raise ValueError("degrees: auto chooses ring, ulysses and branch: leave them out, or take auto away")
+        return self
 
 
 class CheckpointConfig(_Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 from pathlib import Path
@@ -135,6 +136,12 @@ def fingerprint(folder: Path) -> dict[str, str]:
         for name in read_family(folder).weighted
         for file in weight_files(folder / name)
     }
+
+
+def num_parameters(folder: Path) -> int:
+    """Numbers in the weight files of one component, from their headers. Raises InputError as `check_checkpoint`."""
+    headers = (json.loads(_read_header(file)) for file in weight_files(folder))
+    return sum(math.prod(t["shape"]) for header in headers for name, t in header.items() if name != "__metadata__")
 
 
 def weight_digests(folder: Path) -> dict[str, str]:

@@ -92,8 +92,11 @@ def resolve_degrees(parallel: ParallelConfig, world_size: int) -> dict[str, int]
     A degree left out is what the others leave of the ranks; where ring and ulysses both are, ring is 1.
 
     Raises:
-        InputError: where no such product is there; the message names every factor.
+        InputError: where no such product is there; the message names every factor. Also for `degrees: auto`, which
+            `plan.resolve_parallel` turns into degrees.
     """
+    if parallel.degrees == "auto" and world_size > 1:
+        raise InputError("parallel.degrees: auto has to be resolved (s2video.plan.resolve_parallel) before this")
     given = {name: d for name, d in (("ring", parallel.ring), ("ulysses", parallel.ulysses)) if d is not None}
     if parallel.branch > 1:
         given["branch"] = parallel.branch

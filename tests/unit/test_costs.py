@@ -1,0 +1,148 @@
+"""FLOPs and parameters as torch counts them on the real modules, and sub passes as enumeration counts them."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+import torch
+from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from s2video.costs import Share, SubWork, read_costs, whole_pass
+from s2video.errors import InputError
+from s2video.masks import MaskSpec
+
+NUM_TEXT = 7
+
+
+def run_wan(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
+    model(latents, torch.empty(1), torch.empty(1, NUM_TEXT, model.config.text_dim))
+
+
+def run_hunyuan(model: HunyuanVideoTransformer3DModel, latents: torch.Tensor) -> None:
+    model(
+        latents,
+        torch.empty(1),
+        torch.empty(1, NUM_TEXT, model.config.text_embed_dim),
+        torch.empty(1, NUM_TEXT, dtype=torch.bool),
+        torch.empty(1, model.config.pooled_projection_dim),
+        torch.empty(1),
+    )
+
+
+CASES: dict[str, tuple[type[Any], dict[str, Any], Callable[..., None]]] = {
+    "Wan": (
+        WanTransformer3DModel,
+        {"num_attention_heads": 5, "attention_head_dim": 12, "text_dim": 18, "freq_dim": 32, "ffn_dim": 94}
+        | {"num_layers": 3, "in_channels": 5, "out_channels": 3, "rope_max_seq_len": 64},
+        run_wan,
+    ),
+    "Wan, patches of 2 frames, no norm before cross-attention": (
+        WanTransformer3DModel,
+        {"num_attention_heads": 3, "attention_head_dim": 14, "text_dim": 6, "freq_dim": 8, "ffn_dim": 50}
+        | {"num_layers": 1, "patch_size": (2, 2, 2), "cross_attn_norm": False, "rope_max_seq_len": 64},
+        run_wan,
+    ),
+    "HunyuanVideo": (
+        HunyuanVideoTransformer3DModel,
+        {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 2, "num_single_layers": 3}
+        | {"text_embed_dim": 18, "pooled_projection_dim": 10, "rope_axes_dim": (2, 2, 4), "mlp_ratio": 3.5},
+        run_hunyuan,
+    ),
+    "HunyuanVideo without embedded guidance": (
+        HunyuanVideoTransformer3DModel,
+        {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "num_single_layers": 1}
+        | {"text_embed_dim": 6, "pooled_projection_dim": 4, "rope_axes_dim": (2, 2, 4), "num_refiner_layers": 1}
+        | {"guidance_embeds": False, "in_channels": 5, "out_channels": 3},
+        run_hunyuan,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_flops_and_parameters_are_those_of_the_module(name: str) -> None:
+    """On the meta device, where attention takes the path that the counter knows."""
+    kind, settings, run = CASES[name]
+    with torch.device("meta"), torch.no_grad():
+        model = kind(**settings)
+        latents = torch.empty(1, model.config.in_channels, 6, 10, 14)
+        with FlopCounterMode(display=False) as counter:
+            run(model, latents)
+    costs = read_costs({"_class_name": kind.__name__, **settings})
+    num_tokens = 5 * 7 * (3 if "2 frames" in name else 6)
+    assert whole_pass(costs, num_tokens, NUM_TEXT).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    blocks = sum(costs.block_parameters(index) for index in range(costs.num_blocks))
+    assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [WanTransformer3DModel, HunyuanVideoTransformer3DModel])
+def test_defaults_are_those_of_diffusers(kind: type[Any]) -> None:
+    parameters = inspect.signature(kind.__init__.__wrapped__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    assert len(defaults) > 10
+    assert read_costs({"_class_name": kind.__name__}) == read_costs({"_class_name": kind.__name__, **defaults})
+
+
+def test_attention_is_shared_out_whole() -> None:
+    """Two ring groups of two ranks, 3 + 2 heads, 4 + 3 + 3 + 3 tokens: what the ranks do adds up to what one does."""
+    costs = read_costs({"_class_name": "WanTransformer3DModel", **CASES["Wan"][1]})
+    shares = [Share(tokens, heads, group, 13) for tokens, heads, group in ((4, 3, 7), (3, 2, 7), (3, 3, 6), (3, 2, 6))]
+    parts = [costs.block(0, share, NUM_TEXT) for share in shares]
+    whole = costs.block(0, Share(13, 5, 13, 13), NUM_TEXT)
+    assert sum(part.exchanged for part in parts) == whole.exchanged
+    assert sum(part.attention for part in parts) == whole.attention
+    # each rank projects the text's keys and values for itself
+    assert sum(part.linear for part in parts) - whole.linear == 3 * 2 * 2 * NUM_TEXT * costs.width**2
+
+
+def test_another_model_is_refused() -> None:
+    with pytest.raises(InputError, match="'FluxTransformer2DModel'"):
+        read_costs({"_class_name": "FluxTransformer2DModel"}, "x/config.json")
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "dropped", "naive", "shared"),
+    [(30, 3, 0.9, 0.65), (40, 4, 0.9, 0.7), (60, 6, 0.9, 53 / 70), (30, 1, 29 / 30, 7 / 15)],
+)
+def test_a_sub_pass_in_full_passes(num_blocks: int, dropped: int, naive: float, shared: float) -> None:
+    spec = MaskSpec(drop_count=dropped)
+    assert SubWork.expected(spec, num_blocks).passes == pytest.approx(shared)
+    assert SubWork.expected(spec, num_blocks, share_prefix=False).passes == pytest.approx(naive)
+
+
+def averaged(steps: Sequence[SubWork]) -> tuple[list[Fraction], Fraction, Fraction]:
+    count = len(steps)
+    runs = [Fraction(int(sum(of_block)), count) for of_block in zip(*(step.runs for step in steps), strict=True)]
+    return runs, Fraction(int(sum(s.forks for s in steps)), count), Fraction(int(sum(s.count for s in steps)), count)
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MaskSpec(drop_count=2),
+        MaskSpec(drop_count=2, num_draws=2),
+        MaskSpec(drop_count=3, never_drop=(0, 3), band=(1, 5)),
+        MaskSpec(drop_count=1, never_drop=(), num_draws=3),
+        MaskSpec(drop_count=0),
+    ],
+)
+def test_expectations_are_averages_over_all_masks(spec: MaskSpec, share_prefix: bool) -> None:
+    num_blocks = 7
+    masks = list(combinations(spec.eligible(num_blocks), spec.count(num_blocks)))
+    steps = [
+        SubWork.of_masks(drawn, num_blocks, share_prefix=share_prefix)
+        for drawn in product(masks, repeat=spec.num_draws)
+    ]
+    runs, forks, count = averaged(steps)
+    expected = SubWork.expected(spec, num_blocks, share_prefix=share_prefix)
+    assert expected.runs == pytest.approx([float(x) for x in runs])
+    assert (expected.forks, expected.count) == pytest.approx((float(forks), float(count)))
+
+
+def test_a_step_with_given_masks() -> None:
+    work = SubWork.of_masks([(2, 4), (), (2, 3)], 6)
+    assert (work.runs, work.forks, work.count) == ((0, 0, 0, 1, 1, 2), 1, 2)

@@ -1,0 +1,372 @@
+"""Plans: the right figures for the meshes, the right meshes for the ranks, and answers to what cannot be planned."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import MAX_SEQUENCE_LENGTH, SIZE
+
+import s2video
+from s2video.cards import CARDS, Card, guess_card, read_card
+from s2video.cli import main
+from s2video.config import ParallelConfig, RunConfig, build_config, load_config
+from s2video.costs import SubWork, read_costs
+from s2video.errors import InputError
+from s2video.forecast import Degrees, Step, forecast
+from s2video.masks import MaskSpec
+from s2video.models.loading import ASSETS, num_parameters
+from s2video.parallel.mesh import resolve_degrees
+from s2video.plan import Plan, make_plan, resolve_parallel
+from s2video.requests import check_request, read_checkpoint
+
+ROOT = Path(s2video.__file__).resolve().parents[1]
+WAN_14B = ROOT / "configs" / "wan2.1-t2v-14b-720p.yaml"
+H100 = CARDS["H100"]
+
+
+def planned(world_size: int, *overrides: str, config: Path = WAN_14B, card: Card = H100) -> Plan:
+    return make_plan(load_config(config, overrides), world_size, card)
+
+
+def a_step(family: str, num_tokens: int, **changes: Any) -> Step:
+    """In bfloat16, with cond and uncond and no sub branch, of a model as published."""
+    model = read_costs({"_class_name": f"{family}Transformer3DModel"})
+    nothing = SubWork((0.0,) * model.num_blocks, 0.0, 0.0)
+    return replace(Step(model, num_tokens, 512, item_bytes=2, has_uncond=True, sub=nothing), **changes)
+
+
+def sub_of(num_blocks: int) -> SubWork:
+    return SubWork.expected(MaskSpec(), num_blocks)
+
+
+# passes, and what they cost
+
+
+@pytest.mark.parametrize(
+    ("degrees", "has_uncond", "passes"),
+    [
+        (Degrees(1, 1, 1), True, 2.7),
+        (Degrees(1, 8, 1), True, 2.7 / 8),
+        (Degrees(1, 4, 2), True, 1 / 4 + 0.7 / 8),
+        (Degrees(2, 2, 2), True, 1 / 4 + 0.7 / 8),
+        (Degrees(1, 8, 1), False, 1.7 / 8),
+    ],
+)
+def test_passes_on_the_critical_path(degrees: Degrees, has_uncond: bool, passes: float) -> None:
+    """Wan 14B, 40 blocks of which 4 are dropped. Text and timestep, done on every rank, add less than 1 %."""
+    step = a_step("Wan", 75600, has_uncond=has_uncond, sub=sub_of(40))
+    assert forecast(degrees, step, H100).passes == pytest.approx(passes, rel=0.01)
+
+
+def test_a_run_is_dearer_in_the_window_only() -> None:
+    step = a_step("Wan", 75600, sub=sub_of(40), window_share=0.8)
+    cost = forecast(Degrees(1, 1, 1), step, H100)
+    assert cost.passes == pytest.approx(2 + 0.8 * 0.7, rel=0.001)
+    without = forecast(Degrees(1, 1, 1), a_step("Wan", 75600), H100)
+    assert cost.seconds == pytest.approx(without.seconds * 0.2 + cost.seconds_in_window * 0.8)
+    assert cost.seconds_in_window / without.seconds == pytest.approx(1.35, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("family", "num_tokens", "has_uncond", "published"),
+    [("Wan", 21 * 30 * 52, True, 9.77), ("HunyuanVideo", 33 * 45 * 80, False, 1904 / 50)],
+)
+def test_one_h100_takes_what_was_published(family: str, num_tokens: int, has_uncond: bool, published: float) -> None:
+    """The anchors that its shares were fitted to: diffusers on Wan 14B at 480p, xDiT on HunyuanVideo at 720p."""
+    step = a_step(family, num_tokens, has_uncond=has_uncond, num_text=512 if has_uncond else 256)
+    assert forecast(Degrees(1, 1, 1), step, H100).seconds == pytest.approx(published, rel=0.05)
+
+
+def test_on_two_cards_branches_beat_ulysses_under_plain_cfg() -> None:
+    """As published for Wan 14B on two H200: 21.3 s against 23.8 s."""
+    step = a_step("Wan", 21 * 30 * 52)
+    side_by_side, ulysses = (forecast(Degrees(1, *d), step, CARDS["H200"]) for d in ((1, 2), (2, 1)))
+    assert side_by_side.seconds < ulysses.seconds
+    assert side_by_side.sent_bytes < ulysses.sent_bytes / 1000
+
+
+def test_the_largest_shard_decides() -> None:
+    """12 heads: on 8 ranks some hold 2, so 8 take as long in attention as 6 would; on 16, four hold none."""
+    model = read_costs({"_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "ffn_dim": 8960})
+    step = replace(a_step("Wan", 32760), model=model)
+    passes = {p: forecast(Degrees(1, p, 1), step, H100).passes for p in (4, 8, 12, 16)}
+    assert passes[4] == pytest.approx(2 / 4, rel=0.01)
+    assert passes[8] > 1.1 * 2 / 8
+    assert passes[16] > 1.2 * 2 / 16
+    assert passes[16] < passes[12]  # tokens are still shared by all, feed-forward and the rest with them
+
+
+def test_where_a_ring_hides_its_transfers() -> None:
+    """Doubling the bandwidth of links that are hidden changes nothing; of links that are not, it does."""
+    step = a_step("Wan", 75600)
+    ring, ulysses = Degrees(8, 1, 1), Degrees(1, 8, 1)
+    faster = read_card("H100", ["intra_gbs=900"])
+    gain = {d: 1 - forecast(d, step, faster).seconds / forecast(d, step, H100).seconds for d in (ring, ulysses)}
+    assert 0 < gain[ring] < 1e-4 < gain[ulysses]
+    slow = [forecast(ring, step, read_card("H100", [f"intra_gbs={x}"])).seconds for x in (2, 4)]
+    assert slow[0] > 1.3 * slow[1]
+
+
+def test_the_slowest_link_decides() -> None:
+    """16 ranks, 8 to a node: a ring of two nodes goes over the network, and all-to-all stays inside them."""
+    step = a_step("Wan", 75600)
+    slow = read_card("H100", ["inter_gbs=25"])
+    for degrees, crosses in ((Degrees(2, 8, 1), False), (Degrees(1, 16, 1), True), (Degrees(1, 8, 2), True)):
+        normal, slowed = (forecast(degrees, step, card).seconds for card in (H100, slow))
+        assert (slowed > 1.05 * normal) is crosses
+
+
+def test_where_weights_are() -> None:
+    degrees = Degrees(1, 4, 2)
+    costs = {w: forecast(degrees, a_step("Wan", 75600, weights=w), H100) for w in ("replicated", "fsdp", "streamed")}
+    blocks = sum(map(read_costs({"_class_name": "WanTransformer3DModel"}).block_parameters, range(40))) * 2
+    assert costs["fsdp"].sent_bytes - costs["replicated"].sent_bytes == pytest.approx(blocks * 7 / 8)
+    saved = costs["replicated"].memory_bytes - costs["fsdp"].memory_bytes
+    assert saved == pytest.approx(blocks * (1 - 1 / 8 - 2 / 40))
+    assert costs["replicated"].memory_bytes - costs["streamed"].memory_bytes == pytest.approx(blocks * (1 - 2 / 40))
+    # fetched ahead, they hide behind a long step; not behind a short one
+    assert costs["fsdp"].seconds == costs["replicated"].seconds
+    short = [forecast(degrees, a_step("Wan", 75, weights=w), H100).seconds for w in ("replicated", "streamed")]
+    assert short[1] > 2 * short[0]
+
+
+def test_memory_is_that_of_the_worst_moment() -> None:
+    step = a_step("Wan", 75600, vae_bytes=1e9, decoding_bytes=30e9, text_encoder_bytes=11e9)
+    degrees = Degrees(1, 8, 1)
+    decoding = forecast(degrees, step, H100)
+    encoding = forecast(degrees, replace(step, decoding_bytes=0), H100)
+    denoising = forecast(degrees, replace(step, decoding_bytes=0, text_encoder_bytes=0), H100)
+    assert [f.phase for f in (decoding, encoding, denoising)] == ["decoding", "text encoding", "denoising"]
+    assert decoding.memory_bytes - encoding.memory_bytes == pytest.approx(19e9)
+    kept = forecast(degrees, replace(step, keeps_text_encoder=True), H100)
+    assert kept.memory_bytes - decoding.memory_bytes == pytest.approx(11e9)
+
+
+# meshes
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6, 8, 12])
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("guidance.cfg_scale=1",), ("model.attention_backend=flash",), ("model.attention_backend=_native_math",)],
+    ids=lambda overrides: " ".join(overrides) or "default",
+)
+def test_legal_is_what_the_engine_takes(world_size: int, overrides: tuple[str, ...]) -> None:
+    config = load_config(WAN_14B, overrides)
+    info = read_checkpoint(ASSETS / "published" / config.model.path.replace("/", "--"))
+    legal = set()
+    for ring in range(1, world_size + 1):
+        for ulysses in range(1, world_size + 1):
+            for branch in (1, 2):
+                values = config.model_dump(mode="json")
+                values["parallel"] = {"ring": ring, "ulysses": ulysses, "branch": branch}
+                try:
+                    check_request(build_config(values), info, world_size=world_size)
+                except InputError:
+                    continue
+                legal.add(Degrees(ring, ulysses, branch))
+    plan = make_plan(config, world_size, H100)
+    assert {candidate.degrees for candidate in plan.candidates} == legal
+    seconds = [candidate.forecast.seconds for candidate in plan.candidates]
+    assert seconds == sorted(seconds)
+
+
+def test_reasons_name_every_factor() -> None:
+    odd = dict(planned(3).refused)
+    assert list(odd) == ["ring × ulysses × 2"] and "never 3" in odd["ring × ulysses × 2"]
+    no_uncond = planned(4, "guidance.cfg_scale=1").refused
+    assert [str(mesh) for mesh, _ in no_uncond] == ["1 × 2 × 2", "2 × 1 × 2"]
+    assert "ring 1 × ulysses 2 × branch 2 = 4" in no_uncond[0][1] and "no uncond" in no_uncond[0][1]
+    no_ring = planned(2, "model.attention_backend=flash").refused
+    assert len(no_ring) == 1
+    assert "ring 2 × ulysses 1 × branch 1 = 2" in no_ring[0][1] and "log-sum-exp" in no_ring[0][1]
+
+
+def test_the_configs_own_mesh_is_pointed_out() -> None:
+    plan = planned(8, "parallel.ring=2", "parallel.branch=2")
+    own = [c.degrees for c in plan.candidates if "as in the config" in c.notes]
+    assert own == [Degrees(2, 2, 2)] and plan.refused == ()
+    impossible = planned(8, "parallel.ulysses=3")
+    assert not any("as in the config" in c.notes for c in impossible.candidates)
+    assert impossible.refused[0][0] == "ulysses 3 × branch 1"
+
+
+def test_what_fits_comes_first() -> None:
+    """On a card of 32 GB, 14B in bfloat16 fits nowhere while decoding; its notes say so."""
+    plan = planned(4, card=read_card("H100", ["memory_gb=32"]))
+    assert not any(candidate.fits for candidate in plan.candidates)
+    assert "does not fit into 32 GB while decoding" in plan.best.notes
+    peaks = sorted({round(c.forecast.memory_bytes) for c in planned(4, "sampling.num_frames=321").candidates})
+    between = read_card("H100", [f"memory_gb={sum(peaks[:2]) / 2e9}"])
+    mixed = planned(4, "sampling.num_frames=321", card=between).candidates
+    assert [c.fits for c in mixed] == sorted((c.fits for c in mixed), reverse=True)
+    assert {c.fits for c in mixed} == {True, False}
+
+
+def test_idle_and_uneven_heads_are_noted() -> None:
+    wan = ROOT / "configs" / "wan2.1-t2v-1.3b-480p.yaml"
+    notes = {c.degrees: c.notes for c in planned(16, config=wan).candidates}
+    assert notes[Degrees(4, 4, 1)] == ()
+    assert notes[Degrees(2, 8, 1)] == ("12 heads on 8 ranks: up to 2 each",)
+    assert notes[Degrees(1, 16, 1)][0] == "4 of 16 ranks idle in attention: 12 heads"
+    assert "all-to-all between nodes" in notes[Degrees(1, 16, 1)]
+
+
+# checkpoints and cards
+
+
+def test_a_checkpoint_is_read_from_its_headers() -> None:
+    folder = ASSETS / "shapes-wan"
+    costs = read_costs(json.loads((folder / "transformer" / "config.json").read_text()))
+    blocks = sum(map(costs.block_parameters, range(costs.num_blocks)))
+    assert num_parameters(folder / "transformer") == costs.root_parameters() + blocks
+    plan = planned(2, config=ROOT / "configs" / "shapes.yaml")
+    assert not plan.published
+    assert plan.step.text_encoder_bytes == num_parameters(folder / "text_encoder") * 4
+
+
+def test_published_values_stand_in_and_the_output_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", str(WAN_14B), "--world", "8"]) == 0
+    table = capsys.readouterr().out
+    assert "published values, the checkpoint was not read" in table and "predicted, not measured" in table
+    rows = [line for line in table.splitlines() if line[:9].count("×") == 2]
+    assert main(["plan", "--config", str(WAN_14B), "--world", "8", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["published_values"] and facts["predicted"] and facts["num_tokens"] == 75600
+    assert facts["passes"] == {"cond": 1, "uncond": 1, "sub": pytest.approx(0.7)}
+    assert len(rows) == len(facts["meshes"]) == 7
+    for row, mesh in zip(rows, facts["meshes"], strict=True):
+        assert row.startswith(f"{mesh['ring']} × {mesh['ulysses']} × {mesh['branch']}")
+        assert f"{mesh['passes']:.3f}" in row and f"{mesh['seconds']:.4g}" in row
+        assert f"{mesh['memory_bytes'] / 1e9:.1f}" in row and f"{mesh['sent_bytes'] / 1e6:.1f}" in row
+
+
+def test_planning_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from s2video.cli import main;"
+        f"main(['plan', '--config', {str(WAN_14B)!r}, '--world', '8', '--set', 'model.device=cuda']);"
+        "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert finished.stdout.splitlines()[-1] == "[]", finished.stderr
+
+
+def test_cards_by_name_by_file_and_by_figure(tmp_path: Path) -> None:
+    assert read_card("h100") is not H100 and read_card("h100") == H100
+    assert read_card("L40S", ["memory_gb=40", "name=half"]) == CARDS["L40S"].model_copy(
+        update={"memory_gb": 40.0, "name": "half"}
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: A100\nintra_gbs: 100\n")
+    assert read_card(str(path)) == CARDS["A100"].model_copy(update={"intra_gbs": 100.0, "name": "mine"})
+    path.write_text(yaml.safe_dump({**H100.model_dump(), "name": "own"}))
+    assert read_card(str(path)) == H100.model_copy(update={"name": "own"})
+
+
+@pytest.mark.parametrize(
+    ("device", "card"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("AMD Instinct MI300X", "cpu"),
+    ],
+)
+def test_a_card_is_guessed_from_the_devices_name(device: str, card: str) -> None:
+    assert guess_card(device) is CARDS[card]
+
+
+# parallel: auto
+
+
+def with_parallel(tiny_checkpoint: Path, parallel: Any) -> RunConfig:
+    sampling = {**SIZE, "num_inference_steps": 2, "max_sequence_length": MAX_SEQUENCE_LENGTH}
+    model = {"path": str(tiny_checkpoint), "device": "cpu"}
+    return build_config({"model": model, "sampling": sampling, "parallel": parallel})
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_auto_is_the_plans_first(tiny_checkpoint: Path, world_size: int) -> None:
+    auto = with_parallel(tiny_checkpoint, {"degrees": "auto", "timeout_seconds": 7.0})
+    resolved = resolve_parallel(auto, world_size)
+    best = make_plan(auto, world_size, read_card("cpu", ["node_size=1"])).best.degrees
+    expected = ParallelConfig(ring=best.ring, ulysses=best.ulysses, branch=best.branch, timeout_seconds=7.0)  # type: ignore[arg-type]
+    assert resolved == auto.model_copy(update={"parallel": expected})
+    assert resolve_degrees(resolved.parallel, world_size) == best._asdict()
+
+
+def test_given_degrees_stay(tiny_checkpoint: Path) -> None:
+    config = with_parallel(tiny_checkpoint, {"ring": 2})
+    assert resolve_parallel(config, 2) is config
+
+
+def test_the_word_auto_is_short_for_its_degrees(tiny_checkpoint: Path) -> None:
+    auto = with_parallel(tiny_checkpoint, "auto")
+    assert auto == with_parallel(tiny_checkpoint, {"degrees": "auto"})
+    assert load_config(WAN_14B, ["parallel=auto"]).parallel.degrees == "auto"
+    with pytest.raises(InputError, match="leave them out"):
+        with_parallel(tiny_checkpoint, {"degrees": "auto", "ring": 2})
+    with pytest.raises(InputError, match="resolve_parallel"):
+        resolve_degrees(auto.parallel, 2)
+
+
+# what cannot be planned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["--world", "0"], ["--world", ">= 1"]),
+        (["--world", "two"], ["--world", "whole number"]),
+        ([], ["--world", "required"]),
+        (["--world", "2", "--card", "H1000"], ["--card", "H100, H200", "'H1000'"]),
+        (["--world", "2", "--card", "none.yaml"], ["none.yaml", "No such file"]),
+        (["--world", "2", "--set-card", "intra_gb=2"], ["unknown key", "did you mean 'intra_gbs'"]),
+        (["--world", "2", "--set-card", "intra_gbs"], ["--set-card", "key=value"]),
+        (["--world", "2", "--set-card", "intra_gbs=0"], ["intra_gbs", "> 0"]),
+        (["--world", "2", "--set-card", "matmul_share=2"], ["matmul_share", "<= 1"]),
+        (["--world", "2", "--set", "model.path=someone/else"], ["someone/else", "Wan-AI/Wan2.1-T2V-14B-Diffusers"]),
+        (["--world", "2", "--set", "model.path=/nowhere"], ["/nowhere"]),
+        (["--world", "2", "--set", "sampling.width=100"], ["sampling.width", "multiple of 16"]),
+        (["--world", "2", "--set", "guidance.never_drop=[40]"], ["never_drop", "0 to 39"]),
+        (["--world", "2", "--set", "model.attention_backend=fast"], ["attention_backend"]),
+        (["--world", "2", "--set", "parallel=best"], ["parallel", "'best'"]),
+    ],
+)
+def test_bad_input(arguments: list[str], fragments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", str(WAN_14B), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("s2video: error: ") and captured.err.count("\n") == 1
+    for fragment in fragments:
+        assert fragment in captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("[1]", "expected a mapping"),
+        ("name: x\n", "base: H100"),
+        ("base: H1\n", "base: expected one of"),
+        ("base: H100\ncolour: red\n", "unknown key 'colour'"),
+        ("base: [\n", "YAML"),
+        ("base: H100\nnode_size: 1.5\n", "node_size"),
+    ],
+)
+def test_bad_card_files(text: str, fragment: str, tmp_path: Path) -> None:
+    path = tmp_path / "card.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=fragment):
+        read_card(str(path))
