@@ -1,4 +1,19 @@
 """s2video: text to video with S²-Guidance, on one GPU or many."""
 
+from typing import Any
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["S2Guidance", "__version__", "disable", "enable"]
+
+
+def __getattr__(name: str) -> Any:
+    """These bring torch and diffusers with them, which takes seconds: loaded when asked for."""
+    if name in ("disable", "enable"):
+        from .integrations import pipelines
+
+        return getattr(pipelines, name)
+    if name == "S2Guidance":
+        from .integrations.guider import S2Guidance
+
+        return S2Guidance
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: generate | decode | launch.
+"""The command line: generate | decode | selftest | launch.
 
 Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
 codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C.
@@ -62,6 +62,8 @@ def _run(argv: list[str]) -> int:
         return _launch(arguments)
     if arguments.command == "decode":
         return _decode(arguments)
+    if arguments.command == "selftest":
+        return _selftest(arguments)
     checked = _check_generate(arguments, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     return _generate(checked)
 
@@ -82,7 +84,7 @@ def _is_main_rank() -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="s2video", description="Text to video with S²-Guidance.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_versions())
-    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | decode | launch")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | decode | selftest | launch")
     _add_generate_arguments(
         commands.add_parser("generate", help="make videos from prompts, here or under torchrun", allow_abbrev=False)
     )
@@ -92,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--output", type=Path, metavar="X.mp4", help="default: X.mp4 beside the latents")
     decode.add_argument("--config", type=Path, help="config to decode with; default: the one saved with the latents")
 
+    _add_selftest_arguments(
+        commands.add_parser("selftest", help="check that this machine computes what it should", allow_abbrev=False)
+    )
+
     launch_parser = commands.add_parser(
         "launch", help="start torchrun: launch --nproc N t2v [arguments of generate]", allow_abbrev=False
     )
@@ -99,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     launch_parser.add_argument("--nnodes", type=_whole, default=1, metavar="N", help="hosts; default 1")
     launch_parser.add_argument("--node-rank", type=_whole, default=0, metavar="R", help="this host's number, from 0")
     launch_parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the hosts meet")
-    launch_parser.add_argument("task", choices=["t2v"], help="text to video")
-    launch_parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as for s2video generate")
+    launch_parser.add_argument("task", choices=["t2v", "selftest"], help="text to video, or the self-test")
+    launch_parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as for s2video generate or selftest")
     return parser
 
 
@@ -118,6 +124,10 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keep-latents", action="store_true", help="leave X.latents.safetensors beside the video")
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+
+
+def _add_selftest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: cuda, if there")
 
 
 def _whole(text: str) -> int:
@@ -223,6 +233,22 @@ def _decode(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _selftest(arguments: argparse.Namespace) -> int:
+    from .config import ParallelConfig
+    from .parallel.mesh import init_mesh
+    from .selftest import format_row, run_selftest
+
+    failed = 0
+    with _unwinding_on_sigterm(), init_mesh(ParallelConfig(timeout_seconds=60), arguments.device) as mesh:
+        for outcome in run_selftest(mesh):
+            failed += not outcome.passed
+            if mesh.is_main:
+                print(format_row(outcome), flush=True)
+    if failed:
+        raise S2VideoError(f"selftest: {failed} check(s) failed; the table says what to do")
+    return 0
+
+
 @contextmanager
 def _unwinding_on_sigterm() -> Iterator[None]:
     """torchrun ends the other ranks of a failed job with SIGTERM: leave by an exception, so that temporary files and
@@ -244,9 +270,14 @@ def _out_of_memory(error: Exception) -> str:
 
 def _launch(arguments: argparse.Namespace) -> int:
     plan = LaunchPlan(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint)
-    generate = _Parser(prog="s2video launch --nproc N t2v", allow_abbrev=False)
-    _add_generate_arguments(generate)
-    generate_arguments = generate.parse_args(arguments.arguments)
+    task = _Parser(prog=f"s2video launch --nproc N {arguments.task}", allow_abbrev=False)
+    if arguments.task == "selftest":
+        _add_selftest_arguments(task)
+        task.parse_args(arguments.arguments)
+        plan.check()
+        return launch(plan, ["selftest", *arguments.arguments])
+    _add_generate_arguments(task)
+    generate_arguments = task.parse_args(arguments.arguments)
     plan.check()
     _check_generate(generate_arguments, world_size=plan.world_size)
     return launch(plan, ["generate", *arguments.arguments])

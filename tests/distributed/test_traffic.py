@@ -8,6 +8,7 @@ import torch
 from ranks import RankPool, laid_out
 from tiny import NUM_BLOCKS, build_transformer
 
+from s2video.forward import predict
 from s2video.geometry import split_evenly
 from s2video.models.base import Conditioning
 from s2video.models.wan import WanBlockModel
@@ -95,3 +96,26 @@ def test_a_pass_sends_what_its_layers_must(ranks: Ranks, ring: int, ulysses: int
         assert counted["calls"] == {kind: calls * layers, "all_gather": 1}
         assert counted["sent"][kind] == layers * least * FLOAT
         assert counted["sent"]["all_gather"] == max(shards) * 64 * FLOAT
+
+
+def step_with_branches(mesh: Mesh) -> dict[str, dict[str, int]]:
+    """One step of a tiny Wan model: cond beside uncond, and a sub branch that forks at block 4 and drops it."""
+    mesh = laid_out(mesh, 1, 1, 2)
+    latents, timestep = torch.zeros(1, 16, 5, 10, 14), torch.tensor([500])
+    cond, uncond = Conditioning(torch.zeros(1, 8, 128)), Conditioning(torch.ones(1, 8, 128))
+    with count_traffic() as traffic, torch.no_grad():
+        predict(
+            WanBlockModel(build_transformer()), latents, timestep, mesh=mesh, cond=cond, uncond=uncond, masks=[(4,)]
+        )
+    return {"calls": dict(traffic.calls), "sent": dict(traffic.sent)}
+
+
+def test_a_fork_hands_over_half_of_the_tokens_and_nothing_else_moves(ranks: Ranks) -> None:
+    """2 ranks: before the fork nothing is sent; after it, one block runs on both."""
+    shards, width = [88, 87], 60
+    exchanged = 16 * 5 * 10 * 14 + max(shards) * 64  # cond and uncond as predictions; the sub branch as tokens
+    for rank, counted in enumerate(ranks(2).run(step_with_branches)):
+        handed_over = shards[1] * width if rank == 0 else 0
+        assert counted["calls"] == {"all_to_all": 1 + 2 * (NUM_BLOCKS - 5), "all_gather": 2}
+        least = ulysses_minimum(shards, [3, 2], 12)[rank] * (NUM_BLOCKS - 5)
+        assert counted["sent"] == {"all_to_all": (handed_over + least) * FLOAT, "all_gather": exchanged * FLOAT}

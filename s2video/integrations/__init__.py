@@ -1,0 +1,1 @@
+"""S²-Guidance inside other people's pipelines."""

@@ -1,0 +1,171 @@
+"""S²-Guidance as a diffusers guider, for modular pipelines and for those that take a `guider`.
+
+A guider says which predictions it wants, is called before and after each of them, and combines them. For the sub
+prediction it arms the transformer for exactly one call: whatever that call ends with, the transformer is itself again.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
+from torch import Tensor, nn
+
+from ..config import build_config
+from ..guidance import Predictions, combine, needs_uncond
+from ..masks import step_masks
+from .blocks import Forks, check_transformer, count_blocks
+
+_ARMED = "_s2video_walk"
+
+
+class S2Guidance(BaseGuidance):
+    """D = uncond + λ(cond − uncond) − (ω/N) Σ (sub − cond), Eq. 3 and 4.
+
+    Args:
+        guidance_scale: λ ≥ 0; 1: no uncond prediction is made.
+        s2_scale: ω ≥ 0; 0: plain CFG.
+        drop_ratio, drop_count, never_drop, band, num_draws, mask_seed: as `s2video.enable` takes them.
+        guidance_rescale: share of the prediction rescaled to the spread of cond, 0 … 1.
+        start, stop: the part of the denoising in which S² acts (CFG always does).
+        enabled: False leaves cond alone.
+
+    Raises:
+        InputError: settings out of their bounds; when a model is prepared: one that is not known, is compiled as a
+            whole, or has a step cache on.
+    """
+
+    _input_predictions = ["pred_cond", "pred_uncond", "pred_sub"]  # noqa: RUF012  (the base class asks for a list)
+
+    _step: int | None
+    _num_inference_steps: int | None
+
+    @register_to_config
+    def __init__(
+        self,
+        guidance_scale: float = 5.0,
+        s2_scale: float = 0.25,
+        drop_ratio: float = 0.1,
+        drop_count: int | None = None,
+        never_drop: tuple[int, ...] | list[int] = (0,),
+        band: tuple[int, int] | list[int] | None = None,
+        num_draws: int = 1,
+        mask_seed: int = 0,
+        guidance_rescale: float = 0.0,
+        start: float = 0.1,
+        stop: float = 0.9,
+        enabled: bool = True,
+    ) -> None:
+        super().__init__(start, stop, enabled)
+        settings = {
+            "cfg_scale": guidance_scale,
+            "s2_scale": s2_scale,
+            "drop_ratio": drop_ratio,
+            "drop_count": drop_count,
+            "never_drop": list(never_drop),
+            "band": band,
+            "num_draws": num_draws,
+            "mask_seed": mask_seed,
+            "rescale": guidance_rescale,
+            "window": (start, stop),
+        }
+        self._guidance = build_config({"guidance": settings}, "S2Guidance").guidance
+        self._spec = self._guidance.mask_spec()
+        self._masks: tuple[tuple[int, ...], ...] = ()
+        self._forks: Forks | None = None
+
+    def _wanted(self) -> list[str]:
+        """The predictions of this step, in the order in which they are made."""
+        if not self._enabled:
+            return ["pred_cond"]
+        step, num_steps = self._step, self._num_inference_steps
+        # before the first step, pipelines want to know the most that can come
+        active = step is None or num_steps is None or self._spec.active(step, num_steps)
+        s2 = active and self._guidance.s2_scale > 0
+        return [
+            "pred_cond",
+            *(["pred_uncond"] if needs_uncond(self._guidance.cfg_scale) else []),
+            *(f"pred_sub_{draw}" for draw in range(self._spec.num_draws if s2 else 0)),
+        ]
+
+    def prepare_inputs(self, data: Any) -> list[Any]:
+        return [self._prepare_batch(data, int(name == "pred_uncond"), name) for name in self._wanted()]
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> list[Any]:
+        return [
+            self._prepare_batch_from_block_state(input_fields, data, int(name == "pred_uncond"), name)
+            for name in self._wanted()
+        ]
+
+    def prepare_models(self, denoiser: nn.Module) -> None:
+        """Called before each prediction of the step, in the order of `_wanted`."""
+        super().prepare_models(denoiser)
+        wanted = self._wanted()
+        name = wanted[self._count_prepared - 1]
+        subs = [other for other in wanted if other.startswith("pred_sub")]
+        if name == "pred_cond" and subs:
+            check_transformer(denoiser, self._spec)
+            self._masks = step_masks(
+                self._spec,
+                num_blocks=count_blocks(denoiser),
+                seed=self._guidance.mask_seed or 0,
+                step=self._step or 0,
+                num_steps=self._num_inference_steps or 1,
+            )
+            if any(self._masks):
+                self._forks = Forks(denoiser, self._masks)
+                _arm(denoiser, self._forks.recording())
+        elif name in subs and any(self._masks):
+            assert self._forks is not None
+            _arm(denoiser, self._forks.replaying(self._masks[subs.index(name)]))
+
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        """Called after each prediction."""
+        _disarm(denoiser)
+        if self._count_prepared == self.num_conditions:
+            self._forks = None  # the states are large
+
+    def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **subs: Tensor) -> GuiderOutput:
+        """Predictions of one shape -> the guided one, in the dtype of `pred_cond`."""
+        if self._step is not None and self._step + 1 == self._num_inference_steps:
+            self._step = None  # pipelines ask for `num_conditions` before the first step of the next video
+        if not self._enabled:
+            return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
+        pred = combine(
+            Predictions(pred_cond, pred_uncond, tuple(subs.values())),
+            cfg_scale=self._guidance.cfg_scale,
+            s2_scale=self._guidance.s2_scale,
+            rescale=self._guidance.rescale,
+        )
+        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._wanted()[max(self._count_prepared, 1) - 1] != "pred_uncond"
+
+    @property
+    def num_conditions(self) -> int:
+        return len(self._wanted())
+
+
+def _arm(denoiser: nn.Module, walk: AbstractContextManager[None]) -> None:
+    """The next call of the denoiser, and only that, goes through `walk`."""
+    denoiser.__dict__[_ARMED] = walk
+    denoiser.__class__ = _armed_class(type(denoiser))
+
+
+def _armed_class(base: type) -> type:
+    class Armed(base):
+        def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+            walk = self.__dict__[_ARMED]
+            _disarm(self)
+            with walk:
+                return self(*arguments, **keywords)
+
+    Armed.__name__, Armed.__qualname__, Armed.__module__ = base.__name__, base.__qualname__, base.__module__
+    return Armed
+
+
+def _disarm(denoiser: nn.Module) -> None:
+    if denoiser.__dict__.pop(_ARMED, None) is not None:
+        denoiser.__class__ = type(denoiser).__bases__[0]

@@ -1,0 +1,346 @@
+"""`enable(pipe)`: Eq. 4 inside unmodified diffusers pipelines, and nothing left behind."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+    WanVideoToVideoPipeline,
+)
+from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, SIZE, build_vae, tiny_config
+from torch import Tensor, nn
+
+import s2video
+from s2video.errors import InputError
+from s2video.pipeline import Engine
+
+SCALE, SEED = 0.4, 5
+Run = Callable[[], Tensor]
+
+
+def wan(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
+    return pipe, {"prompt": PROMPT, "max_sequence_length": MAX_SEQUENCE_LENGTH, "guidance_scale": 5.0, **SIZE}
+
+
+def wan_image_to_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    torch.manual_seed(1)
+    pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
+    config = {**pipe.transformer.config, "in_channels": 36}
+    transformer = WanTransformer3DModel.from_config(config).eval()
+    pipe = WanImageToVideoPipeline(
+        tokenizer=pipe.tokenizer,
+        text_encoder=pipe.text_encoder,
+        vae=build_vae(),
+        scheduler=pipe.scheduler,
+        transformer=transformer,
+    )
+    image = torch.rand(1, 3, SIZE["height"], SIZE["width"], generator=torch.Generator().manual_seed(2))
+    return pipe, {
+        "image": image,
+        "prompt": PROMPT,
+        "max_sequence_length": MAX_SEQUENCE_LENGTH,
+        "guidance_scale": 5.0,
+        **SIZE,
+    }
+
+
+def hunyuan_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    torch.manual_seed(1)
+    transformer = HunyuanVideoTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        num_single_layers=4,
+        num_refiner_layers=1,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 4, 4),
+    )
+    pipe = HunyuanVideoPipeline(None, None, transformer.eval(), None, FlowMatchEulerDiscreteScheduler(), None, None)
+    generator = torch.Generator().manual_seed(3)
+    return pipe, {
+        "prompt_embeds": torch.randn(1, 7, 16, generator=generator),
+        "pooled_prompt_embeds": torch.randn(1, 8, generator=generator),
+        "prompt_attention_mask": torch.ones(1, 7, dtype=torch.bool),
+        "height": 64,
+        "width": 96,
+        "num_frames": 9,
+    }
+
+
+def flux(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    torch.manual_seed(1)
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=3,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=8,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 4, 8),
+    )
+    pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), image_vae(), None, None, None, None, transformer.eval())
+    generator = torch.Generator().manual_seed(3)
+    embeds = {name: torch.randn(1, 6, 12, generator=generator) for name in ("prompt", "negative_prompt")}
+    pooled = {f"{name.replace('prompt', 'pooled_prompt')}": torch.randn(1, 8, generator=generator) for name in embeds}
+    return pipe, {
+        **{f"{name}_embeds": value for name, value in (embeds | pooled).items()},
+        "true_cfg_scale": 3.0,
+        "height": 64,
+        "width": 48,
+    }
+
+
+def stable_diffusion_3(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    torch.manual_seed(1)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        num_layers=5,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=12,
+        caption_projection_dim=32,
+        pooled_projection_dim=8,
+        pos_embed_max_size=16,
+    )
+    nothing = dict.fromkeys(f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3"))
+    pipe = StableDiffusion3Pipeline(transformer.eval(), FlowMatchEulerDiscreteScheduler(), image_vae(), **nothing)
+    generator = torch.Generator().manual_seed(3)
+    embeds = {name: torch.randn(1, 6, 12, generator=generator) for name in ("prompt", "negative_prompt")}
+    pooled = {f"{name.replace('prompt', 'pooled_prompt')}": torch.randn(1, 8, generator=generator) for name in embeds}
+    return pipe, {
+        **{f"{name}_embeds": value for name, value in (embeds | pooled).items()},
+        "guidance_scale": 4.0,
+        "height": 64,
+        "width": 48,
+    }
+
+
+def image_vae() -> AutoencoderKL:
+    return AutoencoderKL(latent_channels=16, block_out_channels=(4,) * 4, norm_num_groups=1, **four_levels())
+
+
+def four_levels() -> dict[str, Any]:
+    return {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+
+
+BUILDERS = {f.__name__: f for f in (wan, wan_image_to_video, hunyuan_video, flux, stable_diffusion_3)}
+
+
+def run(pipe: Any, arguments: dict[str, Any], num_steps: int = 6) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    done = pipe(
+        **arguments,
+        num_inference_steps=num_steps,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(7),
+        return_dict=False,
+    )
+    latents: Tensor = done[0]
+    return latents
+
+
+def watch_steps(pipe: Any) -> list[Tensor]:
+    """What the scheduler itself is given, from now on."""
+    given: list[Tensor] = []
+    step = pipe.scheduler.step
+
+    def recorded(model_output: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        given.append(model_output)
+        return step(model_output, *arguments, **keywords)
+
+    pipe.scheduler.step = recorded
+    return given
+
+
+def without_blocks(transformer: nn.Module, dropped: set[int]) -> nn.Module:
+    """A copy whose block lists are shortened."""
+    shortened = copy.deepcopy(transformer)
+    first = 0
+    for name in ("blocks", "transformer_blocks", "single_transformer_blocks"):
+        blocks = getattr(shortened, name, None)
+        if blocks is not None:
+            setattr(shortened, name, nn.ModuleList(b for i, b in enumerate(blocks, first) if i not in dropped))
+            first += len(blocks)
+    return shortened
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_one_step_is_equation_4(tiny_checkpoint: Path, family: str) -> None:
+    """The scheduler gets CFG − ω(sub − cond), sub being the transformer with shorter block lists, to the bit."""
+    pipe, arguments = BUILDERS[family](tiny_checkpoint)
+    calls: list[tuple[Any, Any]] = []
+    transformer, forward = pipe.transformer, pipe.transformer.forward
+    transformer.forward = lambda *a, **k: calls.append((a, k)) or forward(*a, **k)
+    plain = watch_steps(pipe)
+    run(pipe, arguments, num_steps=1)
+    del transformer.forward, pipe.scheduler.__dict__["step"]
+    first, keywords = calls[0]  # cond is called first, or both halves at once
+    half = 1 if family == "stable_diffusion_3" else 0
+    with torch.no_grad():
+        cond = transformer(*first, **keywords)[0].chunk(1 + half)[half]
+        sub = without_blocks(transformer, {2, 4})(*first, **keywords)[0].chunk(1 + half)[half]
+    assert not torch.equal(cond, sub)
+
+    guided = watch_steps(pipe)
+    s2video.enable(pipe, s2_scale=SCALE, drop_count=2, never_drop=(0, 1, 3, 5), window=(0, 1))
+    run(pipe, arguments, num_steps=1)
+    assert torch.equal(guided[0], plain[0] - SCALE * (sub - cond))
+
+
+def test_enable_and_engine_make_the_same_video(tiny_checkpoint: Path) -> None:
+    pipe, arguments = wan(tiny_checkpoint)
+    guidance = {"cfg_scale": 5.0, "s2_scale": SCALE, "num_draws": 2, "mask_seed": SEED}
+    expected = Engine(tiny_config(tiny_checkpoint, **guidance)).sample([PROMPT], [7])
+    untouched = run(pipe, arguments)
+    s2video.enable(pipe, s2_scale=SCALE, drop_ratio=0.3, num_draws=2, mask_seed=SEED)
+    got = run(pipe, arguments)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert (got - untouched).abs().max() > 1e-3
+    assert torch.equal(got, run(pipe, arguments))  # nothing is carried over from one video to the next
+
+
+def test_without_cfg(tiny_checkpoint: Path) -> None:
+    """λ = 1: there is no uncond call, and S² still acts."""
+    pipe, arguments = wan(tiny_checkpoint)
+    guidance = {"cfg_scale": 1.0, "s2_scale": SCALE, "mask_seed": SEED}
+    s2video.enable(pipe, s2_scale=SCALE, drop_ratio=0.3, mask_seed=SEED)
+    got = run(pipe, {**arguments, "guidance_scale": 1.0})
+    torch.testing.assert_close(
+        got, Engine(tiny_config(tiny_checkpoint, **guidance)).sample([PROMPT], [7]), atol=1e-5, rtol=0
+    )
+
+
+@pytest.fixture
+def pipe_and_arguments(tiny_checkpoint: Path) -> tuple[Any, dict[str, Any]]:
+    return wan(tiny_checkpoint)
+
+
+def state_of(pipe: Any) -> tuple[Any, ...]:
+    transformer = pipe.transformer
+    return (
+        type(transformer),
+        type(transformer.blocks),
+        [id(block) for block in transformer.blocks],
+        [name for name in transformer.__dict__ if "s2video" in name],
+        "step" in pipe.scheduler.__dict__,
+        [name for name, _ in transformer.named_modules()],
+        sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in transformer.modules()),
+    )
+
+
+def test_disable_leaves_nothing_behind(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
+    pipe, arguments = pipe_and_arguments
+    before, untouched = state_of(pipe), run(pipe, arguments)
+    s2video.enable(pipe, s2_scale=SCALE)
+    assert type(pipe.transformer).__name__ == "WanTransformer3DModel" and isinstance(pipe.transformer, before[0])
+    run(pipe, arguments, num_steps=2)
+    s2video.disable(pipe)
+    assert state_of(pipe) == before
+    assert torch.equal(run(pipe, arguments), untouched)
+    s2video.disable(pipe)  # twice does no harm
+    s2video.enable(pipe, s2_scale=0)
+    assert torch.equal(run(pipe, arguments), untouched)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("call", [0, NUM_BLOCKS + 2], ids=["in-cond", "in-sub"])
+def test_an_interrupted_call_leaves_nothing_behind(
+    pipe_and_arguments: tuple[Any, dict[str, Any]], error: type[BaseException], call: int
+) -> None:
+    pipe, arguments = pipe_and_arguments
+    before, untouched = state_of(pipe), run(pipe, arguments)
+    s2video.enable(pipe, s2_scale=SCALE, window=(0, 1))
+    calls = 0
+
+    def fails(module: nn.Module, inputs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call + 1:
+            raise error
+
+    hooks = [block.register_forward_pre_hook(fails) for block in pipe.transformer.blocks]
+    with pytest.raises(error):
+        run(pipe, arguments)
+    for hook in hooks:
+        hook.remove()
+    assert [id(block) for block in pipe.transformer.blocks] == before[2]
+    s2video.disable(pipe)
+    assert state_of(pipe) == before
+    assert torch.equal(run(pipe, arguments), untouched)
+
+
+def test_another_scheduler_is_followed(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
+    pipe, arguments = pipe_and_arguments
+    old = pipe.scheduler
+    s2video.enable(pipe, s2_scale=SCALE)
+    run(pipe, arguments, num_steps=2)
+    pipe.scheduler = UniPCMultistepScheduler.from_config(old.config, flow_shift=5.0)
+    exchanged = run(pipe, arguments)
+    assert "step" not in old.__dict__
+    fresh = WanPipeline(**{**pipe.components, "scheduler": UniPCMultistepScheduler.from_config(pipe.scheduler.config)})
+    s2video.disable(pipe)
+    s2video.enable(fresh, s2_scale=SCALE)
+    assert torch.equal(run(fresh, arguments), exchanged)
+
+
+def test_compiled_blocks_are_not_compiled_again_for_another_mask(
+    pipe_and_arguments: tuple[Any, dict[str, Any]],
+) -> None:
+    pipe, arguments = pipe_and_arguments
+    s2video.enable(pipe, s2_scale=SCALE, window=(0, 1))
+    expected = run(pipe, arguments)
+    torch._dynamo.reset()
+    for block in pipe.transformer.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    run(pipe, arguments, num_steps=1)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        got = run(pipe, arguments)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_work_is_refused_by_name(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
+    pipe, arguments = pipe_and_arguments
+    other = WanVideoToVideoPipeline(
+        **{name: pipe.components[name] for name in ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")}
+    )
+    with pytest.raises(InputError, match="came WanVideoToVideoPipeline"):
+        s2video.enable(other)
+    for wrong, said in (
+        ({"s2_scale": -1.0}, "s2_scale"),
+        ({"window": (0.9, 0.1)}, "window"),
+        ({"drop_count": NUM_BLOCKS}, "at most 5"),
+    ):
+        with pytest.raises(InputError, match=said):
+            s2video.enable(pipe, **wrong)
+    pipe.transformer.compile(backend="eager")
+    with pytest.raises(InputError, match="compile_repeated_blocks"):
+        s2video.enable(pipe)
+    pipe.transformer._compiled_call_impl = None
+    s2video.enable(pipe, s2_scale=SCALE, window=(0, 1))
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(InputError, match="FirstBlockCacheConfig"):
+        run(pipe, arguments)
