@@ -203,16 +203,19 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
             "Start every rank with the same parallel settings"
         )
     ranks = torch.arange(size).view(*degrees.values())
-    ring = _axis("ring", rearrange(ranks, "r u b -> (u b) r"))
-    ulysses = _axis("ulysses", rearrange(ranks, "r u b -> (r b) u"))
-    sequence = SequenceAxes(ring, ulysses, _axis("sequence", rearrange(ranks, "r u b -> b (r u)")))
-    both = _axis("ulysses", rearrange(ranks, "r u b -> r (u b)")) if parallel.branch > 1 else ulysses
+
+    def axis(name: str, groups: str) -> Axis:
+        return _axis(name, rearrange(ranks, f"r u b -> {groups}"), parallel.timeout_seconds)
+
+    ring, ulysses = axis("ring", "(u b) r"), axis("ulysses", "(r b) u")
+    sequence = SequenceAxes(ring, ulysses, axis("sequence", "b (r u)"))
+    both = axis("ulysses", "r (u b)") if parallel.branch > 1 else ulysses
     world = Axis("world", size, rank, dist.group.WORLD)
     return Mesh(
         device=device,
         world=world,
         sequence=sequence,
-        branch=_axis("branch", rearrange(ranks, "r u b -> (r u) b")),
+        branch=axis("branch", "(r u) b"),
         merged=SequenceAxes(ring, both, replace(world, name="sequence")),
         backend=dist.get_backend(),
     )
@@ -224,13 +227,15 @@ def in_own_group(axis: Axis, timeout_seconds: float) -> Axis:
     return replace(axis, group=dist.new_group(ranks, timeout=timedelta(seconds=timeout_seconds)))
 
 
-def _axis(name: str, groups: Tensor) -> Axis:
+def _axis(name: str, groups: Tensor, timeout_seconds: float) -> Axis:
     """This rank's place in the row of `groups` [G, ranks of a group] that holds it. All ranks call it together."""
     count, size = groups.shape
     if size == 1:
         return Axis(name)
     row = next(row for row in groups.tolist() if dist.get_rank() in row)
-    group = dist.group.WORLD if count == 1 else dist.new_subgroups_by_enumeration(groups.tolist())[0]
+    group = dist.group.WORLD
+    if count > 1:
+        group, _ = dist.new_subgroups_by_enumeration(groups.tolist(), timeout=timedelta(seconds=timeout_seconds))
     return Axis(name, size, row.index(dist.get_rank()), group)
 
 
