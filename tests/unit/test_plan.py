@@ -247,6 +247,14 @@ def test_published_values_stand_in_and_the_output_says_so(capsys: pytest.Capture
         assert f"{mesh['memory_bytes'] / 1e9:.1f}" in row and f"{mesh['sent_bytes'] / 1e6:.1f}" in row
 
 
+def test_hunyuan_video_is_planned_too() -> None:
+    plan = planned(8, config=ROOT / "configs" / "hunyuanvideo-720p.yaml")
+    assert plan.published and plan.step.num_tokens == 118800 and not plan.step.has_uncond
+    assert plan.step.sub.passes == pytest.approx(53 / 70)
+    assert plan.best.degrees == Degrees(1, 8, 1)
+    assert [str(mesh) for mesh, _ in plan.refused] == ["1 × 4 × 2", "2 × 2 × 2", "4 × 1 × 2"]
+
+
 def test_planning_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from s2video.cli import main;"
