@@ -1,7 +1,7 @@
 """The command line: generate | decode | plan | selftest | launch.
 
 Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
-codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C.
+codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import NoReturn
 
 from . import __version__
 from .config import RunConfig, build_config, load_config
-from .errors import InputError, S2VideoError
+from .ending import Termination
+from .errors import InputError, S2VideoError, StoppedError
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import VideoRequest, check_output, check_request, plan_videos, read_checkpoint, read_prompt_file
 
@@ -38,6 +38,7 @@ class _Checked:
     config: RunConfig
     videos: tuple[VideoRequest, ...]
     plain: bool
+    resume: bool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,12 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(sys.argv[1:] if argv is None else list(argv))
     except InputError as error:
-        if _speaks_for_host():
+        if not error.told and (error.told is False or _speaks_for_host()):
             _say(str(error))
         code = 2
+    except StoppedError as error:
+        if not error.told:
+            print(f"s2video: {error}", file=sys.stderr, flush=True)
+        code = 128 + signal.SIGTERM
     except S2VideoError as error:
         rank = os.environ.get("RANK")
-        _say(str(error) if rank is None else f"rank {rank}: {error}")
+        if not error.told:
+            _say(str(error) if rank is None else f"rank {rank}: {error}")
         code = 1
     except KeyboardInterrupt:
         code = 130
@@ -135,6 +141,9 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="X.mp4", help="more than one video: X-000.mp4, X-001.mp4, ...")
     _add_set_argument(parser)
     parser.add_argument("--keep-latents", action="store_true", help="leave X.latents.safetensors beside the video")
+    parser.add_argument(
+        "--resume", action="store_true", help="skip videos that are whole; go on from X.checkpoint.safetensors"
+    )
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
 
 
@@ -183,7 +192,7 @@ def _check_generate(arguments: argparse.Namespace, *, world_size: int) -> _Check
     folder = find_checkpoint(config.model.path, config.model.revision)
     check_checkpoint(folder)
     check_request(config, read_checkpoint(folder), world_size=world_size)
-    return _Checked(config, videos, arguments.plain)
+    return _Checked(config, videos, arguments.plain, arguments.resume)
 
 
 def _with_arguments(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
@@ -212,10 +221,10 @@ def _generate(checked: _Checked) -> int:
 
     config = resolve_parallel(checked.config, int(os.environ.get("WORLD_SIZE", "1")))
     try:
-        with _unwinding_on_sigterm(), init_mesh(config.parallel, config.model.device) as mesh:
-            engine = Engine(config, mesh, progress="plain" if checked.plain else "auto")
+        with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
+            engine = Engine(config, mesh, progress="plain" if checked.plain else "auto", termination=termination)
             for prompt, seed, output in checked.videos:
-                job = Job(prompt, config.negative_prompt, seed, output, config.output.keep_latents)
+                job = Job(prompt, config.negative_prompt, seed, output, config.output.keep_latents, checked.resume)
                 written = engine.run(job)
                 if written is not None:
                     print(written, flush=True)
@@ -245,7 +254,7 @@ def _decode(arguments: argparse.Namespace) -> int:
     from .pipeline import decode_latents
 
     try:
-        with _unwinding_on_sigterm():
+        with Termination().handled():
             print(decode_latents(latents, output, config), flush=True)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(_out_of_memory(error)) from error
@@ -268,7 +277,7 @@ def _selftest(arguments: argparse.Namespace) -> int:
     from .selftest import format_row, run_selftest
 
     failed = 0
-    with _unwinding_on_sigterm(), init_mesh(ParallelConfig(timeout_seconds=60), arguments.device) as mesh:
+    with Termination().handled(), init_mesh(ParallelConfig(timeout_seconds=60), arguments.device) as mesh:
         for outcome in run_selftest(mesh):
             failed += not outcome.passed
             if mesh.is_main:
@@ -276,17 +285,6 @@ def _selftest(arguments: argparse.Namespace) -> int:
     if failed:
         raise S2VideoError(f"selftest: {failed} check(s) failed; the table says what to do")
     return 0
-
-
-@contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-    """torchrun ends the other ranks of a failed job with SIGTERM: leave by an exception, so that temporary files and
-    ffmpeg go too."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _out_of_memory(error: Exception) -> str:

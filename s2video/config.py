@@ -184,8 +184,23 @@ class ParallelConfig(_Section):
     branch: Literal[1, 2] = Field(
         default=1, description="2: cond and uncond side by side, on half of the ranks each; sub still on all of them"
     )
+    decode: Literal["auto", "sharded", "tiled", "serial"] = Field(
+        default="auto",
+        description="sharded: a strip of the picture a rank, exact; tiled: overlapping tiles, blended; serial: rank 0 "
+        "alone; auto: sharded with Wan's VAE, else tiled",
+    )
+    weights: Literal["replicated", "fsdp", "zero3", "streamed"] = Field(
+        default="replicated",
+        description="replicated: every rank has all; fsdp, zero3: sharded over the ranks (FSDP2, DeepSpeed); "
+        "streamed: every rank has all in CPU memory, and two blocks on its GPU",
+    )
     backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
-    timeout_seconds: Number = Field(default=600.0, gt=0, le=86400, description="how long a rank waits for the others")
+    timeout_seconds: Number = Field(
+        default=600.0, gt=0, le=86400, description="how long a rank waits for the others in one collective"
+    )
+    heartbeat_seconds: Number = Field(
+        default=20.0, gt=0, le=86400, description="how long a rank's process may give no sign of life"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -197,6 +212,14 @@ class ParallelConfig(_Section):
         if self.degrees == "auto" and (self.ring, self.ulysses, self.branch) != (None, None, 1):
             raise ValueError("degrees: auto chooses ring, ulysses and branch: leave them out, or take auto away")
         return self
+
+
+class CheckpointConfig(_Section):
+    """Denoising that can be taken up again with --resume."""
+
+    every_seconds: Number | None = Field(
+        default=None, gt=0, description="how often X.checkpoint.safetensors is written; null: only on SIGTERM"
+    )
 
 
 class OutputConfig(_Section):
@@ -221,6 +244,7 @@ class RunConfig(_Section):
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="size, length, steps, seed")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="CFG and S²-Guidance")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when denoising is saved")
     output: OutputConfig = Field(default=OutputConfig(), description="file, frame rate, quality")
 
 

@@ -3,12 +3,19 @@
 S2VideoError            anything s2video stops for on purpose; exit code 1
 ├── InputError          the user's input cannot be used as it is; exit code 2
 ├── AgreementError      ranks do not run the same job
-└── NumericalError      NaN or infinity where numbers were expected
+├── NumericalError      NaN or infinity where numbers were expected
+└── StoppedError        SIGTERM, at the end of a step; exit code 143
 """
 
 
 class S2VideoError(Exception):
-    """Base class; the message is written for the person who started the run."""
+    """Base class; the message is written for the person who started the run.
+
+    Attributes:
+        told: another rank of this host says the same, so this one need not; None where there is no other to ask.
+    """
+
+    told: bool | None = None
 
 
 class InputError(S2VideoError, ValueError):
@@ -21,3 +28,7 @@ class AgreementError(S2VideoError):
 
 class NumericalError(S2VideoError):
     """A tensor became NaN or infinite; the message names the step."""
+
+
+class StoppedError(S2VideoError):
+    """The run was asked to stop, and did at the end of a step; the message says how it goes on."""

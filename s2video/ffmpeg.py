@@ -15,6 +15,7 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
+from .ending import at_sudden_end
 from .errors import S2VideoError
 
 # Since ffmpeg 7.1 the options -color_primaries and -color_trc alone change nothing; this filter sets all four tags.
@@ -44,6 +45,7 @@ class Ffmpeg:
         # ffmpeg would stop, and this process with it, once nobody reads what it complains about.
         self._reader = threading.Thread(target=self._last_lines.extend, args=(self._stderr,), daemon=True)
         self._reader.start()
+        self._killed_at_sudden_end = at_sudden_end(self._process.kill)
 
     def send(self, pixels: NDArray[np.uint8]) -> None:
         """Hand over pixels; waits while ffmpeg has enough, which is what bounds the memory."""
@@ -53,6 +55,7 @@ class Ffmpeg:
             raise self._failure() from error
 
     def __enter__(self) -> "Ffmpeg":
+        self._killed_at_sudden_end.__enter__()
         return self
 
     def __exit__(
@@ -64,6 +67,7 @@ class Ffmpeg:
         finally:
             self._process.kill()
             self._process.wait()
+            self._killed_at_sudden_end.__exit__(None, None, None)
             with suppress(OSError):  # what is left in the buffer has nowhere to go
                 self._stdin.close()
             self._reader.join()

@@ -3,15 +3,20 @@
 Knows nothing of what is in the files.
 """
 
+import errno
 import json
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from .errors import InputError
+from .ending import at_sudden_end
+from .errors import InputError, S2VideoError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -27,14 +32,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         InputError: before the block starts, if a file cannot be created there.
+        S2VideoError: the disk, a quota or the largest size of a file was too small.
     """
     temporary = _temporary_beside(path)
-    try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    remove = partial(temporary.unlink, missing_ok=True)
+    with at_sudden_end(remove):
+        try:
+            yield temporary
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise S2VideoError(
+                f"cannot write {path}: {error.strerror}; free some space or choose another path"
+            ) from error
+        finally:
+            remove()
 
 
 def write_json(path: Path, obj: object) -> None:

@@ -21,6 +21,7 @@ from .models.tokens import pad_text
 from .parallel.attention import AttentionPlan
 from .parallel.collectives import gather_parts, share_tokens
 from .parallel.mesh import Mesh
+from .parallel.weights import WHOLE, BlockWeights
 
 
 @dataclass
@@ -39,6 +40,7 @@ def predict(
     cond: Conditioning,
     uncond: Conditioning | None = None,
     masks: Sequence[Sequence[int]] = (),
+    weights: BlockWeights = WHOLE,
     share_prefix: bool = True,
     batch_branches: bool = False,
 ) -> Predictions:
@@ -50,6 +52,7 @@ def predict(
         mesh: the ranks that take part. With a branch axis there must be an `uncond`, for its ranks run that.
         uncond: None leaves that pass out.
         masks: one sub prediction for each, made without the blocks whose indices it holds. An empty mask gives cond.
+        weights: brings the model's blocks, one at a time, each once.
         share_prefix: False computes every sub branch from block 0, for comparison; the result is the same to the bit.
         batch_branches: send those branches of a block that lie on the same ranks through it as one batch. Changes the
             last bits, so it is a setting that all ranks share, never a decision at run time.
@@ -77,17 +80,18 @@ def predict(
     # a mask that drops nothing never forks
     forks = [(min(mask) if share_prefix else 0) if mask else model.num_blocks for mask in masks]
     for index in range(model.num_blocks):
-        if index in forks:
-            fork = _fork(branches[0].state, plan, sub_context, mesh)
-            for i in (i for i, at in enumerate(forks) if at == index):
-                subs[i] = _Branch(sub_context, fork, frozenset(masks[i]))
-        running = [b for b in (*branches, *subs) if b is not None and index not in b.dropped]
-        if batch_branches:
-            for _, together in groupby(running, key=lambda branch: branch.context.attention):
-                _run_batched(model, index, list(together))
-        else:
-            for branch in running:
-                branch.state = model.run_block(index, branch.state, branch.context)
+        with weights.block(index):
+            if index in forks:
+                fork = _fork(branches[0].state, plan, sub_context, mesh)
+                for i in (i for i, at in enumerate(forks) if at == index):
+                    subs[i] = _Branch(sub_context, fork, frozenset(masks[i]))
+            running = [b for b in (*branches, *subs) if b is not None and index not in b.dropped]
+            if batch_branches:
+                for _, together in groupby(running, key=lambda branch: branch.context.attention):
+                    _run_batched(model, index, list(together))
+            else:
+                for branch in running:
+                    branch.state = model.run_block(index, branch.state, branch.context)
 
     outputs = [model.project(b.state, b.context) for b in branches]
     if mesh.branch.size > 1:

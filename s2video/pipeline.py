@@ -10,7 +10,7 @@ main rank.
 import copy
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from . import __version__
+from .checkpoint import Checkpoints
 from .config import RunConfig, build_config
-from .errors import InputError
+from .ending import Termination
+from .errors import InputError, StoppedError
 from .files import write_json
 from .forward import predict
 from .geometry import LatentShape
@@ -29,25 +31,33 @@ from .guidance import combine, needs_uncond
 from .masks import step_masks
 from .models import loading
 from .models.base import Conditioning
+from .models.decoder import FrameDecoder
+from .models.parts import place_transformer
 from .models.text import TextEncoder
 from .parallel.agreement import require_agreement
+from .parallel.collectives import any_rank, gather_objects
 from .parallel.mesh import Mesh, resolve_device
 from .progress import Progress, Style
 from .requests import check_request, read_checkpoint
 from .sampler import Denoise, sample
-from .sidecar import job_facts, load_latents, save_latents, versions
-from .video import VideoSpec, write_video
+from .sidecar import is_sidecar_of, job_facts, load_latents, save_latents, versions
+from .video import VideoSpec
+from .video_queue import write_video_meanwhile
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make. `output` ends in .mp4; the sidecar and the latents lie beside it under the same name."""
+    """One video to make. `output` ends in .mp4; sidecar, latents and checkpoint lie beside it under the same name.
+
+    `resume`: a video that is already there is left as it is, and one that was interrupted goes on from its checkpoint.
+    """
 
     prompt: str
     negative_prompt: str
     seed: int
     output: Path
     keep_latents: bool = False
+    resume: bool = False
 
     @property
     def sidecar_path(self) -> Path:
@@ -56,6 +66,10 @@ class Job:
     @property
     def latents_path(self) -> Path:
         return self.output.with_suffix(".latents.safetensors")
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.output.with_suffix(".checkpoint.safetensors")
 
 
 class Engine:
@@ -67,15 +81,24 @@ class Engine:
         config: the run. Its prompt, seed and output are only defaults for callers; jobs bring their own.
         mesh: from `init_mesh`; None for a single process on the configured device.
         progress: how `sample` shows its steps, see `Progress`.
+        termination: the process's way to take SIGTERM; while denoising, it is deferred to the end of a step.
 
     Raises:
         InputError: a checkpoint that is missing, incomplete or damaged, or a setting it cannot serve.
     """
 
-    def __init__(self, config: RunConfig, mesh: Mesh | None = None, *, progress: Style = "auto") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        mesh: Mesh | None = None,
+        *,
+        progress: Style = "auto",
+        termination: Termination | None = None,
+    ) -> None:
         start = time.monotonic()
         if mesh is None:
             mesh = Mesh(resolve_device(config.model.device))
+        mesh.watch.report("loading")
         self.config = config
         self.mesh = mesh
         self.folder = loading.find_checkpoint(config.model.path, config.model.revision)
@@ -92,15 +115,23 @@ class Engine:
         )
         self._latent_channels = checkpoint.latent_channels
         self._progress: Style = progress if mesh.is_main else "none"
+        self._termination = termination or Termination()
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self._fingerprint = loading.fingerprint(self.folder)
         self._digests: Future[dict[str, str]] | None = None
-        text_components = self._vae = None
+        text_components = None
         if mesh.is_main:
             # gigabytes to hash, while the ranks compute; the result is wanted only for the sidecar
             self._digests = ThreadPoolExecutor(1).submit(loading.weight_digests, self.folder)
             text_components = loading.load_text(self.folder, getattr(torch, config.model.text_encoder_dtype))
-            self._vae = loading.load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device)
+        self._decoder = FrameDecoder(
+            config.parallel.decode,
+            mesh,
+            self.latent_shape,
+            vae_class=checkpoint.vae_class,
+            load_vae=lambda: loading.load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device),
+            timeout_seconds=config.parallel.timeout_seconds,
+        )
         self._encode_text = TextEncoder(
             self._family,
             text_components,
@@ -109,9 +140,10 @@ class Engine:
             dtype=self._dtype,
             offload=config.model.offload_text_encoder,
         )
-        self.model = self._family.block_model(
-            loading.load_transformer(self.folder, self._dtype, mesh.device), config.model.attention_backend
+        transformer, self._weights = place_transformer(
+            self.folder, self._dtype, mesh, config.parallel, self._family.block_lists
         )
+        self.model = self._family.block_model(transformer, config.model.attention_backend)
         self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
         self._load_seconds = time.monotonic() - start
 
@@ -133,22 +165,57 @@ class Engine:
                 differ one of the two has to be set.
 
         Raises:
+            StoppedError: on all ranks, at the end of a step, where one of them was asked to stop.
             AgreementError: before the first step, where ranks differ in anything that decides the result.
             NumericalError: NaN or infinity in the latents.
         """
+        self.mesh.watch.meet()  # the main rank loads more than the others
+        return self._sample(prompts, seeds, negative_prompt, mask_seed, None)
+
+    def _sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative_prompt: str,
+        mask_seed: int | None,
+        checkpoints: Checkpoints | None,
+    ) -> Tensor:
+        """`sample`, of a job that can be taken up again where there are checkpoints."""
         mask_seed = self._mask_seed(seeds, mask_seed)
         scheduler = copy.deepcopy(self._scheduler)  # it keeps state from step to step
         self._family.set_timesteps(scheduler, self.config.sampling.num_inference_steps, self.mesh.device)
         scheduler.set_begin_index(0)
-        self._agree(prompts, seeds, negative_prompt, mask_seed, scheduler)
-        denoise = self._denoiser(prompts, negative_prompt, mask_seed, len(scheduler.timesteps))
-        with Progress("denoising", self._progress) as progress, torch.no_grad():
-            return sample(denoise, self._noise(seeds), scheduler, on_step=progress)
+        num_steps = len(scheduler.timesteps)
+        statement = self._statement(prompts, seeds, negative_prompt, mask_seed, scheduler)
+        require_agreement(statement | {"resume": checkpoints is not None and checkpoints.resume}, self.mesh.world)
+        latents, first_step = self._noise(seeds), 0
+        if checkpoints is not None:
+            latents, first_step = checkpoints.begin(statement, scheduler, latents)
+        self.mesh.watch.report("encoding text")
+        denoise = self._denoiser(prompts, negative_prompt, mask_seed, num_steps)
 
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Frames of one video [1, C, T, H, W], as chunks of float32 [t, H, W, 3] in [0, 1]. Main rank only."""
-        assert self._vae is not None, "the VAE lives on the main rank"
-        return self._family.decode(self._vae, latents)
+        def denoise_in_sight(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
+            self.mesh.watch.report("denoising", step + 1, num_steps)
+            return denoise(latents, timestep, step)
+
+        def on_step(done: int, total: int, latents: Tensor) -> None:
+            progress(done, total)
+            stops = any_rank(self._termination.requested, self.mesh.world, self.mesh.device)
+            if checkpoints is not None:
+                checkpoints.step_done(done, total, latents, scheduler, stops=stops)
+            elif stops:
+                raise StoppedError(f"stopped by SIGTERM after step {done} of {total}")
+
+        progress = Progress("denoising", self._progress, first=first_step)
+        with progress, torch.no_grad(), self._termination.deferred():
+            return sample(denoise_in_sight, latents, scheduler, first_step=first_step, on_step=on_step)
+
+    def decode(self, latents: Tensor) -> Generator[Tensor, None, None]:
+        """Frames of one video [1, C, T, H, W], as chunks of float32 [t, H, W, 3] in [0, 1], on the main rank.
+
+        All ranks exhaust it together, the others receiving nothing; see `FrameDecoder`.
+        """
+        return self._decoder(latents)
 
     def run(self, job: Job) -> Path | None:
         """Make the job's files: X.mp4, X.json and, if asked for, X.latents.safetensors.
@@ -158,11 +225,6 @@ class Engine:
         Returns:
             The MP4's path on the main rank, None on the others.
         """
-        start = time.monotonic()
-        latents = self.sample([job.prompt], [job.seed], negative_prompt=job.negative_prompt)
-        timings = {"load_seconds": self._load_seconds, "denoise_seconds": time.monotonic() - start}
-        if not self.mesh.is_main:
-            return None
         facts = job_facts(
             self.config,
             prompt=job.prompt,
@@ -172,16 +234,35 @@ class Engine:
             num_blocks=self.model.num_blocks,
             num_steps=self.config.sampling.num_inference_steps,
         )
+        self.mesh.watch.meet()  # the main rank loads more than the others, and decodes the video before this one
+        if gather_objects(job.resume and self._is_made(job, facts), self.mesh.world)[0]:
+            return job.output if self.mesh.is_main else None
+        start = time.monotonic()
+        checkpoints = Checkpoints(
+            job.checkpoint_path,
+            self.mesh,
+            self._denoising_weights,
+            every_seconds=self.config.checkpoint.every_seconds,
+            resume=job.resume,
+        )
+        latents = self._sample([job.prompt], [job.seed], job.negative_prompt, None, checkpoints)
+        timings = {"load_seconds": self._load_seconds, "denoise_seconds": time.monotonic() - start}
+        self.mesh.watch.report("decoding")
+        if not self.mesh.is_main:
+            list(self.decode(latents))  # nothing: this rank helps
+            return None
         save_latents(latents, job.latents_path, facts)
         start = time.monotonic()
-        write_video(self.decode(latents), job.output, _video_spec(self.config), metadata=_container_metadata(facts))
+        write_video_meanwhile(
+            self.decode(latents), job.output, _video_spec(self.config), metadata=_container_metadata(facts)
+        )
         timings["decode_seconds"] = time.monotonic() - start
-        assert self._digests is not None
         write_json(
             job.sidecar_path,
             {
                 **facts,
-                "weights": self._digests.result(),
+                "weights": self._weight_digests(),
+                "resumed_after_step": checkpoints.first_step or None,
                 "mesh": self.mesh.describe(),
                 "versions": versions(),
                 "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
@@ -189,7 +270,24 @@ class Engine:
         )
         if not job.keep_latents:
             job.latents_path.unlink()
+        checkpoints.remove()
         return job.output
+
+    def _is_made(self, job: Job, facts: dict[str, Any]) -> bool:
+        """Whether the job's files are there, whole, and of this very job; the main rank knows."""
+        files = [job.output, job.sidecar_path, *([job.latents_path] if job.keep_latents else [])]
+        if not self.mesh.is_main or not all(file.is_file() for file in files):
+            return False
+        return is_sidecar_of(job.sidecar_path, facts | {"weights": self._weight_digests()})
+
+    def _weight_digests(self) -> dict[str, str]:
+        """SHA-256 of the weight files. Main rank only."""
+        assert self._digests is not None, "the main rank computes digests"
+        return self._digests.result()
+
+    def _denoising_weights(self) -> dict[str, str]:
+        """Those digests that decide the latents. Main rank only."""
+        return {name: digest for name, digest in self._weight_digests().items() if not name.startswith("vae/")}
 
     def _mask_seed(self, seeds: Sequence[int], mask_seed: int | None) -> int:
         if mask_seed is None:
@@ -231,6 +329,7 @@ class Engine:
                 cond=cond,
                 uncond=uncond,
                 masks=masks,
+                weights=self._weights,
                 share_prefix=guidance.share_prefix,
                 batch_branches=guidance.batch_branches,
             )
@@ -244,9 +343,9 @@ class Engine:
 
         return denoise
 
-    def _agree(
+    def _statement(
         self, prompts: Sequence[str], seeds: Sequence[int], negative_prompt: str, mask_seed: int, scheduler: Any
-    ) -> None:
+    ) -> dict[str, Any]:
         """All that decides the latents, a field at a time, so that an error can name the one that differs."""
         settings = self.config.model_dump(mode="json", exclude={"prompt", "negative_prompt", "output"})
         statement = {
@@ -259,14 +358,16 @@ class Engine:
             "guidance.mask_seed": mask_seed,
             "weights": self._fingerprint,
             "latent_shape": [self.latent_shape.frames, self.latent_shape.height, self.latent_shape.width],
-            "scheduler": dict(scheduler.config),
+            # what diffusers adds for itself stands in the order of a set, which differs from process to process
+            "scheduler": {key: value for key, value in scheduler.config.items() if not key.startswith("_")},
+            "scheduler class": type(scheduler).__name__,
             "versions": versions(),
             # chooses kernels where the config names none, and kernels differ in the last bits
             "attention backend (DIFFUSERS_ATTN_BACKEND)": os.environ.get("DIFFUSERS_ATTN_BACKEND"),
         }
         for ignored in ("sampling.seed", "model.path", "model.offload_text_encoder"):
             statement.pop(ignored)
-        require_agreement(statement, self.mesh.world)
+        return statement
 
 
 def decode_latents(path: Path, output: Path, config: RunConfig | None = None) -> Path:
@@ -285,15 +386,23 @@ def decode_latents(path: Path, output: Path, config: RunConfig | None = None) ->
         config = build_config(saved.facts["config"], str(path))
     folder = loading.find_checkpoint(config.model.path, config.model.revision)
     loading.check_checkpoint(folder)
-    channels = read_checkpoint(folder).latent_channels
+    checkpoint = read_checkpoint(folder)
+    channels = checkpoint.latent_channels
     if saved.latents.shape[1] != channels:
         raise InputError(
             f"{path}: {saved.latents.shape[1]} channels, but the VAE of {config.model.path} has {channels}"
         )
-    vae = loading.load_vae(folder, getattr(torch, config.model.vae_dtype), resolve_device(config.model.device))
+    device = resolve_device(config.model.device)
+    decode = FrameDecoder(
+        config.parallel.decode,
+        Mesh(device),
+        LatentShape(*saved.latents.shape[2:]),
+        vae_class=checkpoint.vae_class,
+        load_vae=lambda: loading.load_vae(folder, getattr(torch, config.model.vae_dtype), device),
+        timeout_seconds=config.parallel.timeout_seconds,
+    )
     facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
-    frames = loading.read_family(folder).decode(vae, saved.latents)
-    write_video(frames, output, _video_spec(config), metadata=_container_metadata(facts))
+    write_video_meanwhile(decode(saved.latents), output, _video_spec(config), metadata=_container_metadata(facts))
     return output
 
 

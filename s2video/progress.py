@@ -16,12 +16,14 @@ class Progress:
     Args:
         name: what stands before the count.
         style: "bar", "plain" lines, "none", or "auto" for a bar where standard error is a terminal and lines elsewhere.
+        first: steps that were done before.
     """
 
     LINES = 10  # at most about this many plain lines a loop
 
-    def __init__(self, name: str, style: Style = "auto") -> None:
+    def __init__(self, name: str, style: Style = "auto", *, first: int = 0) -> None:
         self._name = name
+        self._first = first
         self._style = style if style != "auto" else ("bar" if sys.stderr.isatty() else "plain")
         self._bar: tqdm | None = None
         self._start = time.monotonic()
@@ -36,13 +38,13 @@ class Progress:
             return
         if self._style == "bar":
             if self._bar is None:
-                self._bar = tqdm(total=total, desc=self._name, unit="step", file=sys.stderr)
+                self._bar = tqdm(total=total, initial=self._first, desc=self._name, unit="step", file=sys.stderr)
             self._bar.update(done - self._bar.n)
             return
         due = done * self.LINES // total
         if due > self._printed or done == total:
             self._printed = due
-            pace = (time.monotonic() - self._start) / done
+            pace = (time.monotonic() - self._start) / (done - self._first)
             print(
                 f"{self._name}: step {done}/{total}, {pace:.2f} s/step, {pace * (total - done):.0f} s left",
                 file=sys.stderr,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .config import RunConfig
 from .config_text import read_text
 from .errors import InputError
-from .models.families import CheckpointInfo, JsonFile
+from .models.families import WAN_VAE, CheckpointInfo, JsonFile
 
 _PIPELINE_MULTIPLE = 16  # pixels; diffusers' pipelines take no other sizes, and results are held against them
 
@@ -101,7 +101,15 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
             "parallel.branch: 2 runs cond and uncond side by side, but with guidance.cfg_scale 1 there is no uncond: "
             "set parallel.branch to 1, and all ranks share cond's tokens"
         )
+    if config.parallel.decode == "sharded" and checkpoint.vae_class != WAN_VAE:
+        raise InputError(
+            f"parallel.decode: sharded needs {WAN_VAE}, this is {checkpoint.vae_class}: use tiled, or auto"
+        )
     # What follows imports torch, so only where it is needed.
+    if config.parallel.weights == "zero3":
+        from .parallel.zero3 import require_deepspeed
+
+        require_deepspeed()
     if (config.parallel.ulysses, config.parallel.ring, config.parallel.branch) != (None, None, 1):
         from .parallel.mesh import resolve_degrees
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from .errors import NumericalError
 
 Denoise = Callable[[Tensor, Tensor, int], Tensor]
-OnStep = Callable[[int, int], None]
+OnStep = Callable[[int, int, Tensor], None]
 
 
 class Scheduler(Protocol):
@@ -20,20 +20,23 @@ class Scheduler(Protocol):
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = ...) -> Any: ...
 
 
-def sample(denoise: Denoise, latents: Tensor, scheduler: Scheduler, *, on_step: OnStep | None = None) -> Tensor:
+def sample(
+    denoise: Denoise, latents: Tensor, scheduler: Scheduler, *, first_step: int = 0, on_step: OnStep | None = None
+) -> Tensor:
     """From noise to clean latents.
 
     Args:
         denoise: maps (latents, timestep, step index from 0) to the guided prediction, all of the latents' shape.
-        latents: seeded noise, [B, C, T, H, W].
-        scheduler: after `set_timesteps`; it is stepped through all its timesteps and keeps its own state.
-        on_step: called with (steps done, steps in all) after each step.
+        latents: seeded noise, or what `first_step` steps have made of it, [B, C, T, H, W].
+        scheduler: after `set_timesteps`; it is stepped through its timesteps and keeps its own state.
+        first_step: steps that are done already; the scheduler's state is the one after them.
+        on_step: called with (steps done, steps in all, latents) after each step.
 
     Raises:
         NumericalError: as soon as the latents hold a NaN or an infinity; the message names the step.
     """
     timesteps = scheduler.timesteps
-    for step, timestep in enumerate(timesteps):
+    for step, timestep in enumerate(timesteps[first_step:], first_step):
         prediction = denoise(latents, timestep, step)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         if not torch.isfinite(latents).all():
@@ -43,5 +46,5 @@ def sample(denoise: Denoise, latents: Tensor, scheduler: Scheduler, *, on_step: 
                 "of float16, or float32"
             )
         if on_step is not None:
-            on_step(step + 1, len(timesteps))
+            on_step(step + 1, len(timesteps), latents)
     return latents

@@ -1,10 +1,12 @@
 """What lies beside a video: the JSON that says how it was made, and the latents it can be decoded from again.
 
-`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`.
+`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`. From the sidecar it can be told whether a
+video is already what a job would make.
 """
 
 import json
 import platform
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +23,10 @@ from .errors import InputError
 from .files import atomic_path
 from .masks import step_masks
 
-_METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
+METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
+# Settings that leave no trace in the video; the seed and the weights that were used are compared themselves.
+_UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
+_UNSEEN |= {"guidance.share_prefix", "guidance.batch_branches", "output.path", "output.keep_latents"}
 
 
 class SavedLatents(NamedTuple):
@@ -52,6 +57,29 @@ def job_facts(
     }
 
 
+def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether the sidecar at `path` tells of the video that `facts` (with `weights`) determine.
+
+    The name of the video, the machine and the ranks that made it may be others.
+    """
+    try:
+        return _deciding(json.loads(path.read_text(encoding="utf-8"))) == _deciding(facts)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _deciding(facts: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    settings = {
+        f"{section}.{field}": value
+        for section in ("model", "sampling", "guidance", "output")
+        for field, value in facts["config"][section].items()
+    }
+    return (
+        [facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")],
+        {key: value for key, value in settings.items() if key not in _UNSEEN},
+    )
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions that can change the last bits of a result."""
@@ -62,7 +90,14 @@ def versions() -> dict[str, str]:
 
 def save_latents(latents: Tensor, path: Path, facts: dict[str, Any]) -> None:
     """Write the tensor `latents`, [1, C, T, H, W] as the transformer sees them, with `facts` as metadata."""
-    content = save({"latents": latents.cpu().contiguous()}, metadata={_METADATA_KEY: json.dumps(facts)})
+    write_tensors(path, {"latents": latents}, facts)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write a safetensors file, whole or not at all, with `facts` as metadata."""
+    # safetensors refuses tensors that share memory
+    copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    content = save(copies, metadata={METADATA_KEY: json.dumps(facts)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)  # safetensors' own writer makes files that only their owner can read
 
@@ -77,7 +112,7 @@ def load_latents(path: Path) -> SavedLatents:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             latents = file.get_tensor("latents")
-        facts = json.loads(metadata.get(_METADATA_KEY, "{}"))
+        facts = json.loads(metadata.get(METADATA_KEY, "{}"))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; expected latents that --keep-latents left") from None
     except (SafetensorError, OSError, ValueError) as error:

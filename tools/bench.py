@@ -4,7 +4,7 @@
 
 step     S²/CFG for one step inside the window, prefix shared and recomputed, beside the arithmetic for the masks drawn
 engine   CFG in this engine against diffusers' WanPipeline, seconds a step
-decode   peak memory above the level before decoding, for 17 and for 161 frames
+decode   peak memory above the level before decoding, for 17 and for 161 frames; 2 ranks of one thread against 1
 
 Variants take turns and medians are compared, because machines are noisy; still, run it on an idle machine. Nothing
 here is asserted: whether a target is met is printed.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_decode import bench_ranks, print_ranks
 from diffusers import WanPipeline, WanTransformer3DModel
 
 from s2video.config import RunConfig, build_config
@@ -259,6 +260,8 @@ def main() -> None:
     if "decode" in args.only:
         report["decode"] = bench_decode()
         print_decode(report["decode"])
+        report["decode_ranks"] = bench_ranks(2, args.repeats)
+        print_ranks(report["decode_ranks"])
     if args.json:
         write_json(args.json, report)
 

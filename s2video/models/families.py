@@ -7,7 +7,7 @@ a method needs them: the command line reads a checkpoint's bounds before it spen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .base import BlockModel, Conditioning
+
+WAN_VAE = "AutoencoderKLWan"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class CheckpointInfo:
         spatial_factor: pixels to a latent cell, along height and width.
         temporal_factor: frames to a latent frame, after the first.
         latent_channels: channels of the VAE's latents.
+        vae_class: diffusers' name of the VAE's class.
     """
 
     num_blocks: int
@@ -40,6 +43,7 @@ class CheckpointInfo:
     spatial_factor: int
     temporal_factor: int
     latent_channels: int = 16
+    vae_class: str = WAN_VAE
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,11 @@ class Family(ABC):
     Attributes:
         pipeline: its class.
         components: the checkpoint's folders, and the class that loads each; beside these the scheduler, of any class.
+        block_lists: the transformer's lists of blocks, in the order in which they run.
     """
 
     pipeline: ClassVar[str]
+    block_lists: ClassVar[tuple[str, ...]]
     components: ClassVar[Mapping[str, str]]
 
     @property
@@ -94,18 +100,15 @@ class Family(ABC):
     def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
         """Lay out the noise schedule as the pipeline does."""
 
-    @abstractmethod
-    def decode(self, vae: Any, latents: Tensor) -> Iterator[Tensor]:
-        """Latents [1, C, T, H, W] -> chunks of frames [t, H·s, W·s, 3] of float32 in [0, 1] on the CPU."""
-
 
 class _Wan(Family):
     pipeline = "WanPipeline"
+    block_lists = ("blocks",)
     components: ClassVar[Mapping[str, str]] = {
         "tokenizer": "AutoTokenizer",
         "text_encoder": "UMT5EncoderModel",
         "transformer": "WanTransformer3DModel",
-        "vae": "AutoencoderKLWan",
+        "vae": WAN_VAE,
     }
 
     def describe(self, index: JsonFile, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
@@ -123,6 +126,7 @@ class _Wan(Family):
             spatial_factor=vae.count("scale_factor_spatial", 8),
             temporal_factor=vae.count("scale_factor_temporal", 4),
             latent_channels=vae.count("z_dim", 16),
+            vae_class=self.components["vae"],
         )
 
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
@@ -147,14 +151,10 @@ class _Wan(Family):
     def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
         scheduler.set_timesteps(num_steps, device=device)
 
-    def decode(self, vae: Any, latents: Tensor) -> Iterator[Tensor]:
-        from .vae import decode_frames
-
-        return decode_frames(vae, latents)
-
 
 class _HunyuanVideo(Family):
     pipeline = "HunyuanVideoPipeline"
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
     components: ClassVar[Mapping[str, str]] = {
         # model_index.json says LlamaTokenizerFast; that of transformers 5 splits text as Llama 1 and 2 do, whatever
         # tokenizer.json says, and Llama 3's is another
@@ -180,6 +180,7 @@ class _HunyuanVideo(Family):
             spatial_factor=vae.count("spatial_compression_ratio", 8),
             temporal_factor=vae.count("temporal_compression_ratio", 4),
             latent_channels=vae.count("latent_channels", 16),
+            vae_class=self.components["vae"],
         )
 
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
@@ -206,11 +207,6 @@ class _HunyuanVideo(Family):
         import numpy as np
 
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)
-
-    def decode(self, vae: Any, latents: Tensor) -> Iterator[Tensor]:
-        from .vae import decode_in_tiles
-
-        return decode_in_tiles(vae, latents)
 
 
 FAMILIES: dict[str, Family] = {family.pipeline: family for family in (_Wan(), _HunyuanVideo())}

@@ -1,7 +1,7 @@
 """Prompts -> what the model is told of them, on one rank, for all ranks.
 
-The encoders run on the mesh's main rank only; their output is broadcast and kept by prompt. Between uses their memory
-can be given back. Knows nothing of what the embeddings are for.
+The encoders run on the mesh's main rank only; their output is broadcast, and the last ones used are kept by prompt.
+Between uses their memory can be given back. Knows nothing of what the embeddings are for.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from ..parallel.mesh import Mesh
 from .base import Conditioning
 from .families import Family
 from .tokens import pad_text
+
+_CACHED = 16  # embeddings kept: 4 MiB each for Wan in bfloat16, on every rank's device
 
 
 class TextEncoder:
@@ -60,8 +62,14 @@ class TextEncoder:
             encoded = self._encode(missing) if self._pipeline is not None else None
             received = broadcast_tensors(encoded, self._mesh.world, self._mesh.device)
             for prompt, *rows in zip(missing, *(tensor.split(1) for tensor in received), strict=True):
-                self._cache[prompt] = self._family.conditioning(*rows)
-        return _batch([self._cache[prompt] for prompt in prompts])
+                # a part of its own for each, or one that stays would keep all of them
+                self._cache[prompt] = self._family.conditioning(*(row.clone() for row in rows))
+        batch = _batch([self._cache[prompt] for prompt in prompts])
+        for prompt in prompts:  # the last used stand last; every rank drops the same
+            self._cache[prompt] = self._cache.pop(prompt)
+        for prompt in list(self._cache)[:-_CACHED]:
+            del self._cache[prompt]
+        return batch
 
     @torch.no_grad()
     def _encode(self, prompts: list[str]) -> tuple[Tensor, ...]:

@@ -61,6 +61,34 @@ def share_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis, *, shared: 
     return _all_to_all(outgoing, parts, [mine if r == 0 else (0,) for r in range(axis.size)], axis)[0]
 
 
+def collect_parts(parts: Sequence[Tensor], shapes: Sequence[Sequence[Sequence[int]]], axis: Axis) -> list[list[Tensor]]:
+    """Every rank's tensors on rank 0, by rank; an empty list on the other ranks.
+
+    Args:
+        parts: this rank's tensors, perhaps none.
+        shapes: of each rank's tensors; only rank 0 reads them. All have its first tensor's dtype.
+    """
+    if axis.size == 1:
+        return [list(parts)]
+    assert axis.group is not None
+    collected: list[list[Tensor]] = []
+    if axis.rank == 0:
+        others = [[parts[0].new_empty(tuple(shape)) for shape in of_rank] for of_rank in shapes[1:]]
+        collected = [list(parts), *others]
+        transfers = [
+            dist.P2POp(dist.irecv, part, dist.get_global_rank(axis.group, rank), axis.group)
+            for rank, of_rank in enumerate(others, start=1)
+            for part in of_rank
+        ]
+    else:
+        record("send", sum(part.nbytes for part in parts))
+        main = dist.get_global_rank(axis.group, 0)
+        transfers = [dist.P2POp(dist.isend, part.contiguous(), main, axis.group) for part in parts]
+    for request in dist.batch_isend_irecv(transfers) if transfers else []:
+        request.wait()
+    return collected
+
+
 def heads_from_tokens(
     tensors: Sequence[Tensor], tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis
 ) -> tuple[Tensor, ...]:
@@ -127,6 +155,15 @@ def gather_objects(value: Any, axis: Axis) -> list[Any]:
     values: list[Any] = [None] * axis.size
     dist.all_gather_object(values, value, group=axis.group)
     return values
+
+
+def any_rank(flag: bool, axis: Axis, device: torch.device) -> bool:
+    """Whether `flag` is set on any rank, on every rank."""
+    if axis.size == 1:
+        return flag
+    highest = torch.tensor([flag], dtype=torch.int32, device=device)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=axis.group)
+    return bool(highest.item())
 
 
 def broadcast_tensors(values: Sequence[Tensor] | None, axis: Axis, device: torch.device) -> tuple[Tensor, ...]:

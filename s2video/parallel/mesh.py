@@ -17,7 +17,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config import ParallelConfig
-from ..errors import AgreementError, InputError
+from ..errors import AgreementError, InputError, S2VideoError
+from .watch import Watch, connect
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Mesh:
         branch: size 2 where cond (rank 0) and uncond (rank 1) run side by side, else 1. Its two ranks are partners.
         merged: all ranks as one set that shares the tokens of one branch; equal to `sequence` without a branch axis.
             Its Ulysses groups are those of both branches together, so partners are neighbours in it.
+        watch: this rank's watch over the others.
     """
 
     device: torch.device
@@ -62,6 +64,7 @@ class Mesh:
     branch: Axis = Axis("branch")
     merged: SequenceAxes = SequenceAxes()
     backend: str | None = None
+    watch: Watch = field(default_factory=Watch, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -146,7 +149,8 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
 
     Raises:
         InputError: a device that is not there, or degrees that do not fit.
-        AgreementError: ranks that were told of different degrees.
+        AgreementError: ranks that were told of different degrees, or of different places for the weights.
+        S2VideoError: other ranks that do not come.
     """
     target = resolve_device(device)
     if not launched_by_torchrun():
@@ -158,16 +162,27 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
     if target.type == "cuda":
         torch.cuda.set_device(target)
     backend = parallel.backend if parallel.backend != "auto" else ("nccl" if target.type == "cuda" else "gloo")
-    dist.init_process_group(
-        backend,
-        timeout=timedelta(seconds=parallel.timeout_seconds),
-        device_id=target if backend == "nccl" else None,
-    )
     try:
-        yield build_mesh(parallel, target)
+        dist.init_process_group(
+            backend,
+            timeout=timedelta(seconds=parallel.timeout_seconds),
+            device_id=target if backend == "nccl" else None,
+        )
+    except dist.DistError as error:
+        raise S2VideoError(
+            f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}): "
+            "look at what they say, and at the network between the hosts"
+        ) from error
+    watch = connect(parallel.heartbeat_seconds)
+    try:
+        with watch:
+            mesh = replace(build_mesh(parallel, target), watch=watch)
+            watch.start()
+            yield mesh
     finally:
         # a rank that leaves without this can abort, and torchrun then reports a finished job as failed
         dist.destroy_process_group()
+        watch.close()
 
 
 def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
@@ -175,13 +190,14 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
 
     Raises:
         InputError: degrees that do not fit.
-        AgreementError: ranks that were told of different degrees.
+        AgreementError: ranks that were told of different degrees, or of different places for the weights.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     degrees = resolve_degrees(parallel, size)
-    everyone: list[dict[str, int]] = [{} for _ in range(size)]
-    dist.all_gather_object(everyone, degrees)
-    if any(others != degrees for others in everyone):  # groups made from different degrees would wait for ever
+    told = {**degrees, "weights": parallel.weights}
+    everyone: list[dict[str, int | str]] = [{} for _ in range(size)]
+    dist.all_gather_object(everyone, told)
+    if any(others != told for others in everyone):  # groups made from different degrees would wait for ever
         raise AgreementError(
             f"ranks do not form one mesh: {'; '.join(f'rank {r}: {d}' for r, d in enumerate(everyone))}. "
             "Start every rank with the same parallel settings"
@@ -202,6 +218,12 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
     )
 
 
+def in_own_group(axis: Axis, timeout_seconds: float) -> Axis:
+    """The same ranks in a new group, whose collectives do not queue behind the old one's. All call it together."""
+    ranks = dist.get_process_group_ranks(axis.group)
+    return replace(axis, group=dist.new_group(ranks, timeout=timedelta(seconds=timeout_seconds)))
+
+
 def _axis(name: str, groups: Tensor) -> Axis:
     """This rank's place in the row of `groups` [G, ranks of a group] that holds it. All ranks call it together."""
     count, size = groups.shape
@@ -210,3 +232,11 @@ def _axis(name: str, groups: Tensor) -> Axis:
     row = next(row for row in groups.tolist() if dist.get_rank() in row)
     group = dist.group.WORLD if count == 1 else dist.new_subgroups_by_enumeration(groups.tolist())[0]
     return Axis(name, size, row.index(dist.get_rank()), group)
+
+
+def first_ranks(name: str, size: int, world: Axis, timeout_seconds: float) -> Axis | None:
+    """The first `size` ranks of the world as an axis; None on the others. All ranks call it together."""
+    if size == world.size:
+        return replace(world, name=name)
+    group = dist.new_group(list(range(size)), timeout=timedelta(seconds=timeout_seconds)) if size > 1 else None
+    return Axis(name, size, world.rank, group) if world.rank < size else None

@@ -1,7 +1,8 @@
 """What the ranks send one another while blocks run: collectives and bytes, by kind, to hold against theory.
 
-Counting is off unless `count_traffic` is entered; each collective then reports itself. What is exchanged once a job,
-objects and broadcasts, is not counted. Knows no model.
+Counting is off unless `count_traffic` is entered; each collective then reports itself, and each fetch of a block's
+weights, from other ranks or from CPU memory. What is exchanged once a job, objects and broadcasts, is not counted.
+Knows no model.
 """
 
 from collections import Counter
@@ -11,14 +12,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["all_to_all", "all_gather", "send"]
+Kind = Literal["all_to_all", "all_gather", "send", "weights"]
 
 
 @dataclass
 class Traffic:
     """Of this rank: how often it took part in a collective of a kind, and the bytes it sent to other ranks in them.
 
-    An all-gather counts as its own part sent to each of the others, whatever route the backend chooses.
+    An all-gather counts as its own part sent to each of the others, whatever route the backend chooses. Under
+    "weights" stands a fetch of one block: its gather likewise, or the bytes copied to the device.
     """
 
     calls: Counter[Kind] = field(default_factory=Counter)
@@ -44,7 +46,7 @@ def count_traffic() -> Iterator[Traffic]:
 
 
 def record(kind: Kind, sent: int) -> None:
-    """A collective took place in which this rank sent that many bytes."""
+    """A collective or fetch took place in which this rank sent that many bytes."""
     traffic = _counting.get()
     if traffic is not None:
         traffic.calls[kind] += 1

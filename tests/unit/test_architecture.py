@@ -14,22 +14,14 @@ PACKAGE = ROOT / "s2video"
 
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
-    0: ["errors", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
-    1: [f"parallel.{name}" for name in ("mesh", "traffic", "collectives", "ring", "attention", "agreement")],
-    2: [f"models.{name}" for name in ("base", "tokens", "families", "wan", "hunyuan_video", "text", "vae", "loading")],
-    3: ["forward", "sampler", "ffmpeg", "video", "progress", "sidecar", "forecast"],
-    4: [
-        "integrations.blocks",
-        "integrations.pipelines",
-        "integrations.guider",
-        "pipeline",
-        "requests",
-        "plan",
-        "selftest",
-        "launcher",
-        "cli",
-        "__main__",
-    ],
+    0: ["errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
+    1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
+    + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
+    2: [f"models.{name}" for name in ("base", "tokens", "families", "wan", "hunyuan_video", "text", "loading")]
+    + [f"models.{name}" for name in ("parts", "vae", "vae_sharded", "vae_tiled", "decoder")],
+    3: ["forward", "sampler", "ffmpeg", "video", "video_queue", "progress", "sidecar", "checkpoint", "forecast"],
+    4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
+    + ["pipeline", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 PACKAGES = {"", "parallel", "models", "integrations"}  # their __init__ holds nothing but the version and docstrings

@@ -44,6 +44,7 @@ def test_bounds(tiny_checkpoint: Path, tiny_hunyuan_checkpoint: Path) -> None:
         spatial_factor=8,
         temporal_factor=4,
         latent_channels=16,
+        vae_class="AutoencoderKLHunyuanVideo",
     )
 
 

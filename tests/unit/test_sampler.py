@@ -22,7 +22,7 @@ def test_a_perfect_denoiser_lands_on_the_data(scheduler: UniPCMultistepScheduler
     def denoise(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         return (latents - target) / scheduler.sigmas[step]
 
-    result = sample(denoise, noise, scheduler, on_step=lambda done, total: seen.append((done, total)))
+    result = sample(denoise, noise, scheduler, on_step=lambda done, total, _: seen.append((done, total)))
     torch.testing.assert_close(result, target, atol=2e-3, rtol=0)
     assert seen == [(i + 1, 12) for i in range(12)]
 

@@ -1,9 +1,8 @@
 import pytest
-import tiny_hunyuan
 import torch
 from tiny import build_vae
 
-from s2video.models.vae import decode_frames, decode_in_tiles, denormalize
+from s2video.models.vae import decode_frames, denormalize
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -34,17 +33,3 @@ def test_cache_is_given_back_when_the_reader_stops_early() -> None:
     assert any(entry is not None for entry in vae._feat_map)
     frames.close()
     assert all(entry is None for entry in vae._feat_map)
-
-
-@pytest.mark.parametrize("num_latent_frames", [1, 3])
-def test_hunyuan_video_in_its_own_tiles(num_latent_frames: int) -> None:
-    vae = tiny_hunyuan.build_vae()
-    vae.tile_sample_min_height = vae.tile_sample_min_width = 32
-    vae.tile_sample_stride_height = vae.tile_sample_stride_width = 24
-    latents = torch.randn(1, 16, num_latent_frames, 4, 6, generator=torch.Generator().manual_seed(0))
-    chunks = list(decode_in_tiles(vae, latents))
-    assert [len(c) for c in chunks] == [1] + [4] * (num_latent_frames - 1)
-    with torch.no_grad():
-        tiled = vae.tiled_decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-    expected = (tiled[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1)
-    assert torch.equal(torch.cat(chunks), expected)

@@ -1,0 +1,64 @@
+"""Prompts are encoded once, kept within bounds, and the encoder leaves the device when it has done its work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import MAX_SEQUENCE_LENGTH, PROMPT
+
+from s2video.models import text
+from s2video.models.families import FAMILIES
+from s2video.models.loading import load_text
+from s2video.models.text import TextEncoder
+from s2video.parallel.mesh import Mesh
+
+
+class Watched:
+    """The tiny checkpoint's encoder behind a `TextEncoder`, with a journal of what is asked of it."""
+
+    def __init__(self, checkpoint: Path, *, offload: bool) -> None:
+        components = load_text(checkpoint, torch.float32)
+        encoder = components["text_encoder"]
+        self.events: list[Any] = []
+        move = encoder.to
+        encoder.to = lambda device: (self.events.append(str(device)), move(device))[1]
+        encoder.register_forward_hook(lambda module, inputs, output: self.events.append(output[0].shape[0]))
+        self.encode = TextEncoder(
+            FAMILIES["WanPipeline"],
+            components,
+            Mesh(torch.device("cpu", 0)),  # told apart from "cpu", where the encoder rests
+            max_sequence_length=MAX_SEQUENCE_LENGTH,
+            dtype=torch.float32,
+            offload=offload,
+        )
+
+
+def test_a_prompt_is_encoded_once(tiny_checkpoint: Path) -> None:
+    watched = Watched(tiny_checkpoint, offload=False)
+    first = watched.encode([PROMPT, "", PROMPT]).text
+    assert first.shape == (3, MAX_SEQUENCE_LENGTH, 128) and watched.events == ["cpu:0", 2]
+    assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
+    assert torch.equal(watched.encode([""]).text, first[1:2]) and watched.events == ["cpu:0", 2]
+
+
+def test_the_encoder_leaves_the_device_after_each_use(tiny_checkpoint: Path) -> None:
+    """So it is gone before denoising, which starts when all prompts are encoded."""
+    watched = Watched(tiny_checkpoint, offload=True)
+    watched.encode([PROMPT])
+    watched.encode(["another", PROMPT])
+    assert watched.events == ["cpu:0", 1, "cpu"] * 2
+
+
+def test_the_least_recently_used_are_dropped(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one call brings more than is kept."""
+    monkeypatch.setattr(text, "_CACHED", 2)
+    watched = Watched(tiny_checkpoint, offload=False)
+    assert watched.encode(["a", "b", "c"]).text.shape[0] == 3
+    watched.encode(["b"])
+    watched.encode(["d"])
+    watched.events.clear()
+    watched.encode(["b", "d"])
+    assert watched.events == []
+    watched.encode(["c"])
+    assert watched.events == ["cpu:0", 1]

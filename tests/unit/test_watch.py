@@ -1,0 +1,154 @@
+"""The watch of one rank over another, both in this process, around a store in memory."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from s2video.errors import S2VideoError
+from s2video.parallel import watch as module
+from s2video.parallel.watch import Watch
+
+SILENCE = 2.0
+
+
+class Ended(Exception):
+    """In the place of the process's end."""
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise Ended
+
+    monkeypatch.setattr(module, "end_suddenly", end)
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    return codes
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[..., list[Watch]]]:
+    made: list[Watch] = []
+
+    def make(*hosts: str) -> list[Watch]:
+        store = dist.HashStore()
+        made.extend(Watch(r, len(hosts), silence=SILENCE, store=store, host=host) for r, host in enumerate(hosts))
+        for watch in made:
+            watch.__enter__()
+        for watch in made:
+            watch.start()
+        return made
+
+    yield make
+    for watch in made:
+        watch.close()
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_alone_it_does_nothing() -> None:
+    watch = Watch()
+    watch.report("denoising", 1, 2)
+    watch.meet()
+    watch.leave()
+    watch.leave(S2VideoError("x"))
+
+
+def test_all_meet_and_leave(pair: Callable[..., list[Watch]], ends: list[int]) -> None:
+    """Whoever comes first waits, however long: longer than a silent rank may live."""
+    first, second = pair("a", "a")
+    met: list[int] = []
+
+    def come(number: int, watch: Watch) -> None:
+        watch.meet()
+        met.append(number)
+        watch.leave()
+
+    threads = [threading.Thread(target=come, args=(i, w)) for i, w in enumerate((first, second))]
+    threads[0].start()
+    time.sleep(2 * SILENCE)
+    assert met == [] and ends == []
+    threads[1].start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(met) == [0, 1] and ends == []
+
+
+@pytest.mark.parametrize(("hosts", "lines"), [(("a", "a"), 0), (("a", "b"), 1)])
+def test_a_failure_ends_the_others(
+    pair: Callable[..., list[Watch]],
+    ends: list[int],
+    capfd: pytest.CaptureFixture[str],
+    hosts: tuple[str, str],
+    lines: int,
+) -> None:
+    """It is told once a host: by the rank that failed, and by one rank of each other host."""
+    _, failing = pair(*hosts)
+    failing.report("denoising", 3, 6)
+    error = S2VideoError("out of\norder")
+    failing.leave(error)
+    assert error.told is False
+    wait_until(lambda: ends)
+    assert ends == [1]
+    said = capfd.readouterr().err.splitlines()
+    assert said == ["s2video: error: rank 1 failed, denoising step 3 of 6: out of"] * lines
+
+
+def test_ranks_of_a_host_that_fail_alike_speak_once(pair: Callable[..., list[Watch]], ends: list[int]) -> None:
+    errors = [S2VideoError("NaN"), S2VideoError("NaN")]
+    for watch, error in zip(pair("a", "a"), errors, strict=True):
+        watch.leave(error)
+    assert [error.told for error in errors] == [False, True]
+    assert ends == []
+
+
+def test_a_silent_rank_is_named(
+    pair: Callable[..., list[Watch]], ends: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, silent = pair("a", "a")
+    silent.report("loading")
+    time.sleep(0.7)
+    silent.close()  # its threads end
+    wait_until(lambda: ends)
+    said = capfd.readouterr().err
+    assert "no sign of life for 2 s from rank 1 (last at: loading); rank 0 is at: starting" in said
+
+
+def test_the_rank_with_less_progress_is_behind(
+    pair: Callable[..., list[Watch]], ends: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After a collective's time limit, though its process gives signs of life."""
+    ahead, behind = pair("a", "a")
+    for step in (1, 2):
+        ahead.report("denoising", step, 9)
+    behind.report("denoising", 1, 9)
+    error = RuntimeError("[gloo/transport.cc:129] Timed out")
+    threading.Thread(target=ahead.leave, args=(error,), daemon=True).start()
+    wait_until(lambda: ends)
+    said = capfd.readouterr().err
+    assert "Timed out" in said and "behind is rank 1 (last at: denoising step 1 of 9); rank 0 is at: denoising" in said
+
+
+def test_a_process_that_stood_still_accuses_nobody(
+    pair: Callable[..., list[Watch]], ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after SIGCONT: its clock has gone on, and it has heard of nobody."""
+    pair("a", "a")
+    time.sleep(0.6)
+    real, jump = time.monotonic, 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: real() + jump)
+    end = real() + 2 * SILENCE
+    while real() < end:
+        time.sleep(0.1)
+    assert ends == []
