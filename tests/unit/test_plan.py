@@ -148,6 +148,20 @@ def test_memory_is_that_of_the_worst_moment() -> None:
     assert kept.memory_bytes - decoding.memory_bytes == pytest.approx(11e9)
 
 
+def test_weights_and_decoding_are_as_the_config_says() -> None:
+    serial = planned(8, "parallel.decode=serial").best.forecast
+    sharded, tiled, fsdp = (
+        planned(8, f"parallel.{s}").best.forecast for s in ("decode=auto", "decode=tiled", "weights=fsdp")
+    )
+    decoded = 51 * 96 * 1280 * 720 * 4
+    assert serial.phase == "decoding"
+    assert sharded.phase == "text encoding"
+    assert serial.memory_bytes - tiled.memory_bytes == pytest.approx(
+        decoded - (51 * 96 * 256**2 + 6 * 1280 * 720 * 81) * 4
+    )
+    assert fsdp.memory_bytes < sharded.memory_bytes - 20e9 and fsdp.sent_bytes > sharded.sent_bytes + 20e9
+
+
 # meshes
 
 
@@ -199,10 +213,11 @@ def test_the_configs_own_mesh_is_pointed_out() -> None:
 
 def test_what_fits_comes_first() -> None:
     """On a card of 32 GB, 14B in bfloat16 fits nowhere while decoding; its notes say so."""
-    plan = planned(4, card=read_card("H100", ["memory_gb=32"]))
+    plan = planned(4, "parallel.decode=serial", card=read_card("H100", ["memory_gb=32"]))
     assert not any(candidate.fits for candidate in plan.candidates)
     assert "does not fit into 32 GB while decoding" in plan.best.notes
     peaks = sorted({round(c.forecast.memory_bytes) for c in planned(4, "sampling.num_frames=321").candidates})
+    assert len(peaks) > 1
     between = read_card("H100", [f"memory_gb={sum(peaks[:2]) / 2e9}"])
     mixed = planned(4, "sampling.num_frames=321", card=between).candidates
     assert [c.fits for c in mixed] == sorted((c.fits for c in mixed), reverse=True)
