@@ -1,10 +1,11 @@
 """What S²-Guidance costs here, as ratios measured in one run.
 
-    python tools/bench.py [--json FILE] [--only step engine decode]
+    python tools/bench.py [--json FILE] [--only step engine decode traffic]
 
 step     S²/CFG for one step inside the window, prefix shared and recomputed, beside the arithmetic for the masks drawn
 engine   CFG in this engine against diffusers' WanPipeline, seconds a step
 decode   peak memory above the level before decoding, for 17 and for 161 frames; 2 ranks of one thread against 1
+traffic  what two ranks send in a step, beside the least that Ulysses and the ring allow (see tools/traffic.py)
 
 Variants take turns and medians are compared, because machines are noisy; still, run it on an idle machine. Nothing
 here is asserted: whether a target is met is printed.
@@ -229,9 +230,23 @@ def print_decode(result: dict[str, Any]) -> None:
     print(f"  (equal within 10 %: {met(abs(result['ratio'] - 1) <= 0.1)})")
 
 
+def bench_traffic() -> list[dict[str, Any]]:
+    """Two gloo ranks in a torchrun of their own, which print the figures themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "traffic.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += [str(Path(__file__).with_name("traffic.py")), "--json", str(counts)]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        result: list[dict[str, Any]] = json.loads(counts.read_text())
+    return result
+
+
+FIGURES = ["step", "engine", "decode", "traffic"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=["step", "engine", "decode"], default=["step", "engine", "decode"])
+    parser.add_argument("--only", nargs="+", choices=FIGURES, default=FIGURES)
     parser.add_argument("--masks", type=int, default=10, help="masks drawn for the step figures")
     parser.add_argument("--repeats", type=int, default=5, help="repeats of each; the median counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -262,6 +277,9 @@ def main() -> None:
         print_decode(report["decode"])
         report["decode_ranks"] = bench_ranks(2, args.repeats)
         print_ranks(report["decode_ranks"])
+    if "traffic" in args.only:
+        sys.stdout.flush()  # what has been printed stands before what the ranks print
+        report["traffic"] = bench_traffic()
     if args.json:
         write_json(args.json, report)
 

@@ -47,7 +47,7 @@ def place_transformer(
         for index, block in enumerate(cast(nn.ModuleList, model.get_submodule(name)))
     }
     # those would be lost when memory is given to a block
-    assert not any(True for block in blocks.values() for _ in block.buffers())
+    assert not any(list(block.buffers()) for block in blocks.values())
 
     shared = {name: p for name, p in model.named_parameters() if not name.startswith(tuple(blocks))}
     values = {

@@ -34,7 +34,8 @@ def decode_sharded(vae: AutoencoderKLWan, latents: Tensor, axis: Axis) -> Genera
         latents: [1, C, T, H, W], the same on all ranks, as the transformer sees them.
         axis: the ranks that decode, at most as many as the latents' longer side has rows or columns.
     """
-    dim = ROWS if latents.shape[ROWS] >= latents.shape[COLUMNS] else COLUMNS
+    # A square is cut between columns: on a CPU, torch chooses the slow 3D convolution for few channels · frames · rows.
+    dim = ROWS if latents.shape[ROWS] > latents.shape[COLUMNS] else COLUMNS
     shards = split_evenly(latents.shape[dim], axis.size)
     own = shards[axis.rank]
     z = denormalize(vae, latents).narrow(dim, own.start, own.length)
