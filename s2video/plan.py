@@ -20,6 +20,7 @@ from .costs import SubWork, read_costs
 from .errors import InputError
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
 from .geometry import LatentShape
+from .models.families import WAN_VAE
 from .models.loading import ASSETS, EMBEDDED, find_checkpoint, num_parameters, read_json
 from .requests import check_request, read_checkpoint
 
@@ -147,8 +148,15 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         has_uncond=config.guidance.cfg_scale != 1,
         sub=SubWork.expected(spec, info.num_blocks, share_prefix=config.guidance.share_prefix),
         window_share=num_active / num_steps,
+        weights=config.parallel.weights,
         vae_bytes=sizes["vae"] * _item_bytes(config.model.vae_dtype),
-        decoding_bytes=_decoding_bytes(config, read_json(folder / "vae" / "config.json")),
+        decoding_bytes=_decoding_bytes(
+            config,
+            info.vae_class,
+            read_json(folder / "vae" / "config.json"),
+            max(shape.height, shape.width),
+            world_size,
+        ),
         text_encoder_bytes=sizes["text_encoder"] * _item_bytes(config.model.text_encoder_dtype),
         keeps_text_encoder=not config.model.offload_text_encoder,
     )
@@ -243,20 +251,25 @@ def _num_parameters(folder: Path, published: bool) -> dict[str, int]:
     return {"vae": num_parameters(folder / "vae"), "text_encoder": sum(map(num_parameters, encoders))}
 
 
-def _decoding_bytes(config: RunConfig, vae: dict[str, Any]) -> float:
-    """What decoding needs at its worst moment beside the VAE's weights.
+def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], longer_side: int, world_size: int) -> float:
+    """What a rank that decodes needs at its worst moment beside the VAE's weights.
 
-    Wan's decoder, a latent frame at a time: 51 numbers for each pixel and channel of its widest stage. HunyuanVideo's,
-    in tiles of 256 × 256 pixels and 17 frames: 9.2 such numbers for each of the 17 frames, and the frames done, twice.
+    Wan's decoder, a latent frame at a time: 51 numbers for each pixel and channel of its widest stage, of the whole
+    picture, of a strip of its `longer_side` (in latents), or of a tile. HunyuanVideo's, always in tiles of 256 × 256
+    pixels and 17 frames: 9.2 such numbers for each of the 17. By tiles, the main rank also holds the frames, twice.
     """
-    sampling, size = config.sampling, _item_bytes(config.model.vae_dtype)
+    sampling, size, mode = config.sampling, _item_bytes(config.model.vae_dtype), config.parallel.decode
     pixels = sampling.width * sampling.height
-    if vae.get("_class_name") == "AutoencoderKLHunyuanVideo":
-        tile = min(pixels, 256**2) * min(sampling.num_frames, 17)
+    tile, frames = min(pixels, 256**2), 2 * 3 * pixels * sampling.num_frames
+    if vae_class != WAN_VAE:
         channels = vae.get("block_out_channels", [128])[0]
-        return (9.2 * channels * tile + 2 * 3 * pixels * sampling.num_frames) * size
+        return (9.2 * channels * tile * min(sampling.num_frames, 17) + frames) * size
     channels = vae.get("decoder_base_dim") or vae.get("base_dim", 96)
-    return 51 * channels * pixels / (vae.get("patch_size") or 1) ** 2 * size
+    each = 51 * channels / (vae.get("patch_size") or 1) ** 2
+    if mode == "tiled":
+        return (each * tile + frames) * size
+    ranks = 1 if mode == "serial" else min(world_size, longer_side)
+    return each * pixels * -(-longer_side // ranks) / longer_side * size
 
 
 def _item_bytes(dtype: str) -> int:

@@ -6,37 +6,51 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+import tiny_hunyuan
 import torch
 from ranks import RankPool, laid_out
-from tiny import PROMPT, build_transformer, tiny_config
+from tiny import PROMPT, tiny_config
 
 from s2video.config import RunConfig, build_config
 from s2video.costs import SubWork, read_costs
-from s2video.forecast import Degrees, Step, layouts, sent_bytes
+from s2video.forecast import Degrees, Step, sent_bytes
 from s2video.forward import predict
-from s2video.models.base import Conditioning
+from s2video.models.base import BlockModel, Conditioning
+from s2video.models.hunyuan_video import HunyuanVideoBlockModel
 from s2video.models.wan import WanBlockModel
-from s2video.parallel.attention import AttentionPlan, sharded_joint_attention
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.pipeline import Engine
 from s2video.plan import resolve_parallel
 
 Ranks = Callable[[int], RankPool]
-MASKS = ((4,), (2, 4), (2, 5))
+MASKS = ((4,), (2, 4), (2, 3))
 NUM_TOKENS, NUM_TEXT = 175, 8
 
 
-def one_step(mesh: Mesh, ring: int, ulysses: int, branch: Any, has_uncond: bool, masks: Any) -> dict[str, int]:
-    latents, timestep = torch.zeros(1, 16, 5, 10, 14), torch.tensor([500])
-    text = Conditioning(torch.zeros(1, NUM_TEXT, 128))
-    model = WanBlockModel(build_transformer())
+MODELS: dict[str, tuple[Callable[[], Any], Callable[[Any], BlockModel], Conditioning]] = {
+    "Wan": (tiny.build_transformer, WanBlockModel, Conditioning(torch.zeros(1, NUM_TEXT, 128))),
+    "HunyuanVideo": (
+        tiny_hunyuan.build_transformer,
+        HunyuanVideoBlockModel,
+        Conditioning(
+            torch.zeros(1, NUM_TEXT, tiny_hunyuan.TEXT_DIM),
+            pooled=torch.zeros(1, tiny_hunyuan.POOLED_DIM),
+            guidance=6.0,
+        ),
+    ),
+}
+
+
+def one_step(mesh: Mesh, family: str, degrees: Degrees, has_uncond: bool, masks: Any) -> dict[str, int]:
+    build, block_model, text = MODELS[family]
     with count_traffic() as traffic, torch.no_grad():
         predict(
-            model,
-            latents,
-            timestep,
-            mesh=laid_out(mesh, ring, ulysses, branch),
+            block_model(build()),
+            torch.zeros(1, 16, 5, 10, 14),
+            torch.tensor([500]),
+            mesh=laid_out(mesh, *degrees),
             cond=text,
             uncond=text if has_uncond else None,
             masks=masks,
@@ -46,50 +60,31 @@ def one_step(mesh: Mesh, ring: int, ulysses: int, branch: Any, has_uncond: bool,
 
 @pytest.mark.parametrize("masks", [(), MASKS], ids=["outside the window", "three draws"])
 @pytest.mark.parametrize(
-    ("ring", "ulysses", "branch", "has_uncond"),
+    ("degrees", "has_uncond"),
     [
-        (1, 2, 1, True),
-        (2, 1, 1, False),
-        (1, 1, 2, True),
-        (1, 3, 1, True),
-        (3, 1, 1, True),
-        (2, 2, 1, True),
-        (1, 2, 2, True),
-        (2, 1, 2, True),
+        (Degrees(1, 2, 1), True),
+        (Degrees(2, 1, 1), False),
+        (Degrees(1, 1, 2), True),
+        (Degrees(1, 3, 1), True),
+        (Degrees(3, 1, 1), True),
+        (Degrees(2, 2, 1), True),
+        (Degrees(1, 2, 2), True),
+        (Degrees(2, 1, 2), True),
     ],
+    ids=str,
 )
+@pytest.mark.parametrize("family", MODELS)
 def test_predicted_bytes_are_those_sent(
-    ranks: Ranks, ring: int, ulysses: int, branch: int, has_uncond: bool, masks: tuple[tuple[int, ...], ...]
+    ranks: Ranks, family: str, degrees: Degrees, has_uncond: bool, masks: tuple[tuple[int, ...], ...]
 ) -> None:
     """175 tokens and 5 heads divide by none of 2, 3 and 4."""
-    degrees = Degrees(ring, ulysses, branch)
-    model = read_costs({"_class_name": "WanTransformer3DModel", **build_transformer().config})
+    model = read_costs({"_class_name": f"{family}Transformer3DModel", **MODELS[family][0]().config})
     sub = SubWork.of_masks(masks, model.num_blocks)
     step = Step(model, NUM_TOKENS, NUM_TEXT, item_bytes=4, has_uncond=has_uncond, sub=sub)
-    counted = ranks(degrees.world_size).run(one_step, *degrees, has_uncond, masks)
+    counted = ranks(degrees.world_size).run(one_step, family, degrees, has_uncond, masks)
     assert [Counter(sent) for sent in counted] == [
         Counter(sent_bytes(degrees, step, rank)) for rank in range(degrees.world_size)
     ]
-
-
-def joint_layer(mesh: Mesh, ring: int, ulysses: int) -> dict[str, int]:
-    plan = AttentionPlan.even(laid_out(mesh, ring, ulysses).sequence, NUM_TOKENS)
-    video = [torch.zeros(1, plan.mine.length, 3, 8) for _ in range(3)]
-    text = [torch.zeros(1, NUM_TEXT, 3, 8) for _ in range(3)]
-    with count_traffic() as traffic:
-        sharded_joint_attention(*video, *text, plan, backend=None)
-    return dict(traffic.sent)
-
-
-@pytest.mark.parametrize(("ring", "ulysses"), [(1, 2), (2, 1), (1, 3), (3, 1), (2, 2)])
-def test_joint_attention_sends_what_is_predicted(ranks: Ranks, ring: int, ulysses: int) -> None:
-    degrees = Degrees(ring, ulysses, 1)
-    config = {"_class_name": "HunyuanVideoTransformer3DModel", "num_attention_heads": 3, "attention_head_dim": 8}
-    model = read_costs(config)
-    step = Step(model, NUM_TOKENS, NUM_TEXT, item_bytes=4, has_uncond=False, sub=SubWork((0.0,) * 60, 0, 0))
-    layout = layouts(degrees, step)[0]
-    for rank, sent in enumerate(ranks(degrees.world_size).run(joint_layer, ring, ulysses)):
-        assert Counter(sent) == Counter(layout.block_bytes(rank, step))
 
 
 def resolved_and_run(mesh: Mesh, config: RunConfig) -> tuple[RunConfig, torch.Tensor]:

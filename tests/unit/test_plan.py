@@ -148,6 +148,21 @@ def test_memory_is_that_of_the_worst_moment() -> None:
     assert kept.memory_bytes - decoding.memory_bytes == pytest.approx(11e9)
 
 
+def test_weights_and_decoding_are_as_the_config_says() -> None:
+    modes = ("serial", "auto", "tiled")
+    plans = {mode: planned(8, f"parallel.decode={mode}") for mode in modes}
+    picture, side = 51 * 96 * 1280 * 720 * 4, 160
+    assert plans["serial"].best.forecast.phase == "decoding"
+    assert plans["auto"].best.forecast.phase == "text encoding"  # by eight ranks, a strip each
+    assert {mode: plan.step.decoding_bytes for mode, plan in plans.items()} == {
+        "serial": picture,
+        "auto": picture * (side // 8) / side,
+        "tiled": (51 * 96 * 256**2 + 6 * 1280 * 720 * 81) * 4,
+    }
+    fsdp, replicated = planned(8, "parallel.weights=fsdp").best.forecast, plans["auto"].best.forecast
+    assert fsdp.memory_bytes < replicated.memory_bytes - 20e9 and fsdp.sent_bytes > replicated.sent_bytes + 20e9
+
+
 # meshes
 
 
@@ -199,10 +214,11 @@ def test_the_configs_own_mesh_is_pointed_out() -> None:
 
 def test_what_fits_comes_first() -> None:
     """On a card of 32 GB, 14B in bfloat16 fits nowhere while decoding; its notes say so."""
-    plan = planned(4, card=read_card("H100", ["memory_gb=32"]))
+    plan = planned(4, "parallel.decode=serial", card=read_card("H100", ["memory_gb=32"]))
     assert not any(candidate.fits for candidate in plan.candidates)
     assert "does not fit into 32 GB while decoding" in plan.best.notes
     peaks = sorted({round(c.forecast.memory_bytes) for c in planned(4, "sampling.num_frames=321").candidates})
+    assert len(peaks) > 1
     between = read_card("H100", [f"memory_gb={sum(peaks[:2]) / 2e9}"])
     mixed = planned(4, "sampling.num_frames=321", card=between).candidates
     assert [c.fits for c in mixed] == sorted((c.fits for c in mixed), reverse=True)
@@ -245,6 +261,14 @@ def test_published_values_stand_in_and_the_output_says_so(capsys: pytest.Capture
         assert row.startswith(f"{mesh['ring']} × {mesh['ulysses']} × {mesh['branch']}")
         assert f"{mesh['passes']:.3f}" in row and f"{mesh['seconds']:.4g}" in row
         assert f"{mesh['memory_bytes'] / 1e9:.1f}" in row and f"{mesh['sent_bytes'] / 1e6:.1f}" in row
+
+
+def test_hunyuan_video_is_planned_too() -> None:
+    plan = planned(8, config=ROOT / "configs" / "hunyuanvideo-720p.yaml")
+    assert plan.published and plan.step.num_tokens == 118800 and not plan.step.has_uncond
+    assert plan.step.sub.passes == pytest.approx(53 / 70)
+    assert plan.best.degrees == Degrees(1, 8, 1)
+    assert [str(mesh) for mesh, _ in plan.refused] == ["1 × 4 × 2", "2 × 2 × 2", "4 × 1 × 2"]
 
 
 def test_planning_needs_no_torch(tmp_path: Path) -> None:
