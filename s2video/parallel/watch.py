@@ -152,6 +152,9 @@ class Watch:
         """Watch no more: the process group is left, and nothing can hang in it."""
         self._closed.set()
         self._wake.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(_PATIENCE)  # a thread inside the store while Python shuts down can hang the process
 
     def __enter__(self) -> "Watch":
         assert self._store is not None, "one process alone has nobody to watch"
