@@ -62,7 +62,8 @@ def test_one_video_with_all_its_files(
     assert sidecar["masks"] == expected and [m["step"] for m in expected] == [1, 2, 3, 4]
     assert sidecar["weights"] == weight_digests(tiny_checkpoint)
     assert sidecar["config"]["guidance"]["s2_scale"] == 0.25
-    assert sidecar["mesh"] == {"world_size": 1, "ring": 1, "ulysses": 1, "backend": None, "device": "cpu"}
+    mesh = {"world_size": 1, "ring": 1, "ulysses": 1, "branch": 1, "backend": None, "device": "cpu"}
+    assert sidecar["mesh"] == mesh
     assert sidecar["versions"]["torch"] == torch.__version__
     assert sidecar["timings"]["denoise_seconds"] > 0
 
@@ -146,6 +147,7 @@ def test_torchrun_makes_the_video_of_one_rank(config_file: Path, tmp_path: Path,
         "world_size": world_size,
         "ring": 1,
         "ulysses": world_size,
+        "branch": 1,
         "backend": "gloo",
         "device": "cpu",
     }
