@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKLHunyuanVideo,
     AutoencoderKLWan,
     UniPCMultistepScheduler,
     WanPipeline,
@@ -49,12 +48,6 @@ def build_vae(seed: int = 0, *, residual: bool = False) -> AutoencoderKLWan:
         else {"dim_mult": [1, 1, 1, 1], "temperal_downsample": [False, True, True]}
     )
     vae = AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1, **form)
-    return vae.eval().requires_grad_(False)
-
-
-def build_hunyuan_vae(seed: int = 0) -> AutoencoderKLHunyuanVideo:
-    torch.manual_seed(seed)
-    vae = AutoencoderKLHunyuanVideo(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2)
     return vae.eval().requires_grad_(False)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import tiny_hunyuan
 import torch
 from ranks import RankError, RankPool
-from tiny import PROMPT, build_hunyuan_vae, build_vae, tiny_config
+from tiny import PROMPT, build_vae, tiny_config
 from torch import Tensor
 
 from s2video.config import RunConfig, build_config
@@ -28,7 +29,7 @@ _VAES = {}  # of this process
 
 def tiny_vae(form: Form):
     if form not in _VAES:
-        _VAES[form] = build_hunyuan_vae() if form == "hunyuan" else build_vae(residual=form == "residual")
+        _VAES[form] = tiny_hunyuan.build_vae() if form == "hunyuan" else build_vae(residual=form == "residual")
     return _VAES[form]
 
 
@@ -125,7 +126,7 @@ def _set_tiles(vae, height: int, width: int) -> None:
 
 
 def tiled_by_diffusers(form: Form, latents: Tensor, height: int, width: int) -> Tensor:
-    vae = build_hunyuan_vae() if form == "hunyuan" else build_vae(residual=form == "residual")
+    vae = tiny_hunyuan.build_vae() if form == "hunyuan" else build_vae(residual=form == "residual")
     _set_tiles(vae, height, width)
     with torch.no_grad():
         return to_frames(vae.decode(denormalize(vae, latents), return_dict=False)[0])
