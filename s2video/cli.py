@@ -215,8 +215,9 @@ def _with_arguments(config: RunConfig, arguments: argparse.Namespace) -> RunConf
 def _generate(checked: _Checked) -> int:
     import torch
 
+    from .job import Job
     from .parallel.mesh import init_mesh
-    from .pipeline import Engine, Job
+    from .pipeline import Engine
     from .plan import resolve_parallel
 
     config = resolve_parallel(checked.config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -251,7 +252,7 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from .pipeline import decode_latents
+    from .saved_latents import decode_latents
 
     try:
         with Termination().handled():

@@ -12,14 +12,13 @@ import os
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import __version__
 from .checkpoint import Checkpoints
 from .config import RunConfig, build_config
 from .ending import Termination
@@ -28,6 +27,7 @@ from .files import write_json
 from .forward import predict
 from .geometry import LatentShape
 from .guidance import combine, needs_uncond
+from .job import Job
 from .masks import step_masks
 from .models import loading
 from .models.base import Conditioning
@@ -40,36 +40,9 @@ from .parallel.mesh import Mesh, resolve_device
 from .progress import Progress, Style
 from .requests import check_request, read_checkpoint
 from .sampler import Denoise, sample
-from .sidecar import is_sidecar_of, job_facts, load_latents, save_latents, versions
+from .sidecar import container_metadata, is_sidecar_of, job_facts, save_latents, versions
 from .video import VideoSpec
 from .video_queue import write_video_meanwhile
-
-
-@dataclass(frozen=True)
-class Job:
-    """One video to make. `output` ends in .mp4; sidecar, latents and checkpoint lie beside it under the same name.
-
-    `resume`: a video that is already there is left as it is, and one that was interrupted goes on from its checkpoint.
-    """
-
-    prompt: str
-    negative_prompt: str
-    seed: int
-    output: Path
-    keep_latents: bool = False
-    resume: bool = False
-
-    @property
-    def sidecar_path(self) -> Path:
-        return self.output.with_suffix(".json")
-
-    @property
-    def latents_path(self) -> Path:
-        return self.output.with_suffix(".latents.safetensors")
-
-    @property
-    def checkpoint_path(self) -> Path:
-        return self.output.with_suffix(".checkpoint.safetensors")
 
 
 class Engine:
@@ -253,9 +226,8 @@ class Engine:
             return None
         save_latents(latents, job.latents_path, facts)
         start = time.monotonic()
-        write_video_meanwhile(
-            self.decode(latents), job.output, _video_spec(self.config), metadata=_container_metadata(facts)
-        )
+        spec = VideoSpec(self.config.output.fps, self.config.output.crf)
+        write_video_meanwhile(self.decode(latents), job.output, spec, metadata=container_metadata(facts))
         timings["decode_seconds"] = time.monotonic() - start
         write_json(
             job.sidecar_path,
@@ -368,48 +340,3 @@ class Engine:
         for ignored in ("sampling.seed", "model.path", "model.offload_text_encoder"):
             statement.pop(ignored)
         return statement
-
-
-def decode_latents(path: Path, output: Path, config: RunConfig | None = None) -> Path:
-    """Make the video from latents that a run left: `s2video decode`. Loads the VAE and nothing else.
-
-    Args:
-        config: model and output settings to use instead of those stored with the latents.
-
-    Raises:
-        InputError: latents or checkpoint that cannot be used, or do not fit each other.
-    """
-    saved = load_latents(path)
-    if config is None:
-        if "config" not in saved.facts:
-            raise InputError(f"{path}: no settings are stored with these latents; name the model with --config")
-        config = build_config(saved.facts["config"], str(path))
-    folder = loading.find_checkpoint(config.model.path, config.model.revision)
-    loading.check_checkpoint(folder)
-    checkpoint = read_checkpoint(folder)
-    channels = checkpoint.latent_channels
-    if saved.latents.shape[1] != channels:
-        raise InputError(
-            f"{path}: {saved.latents.shape[1]} channels, but the VAE of {config.model.path} has {channels}"
-        )
-    device = resolve_device(config.model.device)
-    decode = FrameDecoder(
-        config.parallel.decode,
-        Mesh(device),
-        LatentShape(*saved.latents.shape[2:]),
-        vae_class=checkpoint.vae_class,
-        load_vae=lambda: loading.load_vae(folder, getattr(torch, config.model.vae_dtype), device),
-        timeout_seconds=config.parallel.timeout_seconds,
-    )
-    facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
-    write_video_meanwhile(decode(saved.latents), output, _video_spec(config), metadata=_container_metadata(facts))
-    return output
-
-
-def _video_spec(config: RunConfig) -> VideoSpec:
-    return VideoSpec(config.output.fps, config.output.crf)
-
-
-def _container_metadata(facts: dict[str, Any]) -> dict[str, str]:
-    """Names that MP4 has itself, so that every player shows them."""
-    return {"title": facts["prompt"], "comment": f"s2video {__version__}: {facts['model']}, seed {facts['seed']}"}

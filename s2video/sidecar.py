@@ -80,6 +80,11 @@ def _deciding(facts: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     )
 
 
+def container_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What the video file itself says, under names that MP4 has, so that every player shows them."""
+    return {"title": facts["prompt"], "comment": f"s2video {__version__}: {facts['model']}, seed {facts['seed']}"}
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions that can change the last bits of a result."""

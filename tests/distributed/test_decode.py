@@ -13,12 +13,13 @@ from torch import Tensor
 
 from s2video.config import RunConfig, build_config
 from s2video.geometry import LatentShape
+from s2video.job import Job
 from s2video.models.decoder import DecodeMode, FrameDecoder
 from s2video.models.vae import decode_frames, denormalize, to_frames
 from s2video.parallel.halo import fill_halos
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
-from s2video.pipeline import Engine, Job
+from s2video.pipeline import Engine
 from s2video.video import probe_video
 
 Ranks = Callable[[int], RankPool]

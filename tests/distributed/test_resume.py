@@ -17,9 +17,9 @@ from s2video.cli import main
 from s2video.config import RunConfig
 from s2video.ending import Termination
 from s2video.errors import StoppedError
+from s2video.job import Job as VideoJob
 from s2video.parallel.mesh import Mesh
 from s2video.pipeline import Engine
-from s2video.pipeline import Job as VideoJob
 
 Ranks = Callable[[int], RankPool]
 

@@ -19,9 +19,9 @@ FLOORS: dict[int, list[str]] = {
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "families", "wan", "hunyuan_video", "text", "loading")]
     + [f"models.{name}" for name in ("parts", "vae", "vae_sharded", "vae_tiled", "decoder")],
-    3: ["forward", "sampler", "ffmpeg", "video", "video_queue", "progress", "sidecar", "checkpoint", "forecast"],
+    3: ["job", "forward", "sampler", "ffmpeg", "video", "video_queue", "progress", "sidecar", "checkpoint", "forecast"],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
-    + ["pipeline", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
+    + ["pipeline", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 PACKAGES = {"", "parallel", "models", "integrations"}  # their __init__ holds nothing but the version and docstrings

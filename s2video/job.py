@@ -1,0 +1,31 @@
+"""One video to make, and the files that belong to it. Knows no model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make. `output` ends in .mp4; sidecar, latents and checkpoint lie beside it under the same name.
+
+    `resume`: a video that is already there is left as it is, and one that was interrupted goes on from its checkpoint.
+    """
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    output: Path
+    keep_latents: bool = False
+    resume: bool = False
+
+    @property
+    def sidecar_path(self) -> Path:
+        return self.output.with_suffix(".json")
+
+    @property
+    def latents_path(self) -> Path:
+        return self.output.with_suffix(".latents.safetensors")
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.output.with_suffix(".checkpoint.safetensors")
