@@ -136,4 +136,4 @@ def test_ranks_that_were_told_of_different_meshes_stop(ranks: Ranks) -> None:
     with pytest.raises(RankError) as caught:
         ranks(2).run(told_of_different_meshes, timeout=60)
     assert caught.value.kinds == ["AgreementError"] * 2
-    assert caught.value.messages[0] is not None and "rank 1: {'ring': 2, 'ulysses': 1}" in caught.value.messages[0]
+    assert caught.value.messages[0] is not None and "rank 1: {'ring': 2, 'ulysses': 1" in caught.value.messages[0]

@@ -170,6 +170,7 @@ def test_killed_in_the_midst_of_encoding(start: Callable[..., Job], tmp_path: Pa
     arguments = ["--set", "sampling.num_frames=161", "--set", "checkpoint.every_seconds=600"]
     job = start(2, *arguments, "--set", "sampling.num_inference_steps=2")
     job.wait_until(lambda: any(re.fullmatch(r"\.clip\.\w+\.mp4", name) for name in job.files()))
+    time.sleep(1.5)  # the other rank hears of the new phase with the next sign of life
     job.processes[0].kill()
     assert job.codes(without=0) == [1]
     (line,) = job.errors()

@@ -1,7 +1,7 @@
 """Denoising that is interrupted and taken up again: on the same ranks bitwise, on other ranks within 1e-4."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,12 @@ def interrupted(mesh: Mesh | None, config: RunConfig, euler: bool, step: int, pa
 def resumed(mesh: Mesh | None, config: RunConfig, euler: bool, path: Path) -> torch.Tensor:
     maker = engine(mesh, config, euler)
     kept: list[torch.Tensor] = []
-    maker.decode = lambda latents: kept.append(latents) or iter([torch.zeros(1, 64, 64, 3)])  # type: ignore
+
+    def keeps(latents: torch.Tensor) -> Generator[torch.Tensor, None, None]:
+        kept.append(latents)
+        yield torch.zeros(1, 64, 64, 3)
+
+    maker.decode = keeps  # type: ignore[method-assign]
     maker.run(VideoJob(PROMPT, "", 3, path, resume=True))
     return kept[0] if kept else torch.empty(0)
 

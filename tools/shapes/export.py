@@ -78,6 +78,7 @@ def export(
         ),
         **{name: module.to("cpu", torch.float16) for name, module in components.items()},
     )
+    components["transformer"].register_to_config(_name_or_path="")  # or a folder of this machine would be shipped
     pipeline.save_pretrained(temporary, safe_serialization=True)
     size = sum(file.stat().st_size for file in temporary.rglob("*.safetensors"))
     if size > MAX_BYTES:
