@@ -181,13 +181,6 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "ring zero": (setting("parallel.ring=0"), ["parallel.ring", ">= 1"]),
     "nccl on the CPU": (setting("parallel.backend=nccl"), ["nccl", "cpu"]),
     "decode mode unknown": (setting("parallel.decode=strips"), ["parallel.decode", "'sharded'"]),
-    "strips of another VAE": (
-        lambda w: [
-            *w.damaged_checkpoint(lambda c: edit_json(c / "vae/config.json", _class_name="AutoencoderKLHunyuanVideo")),
-            *("--set", "parallel.decode=sharded"),
-        ],
-        ["parallel.decode", "AutoencoderKLHunyuanVideo", "tiled"],
-    ),
     "attention backend unknown": (setting("model.attention_backend=fast"), ["attention_backend", "native"]),
     # checkpoint
     "checkpoint missing": (setting("model.path=/nowhere/model"), ["/nowhere/model"]),

@@ -100,3 +100,9 @@ def test_llama_3_is_tokenized_as_its_file_says(tiny_hunyuan_checkpoint: Path) ->
 def test_digests_cover_both_text_encoders(tiny_hunyuan_checkpoint: Path) -> None:
     names = {name.split("/")[0] for name in loading.weight_digests(tiny_hunyuan_checkpoint)}
     assert names == {"text_encoder", "text_encoder_2", "transformer", "vae"}
+
+
+def test_strips_are_for_wans_vae(tiny_hunyuan_checkpoint: Path) -> None:
+    config = build_config({"sampling": {"num_frames": 5}, "parallel": {"decode": "sharded"}})
+    with pytest.raises(InputError, match="this is AutoencoderKLHunyuanVideo"):
+        check_request(config, read_checkpoint(tiny_hunyuan_checkpoint))
