@@ -91,13 +91,17 @@ def test_bad_frames_leave_nothing(
     assert all(process.returncode is not None for process in started)
 
 
-def test_an_interrupt_in_the_midst_leaves_the_old_file(tmp_path: Path, started: list[subprocess.Popen]) -> None:
+def test_an_interrupt_in_the_midst_leaves_the_old_file(
+    tmp_path: Path, started: list[subprocess.Popen], request: pytest.FixtureRequest
+) -> None:
     def producer() -> Iterator[Tensor]:
         yield from noise(3)
         signal.raise_signal(signal.SIGINT)
         yield from noise(3)
 
     (tmp_path / "clip.mp4").write_bytes(b"old")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt):
         write_video(producer(), tmp_path / "clip.mp4", SPEC, metadata={})
     assert (tmp_path / "clip.mp4").read_bytes() == b"old"
