@@ -149,7 +149,7 @@ def load_peak(folder: Path, kind: Any) -> None:
         Path("/proc/self/clear_refs").write_text("5")
         before = status("VmRSS")
         kept = place_transformer(folder, torch.float32, mesh, parallel, BLOCKS)
-        print(json.dumps(status("VmHWM") - before))
+        sys.stdout.write(f"{status('VmHWM') - before}\n")  # in one piece: ranks share the pipe
         del kept
 
 

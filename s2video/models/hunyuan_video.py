@@ -91,6 +91,7 @@ class HunyuanVideoBlockModel:
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, *, attention_backend: str | None = None) -> None:
         self.transformer = transformer
+        self._dtype = transformer.dtype  # asked once: it walks through all modules
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
         self.blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
@@ -111,7 +112,7 @@ class HunyuanVideoBlockModel:
     ) -> BlockContext:
         """See `BlockModel.prepare`. Needs `pooled`, and `guidance` where the model was distilled to take it."""
         model, mine = self.transformer, plan.mine
-        text, pooled = conditioning.text.to(model.dtype), conditioning.pooled
+        text, pooled = conditioning.text.to(self._dtype), conditioning.pooled
         assert pooled is not None
         lengths = conditioning.text_lengths or (text.shape[1],) * text.shape[0]
         text = text[:, : max(lengths)]
@@ -121,7 +122,7 @@ class HunyuanVideoBlockModel:
             assert conditioning.guidance is not None
             # in thousandths and in the model's dtype, as HunyuanVideoPipeline does
             guidance = text.new_full((text.shape[0],), conditioning.guidance) * 1000.0
-        time, _ = model.time_text_embed(timestep, pooled.to(model.dtype), guidance)
+        time, _ = model.time_text_embed(timestep, pooled.to(self._dtype), guidance)
         cos, sin = model.rope(latents)
         return BlockContext(
             text=model.context_embedder(text, timestep, is_text),
@@ -135,7 +136,7 @@ class HunyuanVideoBlockModel:
 
     def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
         model = self.transformer
-        local = embed_shard(latents.to(model.dtype), context.attention.mine, self._patch_size, model.x_embedder)
+        local = embed_shard(latents.to(self._dtype), context.attention.mine, self._patch_size, model.x_embedder)
         return TokenState(local, context.text)
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:

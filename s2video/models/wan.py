@@ -75,6 +75,7 @@ class WanBlockModel:
 
     def __init__(self, transformer: WanTransformer3DModel, *, attention_backend: str | None = None) -> None:
         self.transformer = transformer
+        self._dtype = transformer.dtype  # asked once: it walks through all modules
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
         self._attention = ShardedSelfAttention(attention_backend)
@@ -92,7 +93,7 @@ class WanBlockModel:
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan
     ) -> BlockContext:
         model = self.transformer
-        time_out, time, text, _ = model.condition_embedder(timestep, conditioning.text.to(model.dtype))
+        time_out, time, text, _ = model.condition_embedder(timestep, conditioning.text.to(self._dtype))
         cos, sin = model.rope(latents)
         mine = plan.mine
         return BlockContext(
@@ -110,7 +111,7 @@ class WanBlockModel:
         def patchify(frames: Tensor) -> Tensor:
             return model.patch_embedding(frames).flatten(2).transpose(1, 2)
 
-        local = embed_shard(latents.to(model.dtype), context.attention.mine, model.config.patch_size, patchify)
+        local = embed_shard(latents.to(self._dtype), context.attention.mine, model.config.patch_size, patchify)
         return TokenState(local)
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
