@@ -292,7 +292,7 @@ def _out_of_memory(error: Exception) -> str:
     first_line = str(error).split(". ")[0]
     return (
         f"the GPU's memory is full ({first_line}): use more GPUs (launch --nproc), fewer frames or pixels, "
-        "model.dtype bfloat16, or model.offload_text_encoder true"
+        "model.dtype bfloat16, model.offload_text_encoder true, or model.stream_text_encoder true"
     )
 
 

@@ -82,6 +82,9 @@ class ModelConfig(_Section):
     offload_text_encoder: Switch = Field(
         default=True, description="give the text encoder's memory back before denoising"
     )
+    stream_text_encoder: Switch = Field(
+        default=False, description="run it from CPU memory, a layer at a time: for one that does not fit on the device"
+    )
 
 
 class SamplingConfig(_Section):

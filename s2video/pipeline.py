@@ -112,6 +112,7 @@ class Engine:
             max_sequence_length=config.sampling.max_sequence_length,
             dtype=self._dtype,
             offload=config.model.offload_text_encoder,
+            stream=config.model.stream_text_encoder,
         )
         transformer, self._weights = place_transformer(
             self.folder, self._dtype, mesh, config.parallel, self._family.block_lists
@@ -337,6 +338,6 @@ class Engine:
             # chooses kernels where the config names none, and kernels differ in the last bits
             "attention backend (DIFFUSERS_ATTN_BACKEND)": os.environ.get("DIFFUSERS_ATTN_BACKEND"),
         }
-        for ignored in ("sampling.seed", "model.path", "model.offload_text_encoder"):
+        for ignored in ("sampling.seed", "model.path", "model.offload_text_encoder", "model.stream_text_encoder"):
             statement.pop(ignored)
         return statement

@@ -157,8 +157,11 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
             max(shape.height, shape.width),
             world_size,
         ),
-        text_encoder_bytes=sizes["text_encoder"] * _item_bytes(config.model.text_encoder_dtype),
-        keeps_text_encoder=not config.model.offload_text_encoder,
+        # streamed, a layer at a time is on the device
+        text_encoder_bytes=0
+        if config.model.stream_text_encoder
+        else sizes["text_encoder"] * _item_bytes(config.model.text_encoder_dtype),
+        keeps_text_encoder=not (config.model.offload_text_encoder or config.model.stream_text_encoder),
     )
     candidates, refused = [], []
     given = _given_degrees(config.parallel)

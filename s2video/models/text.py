@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+from accelerate import cpu_offload
 from torch import Tensor
 
 from ..parallel.collectives import broadcast_tensors
@@ -30,6 +31,8 @@ class TextEncoder:
             part of the embedding.
         dtype: of the embeddings.
         offload: move the encoders back to the CPU after each use.
+        stream: leave the encoders in CPU memory, and bring each layer to the device for its turn (by accelerate). Text
+            is encoded once a prompt, so this costs little, and it takes no memory or time of other ranks.
     """
 
     def __init__(
@@ -41,17 +44,22 @@ class TextEncoder:
         max_sequence_length: int,
         dtype: torch.dtype,
         offload: bool,
+        stream: bool = False,
     ) -> None:
         self._family = family
         self._mesh = mesh
         self._max_sequence_length = max_sequence_length
         self._dtype = dtype
         self._offload = offload
+        self._stream = stream
         self._cache: dict[str, Conditioning] = {}
         self._pipeline: Any = None
         if components is not None:
             self._encoders = [part for part in components.values() if isinstance(part, torch.nn.Module)]
             # the pipeline cleans, wraps, tokenizes and encodes prompts; it needs no other component for that
+            if stream:
+                for encoder in self._encoders:
+                    cpu_offload(encoder, execution_device=mesh.device)
             pipeline_class = getattr(diffusers, family.pipeline)
             self._pipeline = pipeline_class(**components, transformer=None, vae=None, scheduler=None)
 
@@ -73,12 +81,13 @@ class TextEncoder:
 
     @torch.no_grad()
     def _encode(self, prompts: list[str]) -> tuple[Tensor, ...]:
-        for encoder in self._encoders:
-            encoder.to(self._mesh.device)
+        if not self._stream:
+            for encoder in self._encoders:
+                encoder.to(self._mesh.device)
         encoded = self._family.encode(
             self._pipeline, prompts, max_sequence_length=self._max_sequence_length, device=self._mesh.device
         )
-        if self._offload:
+        if self._offload and not self._stream:
             for encoder in self._encoders:
                 encoder.to("cpu")
             if self._mesh.device.type == "cuda":

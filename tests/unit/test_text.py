@@ -62,3 +62,28 @@ def test_the_least_recently_used_are_dropped(tiny_checkpoint: Path, monkeypatch:
     assert watched.events == []
     watched.encode(["c"])
     assert watched.events == ["cpu:0", 1]
+
+
+def test_a_streamed_encoder_is_a_whole_one_to_the_bit_and_leaves_the_device_empty(tiny_checkpoint: Path) -> None:
+    def build(*, stream: bool) -> tuple[TextEncoder, torch.nn.Module]:
+        components = load_text(tiny_checkpoint, torch.float32)
+        encode = TextEncoder(
+            FAMILIES["WanPipeline"],
+            components,
+            Mesh(torch.device("cpu")),
+            max_sequence_length=MAX_SEQUENCE_LENGTH,
+            dtype=torch.float32,
+            offload=True,
+            stream=stream,
+        )
+        return encode, components["text_encoder"]
+
+    whole, _ = build(stream=False)
+    streamed, encoder = build(stream=True)
+    first, second = encoder.encoder.block[:2]
+    there: list[bool] = []
+    second.register_forward_pre_hook(lambda *_: there.append(any(not p.is_meta for p in first.parameters())))
+    for prompts in ([PROMPT, ""], ["another"]):
+        assert torch.equal(streamed(prompts).text, whole(prompts).text)
+        assert all(parameter.is_meta for parameter in encoder.parameters())
+    assert there == [False, False]  # the first layer has left when the second has its turn
