@@ -83,7 +83,7 @@ def run_selftest(mesh: Mesh) -> Iterator[Outcome]:
 def format_row(outcome: Outcome) -> str:
     """One line of the table; for a failed check a second one, with what to do."""
     width = max(60, shutil.get_terminal_size((110, 24)).columns)
-    row = f"{'ok' if outcome.passed else 'FAILED':<7} {outcome.name:<30} {outcome.measured}"
+    row = f"{'ok' if outcome.passed else 'FAILED':<7} {outcome.name:<38} {outcome.measured}"
     if not outcome.passed:
         return f"{row}\n        expected: {outcome.expected}\n        advice: {outcome.advice}"
     room = width - len(row) - 3
