@@ -39,6 +39,7 @@ _DUAL = ("hidden_states", "encoder_hidden_states")
 STRUCTURES = {
     "WanTransformer3DModel": _Structure(("blocks",), ("hidden_states",)),
     "HunyuanVideoTransformer3DModel": _Structure(("transformer_blocks", "single_transformer_blocks"), _DUAL),
+    "HunyuanVideo15Transformer3DModel": _Structure(("transformer_blocks",), _DUAL),
     "FluxTransformer2DModel": _Structure(("transformer_blocks", "single_transformer_blocks"), _DUAL[::-1]),
     "SD3Transformer2DModel": _Structure(("transformer_blocks",), _DUAL[::-1]),
 }

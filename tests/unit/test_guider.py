@@ -1,11 +1,19 @@
-"""`S2Guidance` in diffusers' Modular Wan: the engine's latents, the manners of a guider, nothing left behind."""
+"""`S2Guidance` in Modular Wan and in HunyuanVideo 1.5: Eq. 4, the manners of a guider, nothing left behind."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, WanPipeline
+from diffusers import (
+    AutoencoderKLHunyuanVideo15,
+    ClassifierFreeGuidance,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideo15Pipeline,
+    HunyuanVideo15Transformer3DModel,
+    WanPipeline,
+)
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
 from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, SIZE, tiny_config
 from torch import Tensor, nn
@@ -54,6 +62,66 @@ def test_guider_and_engine_make_the_same_video(
     first = run(pipe, guider)
     torch.testing.assert_close(first, expected, atol=1e-5, rtol=0)
     assert torch.equal(run(pipe, guider), first)  # nothing is carried over from one video to the next
+
+
+def test_one_step_of_hunyuan_video_15_is_equation_4() -> None:
+    """Texts of different lengths; sub is the transformer with a shorter block list."""
+    torch.manual_seed(1)
+    transformer = HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=6,
+        num_refiner_layers=1,
+        text_embed_dim=16,
+        text_embed_2_dim=10,
+        image_embed_dim=8,
+        rope_axes_dim=(4, 4, 4),
+        target_size=64,
+        task_type="t2v",
+    ).eval()
+    vae = AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(32,) * 5, layers_per_block=1)
+    pipe = HunyuanVideo15Pipeline(
+        None, None, transformer, vae, FlowMatchEulerDiscreteScheduler(), None, None, ClassifierFreeGuidance(5.0)
+    )
+    pipe.set_progress_bar_config(disable=True)
+    texts: dict[str, Tensor] = {}
+    for name, lengths in (("prompt", (7, 3)), ("negative_prompt", (5, 0))):
+        for suffix, width, room, length in (("", 16, 7, lengths[0]), ("_2", 10, 4, lengths[1])):
+            texts[f"{name}_embeds{suffix}"] = torch.randn(1, room, width)
+            texts[f"{name}_embeds_mask{suffix}"] = (torch.arange(room) < length).long()[None]
+    given: list[Tensor] = []
+    step = pipe.scheduler.step
+    pipe.scheduler.step = lambda prediction, *a, **k: given.append(prediction) or step(prediction, *a, **k)
+    calls: list[dict[str, Any]] = []
+    forward = transformer.forward
+    transformer.forward = lambda **keywords: calls.append(keywords) or forward(**keywords)
+
+    def one_step() -> None:
+        pipe(
+            **texts,
+            height=64,
+            width=96,
+            num_frames=5,
+            num_inference_steps=1,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(7),
+        )
+
+    one_step()
+    del transformer.forward
+    shortened = copy.deepcopy(transformer)
+    shortened.transformer_blocks = nn.ModuleList(
+        block for i, block in enumerate(transformer.transformer_blocks) if i not in (2, 4)
+    )
+    with torch.no_grad():
+        cond, sub = (model(**calls[0])[0] for model in (transformer, shortened))
+    pipe.guider = s2video.S2Guidance(5.0, s2_scale=0.4, drop_count=2, never_drop=(0, 1, 3, 5), start=0.0, stop=1.0)
+    one_step()
+    assert not torch.equal(cond, sub)
+    torch.testing.assert_close(given[1], given[0] - 0.4 * (sub - cond), atol=1e-6, rtol=0)
+    assert type(transformer) is HunyuanVideo15Transformer3DModel
 
 
 def test_without_s2_it_is_cfg(pipe: Any) -> None:
