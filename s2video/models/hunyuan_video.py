@@ -16,14 +16,12 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
-from einops import rearrange
 from torch import Tensor
 
 from ..geometry import LatentShape
 from ..parallel.attention import AttentionPlan, sharded_joint_attention
-from ..parallel.collectives import gather_tokens
 from .base import BlockContext, Conditioning, TokenState
-from .tokens import embed_shard, pad_text
+from .tokens import embed_shard, gather_latents, pad_text
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -145,21 +143,9 @@ class HunyuanVideoBlockModel:
         return TokenState(video, text)
 
     def project(self, state: TokenState, context: BlockContext) -> Tensor:
-        model, attention = self.transformer, context.attention
-        video = model.proj_out(model.norm_out(state.video, context.time_out))
-        video = gather_tokens(video, attention.tokens, attention.axes.whole)
-        p_t, p_h, p_w = self._patch_size
-        grid = LatentShape(*context.latent_shape).tokens(self._patch_size)
-        return rearrange(
-            video,
-            "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)",
-            t=grid.frames,
-            h=grid.height,
-            w=grid.width,
-            pt=p_t,
-            ph=p_h,
-            pw=p_w,
-        )
+        model = self.transformer
+        patches = model.proj_out(model.norm_out(state.video, context.time_out))
+        return gather_latents(patches, context, self._patch_size, "c pt ph pw")
 
     def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:
         longest = max(context.text.shape[1] for context in contexts)

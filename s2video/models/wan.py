@@ -12,14 +12,12 @@ from dataclasses import replace
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
-from einops import rearrange
 from torch import Tensor
 
 from ..geometry import LatentShape
 from ..parallel.attention import AttentionPlan, sharded_attention
-from ..parallel.collectives import gather_tokens
 from .base import BlockContext, Conditioning, TokenState
-from .tokens import embed_shard
+from .tokens import embed_shard, gather_latents
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -122,19 +120,7 @@ class WanBlockModel:
         model = self.transformer
         shift, scale = (model.scale_shift_table + context.time_out.unsqueeze(1)).chunk(2, dim=1)
         video = (model.norm_out(state.video.float()) * (1 + scale) + shift).type_as(state.video)
-        video = gather_tokens(model.proj_out(video), context.attention.tokens, context.attention.axes.whole)
-        p_t, p_h, p_w = model.config.patch_size
-        grid = LatentShape(*context.latent_shape).tokens(model.config.patch_size)
-        return rearrange(
-            video,
-            "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)",
-            t=grid.frames,
-            h=grid.height,
-            w=grid.width,
-            pt=p_t,
-            ph=p_h,
-            pw=p_w,
-        )
+        return gather_latents(model.proj_out(video), context, model.config.patch_size, "pt ph pw c")
 
     def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:
         return replace(
