@@ -101,8 +101,25 @@ def read_costs(config: Mapping[str, Any], source: object = "config.json") -> Tra
     return known[name].from_config(config)
 
 
+class _Derived:
+    """What follows from the sizes of either family."""
+
+    num_heads: int
+    head_dim: int
+    out_channels: int
+    patch_size: tuple[int, int, int]
+
+    @property
+    def width(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def patch_channels(self) -> int:
+        return math.prod(self.patch_size) * self.out_channels
+
+
 @dataclass(frozen=True)
-class WanCosts:
+class WanCosts(_Derived):
     """`WanTransformer3DModel` of text to video."""
 
     num_blocks: int
@@ -133,14 +150,6 @@ class WanCosts:
             patch_size=tuple(config.get("patch_size", (1, 2, 2))),
             cross_attn_norm=config.get("cross_attn_norm", True),
         )
-
-    @property
-    def width(self) -> int:
-        return self.num_heads * self.head_dim
-
-    @property
-    def patch_channels(self) -> int:
-        return math.prod(self.patch_size) * self.out_channels
 
     def embed(self, tokens: int, num_text: int) -> Work:
         """Patches of L_local tokens; the timestep, and its modulation of 6·D; the text, through two layers."""
@@ -181,7 +190,7 @@ class WanCosts:
 
 
 @dataclass(frozen=True)
-class HunyuanVideoCosts:
+class HunyuanVideoCosts(_Derived):
     """`HunyuanVideoTransformer3DModel`: dual blocks, then single ones, all with joint attention over video and text."""
 
     num_dual: int
@@ -221,14 +230,6 @@ class HunyuanVideoCosts:
     @property
     def num_blocks(self) -> int:
         return self.num_dual + self.num_single
-
-    @property
-    def width(self) -> int:
-        return self.num_heads * self.head_dim
-
-    @property
-    def patch_channels(self) -> int:
-        return math.prod(self.patch_size) * self.out_channels
 
     def embed(self, tokens: int, num_text: int) -> Work:
         """Patches; three or four small vectors (256 is the width of a timestep's sinusoids); the text's refiner."""
