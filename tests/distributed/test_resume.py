@@ -60,7 +60,7 @@ def resumed(mesh: Mesh | None, config: RunConfig, euler: bool, path: Path) -> to
         kept.append(latents)
         yield torch.zeros(1, 64, 64, 3)
 
-    maker.decode = keeps  # type: ignore[method-assign]
+    maker.decode = keeps
     maker.run(VideoJob(PROMPT, "", 3, path, resume=True))
     return kept[0] if kept else torch.empty(0)
 

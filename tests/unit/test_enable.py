@@ -100,11 +100,8 @@ def flux(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
         axes_dims_rope=(4, 4, 8),
     )
     pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), image_vae(), None, None, None, None, transformer.eval())
-    generator = torch.Generator().manual_seed(3)
-    embeds = {name: torch.randn(1, 6, 12, generator=generator) for name in ("prompt", "negative_prompt")}
-    pooled = {f"{name.replace('prompt', 'pooled_prompt')}": torch.randn(1, 8, generator=generator) for name in embeds}
     return pipe, {
-        **{f"{name}_embeds": value for name, value in (embeds | pooled).items()},
+        **image_texts(),
         "true_cfg_scale": 3.0,
         "height": 64,
         "width": 48,
@@ -125,26 +122,30 @@ def stable_diffusion_3(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]
     )
     nothing = dict.fromkeys(f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3"))
     pipe = StableDiffusion3Pipeline(transformer.eval(), FlowMatchEulerDiscreteScheduler(), image_vae(), **nothing)
-    generator = torch.Generator().manual_seed(3)
-    embeds = {name: torch.randn(1, 6, 12, generator=generator) for name in ("prompt", "negative_prompt")}
-    pooled = {f"{name.replace('prompt', 'pooled_prompt')}": torch.randn(1, 8, generator=generator) for name in embeds}
     return pipe, {
-        **{f"{name}_embeds": value for name, value in (embeds | pooled).items()},
+        **image_texts(),
         "guidance_scale": 4.0,
         "height": 64,
         "width": 48,
     }
 
 
+def image_texts() -> dict[str, Tensor]:
+    """Embeddings and pooled ones of a prompt and a negative prompt."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"prompt": (1, 6, 12), "negative_prompt": (1, 6, 12), "pooled_prompt": (1, 8)}
+    shapes["negative_pooled_prompt"] = (1, 8)
+    return {f"{name}_embeds": torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+
+
 def image_vae() -> AutoencoderKL:
-    return AutoencoderKL(latent_channels=16, block_out_channels=(4,) * 4, norm_num_groups=1, **four_levels())
-
-
-def four_levels() -> dict[str, Any]:
-    return {
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-    }
+    return AutoencoderKL(
+        latent_channels=16,
+        block_out_channels=(4,) * 4,
+        norm_num_groups=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
 
 
 BUILDERS = {f.__name__: f for f in (wan, wan_image_to_video, hunyuan_video, flux, stable_diffusion_3)}

@@ -326,7 +326,7 @@ def test_auto_is_the_plans_first(tiny_checkpoint: Path, world_size: int) -> None
     auto = with_parallel(tiny_checkpoint, {"degrees": "auto", "timeout_seconds": 7.0})
     resolved = resolve_parallel(auto, world_size)
     best = make_plan(auto, world_size, read_card("cpu", ["node_size=1"])).best.degrees
-    expected = ParallelConfig(ring=best.ring, ulysses=best.ulysses, branch=best.branch, timeout_seconds=7.0)  # type: ignore[arg-type]
+    expected = ParallelConfig.model_validate({**best._asdict(), "timeout_seconds": 7.0})
     assert resolved == auto.model_copy(update={"parallel": expected})
     assert resolve_degrees(resolved.parallel, world_size) == best._asdict()
 
