@@ -84,11 +84,11 @@ def enable(
     }
     guidance = build_config({"guidance": settings}, "enable").guidance
     family = _family(pipe)
-    disable(pipe)
     transformers = [t for t in (getattr(pipe, name, None) for name in family.transformers) if t is not None]
     spec = guidance.mask_spec()
     for transformer in transformers:
         check_transformer(transformer, spec)
+    disable(pipe)
     control = _Control(pipe, family, spec, guidance.s2_scale, mask_seed)
     for transformer in transformers:
         transformer.__dict__[_ATTRIBUTE] = control
