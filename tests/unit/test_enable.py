@@ -24,7 +24,7 @@ from diffusers import (
     WanTransformer3DModel,
     WanVideoToVideoPipeline,
 )
-from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, SIZE, build_vae, tiny_config
+from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, SIZE, build_transformer, build_vae, tiny_config
 from torch import Tensor, nn
 
 import s2video
@@ -38,6 +38,13 @@ Run = Callable[[], Tensor]
 def wan(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
     pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     return pipe, {"prompt": PROMPT, "max_sequence_length": MAX_SEQUENCE_LENGTH, "guidance_scale": 5.0, **SIZE}
+
+
+def wan_with_two_transformers(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    """As Wan 2.2 A14B: below the boundary, here always, the second one is called."""
+    pipe, arguments = wan(folder)
+    second = build_transformer(seed=1)
+    return WanPipeline(**{**pipe.components, "transformer_2": second}, boundary_ratio=1.0), arguments
 
 
 def wan_image_to_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
@@ -148,7 +155,10 @@ def image_vae() -> AutoencoderKL:
     )
 
 
-BUILDERS = {f.__name__: f for f in (wan, wan_image_to_video, hunyuan_video, flux, stable_diffusion_3)}
+BUILDERS = {
+    build.__name__: build
+    for build in (wan, wan_with_two_transformers, wan_image_to_video, hunyuan_video, flux, stable_diffusion_3)
+}
 
 
 def run(pipe: Any, arguments: dict[str, Any], num_steps: int = 6) -> Tensor:
@@ -194,7 +204,8 @@ def test_one_step_is_equation_4(tiny_checkpoint: Path, family: str) -> None:
     """The scheduler gets CFG − ω(sub − cond), sub being the transformer with shorter block lists, to the bit."""
     pipe, arguments = BUILDERS[family](tiny_checkpoint)
     calls: list[tuple[Any, Any]] = []
-    transformer, forward = pipe.transformer, pipe.transformer.forward
+    transformer = getattr(pipe, "transformer_2", None) or pipe.transformer
+    forward = transformer.forward
     transformer.forward = lambda *a, **k: calls.append((a, k)) or forward(*a, **k)
     plain = watch_steps(pipe)
     run(pipe, arguments, num_steps=1)
