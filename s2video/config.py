@@ -71,6 +71,9 @@ class ModelConfig(_Section):
     )
     dtype: Dtype = Field(default="float32", description="precision of the transformer")
     text_encoder_dtype: Dtype = Field(default="float32", description="precision of the text encoder")
+    image_encoder_dtype: Dtype = Field(
+        default="float32", description="precision of the image encoder; float32 is what diffusers advises"
+    )
     vae_dtype: Dtype = Field(default="float32", description="precision of the VAE; float32 is what diffusers advises")
     attention_backend: Text | None = Field(
         default=None,
@@ -244,11 +247,19 @@ class RunConfig(_Section):
     model: ModelConfig = Field(default=ModelConfig(), description="checkpoint, precision, device")
     prompt: Text | None = Field(default=None, description="default prompt; --prompt and --prompt-file override it")
     negative_prompt: Text = Field(default="", description="what the uncond pass is told; empty: nothing")
+    image: Text | None = Field(default=None, description="file that the video starts from, for models that take one")
+    last_image: Text | None = Field(default=None, description="file that it ends with, for models that take two")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="size, length, steps, seed")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="CFG and S²-Guidance")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when denoising is saved")
     output: OutputConfig = Field(default=OutputConfig(), description="file, frame rate, quality")
+
+    @property
+    def image_paths(self) -> tuple[Path | None, Path | None]:
+        """The files of `image` and `last_image`."""
+        first, last = (None if text is None else Path(text).expanduser() for text in (self.image, self.last_image))
+        return first, last
 
 
 def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig:
