@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
@@ -12,26 +13,25 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .base import BlockModel, Conditioning
+    from .base import BlockModel, Conditioning, Given
     from .images import Images
 
 
 class Wan(Family):
+    """Text to video: Wan 2.1, and Wan 2.2 A14B with its two transformers."""
+
     pipeline = "WanPipeline"
     block_lists = ("blocks",)
     classes: ClassVar[Mapping[str, str]] = {
         "tokenizer": "AutoTokenizer",
         "text_encoder": "UMT5EncoderModel",
         "transformer": "WanTransformer3DModel",
+        "transformer_2": "WanTransformer3DModel",
         "vae": WAN_VAE,
     }
+    optional = frozenset({"transformer_2"})
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
-        values = self.index.values
-        if values.get("transformer_2") not in (None, [None, None]) or values.get("expand_timesteps"):
-            raise InputError(
-                f"{self.index.path.parent}: is a Wan 2.2 checkpoint, which is not supported: choose a Wan 2.1 one"
-            )
         patch_size = transformer.values.get("patch_size", [1, 2, 2])
         if not isinstance(patch_size, list) or len(patch_size) != 3 or any(not is_count(p) for p in patch_size):
             raise InputError(f"{transformer.path}: patch_size: expected three whole numbers > 0, came {patch_size!r}")
@@ -43,6 +43,19 @@ class Wan(Family):
             temporal_factor=vae.count("scale_factor_temporal", 4),
             latent_channels=vae.count("z_dim", 16),
             vae_class=self.components["vae"],
+            boundary_ratio=self._boundary_ratio(),
+        )
+
+    def _boundary_ratio(self) -> float | None:
+        ratio, second = self.index.values.get("boundary_ratio"), "transformer_2" in self.components
+        if isinstance(ratio, float | int) and not isinstance(ratio, bool) and 0 <= ratio <= 1 and second:
+            return float(ratio)
+        if ratio is None and not second:
+            return None
+        raise InputError(
+            f"{self.index.path}: boundary_ratio: expected "
+            + ("a number from 0 to 1, where transformer_2 takes over" if second else "null, without transformer_2")
+            + f", came {ratio!r}"
         )
 
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
@@ -73,3 +86,56 @@ class Wan(Family):
 
     def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
         scheduler.set_timesteps(num_steps, device=device)
+
+
+class WanTextImageToVideo(Wan):
+    """Wan 2.2 TI2V 5B: with a first image or without one, and with a time for each token.
+
+    Its checkpoints name the one pipeline or the other, and either is served; what tells them from others is
+    `expand_timesteps`. An image's latents stand in the place of the first noisy frame.
+    """
+
+    pipeline = "WanImageToVideoPipeline"
+    classes: ClassVar[Mapping[str, str]] = {
+        name: kind for name, kind in Wan.classes.items() if name != "transformer_2"
+    }
+    optional = frozenset()
+
+    def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
+        return replace(super().describe(transformer, vae), image="optional")
+
+    def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
+        from .wan import WanBlockModel
+
+        return WanBlockModel(transformer, attention_backend=attention_backend, time_per_token=True)
+
+    def build_pipeline(self, conditioners: Mapping[str, Any], vae: Any) -> Any:
+        pipeline = super().build_pipeline(conditioners, vae)
+        pipeline.register_to_config(expand_timesteps=True)
+        return pipeline
+
+    def encode_images(
+        self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """The first image's latents, [1, C, 1, H, W]."""
+        import torch
+
+        height, width = (size * pipeline.vae_scale_factor_spatial for size in latents.shape[-2:])
+        pixels = pipeline.video_processor.preprocess(images.first, height=height, width=width)
+        _, frames, _ = pipeline.prepare_latents(
+            pixels.to(device, torch.float32),
+            batch_size=1,
+            num_channels_latents=latents.shape[1],
+            height=height,
+            width=width,
+            num_frames=(latents.shape[2] - 1) * pipeline.vae_scale_factor_temporal + 1,
+            dtype=torch.float32,
+            device=device,
+            latents=latents,
+        )
+        return (frames,)
+
+    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
+        from .base import Given
+
+        return Given(frames=encoded[0]) if encoded else Given()
