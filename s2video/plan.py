@@ -138,7 +138,8 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         temporal_factor=info.temporal_factor,
         spatial_factor=info.spatial_factor,
     )
-    costs = read_costs(read_json(folder / "transformer" / "config.json"), folder / "transformer" / "config.json")
+    path = folder / "transformer" / "config.json"
+    costs = read_costs(read_json(path) | {"expand_timesteps": info.time_per_token}, path)
     sizes = _num_parameters(folder, published)
     step = Step(
         model=costs,
@@ -149,6 +150,7 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         sub=SubWork.expected(spec, info.num_blocks, share_prefix=config.guidance.share_prefix),
         window_share=num_active / num_steps,
         weights=config.parallel.weights,
+        num_transformers=1 if info.boundary_ratio is None or config.model.offload_experts else 2,
         vae_bytes=sizes["vae"] * _item_bytes(config.model.vae_dtype),
         decoding_bytes=_decoding_bytes(
             config,

@@ -102,7 +102,7 @@ class WanTextImageToVideo(Wan):
     optional = frozenset()
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
-        return replace(super().describe(transformer, vae), image="optional")
+        return replace(super().describe(transformer, vae), image="optional", time_per_token=True)
 
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
         from .wan import WanBlockModel
