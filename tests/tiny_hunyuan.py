@@ -20,6 +20,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from s2video.config import RunConfig, build_config
+from s2video.models.base import Conditioning
 
 NUM_DUAL, NUM_SINGLE = 2, 3
 NUM_BLOCKS = NUM_DUAL + NUM_SINGLE
@@ -125,3 +127,38 @@ def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
             "guidance": {"drop_ratio": 0.3, "cfg_scale": 1.0, "window": (0.2, 0.8), **guidance},
         }
     )
+
+
+def reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, seed: int) -> Tensor:
+    """The latents of diffusers' own pipeline, with the right tokenizer: by itself it would take the one named."""
+    pipeline = HunyuanVideoPipeline.from_pretrained(checkpoint, tokenizer=build_llama_tokenizer(), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt,
+        negative_prompt=negative,
+        **SIZE,
+        num_inference_steps=config.sampling.num_inference_steps,
+        true_cfg_scale=config.guidance.cfg_scale,
+        guidance_scale=config.guidance.embedded_scale,
+        generator=torch.Generator().manual_seed(seed),
+        max_sequence_length=config.sampling.max_sequence_length,
+        output_type="latent",
+    ).frames
+
+
+def conditioning(transformer: HunyuanVideoTransformer3DModel, seed: int) -> Conditioning:
+    """Prompts of different lengths; padding holds numbers too: nobody may look at them."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randn(2, 12, TEXT_DIM, generator=generator)
+    pooled = torch.randn(2, POOLED_DIM, generator=generator)
+    return Conditioning(text, (5 + seed % 2, 9), pooled, guidance=6.0)
+
+
+def forward(
+    transformer: HunyuanVideoTransformer3DModel, latents: Tensor, timestep: Tensor, told: Conditioning
+) -> Tensor:
+    """With all padding and a mask."""
+    assert told.text_lengths is not None and told.pooled is not None and told.guidance is not None
+    mask = (torch.arange(told.text.shape[1]) < torch.tensor(told.text_lengths)[:, None]).to(latents.dtype)
+    guidance = torch.full_like(timestep, told.guidance * 1000.0)
+    return transformer(latents, timestep, told.text, mask, told.pooled, guidance, return_dict=False)[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..errors import InputError
 from .family import Family, JsonFile
 from .hunyuan_family import HunyuanVideo
-from .wan_family import Wan, WanTextImageToVideo
+from .wan_family import Wan, WanImageToVideo, WanTextImageToVideo
 
-FAMILIES: dict[str, type[Family]] = {family.pipeline: family for family in (Wan, HunyuanVideo)}
+FAMILIES: dict[str, type[Family]] = {family.pipeline: family for family in (Wan, WanImageToVideo, HunyuanVideo)}
 
 
 def family_of(index: JsonFile) -> Family:

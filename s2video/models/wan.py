@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2 as a `BlockModel`.
+"""Wan 2.1 and 2.2 as a `BlockModel`, from text or with images.
 
 The transformer is diffusers' own module. Restated here is only what its `forward` does before and after the block
 loop, with tokens sharded in between; a test holds both bitwise equal. Self-attention goes through our processor,
@@ -106,11 +106,16 @@ class WanBlockModel:
         if self._time_per_token:
             timestep = self._token_times(timestep, latents, conditioning.given_frames, mine)
             num_times = timestep.shape[1]
-        time_out, time, text, _ = model.condition_embedder(
-            timestep.flatten(), conditioning.text.to(self._dtype), timestep_seq_len=num_times
+        time_out, time, text, image = model.condition_embedder(
+            timestep.flatten(),
+            conditioning.text.to(self._dtype),
+            self._features(conditioning.image),
+            timestep_seq_len=num_times,
         )
         if self._time_per_token:
             time_out, time = time_out[:, : mine.length], time[:, : mine.length]
+        if image is not None:
+            text = torch.cat((image, text), dim=1)
         cos, sin = model.rope(latents)
         return BlockContext(
             text=text,
@@ -126,6 +131,15 @@ class WanBlockModel:
         given = LatentShape(given_frames, *latents.shape[3:]).tokens(self.transformer.config.patch_size).num_tokens
         tokens = torch.arange(shard.start, max(shard.stop, shard.start + 1), device=latents.device)
         return torch.where(tokens < given, 0, timestep.unsqueeze(1))
+
+    def _features(self, image: Tensor | None) -> Tensor | None:
+        """[B, M_image, D_image] as the embedder wants them: of first and last image, it wants [2·B, M_image / 2, …]."""
+        embedder = self.transformer.condition_embedder.image_embedder
+        if image is None or embedder is None:
+            return None
+        if embedder.pos_embed is not None:
+            image = image.unflatten(1, (2, -1)).flatten(0, 1)
+        return image.to(self._dtype)
 
     def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
         model = self.transformer

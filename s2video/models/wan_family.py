@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..errors import InputError
 from .family import WAN_VAE, CheckpointInfo, Family, JsonFile, is_count
 
+# In a cross-attention that sees image tokens too, diffusers takes the last 512 tokens for the text.
+_TEXT_BESIDE_IMAGES = 512
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -88,21 +91,82 @@ class Wan(Family):
         scheduler.set_timesteps(num_steps, device=device)
 
 
-class WanTextImageToVideo(Wan):
-    """Wan 2.2 TI2V 5B: with a first image or without one, and with a time for each token.
+class WanImageToVideo(Wan):
+    """From a first image, and perhaps to a last one: Wan 2.1, its form for first and last frames, Wan 2.2 A14B.
 
-    Its checkpoints name the one pipeline or the other, and either is served; what tells them from others is
-    `expand_timesteps`. An image's latents stand in the place of the first noisy frame.
+    The images' latents and a mask stand behind the noisy latents' channels. Wan 2.1 also has an image encoder, whose
+    features stand before the text; how many images it takes follows from that.
     """
 
     pipeline = "WanImageToVideoPipeline"
     classes: ClassVar[Mapping[str, str]] = {
-        name: kind for name, kind in Wan.classes.items() if name != "transformer_2"
+        **Wan.classes,
+        "image_encoder": "CLIPVisionModel",
+        "image_processor": "CLIPImageProcessor",
     }
+    optional = Wan.optional | {"image_encoder", "image_processor"}
+
+    def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
+        info = replace(super().describe(transformer, vae), image="required")
+        if transformer.values.get("image_dim") is None:
+            return replace(info, last_image="optional")
+        if not {"image_encoder", "image_processor"} <= self.components.keys():
+            raise InputError(
+                f"{self.index.path}: image_encoder and image_processor: {transformer.path} counts on them (image_dim), "
+                "came none; download the checkpoint again, whole"
+            )
+        takes_two = transformer.values.get("pos_embed_seq_len") is not None
+        return replace(info, last_image="required" if takes_two else "none", text_length=_TEXT_BESIDE_IMAGES)
+
+    def encode_images(
+        self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """Mask and latents, [1, 4 + C, T, H, W]; with an image encoder, the features of all images too, in a row."""
+        import torch
+
+        _, num_channels, num_frames, *size = latents.shape
+        height, width = (cells * pipeline.vae_scale_factor_spatial for cells in size)
+        given = [image for image in images if image is not None]
+        first, *last = (
+            pipeline.video_processor.preprocess(image, height=height, width=width).to(device, torch.float32)
+            for image in given
+        )
+        condition = pipeline.prepare_latents(
+            first,
+            batch_size=1,
+            num_channels_latents=num_channels,
+            height=height,
+            width=width,
+            num_frames=(num_frames - 1) * pipeline.vae_scale_factor_temporal + 1,
+            dtype=torch.float32,
+            device=device,
+            latents=latents,  # so that no noise is drawn
+            last_image=last[0] if last else None,
+        )[1]
+        if "image_encoder" not in self.components:
+            return (condition,)
+        features = pipeline.encode_image(given, device)
+        return condition, features.flatten(0, 1).unsqueeze(0)
+
+    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
+        from .base import Given
+
+        channels, *features = encoded
+        return Given(channels=channels, features=features[0] if features else None)
+
+
+class WanTextImageToVideo(WanImageToVideo):
+    """Wan 2.2 TI2V 5B: with a first image or without one, and with a time for each token.
+
+    Its checkpoints name the one pipeline or the other, and either is served; what tells them from others is
+    `expand_timesteps`. The image's latents, [1, C, 1, H, W], stand in the place of the first noisy frame.
+    """
+
+    classes: ClassVar[Mapping[str, str]] = {name: kind for name, kind in Wan.classes.items() if name != "transformer_2"}
     optional = frozenset()
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
-        return replace(super().describe(transformer, vae), image="optional", time_per_token=True)
+        return replace(Wan.describe(self, transformer, vae), image="optional", time_per_token=True)
 
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
         from .wan import WanBlockModel
@@ -113,27 +177,6 @@ class WanTextImageToVideo(Wan):
         pipeline = super().build_pipeline(conditioners, vae)
         pipeline.register_to_config(expand_timesteps=True)
         return pipeline
-
-    def encode_images(
-        self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
-    ) -> tuple[Tensor, ...]:
-        """The first image's latents, [1, C, 1, H, W]."""
-        import torch
-
-        height, width = (size * pipeline.vae_scale_factor_spatial for size in latents.shape[-2:])
-        pixels = pipeline.video_processor.preprocess(images.first, height=height, width=width)
-        _, frames, _ = pipeline.prepare_latents(
-            pixels.to(device, torch.float32),
-            batch_size=1,
-            num_channels_latents=latents.shape[1],
-            height=height,
-            width=width,
-            num_frames=(latents.shape[2] - 1) * pipeline.vae_scale_factor_temporal + 1,
-            dtype=torch.float32,
-            device=device,
-            latents=latents,
-        )
-        return (frames,)
 
     def given(self, latents: Tensor, *encoded: Tensor) -> Given:
         from .base import Given
