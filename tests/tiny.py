@@ -27,11 +27,13 @@ MAX_SEQUENCE_LENGTH = 32
 PROMPT = "a small red circle moving left on a gray background"
 
 
-def build_transformer(num_blocks: int = NUM_BLOCKS, seed: int = 0) -> WanTransformer3DModel:
+def build_transformer(num_blocks: int = NUM_BLOCKS, seed: int = 0, channels: int = Z_DIM) -> WanTransformer3DModel:
     torch.manual_seed(seed)
     model = WanTransformer3DModel(
         num_attention_heads=5,
         attention_head_dim=12,
+        in_channels=channels,
+        out_channels=channels,
         text_dim=128,
         freq_dim=32,
         ffn_dim=96,
@@ -62,12 +64,16 @@ def tiny_text_encoder() -> UMT5EncoderModel:
     return encoder.eval()
 
 
+def build_scheduler() -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
 def build_checkpoint(folder: Path) -> Path:
     WanPipeline(
         tokenizer=build_tokenizer(),
         text_encoder=tiny_text_encoder(),
         vae=build_vae(),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        scheduler=build_scheduler(),
         transformer=build_transformer(),
     ).save_pretrained(folder)
     return folder
@@ -93,6 +99,7 @@ def reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, s
         **SIZE,
         num_inference_steps=config.sampling.num_inference_steps,
         guidance_scale=config.guidance.cfg_scale,
+        guidance_scale_2=config.guidance.cfg_scale_2,
         generator=torch.Generator().manual_seed(seed),
         max_sequence_length=config.sampling.max_sequence_length,
         output_type="latent",
