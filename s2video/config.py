@@ -88,6 +88,10 @@ class ModelConfig(_Section):
     stream_text_encoder: Switch = Field(
         default=False, description="run it from CPU memory, a layer at a time: for one that does not fit on the device"
     )
+    offload_experts: Switch = Field(
+        default=False,
+        description="of two transformers (Wan 2.2 A14B), keep the one whose turn it is not in CPU memory",
+    )
 
 
 class SamplingConfig(_Section):
@@ -117,6 +121,11 @@ class GuidanceConfig(_Section):
 
     cfg_scale: Number = Field(
         default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
+    )
+    cfg_scale_2: Number | None = Field(
+        default=None,
+        ge=0,
+        description="λ of the second transformer, where there are two (Wan 2.2 A14B); null: as cfg_scale",
     )
     embedded_scale: Number = Field(
         default=6.0,
@@ -156,6 +165,11 @@ class GuidanceConfig(_Section):
         if pair is not None and pair[0] > pair[1]:
             raise ValueError(f"expected [first, last] in ascending order, came {list(pair)}: swap the two")
         return pair
+
+    @property
+    def cfg_scales(self) -> tuple[float, float]:
+        """λ of the first transformer, and of the second one where there is one."""
+        return self.cfg_scale, self.cfg_scale if self.cfg_scale_2 is None else self.cfg_scale_2
 
     def mask_spec(self) -> MaskSpec:
         """The part of these settings that decides which blocks a draw leaves out."""

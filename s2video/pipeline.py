@@ -103,15 +103,22 @@ class Engine:
             offload=config.model.offload_text_encoder,
             stream=config.model.stream_text_encoder,
         )
-        self._experts = Experts([self._load_expert(name) for name in self._family.transformers])
         self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
+        boundary = self.checkpoint.boundary_ratio
+        self._experts = Experts(
+            [self._load_expert(name) for name in self._family.transformers],
+            boundary=None if boundary is None else boundary * self._scheduler.config.num_train_timesteps,
+            device=mesh.device if config.model.offload_experts else None,
+        )
         self.load_seconds = time.monotonic() - start
 
     def _load_expert(self, component: str) -> Expert:
+        rests = self.config.model.offload_experts and component != self._family.transformers[0]
         transformer, weights = place_transformer(
-            self.folder, self._dtype, self.mesh, self.config.parallel, self._family.block_lists, component
+            self.folder, self._dtype, self.mesh, self.config.parallel, self._family.block_lists, component, rests=rests
         )
-        return Expert(self._family.block_model(transformer, self.config.model.attention_backend), weights)
+        model = self._family.block_model(transformer, self.config.model.attention_backend)
+        return Expert(model, weights, transformer)
 
     def with_config(self, config: RunConfig) -> "Engine":
         """The same models under other settings of everything but `model` and `parallel`; loads no weights.
@@ -247,7 +254,7 @@ class Engine:
         self.mesh.watch.report("encoding text")
         cond = told(prompts, is_negative=False)
         uncond = None
-        if needs_uncond(guidance.cfg_scale):
+        if any(map(needs_uncond, guidance.cfg_scales)):
             uncond = told([negative_prompt] * len(prompts), is_negative=True)
         if images is not None:
             self.mesh.watch.report("encoding images")
@@ -329,6 +336,7 @@ class Engine:
             # chooses kernels where the config names none, and kernels differ in the last bits
             "attention backend (DIFFUSERS_ATTN_BACKEND)": os.environ.get("DIFFUSERS_ATTN_BACKEND"),
         }
-        for ignored in ("sampling.seed", "model.path", "model.offload_text_encoder", "model.stream_text_encoder"):
-            statement.pop(ignored)
+        for ignored in ("offload_text_encoder", "stream_text_encoder", "offload_experts", "path"):
+            statement.pop(f"model.{ignored}")
+        statement.pop("sampling.seed")
         return statement
