@@ -14,7 +14,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from shapes.text import build_text_encoder, build_tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from s2video.config import RunConfig, build_config
 
@@ -65,6 +65,18 @@ def build_checkpoint(folder: Path) -> Path:
         transformer=build_transformer(),
     ).save_pretrained(folder)
     return folder
+
+
+def random_lora(transformer: nn.Module, *, layers: str = "attn", rank: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """A LoRA of all linear layers whose names hold `layers`, as strong as the weights, under diffusers' keys."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, Tensor] = {}
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear) and layers in name:
+            key, scale = f"transformer.{name}", module.in_features**-0.25
+            made[f"{key}.lora_A.weight"] = scale * torch.randn(rank, module.in_features, generator=generator)
+            made[f"{key}.lora_B.weight"] = scale * torch.randn(module.out_features, rank, generator=generator)
+    return made
 
 
 def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
