@@ -58,6 +58,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+class LoraConfig(_Section):
+    """A low-rank change of a transformer's weights."""
+
+    path: Text = Field(min_length=1, description="a .safetensors file, a folder that has one, or a Hub id")
+    scale: Number = Field(default=1.0, description="strength; 0: none")
+    component: Literal["transformer", "transformer_2"] = Field(
+        default="transformer", description="which transformer, where the checkpoint has two"
+    )
+
+
 class ModelConfig(_Section):
     """Which checkpoint, in which precision, on which device."""
 
@@ -68,6 +78,9 @@ class ModelConfig(_Section):
     )
     revision: Text | None = Field(
         default=None, description="branch, tag or commit of a Hub id; null: its default branch"
+    )
+    lora: Annotated[tuple[LoraConfig, ...], BeforeValidator(read_list)] = Field(
+        default=(), description="LoRAs on the transformer, as [{path: ..., scale: 1.0}, ...]; needs peft"
     )
     dtype: Dtype = Field(default="float32", description="precision of the transformer")
     text_encoder_dtype: Dtype = Field(default="float32", description="precision of the text encoder")

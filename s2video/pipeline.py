@@ -32,6 +32,7 @@ from .masks import step_masks
 from .models import loading
 from .models.base import Conditioning
 from .models.decoder import FrameDecoder
+from .models.lora import load_loras, lora_digests
 from .models.parts import place_transformer
 from .models.text import TextEncoder
 from .parallel.agreement import require_agreement
@@ -91,6 +92,7 @@ class Engine:
         self._termination = termination or Termination()
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self._fingerprint = loading.fingerprint(self.folder)
+        self._lora_digests = lora_digests(config.model.lora)
         self._digests: Future[dict[str, str]] | None = None
         text_components = None
         if mesh.is_main:
@@ -117,6 +119,7 @@ class Engine:
         transformer, self._weights = place_transformer(
             self.folder, self._dtype, mesh, config.parallel, self._family.block_lists
         )
+        load_loras(transformer, config.model.lora, self._family.pipeline)
         self.model = self._family.block_model(transformer, config.model.attention_backend)
         self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
         self._load_seconds = time.monotonic() - start
@@ -256,7 +259,7 @@ class Engine:
     def _weight_digests(self) -> dict[str, str]:
         """SHA-256 of the weight files. Main rank only."""
         assert self._digests is not None, "the main rank computes digests"
-        return self._digests.result()
+        return self._digests.result() | self._lora_digests
 
     def _denoising_weights(self) -> dict[str, str]:
         """Those digests that decide the latents. Main rank only."""
@@ -330,6 +333,7 @@ class Engine:
             "seed": list(seeds),
             "guidance.mask_seed": mask_seed,
             "weights": self._fingerprint,
+            "model.lora": self._lora_digests,
             "latent_shape": [self.latent_shape.frames, self.latent_shape.height, self.latent_shape.width],
             # what diffusers adds for itself stands in the order of a set, which differs from process to process
             "scheduler": {key: value for key, value in scheduler.config.items() if not key.startswith("_")},

@@ -105,6 +105,8 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
         raise InputError(
             f"parallel.decode: sharded needs {WAN_VAE}, this is {checkpoint.vae_class}: use tiled, or auto"
         )
+    if config.model.lora:
+        _check_loras(config, checkpoint)
     # What follows imports torch, so only where it is needed.
     if config.parallel.weights == "zero3":
         from .parallel.zero3 import require_deepspeed
@@ -181,6 +183,21 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
             f"guidance.drop_count: expected at most {eligible}, the blocks that never_drop and band leave of "
             f"{num_blocks}, came {guidance.drop_count}"
         )
+
+
+def _check_loras(config: RunConfig, checkpoint: CheckpointInfo) -> None:
+    from .models.lora import find_lora, require_peft
+
+    require_peft()
+    if config.parallel.weights != "replicated":
+        raise InputError(
+            f"model.lora: needs the weights whole on every rank: set parallel.weights to replicated, which is "
+            f"{config.parallel.weights}, or leave the LoRA out"
+        )
+    for lora in config.model.lora:
+        if lora.component not in checkpoint.transformers:
+            raise InputError(f"model.lora: {lora.path}: this checkpoint has no {lora.component}")
+        find_lora(lora.path)
 
 
 def _checked_prompt(prompt: str, source: str) -> str:

@@ -26,7 +26,7 @@ from .masks import step_masks
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
 # Settings that leave no trace in the video; the seed and the weights that were used are compared themselves.
 _UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
-_UNSEEN |= {"model.stream_text_encoder"}
+_UNSEEN |= {"model.stream_text_encoder", "model.lora"}  # the weights name every LoRA and its scale
 _UNSEEN |= {"guidance.share_prefix", "guidance.batch_branches", "output.path", "output.keep_latents"}
 
 

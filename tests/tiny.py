@@ -3,6 +3,7 @@
 Five heads and 175 tokens: neither divides by 2 or by 3.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,10 @@ def random_lora(transformer: nn.Module, *, layers: str = "attn", rank: int = 2, 
     return made
 
 
-def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
+def tiny_config(checkpoint: Path, *, lora: Sequence[dict[str, Any]] = (), **guidance: Any) -> RunConfig:
     return build_config(
         {
-            "model": {"path": str(checkpoint), "device": "cpu"},
+            "model": {"path": str(checkpoint), "device": "cpu", "lora": list(lora)},
             "sampling": {**SIZE, "num_inference_steps": 6, "max_sequence_length": MAX_SEQUENCE_LENGTH},
             "guidance": {"drop_ratio": 0.3, **guidance},
         }

@@ -35,6 +35,7 @@ class CheckpointInfo:
         temporal_factor: frames to a latent frame, after the first.
         latent_channels: channels of the VAE's latents.
         vae_class: diffusers' name of the VAE's class.
+        transformers: the components that denoise.
     """
 
     num_blocks: int
@@ -44,6 +45,7 @@ class CheckpointInfo:
     temporal_factor: int
     latent_channels: int = 16
     vae_class: str = WAN_VAE
+    transformers: tuple[str, ...] = ("transformer",)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ FLOORS: dict[int, list[str]] = {
     0: ["errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
-    2: [f"models.{name}" for name in ("base", "tokens", "families", "wan", "hunyuan_video", "text", "loading")]
+    2: [f"models.{name}" for name in ("base", "tokens", "families", "wan", "hunyuan_video", "text", "loading", "lora")]
     + [f"models.{name}" for name in ("parts", "vae", "vae_sharded", "vae_tiled", "decoder")],
     3: ["job", "forward", "sampler", "ffmpeg", "video", "video_queue", "progress", "sidecar", "checkpoint", "forecast"],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]

@@ -108,7 +108,30 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+NO_TENSORS = b"\x02" + b"\0" * 7 + b"{}"  # a whole safetensors file
+
+
+def lora(content: bytes, more: str = "scale: 1") -> Callable[[Workspace], list[str]]:
+    return lambda workspace: [
+        "--set",
+        f"model.lora=[{{path: {workspace.file('lora.safetensors', content)}, {more}}}]",
+    ]
+
+
 CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
+    # LoRA
+    "LoRA of no file": (setting("model.lora=[{path: no/such.safetensors}]"), ["model.lora", "no/such.safetensors"]),
+    "LoRA of no folder": (setting("model.lora=[{path: ./none}]"), ["model.lora", "no folder './none'"]),
+    "LoRA without path": (setting("model.lora=[{scale: 1}]"), ["model.lora.0", "expected path"]),
+    "LoRA that is no list": (setting("model.lora=x"), ["model.lora", "expected a list"]),
+    "LoRA scale no number": (setting("model.lora=[{path: x, scale: strong}]"), ["model.lora.0.scale", "number"]),
+    "LoRA damaged": (lora(b"\0" * 20), ["lora.safetensors", "safetensors file"]),
+    "LoRA cut off": (lora(b"\x02" + b"\0" * 7 + b"{}x"), ["lora.safetensors", "10 bytes were expected, it has 11"]),
+    "LoRA of a second transformer": (lora(NO_TENSORS, "component: transformer_2"), ["has no transformer_2"]),
+    "LoRA with sharded weights": (
+        lambda workspace: [*lora(NO_TENSORS)(workspace), *setting("parallel.weights=fsdp")(workspace)],
+        ["model.lora", "replicated", "fsdp"],
+    ),
     # arguments
     "no such option": (words("--promt", "x"), ["--promt"]),
     "option without value": (words("--seed"), ["--seed"]),
