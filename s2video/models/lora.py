@@ -62,8 +62,8 @@ def lora_digests(loras: Sequence[LoraConfig]) -> dict[str, str]:
     return digests
 
 
-def load_loras(transformer: Any, loras: Sequence[LoraConfig], pipeline: str) -> None:
-    """Put LoRAs on a transformer whose weights are whole, each at its scale.
+def load_loras(transformer: Any, loras: Sequence[LoraConfig], component: str, pipeline: str) -> None:
+    """Put those LoRAs that are for `component` on it, a transformer whose weights are whole, each at its scale.
 
     Args:
         pipeline: diffusers' name of the checkpoint's pipeline.
@@ -72,6 +72,7 @@ def load_loras(transformer: Any, loras: Sequence[LoraConfig], pipeline: str) -> 
         InputError: a pipeline that has no LoRA, a file that it cannot read, one none of whose layers the transformer
             has, and one whose layers are of other sizes.
     """
+    loras = [lora for lora in loras if lora.component == component]
     if not loras:
         return
     import diffusers

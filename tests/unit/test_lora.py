@@ -72,7 +72,7 @@ def test_published_files_are_read_as_the_pipeline_reads_them(
     ours, theirs = build(), build()
     state = name(random_lora(ours))
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "x.safetensors")
-    lora.load_loras(ours, [LoraConfig(path=str(tmp_path))], pipeline.__name__)
+    lora.load_loras(ours, [LoraConfig(path=str(tmp_path))], "transformer", pipeline.__name__)
     nothing = dict.fromkeys(set(inspect.signature(pipeline.__init__).parameters) - {"self"})
     pipe = pipeline(**{**nothing, "transformer": theirs})
     pipe.load_lora_weights(str(tmp_path / "x.safetensors"), adapter_name="lora_1")
@@ -126,7 +126,7 @@ def test_a_file_that_the_transformer_saved(tiny_checkpoint: Path, lora_file: Pat
     transformer.add_adapter(LoraAdapter(r=2, lora_alpha=5, target_modules=["to_q"], init_lora_weights=False))
     transformer.save_lora_adapter(tmp_path / "saved", weight_name="x.safetensors")
     ours = build_transformer()
-    lora.load_loras(ours, [LoraConfig(path=str(tmp_path / "saved"))], "WanPipeline")
+    lora.load_loras(ours, [LoraConfig(path=str(tmp_path / "saved"))], "transformer", "WanPipeline")
     layer = ours.blocks[0].attn1.to_q
     assert layer.scaling == {"lora_1": 2.5}
     expected = transformer.blocks[0].attn1.to_q.lora_A["default"].weight
@@ -180,13 +180,13 @@ def test_the_file_of_a_folder(tmp_path: Path) -> None:
 def test_files_of_something_else_are_refused(state: dict[str, Tensor], said: str, tmp_path: Path) -> None:
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=said):
-        lora.load_loras(build_transformer(), [LoraConfig(path=str(tmp_path / "x.safetensors"))], "WanPipeline")
+        lora.load_loras(build_transformer(), [LoraConfig(path=str(tmp_path / "x.safetensors"))], "transformer", "WanPipeline")
 
 
 def test_pipelines_without_lora_are_refused(lora_file: Path) -> None:
     with pytest.raises(InputError, match="no LoRA for HunyuanVideo15Pipeline"):
         lora.load_loras(
-            build_hunyuan_video_15()[0].transformer, [LoraConfig(path=str(lora_file))], HunyuanVideo15Pipeline.__name__
+            build_hunyuan_video_15()[0].transformer, [LoraConfig(path=str(lora_file))], "transformer", HunyuanVideo15Pipeline.__name__
         )
 
 
