@@ -180,13 +180,16 @@ def test_the_file_of_a_folder(tmp_path: Path) -> None:
 def test_files_of_something_else_are_refused(state: dict[str, Tensor], said: str, tmp_path: Path) -> None:
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=said):
-        lora.load_loras(build_transformer(), [LoraConfig(path=str(tmp_path / "x.safetensors"))], "transformer", "WanPipeline")
+        lora.load_loras(build_transformer(), [LoraConfig(path=str(tmp_path))], "transformer", "WanPipeline")
 
 
 def test_pipelines_without_lora_are_refused(lora_file: Path) -> None:
     with pytest.raises(InputError, match="no LoRA for HunyuanVideo15Pipeline"):
         lora.load_loras(
-            build_hunyuan_video_15()[0].transformer, [LoraConfig(path=str(lora_file))], "transformer", HunyuanVideo15Pipeline.__name__
+            build_hunyuan_video_15()[0].transformer,
+            [LoraConfig(path=str(lora_file))],
+            "transformer",
+            HunyuanVideo15Pipeline.__name__,
         )
 
 
