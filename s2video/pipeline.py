@@ -203,7 +203,7 @@ class Engine:
         latents, first_step = self._noise(seeds), 0
         if checkpoints is not None:
             latents, first_step = checkpoints.begin(statement, scheduler, latents)
-        given, denoise = self._denoiser(prompts, negative_prompt, mask_seed, num_steps, images, latents)
+        given, denoise = self._denoiser(prompts, negative_prompt, mask_seed, scheduler, images, latents)
 
         def denoise_in_sight(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
             self.mesh.watch.report("denoising", step + 1, num_steps)
@@ -227,7 +227,7 @@ class Engine:
         prompts: Sequence[str],
         negative_prompt: str,
         mask_seed: int,
-        num_steps: int,
+        scheduler: Any,
         images: Images | None,
         latents: Tensor,
     ) -> tuple[Given, Denoiser]:
@@ -256,7 +256,8 @@ class Engine:
             guidance,
             dtype=self._dtype,
             mask_seed=mask_seed,
-            num_steps=num_steps,
+            num_steps=len(scheduler.timesteps),
+            memory=scheduler,
             cond=cond,
             uncond=uncond,
             given=given,
@@ -284,7 +285,7 @@ class Engine:
             mask_seed = self.config.guidance.mask_seed
         if mask_seed is not None:
             return mask_seed
-        if len(set(seeds)) != 1 and self.config.guidance.s2_scale:
+        if len(set(seeds)) != 1 and self.config.guidance.uses_s2:
             raise InputError("guidance.mask_seed: a batch with several seeds shares its masks; set one mask seed")
         return seeds[0]
 

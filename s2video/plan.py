@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .cards import CARDS, Card, guess_card
-from .config import ParallelConfig, RunConfig
+from .config import GuidanceConfig, ParallelConfig, RunConfig
 from .costs import SubWork, read_costs
 from .errors import InputError
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
@@ -123,13 +123,26 @@ def _find_json(config: RunConfig) -> tuple[Path, bool]:
     )
 
 
+def _sub_work(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> tuple[SubWork, int]:
+    """What the sub branches run in a step that has them, and how many steps have."""
+    if guidance.method == "slg":
+        from .rivals import Rival  # brings torch
+
+        rival = Rival(guidance, num_steps)
+        sub = SubWork.of_masks([guidance.slg.layers], num_blocks, share_prefix=guidance.share_prefix)
+        return sub, sum(bool(rival.masks(step)) for step in range(num_steps))
+    spec = guidance.mask_spec()
+    sub = SubWork.expected(spec, num_blocks, share_prefix=guidance.share_prefix)
+    return sub, sum(spec.active(step, num_steps) for step in range(num_steps)) if guidance.uses_s2 else 0
+
+
 def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, published: bool) -> Plan:
     info = read_checkpoint(folder)
     # The machine that plans need not be the one that runs, and meshes are looked at one by one below.
     model = config.model.model_copy(update={"device": "auto"})
     check_request(config.model_copy(update={"parallel": ParallelConfig(), "model": model}), info)
-    num_steps, spec = config.sampling.num_inference_steps, config.guidance.mask_spec()
-    num_active = sum(spec.active(i, num_steps) for i in range(num_steps)) if config.guidance.s2_scale else 0
+    num_steps = config.sampling.num_inference_steps
+    sub, num_active = _sub_work(config.guidance, info.num_blocks, num_steps)
     sampling = config.sampling
     shape = LatentShape.from_pixels(
         num_frames=sampling.num_frames,
@@ -146,7 +159,7 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         num_text=sampling.max_sequence_length,
         item_bytes=_item_bytes(config.model.dtype),
         has_uncond=config.guidance.cfg_scale != 1,
-        sub=SubWork.expected(spec, info.num_blocks, share_prefix=config.guidance.share_prefix),
+        sub=sub,
         window_share=num_active / num_steps,
         weights=config.parallel.weights,
         vae_bytes=sizes["vae"] * _item_bytes(config.model.vae_dtype),

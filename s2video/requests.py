@@ -175,6 +175,8 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
     blocks = f"the model's blocks, 0 to {num_blocks - 1}"
     if outside := [index for index in guidance.never_drop if index >= num_blocks]:
         raise InputError(f"guidance.never_drop: expected indices of {blocks}, came {outside[0]}")
+    if outside := [index for index in guidance.slg.layers if index >= num_blocks]:
+        raise InputError(f"guidance.slg.layers: expected indices of {blocks}, came {outside[0]}")
     if guidance.band is not None and guidance.band[1] >= num_blocks:
         raise InputError(f"guidance.band: expected indices of {blocks}, came {list(guidance.band)}")
     eligible = len(guidance.mask_spec().eligible(num_blocks))

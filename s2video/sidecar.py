@@ -41,7 +41,7 @@ def job_facts(
     """What determines a video, as JSON: resolved config, prompt, seeds, and every mask drawn."""
     guidance = config.guidance
     masks = []
-    if guidance.s2_scale:
+    if guidance.uses_s2:
         for step in range(num_steps):
             drawn = step_masks(
                 guidance.mask_spec(), num_blocks=num_blocks, seed=mask_seed, step=step, num_steps=num_steps

@@ -132,6 +132,20 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
         lambda workspace: [*lora(NO_TENSORS)(workspace), *setting("parallel.weights=fsdp")(workspace)],
         ["model.lora", "replicated", "fsdp"],
     ),
+    # other guidance
+    "unknown method": (setting("guidance.method=cfg++"), ["guidance.method", "'s2', 'cfg_zero_star', 'apg' or 'slg'"]),
+    "S² and another": (setting("guidance.method=apg", "guidance.s2_scale=0.4"), ["method is apg", "s2_scale 0.4"]),
+    "older S² and another": (setting("guidance.method=apg", "guidance.form=original"), ["method is apg", "original"]),
+    "zeros that are rescaled": (
+        setting("guidance.method=cfg_zero_star", "guidance.rescale=0.5"),
+        ["guidance", "expected rescale 0, came 0.5", "zero_init_steps"],
+    ),
+    "SLG without layers": (setting("guidance.method=slg"), ["guidance", "slg.layers"]),
+    "SLG layers outside": (
+        setting("guidance.method=slg", f"guidance.slg.layers=[{NUM_BLOCKS}]"),
+        ["guidance.slg.layers", f"0 to {NUM_BLOCKS - 1}", f"came {NUM_BLOCKS}"],
+    ),
+    "SLG window": (setting("guidance.slg.start=0.5"), ["guidance.slg", "start <= stop", "came start 0.5 and stop 0.2"]),
     # arguments
     "no such option": (words("--promt", "x"), ["--promt"]),
     "option without value": (words("--seed"), ["--seed"]),
