@@ -31,7 +31,7 @@ class Rival:
         common = {"guidance_scale": guidance.cfg_scale, "guidance_rescale": guidance.rescale}
         self._num_steps = num_steps
         self._memory = memory
-        self._layers = ()
+        self._layers: tuple[int, ...] = ()
         self._guider: Any
         if guidance.method == "cfg_zero_star":
             zero = guidance.cfg_zero_star
