@@ -33,7 +33,14 @@ class Ffmpeg:
 
     def __init__(self, arguments: Sequence[str | bytes], program: Path | None = None) -> None:
         try:
-            command = [program or bundled_ffmpeg(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
+            command: list[str | Path] = [
+                program or bundled_ffmpeg(),
+                "-nostdin",
+                "-hide_banner",
+                "-loglevel",
+                "error",
+                "-y",
+            ]
             self._process = subprocess.Popen(
                 [*command, *arguments],
                 stdin=subprocess.PIPE,

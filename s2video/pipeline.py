@@ -1,7 +1,7 @@
 """One job: a prompt becomes a video.
 
     config + prompt -> text embeddings and seeded noise -> each step: masks, predictions, guided prediction, scheduler
-    step -> latents (saved) -> frames -> MP4 -> sidecar
+    step -> latents (saved) -> frames -> file -> sidecar
 
 Only the closure made by `_denoiser` joins guidance to sampling. Every rank runs this file; files are written by the
 main rank.
@@ -41,7 +41,6 @@ from .progress import Progress, Style
 from .requests import check_request, read_checkpoint
 from .sampler import Denoise, sample
 from .sidecar import container_metadata, is_sidecar_of, job_facts, save_latents, versions
-from .video import VideoSpec
 from .video_queue import write_video_meanwhile
 
 
@@ -192,12 +191,12 @@ class Engine:
         return self._decoder(latents)
 
     def run(self, job: Job) -> Path | None:
-        """Make the job's files: X.mp4, X.json and, if asked for, X.latents.safetensors.
+        """Make the job's files: the video, X.json and, if asked for, X.latents.safetensors.
 
         The latents are saved before decoding starts, and stay if it fails.
 
         Returns:
-            The MP4's path on the main rank, None on the others.
+            The path of the file, or of a sequence's folder, on the main rank, None on the others.
         """
         facts = job_facts(
             self.config,
@@ -210,7 +209,7 @@ class Engine:
         )
         self.mesh.watch.meet()  # the main rank loads more than the others, and decodes the video before this one
         if gather_objects(job.resume and self._is_made(job, facts), self.mesh.world)[0]:
-            return job.output if self.mesh.is_main else None
+            return job.place if self.mesh.is_main else None
         start = time.monotonic()
         checkpoints = Checkpoints(
             job.checkpoint_path,
@@ -227,8 +226,8 @@ class Engine:
             return None
         save_latents(latents, job.latents_path, facts)
         start = time.monotonic()
-        spec = VideoSpec(self.config.output.fps, self.config.output.crf)
-        write_video_meanwhile(self.decode(latents), job.output, spec, metadata=container_metadata(facts))
+        spec = self.config.output.spec(job.output)
+        write_video_meanwhile(self.decode(latents), job.output, spec, metadata=container_metadata(facts, spec.codec))
         timings["decode_seconds"] = time.monotonic() - start
         write_json(
             job.sidecar_path,
@@ -244,12 +243,12 @@ class Engine:
         if not job.keep_latents:
             job.latents_path.unlink()
         checkpoints.remove()
-        return job.output
+        return job.place
 
     def _is_made(self, job: Job, facts: dict[str, Any]) -> bool:
         """Whether the job's files are there, whole, and of this very job; the main rank knows."""
-        files = [job.output, job.sidecar_path, *([job.latents_path] if job.keep_latents else [])]
-        if not self.mesh.is_main or not all(file.is_file() for file in files):
+        files = [job.sidecar_path, *([job.latents_path] if job.keep_latents else [])]
+        if not self.mesh.is_main or not job.place.exists() or not all(file.is_file() for file in files):
             return False
         return is_sidecar_of(job.sidecar_path, facts | {"weights": self._weight_digests()})
 

@@ -235,14 +235,15 @@ def _encoder(
     if spec.format.encoder is None:
         yield ExrSequence(temporary, path, spec, metadata).send
         return
-    target, tag, tags = f"file:{temporary}", TAG_BT709, _metadata_arguments(metadata)
+    target, tag, texts = f"file:{temporary}", TAG_BT709, _metadata_arguments(metadata)
     if spec.format.is_sequence:
         # in ffmpeg's names of sequences, % has a meaning
         target = f"file:{temporary / path.stem}".replace("%", "%%") + f".%04d{path.suffix}"
-        tag, tags = TAG_SRGB, []
-    arguments = [*raw_input(spec.format.pixel_format, *size, spec.fps), "-vf", tag]
-    arguments += [*spec.encoder_arguments(), *tags, *spec.container_arguments(), target]
-    with Ffmpeg(arguments, spec.ffmpeg) as ffmpeg:
+        tag, texts = TAG_SRGB, []
+    source = [*raw_input(spec.format.pixel_format, *size, spec.fps), "-vf", tag]
+    with Ffmpeg(
+        [*source, *spec.encoder_arguments(), *texts, *spec.container_arguments(), target], spec.ffmpeg
+    ) as ffmpeg:
         yield ffmpeg.send
 
 
@@ -257,8 +258,8 @@ def _add_sound(video: Path, spec: VideoSpec, num_frames: int, metadata: Mapping[
     inputs = ["-i", f"file:{video}", "-i", f"file:{spec.audio}", "-map", "0:v", "-map", "1:a:0", "-map_metadata", "-1"]
     sound = ["-c:v", "copy", "-af", length, *spec.format.sound]
     with atomic_path(video) as temporary:
-        tags = [*_metadata_arguments(metadata), *spec.container_arguments(), f"file:{temporary}"]
-        with Ffmpeg([*inputs, *sound, *tags], spec.ffmpeg):
+        texts = _metadata_arguments(metadata)
+        with Ffmpeg([*inputs, *sound, *texts, *spec.container_arguments(), f"file:{temporary}"], spec.ffmpeg):
             pass  # it reads files, and ends by itself
 
 

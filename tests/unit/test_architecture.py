@@ -14,12 +14,14 @@ PACKAGE = ROOT / "s2video"
 
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
-    0: ["errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
+    0: ["errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"]
+    + ["timecode", "formats", "colour", "naming"],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "families", "wan", "hunyuan_video", "text", "loading")]
     + [f"models.{name}" for name in ("parts", "vae", "vae_sharded", "vae_tiled", "decoder")],
-    3: ["job", "forward", "sampler", "ffmpeg", "video", "video_queue", "progress", "sidecar", "checkpoint", "forecast"],
+    3: ["job", "forward", "sampler", "ffmpeg", "exr", "video", "video_queue", "progress", "sidecar", "checkpoint"]
+    + ["forecast"],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
     + ["pipeline", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
 }
