@@ -287,6 +287,11 @@ class RunConfig(_Section):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when denoising is saved")
     output: OutputConfig = Field(default=OutputConfig(), description="file, frame rate, quality")
 
+    def for_output(self, path: Path) -> RunConfig:
+        """These settings with the codec in the place of "auto" that a video called `path` has. Raises InputError."""
+        output = self.output.model_copy(update={"codec": codec_for(path, self.output.codec)})
+        return self.model_copy(update={"output": output})
+
 
 def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig:
     """Check plain values (as YAML or JSON give them); `source` names their origin in the error. Raises InputError."""

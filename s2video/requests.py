@@ -22,7 +22,7 @@ from .exr import check_openimageio
 from .ffmpeg import check_encoder
 from .files import check_replaceable
 from .formats import FORMATS, Codec, VideoSpec, codec_for, is_frame_name, place_of
-from .models.families import WAN_VAE, CheckpointInfo, JsonFile
+from .models.family import WAN_VAE, CheckpointInfo, JsonFile
 from .naming import find_collisions, render_name, slug
 
 _PIPELINE_MULTIPLE = 16  # pixels; diffusers' pipelines take no other sizes, and results are held against them
@@ -131,7 +131,7 @@ def read_checkpoint(folder: Path) -> CheckpointInfo:
     """Read the bounds from a folder that passed `check_checkpoint`. Raises InputError for an unknown kind."""
     from .models.loading import read_family, read_json
 
-    paths = (folder / "model_index.json", folder / "transformer" / "config.json", folder / "vae" / "config.json")
+    paths = (folder / "transformer" / "config.json", folder / "vae" / "config.json")
     return read_family(folder).describe(*(JsonFile(path, read_json(path)) for path in paths))
 
 
