@@ -156,6 +156,22 @@ def test_a_ramp_keeps_its_levels_in_sequences(clip: Clip) -> None:
     assert len(np.unique(stored_rgb(clip)[64:])) > {"png": 16000, "exr": 4000}[clip.codec]
 
 
+@pytest.mark.parametrize("codec", FORMATS)
+def test_frames_in_any_order_of_memory(tmp_path: Path, codec: Codec) -> None:
+    """A decoder's frames are views of [3, H, W]."""
+    suffix = FORMATS[codec].suffix
+    planes = torch.rand(3, 2, 128, 256, generator=torch.Generator().manual_seed(0))
+    frames = planes.permute(1, 2, 3, 0)
+    view, copy = (
+        Clip(codec, path, write_video([chunk], path, spec(codec), metadata={}))
+        for path, chunk in ((tmp_path / f"view{suffix}", frames), (tmp_path / f"copy{suffix}", frames.contiguous()))
+    )
+    if codec in SEQUENCES:
+        np.testing.assert_array_equal(stored_rgb(view, 1), stored_rgb(copy, 1))
+    else:
+        assert view.path.read_bytes() == copy.path.read_bytes()
+
+
 # What is said of them
 
 
