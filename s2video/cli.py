@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from . import __version__
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
 from .errors import InputError, S2VideoError, StoppedError
-from .formats import FORMATS, codec_for, suffix_of
+from .formats import FORMATS, Codec, codec_for, suffix_of
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import (
     VideoRequest,
@@ -274,7 +274,7 @@ def _decode(arguments: argparse.Namespace) -> int:
         raise InputError(f"latents {latents}: no such file: expected the X.latents.safetensors of a --keep-latents run")
     if latents.suffix != ".safetensors":
         raise InputError(f"latents {latents}: expected a .safetensors file, came {latents.name!r}")
-    codec = arguments.codec or "auto"
+    codec: Codec | Literal["auto"] = arguments.codec or "auto"
     stem = latents.name.removesuffix(".safetensors").removesuffix(".latents")
     output = arguments.output or latents.with_name(f"{stem}{suffix_of(codec)}")
     codec_for(output, codec)
