@@ -243,7 +243,7 @@ def test_timecode(clip: Clip) -> None:
 
 @pytest.mark.parametrize(
     ("fps", "timecode"),
-    [("30000/1001", "00:59:59;28"), ("60000/1001", "00:01:00;04"), ("1", "00:00:01:00"), ("100", "23:59:59:99")],
+    [("30000/1001", "00:59:59;28"), ("60000/1001", "00:01:00;04"), ("12", "00:00:01:11"), ("100", "23:59:59:99")],
 )
 def test_timecode_at_other_rates(tmp_path: Path, fps: str, timecode: str) -> None:
     path = tmp_path / "a.mov"
