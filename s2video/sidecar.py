@@ -21,6 +21,7 @@ from . import __version__
 from .config import RunConfig
 from .errors import InputError
 from .files import atomic_path
+from .formats import Codec
 from .masks import step_masks
 
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
@@ -28,6 +29,7 @@ METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours i
 _UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
 _UNSEEN |= {"model.stream_text_encoder", "model.lora"}  # the weights name every LoRA and its scale
 _UNSEEN |= {"guidance.share_prefix", "guidance.batch_branches", "output.path", "output.keep_latents"}
+_UNSEEN |= {"output.ffmpeg"}
 
 
 class SavedLatents(NamedTuple):
@@ -81,8 +83,11 @@ def _deciding(facts: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     )
 
 
-def container_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What the video file itself says, under names that MP4 has, so that every player shows them."""
+def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:
+    """What the video file itself says, under names that its format has, so that every program shows them."""
+    if codec == "exr":
+        maker = f"s2video {__version__}: {facts['model']}"
+        return {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
     return {"title": facts["prompt"], "comment": f"s2video {__version__}: {facts['model']}, seed {facts['seed']}"}
 
 

@@ -15,17 +15,8 @@ PACKAGE = ROOT / "s2video"
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
     0: [
-        "errors",
-        "ending",
-        "files",
-        "config",
-        "config_text",
-        "guidance",
-        "rivals",
-        "masks",
-        "geometry",
-        "cards",
-        "costs",
+        *("errors", "ending", "files", "config", "config_text", "guidance", "rivals", "masks", "geometry"),
+        *("cards", "costs", "timecode", "formats", "colour", "naming"),
     ],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
@@ -39,6 +30,7 @@ FLOORS: dict[int, list[str]] = {
         "denoising",
         "sampler",
         "ffmpeg",
+        "exr",
         "video",
         "video_queue",
         "progress",
