@@ -103,7 +103,7 @@ def label_runs(label: str) -> list[tuple[str, bool]]:
 def _wrapped(text: str, font: Font, columns: int) -> list[str]:
     """At most `MAX_LINES` lines of at most `columns` pixels; words are kept whole where they fit on a line."""
     legible = "".join(_legible(" ".join(text.split()), font))
-    lines = []
+    lines: list[str] = []
     while legible and len(lines) < MAX_LINES:
         line = _fitting(legible, font, columns)
         if len(line) < len(legible) and len(lines) == MAX_LINES - 1:

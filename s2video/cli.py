@@ -1,4 +1,4 @@
-"""The command line: generate | decode | plan | selftest | launch.
+"""The command line: generate | decode | plan | selftest | launch, and the commands of `cli_review.py`.
 
 Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
 codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C, 143 SIGTERM.
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
+from .cli_review import add_reproduce_arguments, add_review_commands, check_reproduce
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
 from .errors import InputError, S2VideoError, StoppedError
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import VideoRequest, check_output, check_request, plan_videos, read_checkpoint, read_prompt_file
 
-_COMMANDS = ("generate", "decode", "plan", "selftest", "launch")
+_COMMANDS = ("generate", "decode", "inspect", "reproduce", "compare", "sheet", "page", "plan", "selftest", "launch")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
+    if hasattr(arguments, "run"):
+        return int(arguments.run(arguments))
     if arguments.command == "launch":
         return _launch(arguments)
     if arguments.command == "decode":
@@ -104,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--output", type=Path, metavar="X.mp4", help="default: X.mp4 beside the latents")
     decode.add_argument("--config", type=Path, help="config to decode with; default: the one saved with the latents")
 
+    add_review_commands(commands)
+
     plan = commands.add_parser(
         "plan", help="what a run would cost on so many ranks, and the best mesh for it", allow_abbrev=False
     )
@@ -125,8 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     launch_parser.add_argument("--nnodes", type=_whole, default=1, metavar="N", help="hosts; default 1")
     launch_parser.add_argument("--node-rank", type=_whole, default=0, metavar="R", help="this host's number, from 0")
     launch_parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the hosts meet")
-    launch_parser.add_argument("task", choices=["t2v", "selftest"], help="text to video, or the self-test")
-    launch_parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as for s2video generate or selftest")
+    launch_parser.add_argument("task", choices=["t2v", "reproduce", "selftest"], help="text to video, ...")
+    launch_parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="as for s2video generate, reproduce or selftest"
+    )
     return parser
 
 
@@ -304,6 +311,12 @@ def _launch(arguments: argparse.Namespace) -> int:
         task.parse_args(arguments.arguments)
         plan.check()
         return launch(plan, ["selftest", *arguments.arguments])
+    if arguments.task == "reproduce":
+        add_reproduce_arguments(task)
+        reproduce_arguments = task.parse_args(arguments.arguments)
+        plan.check()
+        check_reproduce(reproduce_arguments, world_size=plan.world_size)
+        return launch(plan, ["reproduce", *arguments.arguments])
     _add_generate_arguments(task)
     generate_arguments = task.parse_args(arguments.arguments)
     plan.check()

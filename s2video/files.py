@@ -4,6 +4,7 @@ Knows nothing of what is in the files.
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -62,6 +63,12 @@ def write_json(path: Path, obj: object) -> None:
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _temporary_beside(path: Path) -> Path:

@@ -40,7 +40,7 @@ from .parallel.mesh import Mesh, resolve_device
 from .progress import Progress, Style
 from .requests import check_request, read_checkpoint
 from .sampler import Denoise, sample
-from .sidecar import container_metadata, is_sidecar_of, job_facts, save_latents, versions
+from .sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, save_latents, versions
 from .video import VideoSpec
 from .video_queue import write_video_meanwhile
 
@@ -230,17 +230,17 @@ class Engine:
         spec = VideoSpec(self.config.output.fps, self.config.output.crf)
         write_video_meanwhile(self.decode(latents), job.output, spec, metadata=container_metadata(facts))
         timings["decode_seconds"] = time.monotonic() - start
-        write_json(
-            job.sidecar_path,
-            {
-                **facts,
-                "weights": self._weight_digests(),
-                "resumed_after_step": checkpoints.first_step or None,
-                "mesh": self.mesh.describe(),
-                "versions": versions(),
-                "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
-            },
+        sidecar = make_sidecar(
+            facts,
+            latents=latents,
+            output=job.output,
+            weights=self.weight_digests(),
+            mesh=self.mesh.describe(),
+            device=self.mesh.device,
+            timings=timings,
+            resumed_after_step=checkpoints.first_step or None,
         )
+        write_json(job.sidecar_path, sidecar.as_json())
         if not job.keep_latents:
             job.latents_path.unlink()
         checkpoints.remove()
@@ -251,16 +251,16 @@ class Engine:
         files = [job.output, job.sidecar_path, *([job.latents_path] if job.keep_latents else [])]
         if not self.mesh.is_main or not all(file.is_file() for file in files):
             return False
-        return is_sidecar_of(job.sidecar_path, facts | {"weights": self._weight_digests()})
+        return is_sidecar_of(job.sidecar_path, facts | {"weights": self.weight_digests()})
 
-    def _weight_digests(self) -> dict[str, str]:
+    def weight_digests(self) -> dict[str, str]:
         """SHA-256 of the weight files. Main rank only."""
         assert self._digests is not None, "the main rank computes digests"
         return self._digests.result()
 
     def _denoising_weights(self) -> dict[str, str]:
         """Those digests that decide the latents. Main rank only."""
-        return {name: digest for name, digest in self._weight_digests().items() if not name.startswith("vae/")}
+        return {name: digest for name, digest in self.weight_digests().items() if not name.startswith("vae/")}
 
     def _mask_seed(self, seeds: Sequence[int], mask_seed: int | None) -> int:
         if mask_seed is None:

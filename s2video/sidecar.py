@@ -4,6 +4,7 @@
 video is already what a job would make.
 """
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -20,9 +21,12 @@ from torch import Tensor
 from . import __version__
 from .config import RunConfig
 from .errors import InputError
-from .files import atomic_path
+from .files import atomic_path, sha256
 from .masks import step_masks
+from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar
 
+NUM_PROBES = 64
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: its multiples spread evenly
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
 # Settings that leave no trace in the video; the seed and the weights that were used are compared themselves.
 _UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
@@ -53,9 +57,62 @@ def job_facts(
         "seed": seed,
         "mask_seed": mask_seed,
         "model": config.model.path,
+        "num_blocks": num_blocks,
         "config": config.model_dump(mode="json"),
         "masks": masks,
     }
+
+
+def make_sidecar(
+    facts: Mapping[str, Any],
+    *,
+    latents: Tensor,
+    output: Path,
+    weights: Mapping[str, str],
+    mesh: Mapping[str, Any],
+    device: torch.device,
+    timings: Mapping[str, float],
+    resumed_after_step: int | None = None,
+) -> Sidecar:
+    """Everything about a video that is written.
+
+    Args:
+        facts: of `job_facts`.
+        latents: what was decoded, [1, C, T, H, W].
+        output: the video.
+        mesh, device: `Mesh.describe` and the main rank's device.
+        timings: seconds, by what they were spent on.
+    """
+    return Sidecar.model_validate(
+        {
+            "schema": SCHEMA_VERSION,
+            **facts,
+            "weights": weights,
+            "latents": latents_record(latents),
+            "output": {"name": output.name, "bytes": output.stat().st_size, "sha256": sha256(output)},
+            "resumed_after_step": resumed_after_step,
+            "mesh": mesh,
+            "machine": machine(device),
+            "versions": versions(),
+            "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+        }
+    )
+
+
+def latents_record(latents: Tensor) -> LatentsRecord:
+    """By what other latents are told to be the same as these, [1, C, T, H, W]."""
+    values = latents.detach().to("cpu", torch.float32).contiguous()
+    positions = [((k * _GOLDEN) % 2**64 * values.numel()) >> 64 for k in range(NUM_PROBES)]
+    digest = hashlib.sha256(values.numpy().astype("<f4").tobytes()).hexdigest()
+    probes = values.flatten()[positions].tolist()
+    return LatentsRecord.model_validate({"shape": tuple(values.shape), "sha256": digest, "probes": probes})
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What of a machine can change the last bits of a result, beside the ranks and the versions."""
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return {"device": name, "threads": torch.get_num_threads()}
 
 
 def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
