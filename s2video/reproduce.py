@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import RunConfig, build_config
 from .errors import InputError, S2VideoError
-from .sidecar_model import LatentsRecord, Sidecar, read_sidecar
+from .sidecar_model import LatentsRecord, Sidecar
 
 if TYPE_CHECKING:  # the command line answers bad input before torch is imported
     from .pipeline import Engine
@@ -59,6 +59,7 @@ def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade 
     """
     from .job import Job
     from .parallel.collectives import gather_objects
+    from .production import denoise, finish
     from .sidecar import latents_record, machine, versions
 
     mesh = engine.mesh
@@ -68,16 +69,17 @@ def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade 
         raise InputError(problem)
     if output is None:
         latents = engine.sample([sidecar.prompt], [sidecar.seed], negative_prompt=sidecar.negative_prompt)
-        record = latents_record(latents)
     else:
         job = Job(sidecar.prompt, sidecar.negative_prompt, sidecar.seed, output)
-        engine.run(job)
+        denoised = denoise(engine, job)
+        assert denoised is not None, "a job without `resume` is always made"
+        latents = denoised.latents
+        finish(engine, job, denoised)
     if not mesh.is_main:
         return None
-    if output is not None:
-        record = read_sidecar(job.sidecar_path).latents
     return Remade(
-        record, {"mesh": {**mesh.describe()}, "machine": {**machine(mesh.device)}, "versions": {**versions()}}
+        latents_record(latents),
+        {"mesh": {**mesh.describe()}, "machine": {**machine(mesh.device)}, "versions": {**versions()}},
     )
 
 
