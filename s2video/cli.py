@@ -16,13 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from . import __version__
 from .cli_review import add_reproduce_arguments, add_review_commands, check_reproduce
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
 from .errors import InputError, S2VideoError, StoppedError
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import VideoRequest, check_output, check_request, plan_videos, read_checkpoint, read_prompt_file
+from .version import __version__
 
 _COMMANDS = ("generate", "decode", "inspect", "reproduce", "compare", "sheet", "page", "plan", "selftest", "launch")
 

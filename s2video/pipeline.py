@@ -39,6 +39,8 @@ from .requests import check_request, read_checkpoint
 from .sampler import sample
 from .sidecar import versions
 
+OnStep = Callable[[int, int], object]
+
 
 class Engine:
     """The models of one config, on this rank, ready for jobs.
@@ -173,7 +175,7 @@ class Engine:
         mask_seed: int | None = None,
         images: Images | None = None,
         checkpoints: Checkpoints | None = None,
-        watcher: Callable[[int, int], object] | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Denoise one latent for each (prompt, seed), as one batch: float32 [B, C, T, H, W], equal on all ranks.
 
@@ -182,7 +184,7 @@ class Engine:
                 differ one of the two has to be set.
             images: that the videos start from or end with, the same on all ranks; of any size.
             checkpoints: where there are some, the batch can be taken up again.
-            watcher: called after each step with the steps done and those in all; False asks to stop.
+            on_step: called after each step with (steps done, steps in all); where it returns False, it asks to stop.
 
         Raises:
             StoppedError: on all ranks, at the end of a step, where one of them was asked to stop.
@@ -208,9 +210,9 @@ class Engine:
             self.mesh.watch.report("denoising", step + 1, num_steps)
             return denoise(latents, timestep, step)
 
-        def on_step(done: int, total: int, latents: Tensor) -> None:
+        def step_done(done: int, total: int, latents: Tensor) -> None:
             progress(done, total)
-            asked = self._termination.requested or (watcher is not None and watcher(done, total) is False)
+            asked = self._termination.requested or (on_step is not None and on_step(done, total) is False)
             stops = any_rank(asked, self.mesh.world, self.mesh.device)
             if checkpoints is not None:
                 checkpoints.step_done(done, total, latents, scheduler, stops=stops)
@@ -219,7 +221,7 @@ class Engine:
 
         progress = Progress("denoising", self._progress, first=first_step)
         with progress, torch.no_grad(), self._termination.deferred():
-            latents = sample(denoise_in_sight, latents, scheduler, first_step=first_step, on_step=on_step)
+            latents = sample(denoise_in_sight, latents, scheduler, first_step=first_step, on_step=step_done)
         return given.held(latents)
 
     def _denoiser(

@@ -15,7 +15,7 @@ from .files import write_json
 from .job import Job
 from .parallel.collectives import gather_objects
 from .pipeline import Engine
-from .sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, save_latents
+from .sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
 from .video import VideoSpec
 from .video_queue import write_video_meanwhile
 
@@ -83,17 +83,14 @@ def finish(engine: Engine, job: Job, denoised: Denoised) -> Path | None:
     spec = VideoSpec(config.output.fps, config.output.crf)
     write_video_meanwhile(engine.decode(denoised.latents), job.output, spec, metadata=container_metadata(facts))
     timings["decode_seconds"] = time.monotonic() - start
-    sidecar = make_sidecar(
-        facts,
-        latents=denoised.latents,
-        output=job.output,
+    facts |= run_facts(
+        denoised.latents,
+        mesh,
         weights=engine.weight_digests(),
-        mesh=mesh.describe(),
-        device=mesh.device,
         timings=timings,
         resumed_after_step=denoised.checkpoints.first_step or None,
     )
-    write_json(job.sidecar_path, sidecar.as_json())
+    write_json(job.sidecar_path, make_sidecar(facts, job.output).as_json())
     if not job.keep_latents:
         job.latents_path.unlink()
     denoised.checkpoints.remove()

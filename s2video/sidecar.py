@@ -18,12 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from . import __version__
 from .config import RunConfig
 from .errors import InputError
 from .files import atomic_path, sha256
 from .masks import step_masks
+from .parallel.mesh import Mesh
 from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar
+from .version import __version__
 
 NUM_PROBES = 64
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: its multiples spread evenly
@@ -63,40 +64,36 @@ def job_facts(
     }
 
 
-def make_sidecar(
-    facts: Mapping[str, Any],
-    *,
+def run_facts(
     latents: Tensor,
-    output: Path,
+    mesh: Mesh,
+    *,
     weights: Mapping[str, str],
-    mesh: Mapping[str, Any],
-    device: torch.device,
     timings: Mapping[str, float],
     resumed_after_step: int | None = None,
-) -> Sidecar:
-    """Everything about a video that is written.
+) -> dict[str, Any]:
+    """What a run adds to `job_facts`, as JSON.
 
     Args:
-        facts: of `job_facts`.
-        latents: what was decoded, [1, C, T, H, W].
-        output: the video.
-        mesh, device: `Mesh.describe` and the main rank's device.
+        latents: what is decoded, [1, C, T, H, W].
+        weights: SHA-256 of the weight files.
         timings: seconds, by what they were spent on.
     """
-    return Sidecar.model_validate(
-        {
-            "schema": SCHEMA_VERSION,
-            **facts,
-            "weights": weights,
-            "latents": latents_record(latents),
-            "output": {"name": output.name, "bytes": output.stat().st_size, "sha256": sha256(output)},
-            "resumed_after_step": resumed_after_step,
-            "mesh": mesh,
-            "machine": machine(device),
-            "versions": versions(),
-            "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
-        }
-    )
+    return {
+        "weights": dict(weights),
+        "latents": latents_record(latents).model_dump(mode="json"),
+        "resumed_after_step": resumed_after_step,
+        "mesh": mesh.describe(),
+        "machine": machine(mesh.device),
+        "versions": versions(),
+        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+    }
+
+
+def make_sidecar(facts: Mapping[str, Any], place: Path) -> Sidecar:
+    """All facts, of the job and of its run, and those of the video that was written to `place`."""
+    output = {"name": place.name, "bytes": place.stat().st_size, "sha256": sha256(place)}
+    return Sidecar.model_validate({"schema": SCHEMA_VERSION, **facts, "output": output})
 
 
 def latents_record(latents: Tensor) -> LatentsRecord:

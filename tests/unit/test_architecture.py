@@ -14,7 +14,7 @@ PACKAGE = ROOT / "s2video"
 
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
-    0: ["errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
+    0: ["version", "errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "family", "wan_family", "hunyuan_family", "families")]
@@ -104,7 +104,7 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 
 
 def test_the_public_face() -> None:
-    assert sorted(s2video.__all__) == ["S2Guidance", "__version__", "disable", "enable"]
+    assert sorted(s2video.__all__) == ["S2Guidance", "__version__", "disable", "enable", "load"]
 
 
 def test_every_module_says_what_it_does() -> None:
