@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +16,13 @@ from torch import Tensor
 from .config import RunConfig, build_config, load_config
 from .errors import InputError
 from .files import write_json
+from .formats import Codec, place_of
 from .models.loading import ASSETS, EMBEDDED
 from .pipeline import Engine, OnStep
 from .plan import resolve_parallel
 from .progress import Style
 from .sidecar import container_metadata, job_facts, make_sidecar, run_facts
-from .video import VideoSpec, write_video
+from .video import write_video
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,30 @@ class Video:
     config: RunConfig
     facts: Mapping[str, Any]
 
-    def save(self, path: str | Path, **output: Any) -> Path:
+    def save(self, path: str | Path, codec: Codec | Literal["auto"] = "auto", **output: Any) -> Path:
         """Write the video, and its sidecar beside it, each whole or not at all.
 
         Args:
-            output: settings of the config's section `output` for this file, such as `crf=12`.
+            path: with the suffix of its format; a sequence X.exr becomes the folder X.
+            codec: h264, h265, prores, dnxhr, png, exr, or auto: by the suffix.
+            output: other settings of the config's section `output` for this file, such as `crf=12`.
 
         Returns:
-            Where the video is.
+            The file, or the folder of a sequence.
 
         Raises:
             InputError: a path, or a setting, that cannot be used.
         """
         path = Path(path)
         values = self.config.model_dump(mode="json")
-        values["output"] |= {**output, "path": str(path)}
+        values["output"] |= {"codec": codec, **output, "path": str(path)}
         config = build_config(values, "save")
         facts = {**self.facts, "config": config.model_dump(mode="json")}
-        spec = VideoSpec(config.output.fps, config.output.crf)
-        write_video([self.frames], path, spec, metadata=container_metadata(facts))
-        write_json(path.with_suffix(".json"), make_sidecar(facts, path).as_json())
-        return path
+        spec = config.output.spec(path)
+        write_video([self.frames], path, spec, metadata=container_metadata(facts, spec.codec))
+        place = place_of(path)
+        write_json(path.with_suffix(".json"), make_sidecar(facts, place).as_json())
+        return place
 
 
 class TextToVideo:

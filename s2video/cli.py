@@ -14,14 +14,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .cli_review import add_reproduce_arguments, add_review_commands, check_reproduce
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
 from .errors import InputError, S2VideoError, StoppedError
+from .formats import FORMATS, Codec, codec_for
 from .launcher import LaunchPlan, launch, report_exit_code
-from .requests import VideoRequest, check_output, check_request, plan_videos, read_checkpoint, read_prompt_file
+from .requests import (
+    VideoRequest,
+    check_output,
+    check_request,
+    check_spec,
+    plan_videos,
+    read_checkpoint,
+    read_prompt_file,
+)
 from .version import __version__
 
 _COMMANDS = ("generate", "decode", "inspect", "reproduce", "compare", "sheet", "page", "plan", "selftest", "launch")
@@ -104,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
 
     decode = commands.add_parser("decode", help="make the video from saved latents", allow_abbrev=False)
     decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors, left by --keep-latents")
-    decode.add_argument("--output", type=Path, metavar="X.mp4", help="default: X.mp4 beside the latents")
+    decode.add_argument("--output", type=Path, metavar="X.mp4", help="or .mov, .png, .exr; default: beside the latents")
+    _add_codec_arguments(decode)
     decode.add_argument("--config", type=Path, help="config to decode with; default: the one saved with the latents")
 
     add_review_commands(commands)
@@ -145,13 +155,23 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-prompt", metavar="N", help="what the unconditional pass is told")
     parser.add_argument("--seed", type=_whole, metavar="S", help="seed of the noise and the masks")
     parser.add_argument("--num-videos", type=_whole, default=1, metavar="K", help="videos a prompt: seeds S to S+K-1")
-    parser.add_argument("--output", metavar="X.mp4", help="more than one video: X-000.mp4, X-001.mp4, ...")
+    parser.add_argument(
+        "--output",
+        metavar="X.mp4",
+        help="or .mov, .png, .exr; more than one video: X-000.mp4, X-001.mp4, ..., or as in {prompt}_s{seed}.{ext}",
+    )
+    _add_codec_arguments(parser)
     _add_set_argument(parser)
     parser.add_argument("--keep-latents", action="store_true", help="leave X.latents.safetensors beside the video")
     parser.add_argument(
         "--resume", action="store_true", help="skip videos that are whole; go on from X.checkpoint.safetensors"
     )
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+
+
+def _add_codec_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--codec", choices=list(FORMATS), help="default: by the output's suffix")
+    parser.add_argument("--ffmpeg", metavar="PATH", help="the ffmpeg to use; default: the one that comes along")
 
 
 def _add_set_argument(parser: argparse.ArgumentParser) -> None:
@@ -188,11 +208,17 @@ def _check_generate(arguments: argparse.Namespace, *, world_size: int) -> _Check
     else:
         prompts = [] if config.prompt is None else [config.prompt]
     videos = plan_videos(
-        prompts, seed=config.sampling.seed, num_videos=arguments.num_videos, output=Path(config.output.path)
+        prompts,
+        seed=config.sampling.seed,
+        num_videos=arguments.num_videos,
+        output=Path(config.output.path),
+        codec=config.output.codec,
     )
+    spec = config.output.spec(videos[0].output)
     if _is_main_rank():  # the only one that writes, and perhaps the only host with that folder
         for video in videos:
             check_output(video.output)
+        check_spec(spec, config.sampling.width, config.sampling.height)
 
     from .models.loading import check_checkpoint, find_checkpoint
 
@@ -214,9 +240,15 @@ def _with_arguments(config: RunConfig, arguments: argparse.Namespace) -> RunConf
         values["sampling"]["seed"] = arguments.seed
     if arguments.output is not None:
         values["output"]["path"] = arguments.output
+    values["output"] |= _given_output(arguments)
     if arguments.keep_latents:
         values["output"]["keep_latents"] = True
     return build_config(values, "command line")
+
+
+def _given_output(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {"codec": arguments.codec, "ffmpeg": arguments.ffmpeg}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _generate(checked: _Checked) -> int:
@@ -248,11 +280,11 @@ def _decode(arguments: argparse.Namespace) -> int:
         raise InputError(f"latents {latents}: no such file: expected the X.latents.safetensors of a --keep-latents run")
     if latents.suffix != ".safetensors":
         raise InputError(f"latents {latents}: expected a .safetensors file, came {latents.name!r}")
+    codec: Codec = arguments.codec or "h264"
     output = arguments.output or latents.with_name(
-        f"{latents.name.removesuffix('.safetensors').removesuffix('.latents')}.mp4"
+        f"{latents.name.removesuffix('.safetensors').removesuffix('.latents')}{FORMATS[codec].suffix}"
     )
-    if output.suffix != ".mp4":
-        raise InputError(f"output {output}: expected a name that ends in .mp4, came {output.name!r}")
+    codec_for(output, arguments.codec or "auto")
     check_output(output)
     config = None if arguments.config is None else load_config(arguments.config)
     if int(os.environ.get("WORLD_SIZE", "1")) != 1:
@@ -264,7 +296,7 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     try:
         with Termination().handled():
-            print(decode_latents(latents, output, config), flush=True)
+            print(decode_latents(latents, output, config, **_given_output(arguments)), flush=True)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(_out_of_memory(error)) from error
     return 0

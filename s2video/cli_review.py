@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .ending import Termination
 from .errors import InputError
-from .requests import check_output, check_request, read_checkpoint
+from .requests import check_output, check_request, check_spec, read_checkpoint
 from .sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
         if arguments.output.with_suffix(".json").absolute() == path.absolute():
             raise InputError(f"output {arguments.output}: would take the place of the video to reproduce")
         check_output(arguments.output)
+        check_spec(config.output.spec(arguments.output), config.sampling.width, config.sampling.height)
     folder = find_checkpoint(config.model.path, config.model.revision)
     check_checkpoint(folder)
     check_request(config, read_checkpoint(folder), world_size=world_size)
@@ -144,7 +145,8 @@ def _sheet(arguments: argparse.Namespace) -> int:
     check_output(arguments.output)
     videos: list[Path] = []
     for path in arguments.videos:
-        videos += [made.path for made in videos_in(path)] if path.is_dir() else [_existing(path)]
+        is_run = path.is_dir() and not path.with_name(f"{path.name}.json").is_file()
+        videos += [made.path for made in videos_in(path)] if is_run else [_existing(path, sequence=True)]
     captioned = [(video, _caption(video, video.stem)) for video in videos]
     contact_sheet(captioned, arguments.output, columns=arguments.columns, font=arguments.font)
     print(arguments.output)
@@ -169,8 +171,8 @@ def _add_font_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--font", type=Path, metavar="F.ttf", help="for captions with other letters than ASCII")
 
 
-def _existing(video: Path) -> Path:
-    if not video.is_file():
+def _existing(video: Path, *, sequence: bool = False) -> Path:
+    if not (video.is_file() or (sequence and video.is_dir())):
         raise InputError(f"{video}: expected a video file, found none")
     return video
 

@@ -11,7 +11,8 @@ from .captions import Caption, caption_bar
 from .errors import InputError, S2VideoError
 from .ffmpeg import TAG_BT709, Ffmpeg, h264_mp4, raw_input
 from .files import atomic_path
-from .video import VideoInfo, VideoSpec, probe_video
+from .formats import VideoSpec
+from .video import VideoInfo, probe_video
 
 MIN_HEIGHT = 384  # px; smaller videos are enlarged by a whole factor up to here
 GAP = 8  # px between two videos

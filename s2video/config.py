@@ -36,6 +36,7 @@ from .config_text import (
     show,
 )
 from .errors import InputError
+from .formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
 
 if TYPE_CHECKING:
     from .masks import MaskSpec
@@ -229,13 +230,49 @@ class OutputConfig(_Section):
     """The file that is written."""
 
     path: Text = Field(
-        default="out.mp4", min_length=1, description="where the video goes; its sidecar X.json lies beside it"
+        default="out.mp4",
+        min_length=1,
+        description="where the video goes; its sidecar X.json lies beside it. A sequence X.png or X.exr is a folder X",
+    )
+    codec: Codec | Literal["auto"] = Field(
+        default="auto",
+        description="h264, h265 (.mp4), prores, dnxhr (.mov), png, exr; auto: by the path, h264, prores, png or exr",
     )
     fps: Rate = Field(
         default=Fraction(16), description='frames per second: a number, or a ratio as text ("24000/1001")'
     )
-    crf: Whole = Field(default=18, ge=0, le=51, description="H.264 quality: 0 lossless, 18 visually clean, 51 worst")
+    crf: Whole = Field(
+        default=18,
+        ge=0,
+        le=51,
+        description="quality of H.264 and H.265: 0 best (H.264: lossless), 18 visually clean, 51 worst",
+    )
+    timecode: Text | None = Field(
+        default=None, description='of the first frame, as text ("01:00:00:00"); null: none. PNG has no place for one'
+    )
+    audio: Text | None = Field(
+        default=None,
+        description="a file whose sound goes with the video, cut at its end or followed by silence; null: no sound",
+    )
+    start_number: Whole = Field(
+        default=1001, ge=0, le=MAX_START_NUMBER, description="of the first frame's file in a PNG or EXR sequence"
+    )
+    ffmpeg: Text | None = Field(
+        default=None, min_length=1, description="path of the ffmpeg to use; null: the one that imageio-ffmpeg brings"
+    )
     keep_latents: Switch = Field(default=False, description="leave X.latents.safetensors beside the video")
+
+    def spec(self, path: Path) -> VideoSpec:
+        """How a video called `path` is written. Raises InputError where these settings do not fit it or each other."""
+        return VideoSpec(
+            self.fps,
+            self.crf,
+            codec_for(path, self.codec),
+            self.timecode,
+            None if self.audio is None else Path(self.audio),
+            self.start_number,
+            None if self.ffmpeg is None else Path(self.ffmpeg),
+        )
 
 
 class RunConfig(_Section):
@@ -249,6 +286,11 @@ class RunConfig(_Section):
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when denoising is saved")
     output: OutputConfig = Field(default=OutputConfig(), description="file, frame rate, quality")
+
+    def for_output(self, path: Path) -> RunConfig:
+        """These settings with the codec in the place of "auto" that a video called `path` has. Raises InputError."""
+        output = self.output.model_copy(update={"codec": codec_for(path, self.output.codec)})
+        return self.model_copy(update={"output": output})
 
 
 def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig:

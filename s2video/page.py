@@ -123,7 +123,7 @@ def _card(video: MadeVideo, own: Mapping[str, str], page: Path, embed_below: int
 
 def _picture(video: MadeVideo, page: Path, embed_below: int) -> str:
     path, size = video.path, video.sidecar.config.sampling
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: not there, though its sidecar is: move both together")
     look = ' class="small"' if size.width < SMALL else ""
     shape = f'width="{size.width}" height="{size.height}"{look}'

@@ -1,4 +1,4 @@
-"""A job's files, made by an engine: X.mp4, its sidecar X.json and, if asked for, X.latents.safetensors.
+"""A job's files, made by an engine: the video, its sidecar X.json and, if asked for, X.latents.safetensors.
 
 Every rank calls these functions together; files are written by the main rank.
 """
@@ -16,7 +16,6 @@ from .job import Job
 from .parallel.collectives import gather_objects
 from .pipeline import Engine
 from .sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
-from .video import VideoSpec
 from .video_queue import write_video_meanwhile
 
 
@@ -36,18 +35,18 @@ def make_video(engine: Engine, job: Job) -> Path | None:
     The latents are saved before decoding starts, and stay if it fails.
 
     Returns:
-        The video's path on the main rank, None on the others.
+        The path of the video's file, or of a sequence's folder, on the main rank, None on the others.
     """
     denoised = denoise(engine, job)
     if denoised is None:
-        return job.output if engine.mesh.is_main else None
+        return job.place if engine.mesh.is_main else None
     return finish(engine, job, denoised)
 
 
 def denoise(engine: Engine, job: Job) -> Denoised | None:
     """The job's latents; None where `job.resume` finds its files made already."""
     facts = job_facts(
-        engine.config,
+        engine.config.for_output(job.output),
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
         seed=job.seed,
@@ -80,8 +79,9 @@ def finish(engine: Engine, job: Job, denoised: Denoised) -> Path | None:
     timings = {"load_seconds": engine.load_seconds, "denoise_seconds": denoised.seconds}
     save_latents(denoised.latents, job.latents_path, facts)
     start = time.monotonic()
-    spec = VideoSpec(config.output.fps, config.output.crf)
-    write_video_meanwhile(engine.decode(denoised.latents), job.output, spec, metadata=container_metadata(facts))
+    spec = config.output.spec(job.output)
+    metadata = container_metadata(facts, spec.codec)
+    write_video_meanwhile(engine.decode(denoised.latents), job.output, spec, metadata=metadata)
     timings["decode_seconds"] = time.monotonic() - start
     facts |= run_facts(
         denoised.latents,
@@ -90,16 +90,16 @@ def finish(engine: Engine, job: Job, denoised: Denoised) -> Path | None:
         timings=timings,
         resumed_after_step=denoised.checkpoints.first_step or None,
     )
-    write_json(job.sidecar_path, make_sidecar(facts, job.output).as_json())
+    write_json(job.sidecar_path, make_sidecar(facts, job.place).as_json())
     if not job.keep_latents:
         job.latents_path.unlink()
     denoised.checkpoints.remove()
-    return job.output
+    return job.place
 
 
 def _is_made(engine: Engine, job: Job, facts: dict[str, Any]) -> bool:
     """Whether the job's files are there, whole, and of this very job; the main rank knows."""
-    files = [job.output, job.sidecar_path, *([job.latents_path] if job.keep_latents else [])]
-    if not engine.mesh.is_main or not all(file.is_file() for file in files):
+    files = [job.place, job.sidecar_path, *([job.latents_path] if job.keep_latents else [])]
+    if not engine.mesh.is_main or not all(file.exists() for file in files):
         return False
     return is_sidecar_of(job.sidecar_path, facts | {"weights": engine.weight_digests()})

@@ -43,6 +43,7 @@ def config_again(
         degrees = {"ring": mesh.ring, "ulysses": mesh.ulysses, "branch": mesh.branch}
     values["parallel"] |= {"degrees": "given", **degrees}
     values["checkpoint"]["every_seconds"] = None
+    values["output"]["codec"] = "auto"
     values["model"]["path"] = model or sidecar.model
     values["model"]["device"] = device or sidecar.config.model.device
     return build_config(values, "the sidecar's config")

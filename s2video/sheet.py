@@ -51,19 +51,39 @@ def contact_sheet(
 def strip(video: Path, *, columns: int, width: int) -> Image.Image:
     """Frames of a video beside each other, `width` pixels each, `MARGIN` between them, RGB.
 
+    Args:
+        video: a file, or the folder of a sequence.
+
     Raises:
         InputError: no video, or one without frames.
         S2VideoError: ffmpeg failed.
     """
-    info = probe_video(video)
-    if info.num_frames < 1:
+    if not video.is_dir():
+        return _tiled(video, _spread(probe_video(video).num_frames, columns, video), width)
+    files = sorted(file for file in video.iterdir() if file.suffix in (".png", ".exr"))
+    stills = [_tiled(files[number], [0], width) for number in _spread(len(files), columns, video)]
+    joined = Image.new("RGB", (len(stills) * (width + MARGIN) - MARGIN, stills[0].height))
+    for number, still in enumerate(stills):
+        joined.paste(still, (number * (width + MARGIN), 0))
+    return joined
+
+
+def _spread(num_frames: int, columns: int, video: Path) -> list[int]:
+    if num_frames < 1:
         raise InputError(f"{video} has no frames")
-    chosen = sorted({round(i * (info.num_frames - 1) / max(1, columns - 1)) for i in range(columns)})
-    select = "+".join(f"eq(n,{number})" for number in chosen)
-    filters = f"select='{select}',{_thumbnail(info, width)},format=rgb24,tile={len(chosen)}x1:padding={MARGIN}"
+    return sorted({round(i * (num_frames - 1) / max(1, columns - 1)) for i in range(columns)})
+
+
+def _tiled(file: Path, numbers: Sequence[int], width: int) -> Image.Image:
+    select = "+".join(f"eq(n,{number})" for number in numbers)
+    filters = f"select='{select}',{_thumbnail(probe_video(file), width)},format=rgb24"
+    filters += f",tile={len(numbers)}x1:padding={MARGIN}"
+    # what is stored is light, a screen wants sRGB
+    decoding = ["-apply_trc", "iec61966_2_1"] if file.suffix == ".exr" else []
     with tempfile.TemporaryDirectory(prefix="s2video-") as folder:
         picture = Path(folder) / "strip.png"
-        with Ffmpeg(["-i", f"file:{video}", "-vf", filters, "-frames:v", "1", "-update", "1", f"file:{picture}"]):
+        output = ["-vf", filters, "-frames:v", "1", "-update", "1", f"file:{picture}"]
+        with Ffmpeg([*decoding, "-i", f"file:{file}", *output]):
             pass
         with Image.open(picture) as image:
             return image.convert("RGB")

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .config import RunConfig
 from .errors import InputError
-from .files import atomic_path, sha256
+from .files import atomic_path, sha256, size
+from .formats import Codec
 from .masks import step_masks
 from .parallel.mesh import Mesh
 from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar
@@ -33,6 +34,7 @@ METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours i
 _UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
 _UNSEEN |= {"model.stream_text_encoder"}
 _UNSEEN |= {"guidance.share_prefix", "guidance.batch_branches", "output.path", "output.keep_latents"}
+_UNSEEN |= {"output.ffmpeg"}
 
 
 class SavedLatents(NamedTuple):
@@ -91,8 +93,8 @@ def run_facts(
 
 
 def make_sidecar(facts: Mapping[str, Any], place: Path) -> Sidecar:
-    """All facts, of the job and of its run, and those of the video that was written to `place`."""
-    output = {"name": place.name, "bytes": place.stat().st_size, "sha256": sha256(place)}
+    """All facts, of the job and of its run, and those of the video at `place`, a file or the folder of a sequence."""
+    output = {"name": place.name, "bytes": size(place), "sha256": sha256(place)}
     return Sidecar.model_validate({"schema": SCHEMA_VERSION, **facts, "output": output})
 
 
@@ -135,8 +137,11 @@ def _deciding(facts: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     )
 
 
-def container_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What the video file itself says, under names that MP4 has, so that every player shows them."""
+def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:
+    """What the video file itself says, under names that its format has, so that every program shows them."""
+    if codec == "exr":
+        maker = f"s2video {__version__}: {facts['model']}"
+        return {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
     return {"title": facts["prompt"], "comment": f"s2video {__version__}: {facts['model']}, seed {facts['seed']}"}
 
 

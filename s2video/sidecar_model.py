@@ -47,9 +47,9 @@ class LatentsRecord(_Part):
 class OutputRecord(_Part):
     """The video as it was written."""
 
-    name: str = Field(description="its name in the sidecar's own folder")
-    bytes: Count = Field(description="its size")
-    sha256: Digest = Field(description="SHA-256 of the file")
+    name: str = Field(description="of the file, or of a sequence's folder, in the sidecar's own folder")
+    bytes: Count = Field(description="size of the file or the files")
+    sha256: Digest = Field(description="SHA-256 of the file; of a sequence, that of what `sha256sum *` prints in it")
 
 
 class MeshRecord(_Part):
@@ -118,11 +118,15 @@ def _standard(schema: Any) -> Any:
 
 
 def find_sidecar(path: Path) -> Path:
-    """The sidecar of a video, of latents, or the sidecar itself. Raises InputError where there is none."""
+    """The sidecar of a video (a file, or the folder of a sequence), of latents, or the sidecar itself.
+
+    Raises:
+        InputError: there is none.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such file: expected a video, its sidecar X.json, or its X.latents.safetensors")
-    stem = path.stem.removesuffix(".latents") if path.suffix == ".safetensors" else path.stem
-    sidecar = path.with_name(f"{stem}.json")
+    stem = path.name if path.is_dir() else path.stem
+    sidecar = path.with_name(f"{stem.removesuffix('.latents')}.json")
     if not sidecar.is_file():
         raise InputError(f"{path}: there is no {sidecar.name} beside it, which would say how it was made")
     return sidecar

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "s2video"
 
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
-    0: ["version", "errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
+    0: ["version", "errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards"]
+    + ["costs", "timecode", "formats", "colour", "naming", "sidecar_model"],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "family", "wan_family", "hunyuan_family", "families")]
@@ -26,15 +27,20 @@ FLOORS: dict[int, list[str]] = {
         "denoising",
         "sampler",
         "ffmpeg",
+        "exr",
         "video",
         "video_queue",
         "progress",
         "sidecar",
         "checkpoint",
         "forecast",
+        "captions",
+        "compare",
+        "sheet",
     ],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
-    + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
+    + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"]
+    + ["describe", "reproduce", "page", "cli_review", "api"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 PACKAGES = {"", "parallel", "models", "integrations"}  # their __init__ holds nothing but the version and docstrings
