@@ -28,7 +28,6 @@ from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar
 from .version import __version__
 
 NUM_PROBES = 64
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: its multiples spread evenly
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
 # Settings that leave no trace in the video; the seed and the weights that were used are compared themselves.
 _UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
@@ -101,7 +100,9 @@ def make_sidecar(facts: Mapping[str, Any], place: Path) -> Sidecar:
 def latents_record(latents: Tensor) -> LatentsRecord:
     """By what other latents are told to be the same as these, [1, C, T, H, W]."""
     values = latents.detach().to("cpu", torch.float32).contiguous()
-    positions = [((k * _GOLDEN) % 2**64 * values.numel()) >> 64 for k in range(NUM_PROBES)]
+    # Spread by a hash: positions at even distances would fall into a few columns of the picture.
+    words = [hashlib.sha256(str(k).encode()).digest()[:8] for k in range(NUM_PROBES)]
+    positions = [int.from_bytes(word, "big") % values.numel() for word in words]
     digest = hashlib.sha256(values.numpy().astype("<f4").tobytes()).hexdigest()
     probes = values.flatten()[positions].tolist()
     return LatentsRecord.model_validate({"shape": tuple(values.shape), "sha256": digest, "probes": probes})
