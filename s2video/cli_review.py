@@ -121,7 +121,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    check_output(arguments.output)
+    check_output(arguments.output, is_video=arguments.mode != "sheet")
     left, right = map(_existing, arguments.videos)
     titles = arguments.labels or [path.stem for path in arguments.videos]
     captions = (_caption(left, titles[0]), _caption(right, titles[1]))
@@ -142,7 +142,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
 
     if arguments.columns < 1:
         raise InputError(f"--columns: expected a value >= 1, came {arguments.columns}")
-    check_output(arguments.output)
+    check_output(arguments.output, is_video=False)
     videos: list[Path] = []
     for path in arguments.videos:
         is_run = path.is_dir() and not path.with_name(f"{path.name}.json").is_file()
@@ -160,7 +160,7 @@ def _page(arguments: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise InputError(f"{folder}: expected the folder of a run, found none")
     output = arguments.output or folder / "index.html"
-    check_output(output)
+    check_output(output, is_video=False)
     title = arguments.title or folder.resolve().name
     write_page(videos_in(folder), [], output, title=title, embed_below=round(arguments.embed_below * 1e6))
     print(output)

@@ -114,7 +114,7 @@ def _enlarged(info: VideoInfo, width: int, height: int) -> str:
 
 def _wipe(num_frames: int) -> str:
     """A filter of two inputs: the first is seen left of a line that goes from the left edge to the right and back."""
-    line = f"(W*(0.5-0.5*cos(2*PI*N/{num_frames})))"
+    line = f"(W*(0.5-0.5*cos(2*PI*(N-1)/{num_frames})))"  # N counts from 1
     choice = f"if(lt(X,{line}),A,B)"
     planes = [f"if(lt(abs(X-{line}),W/300),{value},{choice})" for value in (235, 128, 128)]  # white
     return "blend=" + ":".join(f"c{plane}_expr='{expression}'" for plane, expression in enumerate(planes))

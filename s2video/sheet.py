@@ -17,6 +17,10 @@ MARGIN = 8  # px
 CAPTION_SIZE = 20  # px
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
+# EXR files hold light, a screen wants sRGB (IEC 61966-2-1).
+_CURVE = "if(lt(val/maxval,0.0031308),12.92*val,maxval*(1.055*pow(val/maxval,1/2.4)-0.055))"
+_TO_SRGB = ":".join(f"{channel}='{_CURVE}'" for channel in "rgb")
+
 
 def contact_sheet(
     videos: Sequence[tuple[Path, Caption]], path: Path, *, columns: int = 6, font: Path | None = None
@@ -76,14 +80,13 @@ def _spread(num_frames: int, columns: int, video: Path) -> list[int]:
 
 def _tiled(file: Path, numbers: Sequence[int], width: int) -> Image.Image:
     select = "+".join(f"eq(n,{number})" for number in numbers)
-    filters = f"select='{select}',{_thumbnail(probe_video(file), width)},format=rgb24"
+    light = f"format=gbrp16,lutrgb={_TO_SRGB}," if file.suffix == ".exr" else ""
+    filters = f"select='{select}',{light}{_thumbnail(probe_video(file), width)},format=rgb24"
     filters += f",tile={len(numbers)}x1:padding={MARGIN}"
-    # what is stored is light, a screen wants sRGB
-    decoding = ["-apply_trc", "iec61966_2_1"] if file.suffix == ".exr" else []
     with tempfile.TemporaryDirectory(prefix="s2video-") as folder:
         picture = Path(folder) / "strip.png"
         output = ["-vf", filters, "-frames:v", "1", "-update", "1", f"file:{picture}"]
-        with Ffmpeg([*decoding, "-i", f"file:{file}", *output]):
+        with Ffmpeg(["-i", f"file:{file}", *output]):
             pass
         with Image.open(picture) as image:
             return image.convert("RGB")

@@ -39,8 +39,8 @@ class LatentsRecord(_Part):
     shape: tuple[Count, Count, Count, Count, Count] = Field(description="[1, C, T, H, W]")
     sha256: Digest = Field(description="SHA-256 of the values as little-endian float32, in row-major order")
     probes: tuple[float, ...] = Field(
-        description="64 of the n values, in row-major order: number k, from 0, at the position that the first 8 bytes of "
-        "the SHA-256 of k in decimal digits are, as a big-endian number, modulo n"
+        description="64 of the n values, in row-major order: number k, from 0, at the position that the first 8 bytes "
+        "of the SHA-256 of k in decimal digits are, as a big-endian number, modulo n"
     )
 
 
