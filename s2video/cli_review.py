@@ -154,7 +154,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
 
 
 def _page(arguments: argparse.Namespace) -> int:
-    from .page import write_page
+    from .page import read_failures, write_page
 
     folder: Path = arguments.folder
     if not folder.is_dir():
@@ -162,7 +162,8 @@ def _page(arguments: argparse.Namespace) -> int:
     output = arguments.output or folder / "index.html"
     check_output(output, is_video=False)
     title = arguments.title or folder.resolve().name
-    write_page(videos_in(folder), [], output, title=title, embed_below=round(arguments.embed_below * 1e6))
+    embed_below = round(arguments.embed_below * 1e6)
+    write_page(videos_in(folder), read_failures(folder), output, title=title, embed_below=embed_below)
     print(output)
     return 0
 

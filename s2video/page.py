@@ -7,7 +7,9 @@ and links beyond it.
 import base64
 import io
 import os
+import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +31,23 @@ class Failure(NamedTuple):
 
     name: str
     error: str
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """Those that the state of a batch lists, of all its shards; none where there is no batch in the folder.
+
+    Raises:
+        InputError: a state that cannot be read.
+    """
+    failures = []
+    for path in sorted(folder.glob("batch.*sqlite")):
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+                rows = connection.execute("SELECT name, error FROM jobs WHERE state = 'failed' ORDER BY position")
+                failures += [Failure(name, error or "no reason is known") for name, error in rows]
+        except sqlite3.Error as error:
+            raise InputError(f"{path}: cannot be read as the state of a batch ({error})") from None
+    return failures
 
 
 def write_page(
