@@ -218,13 +218,14 @@ def _check_generate(arguments: argparse.Namespace, *, world_size: int) -> _Check
     if _is_main_rank():  # the only one that writes, and perhaps the only host with that folder
         for video in videos:
             check_output(video.output)
-        check_spec(spec, config.sampling.width, config.sampling.height)
 
     from .models.loading import check_checkpoint, find_checkpoint
 
     folder = find_checkpoint(config.model.path, config.model.revision)
     check_checkpoint(folder)
     check_request(config, read_checkpoint(folder), world_size=world_size)
+    if _is_main_rank():
+        check_spec(spec, config.sampling.width, config.sampling.height)
     return _Checked(config, videos, arguments.plain, arguments.resume)
 
 

@@ -20,8 +20,9 @@ _YCBCR = {"yuv420p": (8, True), "yuv420p10le": (10, True), "yuv422p10le": (10, F
 
 
 def pixels(frame: Tensor, pixel_format: str) -> NDArray[Any]:
-    """[H, W, 3] RGB, float32, clamped to [0, 1] -> the frame in this format (see `Format.pixel_format`) on the CPU."""
-    frame = frame.clamp(0, 1)
+    """[H, W, 3] RGB, float32, clamped to [0, 1] -> the frame in this format (see `Format.pixel_format`), as memory has
+    to hold it for the encoder."""
+    frame = frame.clamp(0, 1).contiguous()
     if pixel_format == "rgbh":
         return linear_light(frame).to(device="cpu", dtype=torch.float16).numpy()
     if pixel_format == "rgb48le":

@@ -58,5 +58,5 @@ class ExrSequence:
             raise S2VideoError(f"OpenImageIO cannot write EXR ({oiio.geterror()}); reinstall OpenImageIO")
         # `close` writes what is left, and may fail as well
         if not (output.open(name, header) and output.write_image(pixels) and output.close()):
-            raise S2VideoError(f"cannot write {Path(name).name}: {output.geterror()}")
+            raise S2VideoError(f"cannot write {Path(name).name} ({output.geterror()}); is the disk full?")
         self.num_frames += 1

@@ -48,9 +48,9 @@ def render_name(template: str, fields: Mapping[str, object]) -> PurePath:
             if conversion is not None:
                 raise InputError(f"name {template!r}: expected {{{field}}} without !{conversion}")
             text += _safe(_formatted(template, fields, field, spec or ""))
-    names = text.split("/")
-    if not names[0] and len(names) > 1:
+    if template.startswith("/"):
         raise InputError(f"name {template!r}: expected a relative path, came {text!r}")
+    names = text.split("/")
     for name in names:
         if problem := _problem(name):
             raise InputError(f"name {template!r}: {name!r} {problem}")

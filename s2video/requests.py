@@ -115,10 +115,6 @@ def check_output(path: Path, *, is_video: bool = True) -> None:
 def check_spec(spec: VideoSpec, width: int, height: int) -> None:
     """Raise InputError unless pictures of this size suit the format, and what writes it and its sound are there."""
     spec.check_size(width, height)
-    if spec.format.encoder is None:
-        check_openimageio()
-    else:
-        check_encoder(spec.format.encoder, spec.ffmpeg)
     if spec.audio is not None:
         import av
 
@@ -128,6 +124,10 @@ def check_spec(spec: VideoSpec, width: int, height: int) -> None:
                     raise InputError(f"output.audio: {spec.audio} has no sound track")
         except av.FFmpegError as error:
             raise InputError(f"output.audio: cannot read {spec.audio} ({error.strerror}): check the path") from None
+    if spec.format.encoder is None:
+        check_openimageio()
+    else:
+        check_encoder(spec.format.encoder, spec.ffmpeg)
 
 
 def read_checkpoint(folder: Path) -> CheckpointInfo:

@@ -1,13 +1,13 @@
 """Latents that a run left -> their video: `s2video decode`. Knows no transformer."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from .config import RunConfig, build_config
 from .errors import InputError
-from .formats import Codec, place_of
+from .formats import FORMATS, Codec, codec_for, place_of
 from .geometry import LatentShape
 from .models import loading
 from .models.decoder import FrameDecoder
@@ -28,7 +28,8 @@ def decode_latents(
     """Make the video from latents that a run left. Loads the VAE and nothing else.
 
     Args:
-        output: its suffix and `codec` decide the format, whatever the run's was.
+        output: its suffix and `codec` decide the format, whatever the run's was. A timecode or sound that it has no
+            place for is left out.
         config: model and output settings to use instead of those stored with the latents.
         ffmpeg: path of the program; None: as the settings say.
 
@@ -51,8 +52,12 @@ def decode_latents(
         raise InputError(
             f"{path}: {saved.latents.shape[1]} channels, but the VAE of {config.model.path} has {channels}"
         )
-    settings = config.output.model_copy(update={"codec": codec, "ffmpeg": ffmpeg or config.output.ffmpeg})
-    spec = settings.spec(output)
+    changes: dict[str, Any] = {"codec": codec_for(output, codec), "ffmpeg": ffmpeg or config.output.ffmpeg}
+    if not FORMATS[changes["codec"]].has_timecode:
+        changes["timecode"] = None
+    if FORMATS[changes["codec"]].sound is None:
+        changes["audio"] = None
+    spec = config.output.model_copy(update=changes).spec(output)
     check_spec(
         spec, saved.latents.shape[4] * checkpoint.spatial_factor, saved.latents.shape[3] * checkpoint.spatial_factor
     )

@@ -218,7 +218,7 @@ def _place(path: Path, spec: VideoSpec) -> AbstractContextManager[Path]:
 def _checked(temporary: Path, path: Path, spec: VideoSpec, width: int, height: int, num_frames: int) -> VideoInfo:
     """What the finished file says of itself, under its final name; an error if that is not what was sent."""
     try:
-        info = probe_video(temporary) if temporary.is_file() else _probe_sequence(temporary, spec)
+        info = _probe_sequence(temporary, spec) if spec.format.is_sequence else probe_video(temporary)
     except InputError as error:
         raise S2VideoError(f"ffmpeg ended well but left no video for {path}; {USE_BUNDLED}") from error
     if (info.width, info.height, info.num_frames) != (width, height, num_frames):

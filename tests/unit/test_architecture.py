@@ -14,8 +14,10 @@ PACKAGE = ROOT / "s2video"
 
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
-    0: [f"{name}" for name in ("version", "errors", "ending", "files", "config", "config_text", "guidance", "masks")]
-    + ["geometry", "cards", "costs", "timecode", "formats", "colour", "naming", "sidecar_model"],
+    0: [
+        *("errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"),
+        *("timecode", "formats", "colour", "naming", "version", "sidecar_model"),
+    ],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "family", "wan_family", "hunyuan_family", "families")]

@@ -133,6 +133,25 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "output name too long": (output("x" * 300 + ".mp4"), ["output", "too long"]),
     "output not MP4": (output("video.avi"), [".mp4", "video.avi"]),
     "output without suffix": (output("video"), [".mp4"]),
+    "codec unknown": (words("--codec", "divx"), ["--codec", "h265"]),
+    "codec and suffix": (words("--codec", "prores"), [".mov", "video.mp4"]),
+    "codec and suffix in the config": (setting("output.codec=png"), [".png", "video.mp4"]),
+    "picture too small": (
+        lambda w: ["--codec", "dnxhr", "--output", str(w.output.with_suffix(".mov"))],
+        ["dnxhr takes pictures from 256x120 px on"],
+    ),
+    "no such sound": (words("--set", "output.audio=/nowhere.wav"), ["output.audio", "/nowhere.wav"]),
+    "sound in a sequence": (
+        lambda w: ["--set", "output.audio=a.wav", "--output", str(w.output.with_suffix(".exr"))],
+        ["no place for sound"],
+    ),
+    "timecode not quoted": (setting("output.timecode=10:00:00:00"), ["10:00:00:00 as", "quote it"]),
+    "timecode impossible": (setting("output.timecode='01:00:00:16'"), ["at most 23:59:59:15"]),
+    "folder of another": (
+        lambda w: ["--output", str(_filled(w.folder / "x").with_suffix(".exr"))],
+        ["x: this folder holds 'plan.doc'"],
+    ),
+    "output template": (output("{promt}.{ext}"), ["unknown field 'promt'", "did you mean 'prompt'"]),
     "output empty": (words("--output", ""), ["output.path"]),
     # config file
     "config missing": (no_config, ["does not exist"]),
@@ -212,6 +231,11 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "weights short of a byte": (checkpoint(lambda c: truncate(c / WEIGHTS, -1)), [WEIGHTS]),
     "weights not safetensors": (checkpoint(lambda c: _write(c / WEIGHTS, "version https://git-lfs")), [WEIGHTS]),
 }
+
+
+def _filled(folder: Path) -> Path:
+    (_made(folder) / "plan.doc").touch()
+    return folder
 
 
 def _made(folder: Path) -> Path:
