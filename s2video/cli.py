@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from .cli_review import add_reproduce_arguments, add_review_commands, check_reproduce
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
-from .errors import InputError, S2VideoError, StoppedError
+from .errors import InputError, S2VideoError, StoppedError, out_of_memory
 from .formats import FORMATS, Codec, codec_for
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import (
@@ -271,7 +271,7 @@ def _generate(checked: _Checked) -> int:
                 if written is not None:
                     print(written, flush=True)
     except torch.OutOfMemoryError as error:
-        raise S2VideoError(_out_of_memory(error)) from error
+        raise S2VideoError(out_of_memory(error)) from error
     return 0
 
 
@@ -299,7 +299,7 @@ def _decode(arguments: argparse.Namespace) -> int:
         with Termination().handled():
             print(decode_latents(latents, output, config, **_given_output(arguments)), flush=True)
     except torch.OutOfMemoryError as error:
-        raise S2VideoError(_out_of_memory(error)) from error
+        raise S2VideoError(out_of_memory(error)) from error
     return 0
 
 
@@ -327,14 +327,6 @@ def _selftest(arguments: argparse.Namespace) -> int:
     if failed:
         raise S2VideoError(f"selftest: {failed} check(s) failed; the table says what to do")
     return 0
-
-
-def _out_of_memory(error: Exception) -> str:
-    first_line = str(error).split(". ")[0]
-    return (
-        f"the GPU's memory is full ({first_line}): use more GPUs (launch --nproc), fewer frames or pixels, "
-        "model.dtype bfloat16, model.offload_text_encoder true, or model.stream_text_encoder true"
-    )
 
 
 def _launch(arguments: argparse.Namespace) -> int:

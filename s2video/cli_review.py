@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .ending import Termination
-from .errors import InputError
+from .errors import InputError, S2VideoError, out_of_memory
 from .requests import check_output, check_request, check_spec, read_checkpoint
 from .sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 
@@ -108,13 +108,18 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _reproduce(arguments: argparse.Namespace) -> int:
     sidecar, config = check_reproduce(arguments, world_size=int(os.environ.get("WORLD_SIZE", "1")))
 
+    import torch
+
     from .parallel.mesh import init_mesh
     from .pipeline import Engine
     from .reproduce import judge, make_again
 
-    with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
-        engine = Engine(config, mesh, progress="plain" if arguments.plain else "auto", termination=termination)
-        remade = make_again(engine, sidecar, arguments.output)
+    try:
+        with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
+            engine = Engine(config, mesh, progress="plain" if arguments.plain else "auto", termination=termination)
+            remade = make_again(engine, sidecar, arguments.output)
+    except torch.OutOfMemoryError as error:
+        raise S2VideoError(out_of_memory(error)) from error
     if remade is not None:
         print(judge(sidecar, remade), flush=True)
     return 0
