@@ -20,7 +20,7 @@ from .cli_review import add_reproduce_arguments, add_review_commands, check_repr
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
 from .errors import InputError, S2VideoError, StoppedError, out_of_memory
-from .formats import FORMATS, Codec, codec_for
+from .formats import FORMATS, codec_for, suffix_of
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import (
     VideoRequest,
@@ -281,11 +281,10 @@ def _decode(arguments: argparse.Namespace) -> int:
         raise InputError(f"latents {latents}: no such file: expected the X.latents.safetensors of a --keep-latents run")
     if latents.suffix != ".safetensors":
         raise InputError(f"latents {latents}: expected a .safetensors file, came {latents.name!r}")
-    codec: Codec = arguments.codec or "h264"
-    output = arguments.output or latents.with_name(
-        f"{latents.name.removesuffix('.safetensors').removesuffix('.latents')}{FORMATS[codec].suffix}"
-    )
-    codec_for(output, arguments.codec or "auto")
+    codec = arguments.codec or "auto"
+    stem = latents.name.removesuffix(".safetensors").removesuffix(".latents")
+    output = arguments.output or latents.with_name(f"{stem}{suffix_of(codec)}")
+    codec_for(output, codec)
     check_output(output)
     config = None if arguments.config is None else load_config(arguments.config)
     if int(os.environ.get("WORLD_SIZE", "1")) != 1:

@@ -201,6 +201,11 @@ def codec_for(path: Path, codec: Codec | Literal["auto"] = "auto") -> Codec:
     )
 
 
+def suffix_of(codec: Codec | Literal["auto"]) -> str:
+    """What the path of a video ends in; auto: that of h264."""
+    return FORMATS["h264" if codec == "auto" else codec].suffix
+
+
 def place_of(path: Path) -> Path:
     """What a video called `path` appears as: a file of that name, or for a sequence X.exr the folder X."""
     return path.with_suffix("") if FORMATS[codec_for(path)].is_sequence else path

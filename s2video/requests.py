@@ -21,7 +21,7 @@ from .errors import InputError
 from .exr import check_openimageio
 from .ffmpeg import check_encoder
 from .files import check_replaceable
-from .formats import FORMATS, Codec, VideoSpec, codec_for, is_frame_name, place_of
+from .formats import Codec, VideoSpec, codec_for, is_frame_name, place_of, suffix_of
 from .models.family import WAN_VAE, CheckpointInfo, JsonFile
 from .naming import find_collisions, render_name, slug
 
@@ -66,7 +66,7 @@ def plan_videos(
         raise InputError(f"--num-videos {num_videos}: seeds {seed} and up would pass 2^63 - 1: choose a smaller --seed")
     pairs = [(_checked_prompt(prompt, "prompt"), seed + k) for prompt in prompts for k in range(num_videos)]
     if "{" in output.name or "}" in output.name:
-        outputs = _rendered(output, pairs, FORMATS["h264" if codec == "auto" else codec].suffix)
+        outputs = _rendered(output, pairs, suffix_of(codec))
     elif len(pairs) == 1:
         outputs = [output]
     else:
