@@ -219,6 +219,7 @@ def _generate(checked: _Checked) -> int:
     from .parallel.mesh import init_mesh
     from .pipeline import Engine
     from .plan import resolve_parallel
+    from .production import make_video
 
     config = resolve_parallel(checked.config, int(os.environ.get("WORLD_SIZE", "1")))
     try:
@@ -226,7 +227,7 @@ def _generate(checked: _Checked) -> int:
             engine = Engine(config, mesh, progress="plain" if checked.plain else "auto", termination=termination)
             for prompt, seed, output in checked.videos:
                 job = Job(prompt, config.negative_prompt, seed, output, config.output.keep_latents, checked.resume)
-                written = engine.run(job)
+                written = make_video(engine, job)
                 if written is not None:
                     print(written, flush=True)
     except torch.OutOfMemoryError as error:

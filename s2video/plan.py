@@ -20,7 +20,7 @@ from .costs import SubWork, read_costs
 from .errors import InputError
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
 from .geometry import LatentShape
-from .models.families import WAN_VAE
+from .models.family import WAN_VAE
 from .models.loading import ASSETS, EMBEDDED, find_checkpoint, num_parameters, read_json
 from .requests import check_request, read_checkpoint
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .config import RunConfig
 from .config_text import read_text
 from .errors import InputError
-from .models.families import WAN_VAE, CheckpointInfo, JsonFile
+from .models.family import WAN_VAE, CheckpointInfo, JsonFile
 
 _PIPELINE_MULTIPLE = 16  # pixels; diffusers' pipelines take no other sizes, and results are held against them
 
@@ -86,7 +86,7 @@ def read_checkpoint(folder: Path) -> CheckpointInfo:
     """Read the bounds from a folder that passed `check_checkpoint`. Raises InputError for an unknown kind."""
     from .models.loading import read_family, read_json
 
-    paths = (folder / "model_index.json", folder / "transformer" / "config.json", folder / "vae" / "config.json")
+    paths = (folder / "transformer" / "config.json", folder / "vae" / "config.json")
     return read_family(folder).describe(*(JsonFile(path, read_json(path)) for path in paths))
 
 

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1.3e-3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
 
     stages = []
     if args.init:

@@ -3,12 +3,13 @@
 Knows no sampling, no guidance, and no particular model.
 
 Dimension letters: B batch, C latent channels, T H W latent frames, rows, columns, L tokens of the whole video,
-L_local tokens on this rank, M text tokens, D model width.
+L_local tokens on this rank, M text tokens, M_image image tokens, D model width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ..parallel.attention import AttentionPlan
@@ -36,12 +37,55 @@ class Conditioning:
             all of them count.
         pooled: [B, D_pooled], one embedding of the whole prompt.
         guidance: embedded guidance scale, for models distilled to take it as an input; 1 or more.
+        image: [B, M_image, D_image], features of the images given.
+        given_frames: latent frames at the start that are given: clean, so at time 0.
     """
 
     text: Tensor
     text_lengths: tuple[int, ...] | None = None
     pooled: Tensor | None = None
     guidance: float | None = None
+    image: Tensor | None = None
+    given_frames: int = 0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What images, or the lack of them, fix for a whole video, the same in every branch and step. B is 1.
+
+    Attributes:
+        channels: [B, C', T, H, W], latents and masks that stand behind the noisy latents' own channels.
+        frames: [B, C, T', H, W], clean latents in place of the first T' noisy frames.
+        features: [B, M_image, D_image], what the image encoder says.
+    """
+
+    channels: Tensor | None = None
+    frames: Tensor | None = None
+    features: Tensor | None = None
+
+    def held(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W] with the given frames in their place."""
+        if self.frames is None:
+            return latents
+        frames = self.frames.to(latents.dtype).expand(latents.shape[0], -1, -1, -1, -1)
+        return torch.cat((frames, latents[:, :, frames.shape[2] :]), dim=2)
+
+    def model_input(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W] -> what the transformer sees, [B, C + C', T, H, W]."""
+        latents = self.held(latents)
+        if self.channels is None:
+            return latents
+        channels = self.channels.to(latents.dtype).expand(latents.shape[0], -1, -1, -1, -1)
+        return torch.cat((latents, channels), dim=1)
+
+    def told(self, conditioning: Conditioning) -> Conditioning:
+        """One branch's conditioning, with what it has to know of the images."""
+        batch = conditioning.text.shape[0]
+        return replace(
+            conditioning,
+            image=None if self.features is None else self.features.expand(batch, -1, -1),
+            given_frames=0 if self.frames is None else self.frames.shape[2],
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +123,7 @@ class BlockModel(Protocol):
     def num_blocks(self) -> int: ...
 
     def num_tokens(self, latents: Tensor) -> int:
-        """Video tokens of latents [B, C, T, H, W]."""
+        """Video tokens of latents [B, C, T, H, W]; here and below, C counts the channels that `Given` adds."""
         ...
 
     def prepare(

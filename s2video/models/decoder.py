@@ -30,6 +30,9 @@ class FrameDecoder:
         vae_class: diffusers' name of the VAE's class.
         load_vae: called once, on the ranks that decode.
         timeout_seconds: how long a rank that decodes waits for another one.
+
+    Attributes:
+        vae: on the ranks that decode, rank 0 being always one of them; None on the others.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class FrameDecoder:
         self._mesh = mesh
         self._num_ranks = min(world.size, ranks[mode])
         self._timeout_seconds = timeout_seconds
-        self._vae = load_vae() if world.rank < self._num_ranks else None
+        self.vae = load_vae() if world.rank < self._num_ranks else None
 
     def __call__(self, latents: Tensor) -> Generator[Tensor, None, None]:
         """Frames of one video [1, C, T, H, W]: chunks of float32 [t, H·s, W·s, 3] in [0, 1], on the CPU of rank 0.
@@ -74,8 +77,8 @@ class FrameDecoder:
         if axis is None:
             return
         if self._mode == "sharded":
-            yield from decode_sharded(self._vae, latents, axis)
-        elif self._mode == "tiled" or not isinstance(self._vae, AutoencoderKLWan):
-            yield from decode_tiled(self._vae, latents, axis)
+            yield from decode_sharded(self.vae, latents, axis)
+        elif self._mode == "tiled" or not isinstance(self.vae, AutoencoderKLWan):
+            yield from decode_tiled(self.vae, latents, axis)
         else:
-            yield from decode_frames(self._vae, latents)
+            yield from decode_frames(self.vae, latents)

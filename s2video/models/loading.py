@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .families import FAMILIES, Family, JsonFile, family_of
+from .families import FAMILIES, family_of
+from .family import PROCESSORS, Family, JsonFile
 
 if TYPE_CHECKING:  # the command line checks checkpoints before it spends seconds on importing torch
     import torch
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 EMBEDDED = ("shapes-wan",)
-_FOLDERS = {"scheduler", *(name for family in FAMILIES.values() for name in family.components)}
+_FOLDERS = {"scheduler", *(name for family in FAMILIES.values() for name in family.classes)}
+_SETTINGS = {"scheduler": "scheduler_config.json", **dict.fromkeys(PROCESSORS, "preprocessor_config.json")}
 _HUB_FILES = ["model_index.json", *(f"{name}/*" for name in sorted(_FOLDERS))]
 
 
@@ -73,7 +75,7 @@ def check_checkpoint(folder: Path) -> None:
             for file in weight_files(folder / name):
                 _read_header(file)
         else:
-            read_json(folder / name / ("scheduler_config.json" if name == "scheduler" else "tokenizer_config.json"))
+            read_json(folder / name / _SETTINGS.get(name, "tokenizer_config.json"))
 
 
 def read_family(folder: Path) -> Family:
@@ -158,10 +160,10 @@ def weight_digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The transformer on `device`; norms and tables that diffusers keeps in float32 stay so."""
-    model = _class_of(folder, "transformer").from_pretrained(
-        folder, subfolder="transformer", dtype=dtype, device_map={"": str(device)}
+def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device, component: str = "transformer") -> Any:
+    """A transformer on `device`; norms and tables that diffusers keeps in float32 stay so."""
+    model = _class_of(folder, component).from_pretrained(
+        folder, subfolder=component, dtype=dtype, device_map={"": str(device)}
     )
     return model.eval().requires_grad_(False)
 
@@ -171,19 +173,22 @@ def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return vae.to(device).eval().requires_grad_(False)
 
 
-def load_text(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Tokenizers and text encoders by the names of their folders, on the CPU."""
+def load_conditioners(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """What turns prompts and images into conditioning, by the names of the folders: encoders on the CPU, in `dtype`."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # ours is the only one: theirs would print a line a rank
     loaded = {}
-    for name, class_name in read_family(folder).components.items():
+    family = read_family(folder)
+    for name in family.conditioners:
+        kind = getattr(transformers, family.components[name])
         if name.startswith("tokenizer"):
             # text first, padding behind it: every pipeline here counts on that
-            loaded[name] = getattr(transformers, class_name).from_pretrained(folder / name, padding_side="right")
-        elif name.startswith("text_encoder"):
-            encoder = getattr(transformers, class_name).from_pretrained(folder, subfolder=name, dtype=dtype)
-            loaded[name] = encoder.eval().requires_grad_(False)
+            loaded[name] = kind.from_pretrained(folder / name, padding_side="right")
+        elif name in PROCESSORS:
+            loaded[name] = kind.from_pretrained(folder / name)
+        else:
+            loaded[name] = kind.from_pretrained(folder, subfolder=name, dtype=dtype).eval().requires_grad_(False)
     return loaded
 
 

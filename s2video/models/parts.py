@@ -22,9 +22,14 @@ from .loading import load_transformer, read_json, weight_files
 
 
 def place_transformer(
-    folder: Path, dtype: torch.dtype, mesh: Mesh, parallel: ParallelConfig, block_lists: Sequence[str]
+    folder: Path,
+    dtype: torch.dtype,
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    block_lists: Sequence[str],
+    component: str = "transformer",
 ) -> tuple[Any, BlockWeights]:
-    """The checkpoint's transformer, and its blocks' weights placed as `parallel.weights` says.
+    """A transformer of the checkpoint, and its blocks' weights placed as `parallel.weights` says.
 
     All ranks of the mesh call this together. Dtypes and values are those of `load_transformer`. A single rank has
     nobody to share weights with: fsdp and zero3 mean replicated there.
@@ -33,14 +38,15 @@ def place_transformer(
         folder: the checkpoint's.
         dtype: of the parameters, save those that the model's class keeps in float32.
         block_lists: names of the transformer's lists of blocks, in the order in which these run.
+        component: its folder there.
 
     Raises:
         InputError: where the files do not hold the parameters that the transformer's config.json calls for.
     """
     if parallel.weights == "replicated" or (parallel.weights != "streamed" and mesh.world.size == 1):
-        return load_transformer(folder, dtype, mesh.device), WHOLE
-    model = _empty_transformer(folder, dtype)
-    checkpoint = _Checkpoint(folder / "transformer", model)
+        return load_transformer(folder, dtype, mesh.device, component), WHOLE
+    model = _empty_transformer(folder, dtype, component)
+    checkpoint = _Checkpoint(folder / component, model)
     blocks = {
         f"{name}.{index}.": block
         for name in block_lists
@@ -71,14 +77,14 @@ def place_transformer(
     return model, sharded(modules, in_own_group(mesh.world, parallel.timeout_seconds), mesh.device, read)
 
 
-def _empty_transformer(folder: Path, dtype: torch.dtype) -> nn.Module:
+def _empty_transformer(folder: Path, dtype: torch.dtype, component: str) -> nn.Module:
     """Parameters without memory, in their final dtypes; buffers as the constructor computes them."""
     import diffusers
     from accelerate import init_empty_weights
 
-    kind = getattr(diffusers, read_json(folder / "model_index.json")["transformer"][1])
+    kind = getattr(diffusers, read_json(folder / "model_index.json")[component][1])
     with init_empty_weights(include_buffers=False):
-        model: nn.Module = kind.from_config(kind.load_config(folder, subfolder="transformer"))
+        model: nn.Module = kind.from_config(kind.load_config(folder, subfolder=component))
     in_float32 = set(kind._keep_in_fp32_modules or ())
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if in_float32 & set(name.split(".")) else dtype)

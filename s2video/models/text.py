@@ -7,7 +7,6 @@ Between uses their memory can be given back. Knows nothing of what the embedding
 from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import cpu_offload
 from torch import Tensor
@@ -15,7 +14,8 @@ from torch import Tensor
 from ..parallel.collectives import broadcast_tensors
 from ..parallel.mesh import Mesh
 from .base import Conditioning
-from .families import Family
+from .family import Family
+from .images import Images
 from .tokens import pad_text
 
 _CACHED = 16  # embeddings kept: 4 MiB each for Wan in bfloat16, on every rank's device
@@ -25,10 +25,8 @@ class TextEncoder:
     """A family's text encoders with a cache.
 
     Args:
-        components: tokenizers and encoders by name, on the main rank; None on the others, which receive what it
-            encodes.
-        max_sequence_length: tokens of an embedding; longer prompts are cut off. Where padding is attended to, it is
-            part of the embedding.
+        pipeline: diffusers' pipeline of tokenizers and encoders, on the main rank; None on the others, which receive
+            what it encodes.
         dtype: of the embeddings.
         offload: move the encoders back to the CPU after each use.
         stream: leave the encoders in CPU memory, and bring each layer to the device for its turn (by accelerate). Text
@@ -38,54 +36,78 @@ class TextEncoder:
     def __init__(
         self,
         family: Family,
-        components: dict[str, Any] | None,
+        pipeline: Any,
         mesh: Mesh,
         *,
-        max_sequence_length: int,
         dtype: torch.dtype,
         offload: bool,
         stream: bool = False,
     ) -> None:
         self._family = family
         self._mesh = mesh
-        self._max_sequence_length = max_sequence_length
         self._dtype = dtype
         self._offload = offload
         self._stream = stream
-        self._cache: dict[str, Conditioning] = {}
-        self._pipeline: Any = None
-        if components is not None:
-            self._encoders = [part for part in components.values() if isinstance(part, torch.nn.Module)]
-            # the pipeline cleans, wraps, tokenizes and encodes prompts; it needs no other component for that
+        self._cache: dict[tuple[Any, ...], Conditioning] = {}
+        self._pipeline = pipeline
+        if pipeline is not None:
+            self._encoders = [getattr(pipeline, name) for name in family.components if name.startswith("text_encoder")]
             if stream:
                 for encoder in self._encoders:
                     cpu_offload(encoder, execution_device=mesh.device)
-            pipeline_class = getattr(diffusers, family.pipeline)
-            self._pipeline = pipeline_class(**components, transformer=None, vae=None, scheduler=None)
 
-    def __call__(self, prompts: Sequence[str]) -> Conditioning:
-        """One batch, on the mesh's device, padded to its longest prompt. All ranks call this."""
-        missing = list(dict.fromkeys(p for p in prompts if p not in self._cache))
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_sequence_length: int,
+        images: Images | None = None,
+        is_negative: bool = False,
+    ) -> Conditioning:
+        """One batch, on the mesh's device, padded to its longest prompt. All ranks call this.
+
+        Args:
+            max_sequence_length: tokens of an embedding; longer prompts are cut off. Where padding is attended to, it is
+                part of the embedding.
+            images: the video's. Most encoders do not see them.
+            is_negative: these are prompts of the uncond pass.
+        """
+        read: tuple[Any, ...] = (max_sequence_length,)
+        if self._family.text_sees_image and images is not None:
+            read = (*read, is_negative, *images.digests())
+        else:
+            images = None
+        keys = [(prompt, *read) for prompt in prompts]
+        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._cache}
         if missing:
-            encoded = self._encode(missing) if self._pipeline is not None else None
+            encoded = None
+            if self._pipeline is not None:
+                encoded = self._encode(list(missing.values()), max_sequence_length, images, is_negative)
             received = broadcast_tensors(encoded, self._mesh.world, self._mesh.device)
-            for prompt, *rows in zip(missing, *(tensor.split(1) for tensor in received), strict=True):
+            for key, *rows in zip(missing, *(tensor.split(1) for tensor in received), strict=True):
                 # a part of its own for each, or one that stays would keep all of them
-                self._cache[prompt] = self._family.conditioning(*(row.clone() for row in rows))
-        batch = _batch([self._cache[prompt] for prompt in prompts])
-        for prompt in prompts:  # the last used stand last; every rank drops the same
-            self._cache[prompt] = self._cache.pop(prompt)
-        for prompt in list(self._cache)[:-_CACHED]:
-            del self._cache[prompt]
+                self._cache[key] = self._family.conditioning(*(row.clone() for row in rows))
+        batch = _batch([self._cache[key] for key in keys])
+        for key in keys:  # the last used stand last; every rank drops the same
+            self._cache[key] = self._cache.pop(key)
+        for key in list(self._cache)[:-_CACHED]:
+            del self._cache[key]
         return batch
 
     @torch.no_grad()
-    def _encode(self, prompts: list[str]) -> tuple[Tensor, ...]:
+    def _encode(
+        self, prompts: list[str], max_sequence_length: int, images: Images | None, is_negative: bool
+    ) -> tuple[Tensor, ...]:
         if not self._stream:
             for encoder in self._encoders:
                 encoder.to(self._mesh.device)
         encoded = self._family.encode(
-            self._pipeline, prompts, max_sequence_length=self._max_sequence_length, device=self._mesh.device
+            self._pipeline,
+            prompts,
+            images=images,
+            is_negative=is_negative,
+            max_sequence_length=max_sequence_length,
+            device=self._mesh.device,
         )
         if self._offload and not self._stream:
             for encoder in self._encoders:

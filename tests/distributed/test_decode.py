@@ -20,6 +20,7 @@ from s2video.parallel.halo import fill_halos
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.pipeline import Engine
+from s2video.production import make_video
 from s2video.video import probe_video
 
 Ranks = Callable[[int], RankPool]
@@ -196,7 +197,7 @@ def test_ranks_end_when_the_reader_leaves(ranks: Ranks, world_size: int, mode: D
 
 
 def make(mesh: Mesh | None, config: RunConfig, output: Path) -> Path | None:
-    return Engine(config, mesh).run(Job(PROMPT, "", 3, output))
+    return make_video(Engine(config, mesh), Job(PROMPT, "", 3, output))
 
 
 @pytest.mark.parametrize(("world_size", "mode"), [(2, "auto"), (3, "tiled"), (2, "serial")])
@@ -217,7 +218,7 @@ def make_without_encoder(mesh: Mesh, config: RunConfig, output: Path, monkeypatc
     engine = Engine(config, mesh)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMAGEIO_FFMPEG_EXE", monkeypatched)
-        engine.run(Job(PROMPT, "", 3, output))
+        make_video(engine, Job(PROMPT, "", 3, output))
 
 
 def test_an_encoder_that_fails_ends_all_ranks(ranks: Ranks, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from s2video.errors import StoppedError
 from s2video.job import Job as VideoJob
 from s2video.parallel.mesh import Mesh
 from s2video.pipeline import Engine
+from s2video.production import make_video
 
 Ranks = Callable[[int], RankPool]
 
@@ -49,7 +50,7 @@ def interrupted(mesh: Mesh | None, config: RunConfig, euler: bool, step: int, pa
     is_last = mesh is None or mesh.world.rank == mesh.world.size - 1
     maker = engine(mesh, config, euler, TermAtStep(step) if is_last else None)
     with pytest.raises(StoppedError, match=f"after step {step} of 6"):
-        maker.run(VideoJob(PROMPT, "", 3, path))
+        make_video(maker, VideoJob(PROMPT, "", 3, path))
 
 
 def resumed(mesh: Mesh | None, config: RunConfig, euler: bool, path: Path) -> torch.Tensor:
@@ -61,7 +62,7 @@ def resumed(mesh: Mesh | None, config: RunConfig, euler: bool, path: Path) -> to
         yield torch.zeros(1, 64, 64, 3)
 
     maker.decode = keeps
-    maker.run(VideoJob(PROMPT, "", 3, path, resume=True))
+    make_video(maker, VideoJob(PROMPT, "", 3, path, resume=True))
     return kept[0] if kept else torch.empty(0)
 
 

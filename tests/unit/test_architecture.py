@@ -17,11 +17,24 @@ FLOORS: dict[int, list[str]] = {
     0: ["errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
-    2: [f"models.{name}" for name in ("base", "tokens", "families", "wan", "hunyuan_video", "text", "loading")]
+    2: [f"models.{name}" for name in ("base", "tokens", "family", "wan_family", "hunyuan_family", "families")]
+    + [f"models.{name}" for name in ("wan", "hunyuan_video", "text", "images", "image_encoder", "experts", "loading")]
     + [f"models.{name}" for name in ("parts", "vae", "vae_sharded", "vae_tiled", "decoder")],
-    3: ["job", "forward", "sampler", "ffmpeg", "video", "video_queue", "progress", "sidecar", "checkpoint", "forecast"],
+    3: [
+        "job",
+        "forward",
+        "denoising",
+        "sampler",
+        "ffmpeg",
+        "video",
+        "video_queue",
+        "progress",
+        "sidecar",
+        "checkpoint",
+        "forecast",
+    ],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
-    + ["pipeline", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
+    + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 PACKAGES = {"", "parallel", "models", "integrations"}  # their __init__ holds nothing but the version and docstrings

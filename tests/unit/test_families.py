@@ -92,7 +92,7 @@ def test_llama_3_is_tokenized_as_its_file_says(tiny_hunyuan_checkpoint: Path) ->
     index = json.loads((tiny_hunyuan_checkpoint / "model_index.json").read_text())
     assert index["tokenizer"][1].startswith("LlamaTokenizer")
     text = "a small red circle, twice"
-    got = loading.load_text(tiny_hunyuan_checkpoint, torch.float32)["tokenizer"]
+    got = loading.load_conditioners(tiny_hunyuan_checkpoint, torch.float32)["tokenizer"]
     assert got(text).input_ids == tiny_hunyuan.build_llama_tokenizer()(text).input_ids
     assert got.padding_side == "right"
 

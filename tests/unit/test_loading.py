@@ -86,7 +86,7 @@ def test_hub_cache_files_are_named_by_their_digest(copy: Path, tmp_path: Path) -
 def test_every_component_gets_its_own_dtype(tiny_checkpoint: Path) -> None:
     cpu = torch.device("cpu")
     assert loading.load_vae(tiny_checkpoint, torch.bfloat16, cpu).dtype == torch.bfloat16
-    assert loading.load_text(tiny_checkpoint, torch.float16)["text_encoder"].dtype == torch.float16
+    assert loading.load_conditioners(tiny_checkpoint, torch.float16)["text_encoder"].dtype == torch.float16
     transformer = loading.load_transformer(tiny_checkpoint, torch.float32, cpu)
     assert transformer.dtype == torch.float32 and not transformer.training
 

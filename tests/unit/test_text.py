@@ -8,8 +8,8 @@ import torch
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT
 
 from s2video.models import text
-from s2video.models.families import FAMILIES
-from s2video.models.loading import load_text
+from s2video.models.base import Conditioning
+from s2video.models.loading import load_conditioners, read_family
 from s2video.models.text import TextEncoder
 from s2video.parallel.mesh import Mesh
 
@@ -18,20 +18,22 @@ class Watched:
     """The tiny checkpoint's encoder behind a `TextEncoder`, with a journal of what is asked of it."""
 
     def __init__(self, checkpoint: Path, *, offload: bool) -> None:
-        components = load_text(checkpoint, torch.float32)
+        family, components = read_family(checkpoint), load_conditioners(checkpoint, torch.float32)
         encoder = components["text_encoder"]
         self.events: list[Any] = []
         move = encoder.to
         encoder.to = lambda device: (self.events.append(str(device)), move(device))[1]
         encoder.register_forward_hook(lambda module, inputs, output: self.events.append(output[0].shape[0]))
-        self.encode = TextEncoder(
-            FAMILIES["WanPipeline"],
-            components,
+        self._encode = TextEncoder(
+            family,
+            family.build_pipeline(components, None),
             Mesh(torch.device("cpu", 0)),  # told apart from "cpu", where the encoder rests
-            max_sequence_length=MAX_SEQUENCE_LENGTH,
             dtype=torch.float32,
             offload=offload,
         )
+
+    def encode(self, prompts: list[str], max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> Conditioning:
+        return self._encode(prompts, max_sequence_length=max_sequence_length)
 
 
 def test_a_prompt_is_encoded_once(tiny_checkpoint: Path) -> None:
@@ -40,6 +42,7 @@ def test_a_prompt_is_encoded_once(tiny_checkpoint: Path) -> None:
     assert first.shape == (3, MAX_SEQUENCE_LENGTH, 128) and watched.events == ["cpu:0", 2]
     assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
     assert torch.equal(watched.encode([""]).text, first[1:2]) and watched.events == ["cpu:0", 2]
+    assert watched.encode([PROMPT], max_sequence_length=16).text.shape == (1, 16, 128)  # read anew, at another length
 
 
 def test_the_encoder_leaves_the_device_after_each_use(tiny_checkpoint: Path) -> None:
@@ -66,12 +69,11 @@ def test_the_least_recently_used_are_dropped(tiny_checkpoint: Path, monkeypatch:
 
 def test_a_streamed_encoder_is_a_whole_one_to_the_bit_and_leaves_the_device_empty(tiny_checkpoint: Path) -> None:
     def build(*, stream: bool) -> tuple[TextEncoder, torch.nn.Module]:
-        components = load_text(tiny_checkpoint, torch.float32)
+        family, components = read_family(tiny_checkpoint), load_conditioners(tiny_checkpoint, torch.float32)
         encode = TextEncoder(
-            FAMILIES["WanPipeline"],
-            components,
+            family,
+            family.build_pipeline(components, None),
             Mesh(torch.device("cpu")),
-            max_sequence_length=MAX_SEQUENCE_LENGTH,
             dtype=torch.float32,
             offload=True,
             stream=stream,
@@ -84,6 +86,7 @@ def test_a_streamed_encoder_is_a_whole_one_to_the_bit_and_leaves_the_device_empt
     there: list[bool] = []
     second.register_forward_pre_hook(lambda *_: there.append(any(not p.is_meta for p in first.parameters())))
     for prompts in ([PROMPT, ""], ["another"]):
-        assert torch.equal(streamed(prompts).text, whole(prompts).text)
+        texts = [encode(prompts, max_sequence_length=MAX_SEQUENCE_LENGTH).text for encode in (streamed, whole)]
+        assert torch.equal(*texts)
         assert all(parameter.is_meta for parameter in encoder.parameters())
     assert there == [False, False]  # the first layer has left when the second has its turn

@@ -1,0 +1,88 @@
+"""One step's guided prediction for the sampler: masks, predictions, guidance. Knows no schedule and no files."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .config import GuidanceConfig
+from .forward import predict
+from .guidance import combine, needs_uncond
+from .masks import step_masks
+from .models.base import Conditioning, Given
+from .models.experts import Experts
+from .parallel.mesh import Mesh
+
+
+class Denoiser:
+    """Maps (latents, timestep, step) to the guided prediction, as `sample` asks for it.
+
+    Args:
+        experts: the transformers.
+        guidance: CFG and S², with their scales, masks and window.
+        dtype: of what the transformer sees.
+        mask_seed: of the masks.
+        num_steps: in all; the masks of a step depend on it through the window.
+        cond: what the prompt says.
+        uncond: what the negative prompt says; None where no step needs it.
+        given: what images fix.
+    """
+
+    def __init__(
+        self,
+        experts: Experts,
+        mesh: Mesh,
+        guidance: GuidanceConfig,
+        *,
+        dtype: torch.dtype,
+        mask_seed: int,
+        num_steps: int,
+        cond: Conditioning,
+        uncond: Conditioning | None,
+        given: Given,
+    ) -> None:
+        self._experts = experts
+        self._mesh = mesh
+        self._guidance = guidance
+        self._spec = guidance.mask_spec()
+        self._dtype = dtype
+        self._mask_seed = mask_seed
+        self._num_steps = num_steps
+        self._cond = given.told(cond)
+        self._uncond = None if uncond is None else given.told(uncond)
+        self._given = given
+
+    def __call__(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
+        """Noisy latents [B, C, T, H, W] -> the guided prediction, float32 of that shape."""
+        guidance = self._guidance
+        expert = self._experts[self._experts.index_at(float(timestep))]
+        predictions = predict(
+            expert.model,
+            self._given.model_input(latents.to(self._dtype)),
+            timestep.expand(latents.shape[0]),
+            mesh=self._mesh,
+            cond=self._cond,
+            uncond=self._uncond if needs_uncond(guidance.cfg_scale) else None,
+            masks=self._masks(step),
+            weights=expert.weights,
+            share_prefix=guidance.share_prefix,
+            batch_branches=guidance.batch_branches,
+        )
+        return combine(
+            predictions,
+            cfg_scale=guidance.cfg_scale,
+            s2_scale=guidance.s2_scale,
+            form=guidance.form,
+            rescale=guidance.rescale,
+        )
+
+    def _masks(self, step: int) -> Sequence[tuple[int, ...]]:
+        if not self._guidance.s2_scale:
+            return ()
+        return step_masks(
+            self._spec,
+            num_blocks=self._experts.num_blocks,
+            seed=self._mask_seed,
+            step=step,
+            num_steps=self._num_steps,
+        )

@@ -1,0 +1,53 @@
+"""Images that a video starts from, or ends with -> what stands fixed in it, on one rank, for all ranks.
+
+The encoders and the VAE run on the mesh's main rank only; what they say is broadcast. Knows nothing of what it is for.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..parallel.collectives import broadcast_tensors
+from ..parallel.mesh import Mesh
+from .base import Given
+from .family import Family
+from .images import Images
+
+
+class ImageEncoder:
+    """A family's image encoder and VAE, with the last result kept.
+
+    Args:
+        pipeline: diffusers' pipeline of the conditioners and the VAE, on the main rank; None on the others.
+        offload: move the image encoder back to the CPU after each use.
+    """
+
+    def __init__(self, family: Family, pipeline: Any, mesh: Mesh, *, offload: bool) -> None:
+        self._family = family
+        self._pipeline = pipeline
+        self._mesh = mesh
+        self._offload = offload
+        self._last: tuple[Any, tuple[Tensor, ...]] | None = None
+
+    def __call__(self, images: Images | None, latents: Tensor) -> Given:
+        """What stands fixed in a video of latents [B, C, T, H, W]. All ranks call this, with the same images."""
+        if images is None:
+            return self._family.given(latents)
+        key = (images.digests(), latents.shape[1:])
+        if self._last is None or self._last[0] != key:
+            encoded = None if self._pipeline is None else self._encode(images, latents[:1])
+            self._last = key, tuple(broadcast_tensors(encoded, self._mesh.world, self._mesh.device))
+        return self._family.given(latents, *self._last[1])
+
+    @torch.no_grad()
+    def _encode(self, images: Images, latents: Tensor) -> tuple[Tensor, ...]:
+        encoder = getattr(self._pipeline, "image_encoder", None)
+        if encoder is not None:
+            encoder.to(self._mesh.device)
+        encoded = self._family.encode_images(self._pipeline, images, latents, device=self._mesh.device)
+        if encoder is not None and self._offload:
+            encoder.to("cpu")
+            if self._mesh.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return encoded
