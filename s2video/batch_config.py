@@ -56,6 +56,7 @@ class RunFile(RunConfig):
     """A batch: the settings of a run as the base of every job, and what follows."""
 
     shots: Annotated[str | list[Any], BeforeValidator(_read_shot_source)] = Field(
+        default=[],  # refused
         description="a list, each a prompt or a mapping of settings; or the path of a .jsonl, .csv or .txt file of them"
     )
     sweep: Annotated[dict[str, list[Any]], BeforeValidator(_read_grid)] = Field(

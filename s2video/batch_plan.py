@@ -18,7 +18,7 @@ from .errors import InputError
 from .forecast import Degrees
 from .identity import checkpoint_digests, job_key
 from .job import Job
-from .models.families import CheckpointInfo
+from .models.family import CheckpointInfo
 from .models.loading import check_checkpoint, find_checkpoint
 from .plan import make_plan, this_card
 from .requests import check_output, check_request, read_checkpoint
@@ -33,7 +33,6 @@ def video_job(config: RunConfig) -> Job:
         config.sampling.seed,
         Path(config.output.path),
         config.output.keep_latents,
-        resume=True,
     )
 
 
@@ -125,11 +124,11 @@ def describe(jobs: Sequence[BatchJob], seconds: Sequence[float | None], *, repli
         prompt = " ".join((job.config.prompt or "").split())
         shown = prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
         lines.append(
-            f"{number:4d}  {job.config.output.path}  {size}, seed {sampling.seed}, {_spoken(predicted)}  {shown}"
+            f"{number:4d}  {job.config.output.path}  {size}, seed {sampling.seed}, {spoken(predicted)}  {shown}"
         )
     known = [s for s in seconds if s is not None]
     cards = ", ".join(sorted({this_card(job.config.model.device).name for job in jobs}))
-    total = _spoken(sum(known) / replicas if known else None)
+    total = spoken(sum(known) / replicas if known else None)
     lines.append(
         f"{len(jobs)} videos, {total} in all on {replicas} x {world_size} x {cards}: predicted by the cost model for "
         "denoising alone, not measured" + (", and for the CPU no more than a rough guess" if "cpu" in cards else "")
@@ -137,7 +136,8 @@ def describe(jobs: Sequence[BatchJob], seconds: Sequence[float | None], *, repli
     return "\n".join(lines)
 
 
-def _spoken(seconds: float | None) -> str:
+def spoken(seconds: float | None) -> str:
+    """A time for people."""
     if seconds is None:
         return "unknown time"
     if seconds < 100:

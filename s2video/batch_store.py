@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .batch_config import RESERVED
+from .ending import end_suddenly
 from .errors import InputError
 from .files import atomic_path
 from .locks import is_held
@@ -36,7 +39,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     predicted REAL,                 -- seconds, by the cost model
     state TEXT NOT NULL DEFAULT 'waiting',
     attempts INTEGER NOT NULL DEFAULT 0,
-    owner TEXT,
+    owner TEXT,                     -- the replica that has it, or had it last
     lease_until REAL,
     started REAL,                   -- seconds since the epoch
     seconds REAL,                   -- from drawn to done
@@ -147,7 +150,7 @@ class Store:
             for name in again:
                 connection.execute("DELETE FROM files WHERE job = ?", (name,))
                 connection.execute(
-                    "UPDATE jobs SET state = 'waiting', attempts = 0, owner = NULL, lease_until = NULL, "
+                    "UPDATE jobs SET state = 'waiting', attempts = 0, lease_until = NULL, "
                     "started = NULL, seconds = NULL, error = NULL WHERE name = ?",
                     (name,),
                 )
@@ -171,18 +174,20 @@ class Store:
         self.log("drawn", job=drawn["name"], replica=owner, attempt=drawn["attempts"])
         return _record(drawn)
 
-    def renew(self, owner: str) -> int:
-        """Prolong the leases of a replica; returns how many jobs it has."""
+    def renew(self, owner: str) -> set[str]:
+        """Prolong the leases of a replica; returns the jobs that it has."""
         with self._transaction() as connection:
-            return connection.execute(
+            connection.execute(
                 "UPDATE jobs SET lease_until = ? WHERE state = 'running' AND owner = ?", (self._clock() + LEASE, owner)
-            ).rowcount
+            )
+            rows = connection.execute("SELECT name FROM jobs WHERE state = 'running' AND owner = ?", (owner,))
+            return {row["name"] for row in rows}
 
     def finish(self, name: str, owner: str, digests: Mapping[str, str]) -> bool:
         """The job is done: its files, below the batch's folder, with their SHA-256. False if it is not the owner's."""
         with self._transaction() as connection:
             changed = connection.execute(
-                "UPDATE jobs SET state = 'done', owner = NULL, lease_until = NULL, seconds = ? - started "
+                "UPDATE jobs SET state = 'done', lease_until = NULL, seconds = ? - started "
                 "WHERE name = ? AND state = 'running' AND owner = ?",
                 (self._clock(), name, owner),
             ).rowcount
@@ -198,7 +203,7 @@ class Store:
         """The job cannot be made, for a reason that is its own. False if it is not the owner's."""
         with self._transaction() as connection:
             changed = connection.execute(
-                "UPDATE jobs SET state = 'failed', owner = NULL, lease_until = NULL, error = ?, seconds = ? - started "
+                "UPDATE jobs SET state = 'failed', lease_until = NULL, error = ?, seconds = ? - started "
                 "WHERE name = ? AND state = 'running' AND owner = ?",
                 (error, self._clock(), name, owner),
             ).rowcount
@@ -213,7 +218,7 @@ class Store:
                 "SELECT name FROM jobs WHERE state = 'running' AND owner = ?", (owner,)
             ).fetchall()
             connection.execute(
-                "UPDATE jobs SET state = 'waiting', owner = NULL, lease_until = NULL, attempts = attempts - 1 "
+                "UPDATE jobs SET state = 'waiting', lease_until = NULL, attempts = attempts - 1 "
                 "WHERE state = 'running' AND owner = ?",
                 (owner,),
             )
@@ -234,7 +239,7 @@ class Store:
                 if row["attempts"] >= MAX_ATTEMPTS:
                     error = f"{row['attempts']} replicas {'fell silent' if is_alive else 'died'} while they made it"
                 connection.execute(
-                    "UPDATE jobs SET state = ?, owner = NULL, lease_until = NULL, error = ? WHERE name = ?",
+                    "UPDATE jobs SET state = ?, lease_until = NULL, error = ? WHERE name = ?",
                     ("waiting" if error is None else "failed", error, row["name"]),
                 )
                 released.append(Released(row["name"], row["owner"], row["attempts"], error))
@@ -287,6 +292,44 @@ class Store:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
+
+
+class Heartbeat:
+    """Renews a replica's leases in a thread, for the time of a block; ends the process if one was lost meanwhile.
+
+    A process that was stopped for long, and runs again, would else write what its successor writes.
+
+    Attributes:
+        held: the jobs that the replica believes to have.
+    """
+
+    def __init__(self, store: Store, owner: str) -> None:
+        self.held: set[str] = set()
+        self._store = store
+        self._owner = owner
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(LEASE / 4):
+            believed = self.held.copy()
+            lost = (believed - self._store.renew(self._owner)) & self.held  # one that was let go of is not lost
+            if lost:
+                print(
+                    f"s2video: error: {self._owner} was silent for over {LEASE:g} s, and others may make "
+                    f"{', '.join(sorted(lost))} now: it ends",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                end_suddenly(1)
 
 
 def _record(row: sqlite3.Row) -> Record:

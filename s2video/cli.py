@@ -1,4 +1,4 @@
-"""The command line: generate | decode | plan | selftest | launch.
+"""The command line: generate | batch | status | decode | plan | selftest | launch.
 
 Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
 codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C, 143 SIGTERM.
@@ -16,14 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from . import __version__
+from . import __version__, cli_batch
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
-from .errors import InputError, S2VideoError, StoppedError
+from .errors import InputError, S2VideoError, StoppedError, out_of_memory
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import VideoRequest, check_output, check_request, plan_videos, read_checkpoint, read_prompt_file
 
-_COMMANDS = ("generate", "decode", "plan", "selftest", "launch")
+_COMMANDS = ("generate", "batch", "status", "decode", "plan", "selftest", "launch")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +74,8 @@ def _run(argv: list[str]) -> int:
         return _plan(arguments)
     if arguments.command == "selftest":
         return _selftest(arguments)
+    if arguments.command in cli_batch.COMMANDS:
+        return cli_batch.run(arguments)
     checked = _check_generate(arguments, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     return _generate(checked)
 
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate_arguments(
         commands.add_parser("generate", help="make videos from prompts, here or under torchrun", allow_abbrev=False)
     )
+    cli_batch.add_commands(commands, _whole, _add_set_argument)
 
     decode = commands.add_parser("decode", help="make the video from saved latents", allow_abbrev=False)
     decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors, left by --keep-latents")
@@ -231,7 +234,7 @@ def _generate(checked: _Checked) -> int:
                 if written is not None:
                     print(written, flush=True)
     except torch.OutOfMemoryError as error:
-        raise S2VideoError(_out_of_memory(error)) from error
+        raise S2VideoError(out_of_memory(error)) from error
     return 0
 
 
@@ -259,7 +262,7 @@ def _decode(arguments: argparse.Namespace) -> int:
         with Termination().handled():
             print(decode_latents(latents, output, config), flush=True)
     except torch.OutOfMemoryError as error:
-        raise S2VideoError(_out_of_memory(error)) from error
+        raise S2VideoError(out_of_memory(error)) from error
     return 0
 
 
@@ -287,14 +290,6 @@ def _selftest(arguments: argparse.Namespace) -> int:
     if failed:
         raise S2VideoError(f"selftest: {failed} check(s) failed; the table says what to do")
     return 0
-
-
-def _out_of_memory(error: Exception) -> str:
-    first_line = str(error).split(". ")[0]
-    return (
-        f"the GPU's memory is full ({first_line}): use more GPUs (launch --nproc), fewer frames or pixels, "
-        "model.dtype bfloat16, model.offload_text_encoder true, or model.stream_text_encoder true"
-    )
 
 
 def _launch(arguments: argparse.Namespace) -> int:

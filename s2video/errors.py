@@ -32,3 +32,12 @@ class NumericalError(S2VideoError):
 
 class StoppedError(S2VideoError):
     """The run was asked to stop, and did at the end of a step; the message says how it goes on."""
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to say of torch.OutOfMemoryError."""
+    first_line = str(error).split(". ")[0]
+    return (
+        f"the GPU's memory is full ({first_line}): use more GPUs (launch --nproc), fewer frames or pixels, "
+        "model.dtype bfloat16, model.offload_text_encoder true, or model.stream_text_encoder true"
+    )

@@ -14,7 +14,22 @@ PACKAGE = ROOT / "s2video"
 
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
-    0: ["errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
+    0: [
+        "errors",
+        "ending",
+        "files",
+        "locks",
+        "config",
+        "config_text",
+        "naming",
+        "shots",
+        "batch_config",
+        "guidance",
+        "masks",
+        "geometry",
+        "cards",
+        "costs",
+    ],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "family", "wan_family", "hunyuan_family", "families")]
@@ -32,9 +47,12 @@ FLOORS: dict[int, list[str]] = {
         "sidecar",
         "checkpoint",
         "forecast",
+        "identity",
+        "gpu_room",
     ],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
-    + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
+    + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"]
+    + ["batch", "batch_store", "batch_plan", "batch_status", "replicas", "cli_batch"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 PACKAGES = {"", "parallel", "models", "integrations"}  # their __init__ holds nothing but the version and docstrings
