@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from .config import RunConfig, Text, Whole, build_config, origin, read_values
 from .config_text import describe_problems, show
 from .errors import InputError
-from .naming import render_name
+from .naming import find_collisions, render_name, slug
 from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
 
 MAX_JOBS = 100_000
@@ -57,7 +57,7 @@ class RunFile(RunConfig):
 
     shots: Annotated[str | list[Any], BeforeValidator(_read_shot_source)] = Field(
         default=[],  # refused
-        description="a list, each a prompt or a mapping of settings; or the path of a .jsonl, .csv or .txt file of them"
+        description="a list, each a prompt or a mapping of settings; or the path of a .jsonl, .csv or .txt file",
     )
     sweep: Annotated[dict[str, list[Any]], BeforeValidator(_read_grid)] = Field(
         default={}, description="settings, each with a list of values: every combination of them is made of every shot"
@@ -71,8 +71,8 @@ class RunFile(RunConfig):
     name: Text = Field(
         default="{shot}{variant}_s{seed}.{ext}",
         min_length=1,
-        description="template of a file's name; its fields: run, shot, variant (what sweep sets), the last part of "
-        "each key of sweep, index, seed, take (1 to seeds), ext, and those of `fields`",
+        description="template of a file's name; its fields: run, shot, prompt, variant (what sweep sets), the last "
+        "part of each key of sweep, index, seed, take (1 to seeds), ext, and those of `fields`",
     )
     fields: Annotated[dict[str, Any], BeforeValidator(_read_fields)] = Field(
         default={}, description="more fields for name, such as show and version; a shot sets fields.version for itself"
@@ -176,6 +176,7 @@ def _expand(
                 **naming,
                 "run": run_name,
                 "shot": name,
+                "prompt": slug(config.prompt),
                 "variant": _variant(swept),
                 "index": next(index),
                 "seed": seed,
@@ -218,9 +219,9 @@ def _variant(swept: Mapping[str, Any]) -> str:
 
 def _collisions(jobs: Sequence[BatchJob]) -> Iterator[str]:
     """Videos that would take each other's place, or that of the files beside it, on any file system."""
-    first: dict[str, BatchJob] = {}
-    for job in jobs:
-        key = str(PurePath(job.name).with_suffix("")).casefold()
-        other = first.setdefault(key, job)
-        if other is not job:
-            yield f"{job.where}: {job.name} would lie where {other.name} does ({other.where}): change name or shot"
+    for first, *others in find_collisions(PurePath(job.name) for job in jobs):
+        for job in (jobs[index] for index in others):
+            yield (
+                f"{job.where}: {job.name} would lie where {jobs[first].name} does ({jobs[first].where}): change name, "
+                "or give the shots names of their own"
+            )

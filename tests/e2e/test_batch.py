@@ -29,7 +29,7 @@ from s2video.pipeline import Engine
 from s2video.production import Denoised, denoise, finish, make_video
 
 REPOSITORY = Path(__file__).parents[2]
-OVERFLOW = 1e38  # as cfg_scale: the latents become infinite in the first step
+OVERFLOW = 1e300  # as cfg_scale: the latents become infinite in the first step
 
 
 class Run:

@@ -177,7 +177,7 @@ def test_a_bad_run_file_is_refused_whole(tmp_path: Path, values: Mapping[str, An
         ({"sweep": {"prompt": ["x"]}}, "prompt is set here and by sweep"),
         ({"sweep": {"sampling.seed": [1]}, "seeds": 2}, "say the same"),
         ({"name": "{shto}.mp4"}, "unknown field 'shto'"),
-        ({"name": "../{shot}.mp4"}, "relative path"),
+        ({"name": "../{shot}.mp4"}, 'begins with "."'),
         ({"name": "batch.{shot}.mp4"}, "the batch's own files"),
         ({"name": "{version:03d}.mp4", "fields": {"version": "x"}}, "name"),
     ],
@@ -207,7 +207,16 @@ def test_names_are_made_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
     values = {"shots": shots, "fields": {"show": "abc", "version": 1}, "sweep": {"guidance.s2_scale": [0.5]}}
     batch = load(tmp_path, values)
     assert [job.name for job in batch.jobs] == ["1.mp4"]
-    expected = {"run": "run", "shot": "a", "variant": "_s2_scale-0.5", "index": 1, "seed": 0, "take": 1, "ext": "mp4"}
+    expected = {
+        "run": "run",
+        "shot": "a",
+        "prompt": "x",
+        "variant": "_s2_scale-0.5",
+        "index": 1,
+        "seed": 0,
+        "take": 1,
+        "ext": "mp4",
+    }
     assert seen == [{**expected, "s2_scale": 0.5, "show": "abc", "version": 2}]
 
 
