@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from .batch_config import RESERVED
 from .ending import end_suddenly
-from .errors import InputError
+from .errors import InputError, S2VideoError
 from .files import atomic_path
 from .locks import is_held
 
@@ -118,7 +118,7 @@ class Store:
                 # shards may lie on a network's file system, which WAL's shared memory does not reach across
                 connection.execute(f"PRAGMA journal_mode = {'DELETE' if self._is_shared else 'WAL'}")
                 connection.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, S2VideoError) as error:
             raise InputError(
                 f"{self.path}: cannot be used as a batch's state ({error}): choose another folder"
             ) from None
@@ -274,13 +274,17 @@ class Store:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        """Raises S2VideoError for all that SQLite refuses: a full disk, a damaged file, a lock that is never free."""
         try:
-            connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA foreign_keys = ON")
-            yield connection
-        finally:
-            connection.close()
+            connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            try:
+                connection.row_factory = sqlite3.Row
+                connection.execute("PRAGMA foreign_keys = ON")
+                yield connection
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise S2VideoError(f"{self.path}: {error}: look at the disk and its free space") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -321,7 +325,12 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._ended.wait(LEASE / 4):
             believed = self.held.copy()
-            lost = (believed - self._store.renew(self._owner)) & self.held  # one that was let go of is not lost
+            try:
+                has = self._store.renew(self._owner)
+            except S2VideoError as error:
+                print(f"s2video: {error}", file=sys.stderr, flush=True)
+                continue
+            lost = (believed - has) & self.held  # one that was let go of is not lost
             if lost:
                 print(
                     f"s2video: error: {self._owner} was silent for over {LEASE:g} s, and others may make "
