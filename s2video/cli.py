@@ -1,4 +1,4 @@
-"""The command line: generate | decode | plan | selftest | launch, and the commands of `cli_review.py`.
+"""The command line: generate | decode | plan | selftest | launch, and the commands of `cli_batch` and `cli_review`.
 
 Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
 codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C, 143 SIGTERM.
@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+from . import cli_batch
 from .cli_review import add_reproduce_arguments, add_review_commands, check_reproduce
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
 from .errors import InputError, S2VideoError, StoppedError, out_of_memory
-from .formats import FORMATS, codec_for, suffix_of
+from .formats import FORMATS, Codec, codec_for, suffix_of
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import (
     VideoRequest,
@@ -33,7 +34,10 @@ from .requests import (
 )
 from .version import __version__
 
-_COMMANDS = ("generate", "decode", "inspect", "reproduce", "compare", "sheet", "page", "plan", "selftest", "launch")
+_COMMANDS = (
+    *("generate", "batch", "status", "decode", "inspect", "reproduce", "compare", "sheet", "page"),
+    *("plan", "selftest", "launch"),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,6 +90,8 @@ def _run(argv: list[str]) -> int:
         return _plan(arguments)
     if arguments.command == "selftest":
         return _selftest(arguments)
+    if arguments.command in cli_batch.COMMANDS:
+        return cli_batch.run(arguments)
     checked = _check_generate(arguments, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     return _generate(checked)
 
@@ -110,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate_arguments(
         commands.add_parser("generate", help="make videos from prompts, here or under torchrun", allow_abbrev=False)
     )
+    cli_batch.add_commands(commands, _whole, _add_set_argument)
 
     decode = commands.add_parser("decode", help="make the video from saved latents", allow_abbrev=False)
     decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors, left by --keep-latents")
@@ -281,7 +288,7 @@ def _decode(arguments: argparse.Namespace) -> int:
         raise InputError(f"latents {latents}: no such file: expected the X.latents.safetensors of a --keep-latents run")
     if latents.suffix != ".safetensors":
         raise InputError(f"latents {latents}: expected a .safetensors file, came {latents.name!r}")
-    codec = arguments.codec or "auto"
+    codec: Codec | Literal["auto"] = arguments.codec or "auto"
     stem = latents.name.removesuffix(".safetensors").removesuffix(".latents")
     output = arguments.output or latents.with_name(f"{stem}{suffix_of(codec)}")
     codec_for(output, codec)

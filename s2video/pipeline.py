@@ -264,12 +264,17 @@ class Engine:
             given=given,
         )
 
-    def decode(self, latents: Tensor) -> Generator[Tensor, None, None]:
+    def decode(self, latents: Tensor, *, alone: bool = False) -> Generator[Tensor, None, None]:
         """Frames of one video [1, C, T, H, W], as chunks of float32 [t, H, W, 3] in [0, 1], on the main rank.
 
-        All ranks exhaust it together, the others receiving nothing; see `FrameDecoder`.
+        All ranks exhaust it together, the others receiving nothing; see `FrameDecoder`. Only where the main rank
+        `can_decode_alone`, it may do so, in any thread, while the others do something else.
         """
-        return self._decoder(latents)
+        return self._decoder.alone(latents) if alone else self._decoder(latents)
+
+    @property
+    def can_decode_alone(self) -> bool:
+        return not self._decoder.needs_others
 
     def weight_digests(self) -> dict[str, str]:
         """SHA-256 of the weight files. Main rank only."""

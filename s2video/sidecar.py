@@ -22,6 +22,7 @@ from .config import RunConfig
 from .errors import InputError
 from .files import atomic_path, sha256, size
 from .formats import Codec
+from .identity import deciding
 from .masks import step_masks
 from .parallel.mesh import Mesh
 from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar
@@ -29,11 +30,6 @@ from .version import __version__
 
 NUM_PROBES = 64
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
-# Settings that leave no trace in the video; the seed and the weights that were used are compared themselves.
-_UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
-_UNSEEN |= {"model.stream_text_encoder"}
-_UNSEEN |= {"guidance.share_prefix", "guidance.batch_branches", "output.path", "output.keep_latents"}
-_UNSEEN |= {"output.ffmpeg"}
 
 
 class SavedLatents(NamedTuple):
@@ -121,21 +117,9 @@ def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
     The name of the video, the machine and the ranks that made it may be others.
     """
     try:
-        return _deciding(json.loads(path.read_text(encoding="utf-8"))) == _deciding(facts)
+        return deciding(json.loads(path.read_text(encoding="utf-8"))) == deciding(facts)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _deciding(facts: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    settings = {
-        f"{section}.{field}": value
-        for section in ("model", "sampling", "guidance", "output")
-        for field, value in facts["config"][section].items()
-    }
-    return (
-        [facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")],
-        {key: value for key, value in settings.items() if key not in _UNSEEN},
-    )
 
 
 def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:

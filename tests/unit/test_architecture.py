@@ -15,8 +15,8 @@ PACKAGE = ROOT / "s2video"
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
     0: [
-        *("errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"),
-        *("timecode", "formats", "colour", "naming", "version", "sidecar_model"),
+        *("errors", "ending", "files", "locks", "config", "config_text", "guidance", "masks", "geometry", "cards"),
+        *("costs", "timecode", "formats", "colour", "naming", "shots", "batch_config", "version", "sidecar_model"),
     ],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
@@ -36,12 +36,15 @@ FLOORS: dict[int, list[str]] = {
         "sidecar",
         "checkpoint",
         "forecast",
+        "identity",
+        "gpu_room",
         "captions",
         "compare",
         "sheet",
     ],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
     + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"]
+    + ["batch", "batch_store", "batch_plan", "batch_status", "replicas", "cli_batch"]
     + ["describe", "reproduce", "page", "cli_review", "api"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
