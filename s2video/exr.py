@@ -43,10 +43,12 @@ class ExrSequence:
         height, width, channels = pixels.shape
         header = oiio.ImageSpec(width, height, channels, oiio.HALF)
         header.attribute("compression", "zip")
+        header.attribute("DateTime", "")  # else the time of writing, as the date of capture
         header.attribute("oiio:ColorSpace", "lin_rec709_scene")
         header.attribute("chromaticities", oiio.TypeDesc("float[8]"), _BT709)
         fps = self._spec.fps
-        header.attribute("FramesPerSecond", oiio.TypeDesc("rational"), (fps.numerator, fps.denominator))
+        # OpenEXR's own name: OpenImageIO would store "FramesPerSecond" as it stands, and nobody looks for that
+        header.attribute("framesPerSecond", oiio.TypeDesc("rational"), (fps.numerator, fps.denominator))
         if self._first is not None:
             label = self._first.later(self.num_frames)
             header.attribute("smpte:TimeCode", oiio.TypeDesc("timecode"), (label.packed(), 0))

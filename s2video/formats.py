@@ -185,6 +185,8 @@ class VideoSpec:
 
 def codec_for(path: Path, codec: Codec | Literal["auto"] = "auto") -> Codec:
     """The codec of a file called `path`; auto: by its suffix. Raises InputError where the two do not fit."""
+    if not path.stem.strip("."):  # the folder of "..exr" would be the one above
+        raise InputError(f"output {path}: expected a name before the suffix, came {path.name!r}")
     if codec != "auto":
         if path.suffix != FORMATS[codec].suffix:
             raise InputError(
