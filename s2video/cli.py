@@ -1,4 +1,4 @@
-"""The command line: generate | decode | plan | selftest | launch.
+"""The command line: generate | decode | plan | selftest | launch, and the commands of `cli_batch` and `cli_review`.
 
 Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
 codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C, 143 SIGTERM.
@@ -16,10 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from . import __version__
+from . import cli_batch
+from .cli_review import add_reproduce_arguments, add_review_commands, check_reproduce
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
-from .errors import InputError, S2VideoError, StoppedError
+from .errors import InputError, S2VideoError, StoppedError, out_of_memory
 from .formats import FORMATS, Codec, codec_for, suffix_of
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import (
@@ -31,8 +32,12 @@ from .requests import (
     read_checkpoint,
     read_prompt_file,
 )
+from .version import __version__
 
-_COMMANDS = ("generate", "decode", "plan", "selftest", "launch")
+_COMMANDS = (
+    *("generate", "batch", "status", "decode", "inspect", "reproduce", "compare", "sheet", "page"),
+    *("plan", "selftest", "launch"),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
+    if hasattr(arguments, "run"):
+        return int(arguments.run(arguments))
     if arguments.command == "launch":
         return _launch(arguments)
     if arguments.command == "decode":
@@ -83,6 +90,8 @@ def _run(argv: list[str]) -> int:
         return _plan(arguments)
     if arguments.command == "selftest":
         return _selftest(arguments)
+    if arguments.command in cli_batch.COMMANDS:
+        return cli_batch.run(arguments)
     checked = _check_generate(arguments, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     return _generate(checked)
 
@@ -107,12 +116,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate_arguments(
         commands.add_parser("generate", help="make videos from prompts, here or under torchrun", allow_abbrev=False)
     )
+    cli_batch.add_commands(commands, _whole, _add_set_argument)
 
     decode = commands.add_parser("decode", help="make the video from saved latents", allow_abbrev=False)
     decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors, left by --keep-latents")
     decode.add_argument("--output", type=Path, metavar="X.mp4", help="or .mov, .png, .exr; default: beside the latents")
     _add_codec_arguments(decode)
     decode.add_argument("--config", type=Path, help="config to decode with; default: the one saved with the latents")
+
+    add_review_commands(commands)
 
     plan = commands.add_parser(
         "plan", help="what a run would cost on so many ranks, and the best mesh for it", allow_abbrev=False
@@ -135,8 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     launch_parser.add_argument("--nnodes", type=_whole, default=1, metavar="N", help="hosts; default 1")
     launch_parser.add_argument("--node-rank", type=_whole, default=0, metavar="R", help="this host's number, from 0")
     launch_parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the hosts meet")
-    launch_parser.add_argument("task", choices=["t2v", "selftest"], help="text to video, or the self-test")
-    launch_parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as for s2video generate or selftest")
+    launch_parser.add_argument("task", choices=["t2v", "reproduce", "selftest"], help="text to video, ...")
+    launch_parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="as for s2video generate, reproduce or selftest"
+    )
     return parser
 
 
@@ -264,7 +278,7 @@ def _generate(checked: _Checked) -> int:
                 if written is not None:
                     print(written, flush=True)
     except torch.OutOfMemoryError as error:
-        raise S2VideoError(_out_of_memory(error)) from error
+        raise S2VideoError(out_of_memory(error)) from error
     return 0
 
 
@@ -291,7 +305,7 @@ def _decode(arguments: argparse.Namespace) -> int:
         with Termination().handled():
             print(decode_latents(latents, output, config, **_given_output(arguments)), flush=True)
     except torch.OutOfMemoryError as error:
-        raise S2VideoError(_out_of_memory(error)) from error
+        raise S2VideoError(out_of_memory(error)) from error
     return 0
 
 
@@ -321,14 +335,6 @@ def _selftest(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _out_of_memory(error: Exception) -> str:
-    first_line = str(error).split(". ")[0]
-    return (
-        f"the GPU's memory is full ({first_line}): use more GPUs (launch --nproc), fewer frames or pixels, "
-        "model.dtype bfloat16, model.offload_text_encoder true, or model.stream_text_encoder true"
-    )
-
-
 def _launch(arguments: argparse.Namespace) -> int:
     plan = LaunchPlan(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint)
     task = _Parser(prog=f"s2video launch --nproc N {arguments.task}", allow_abbrev=False)
@@ -337,6 +343,12 @@ def _launch(arguments: argparse.Namespace) -> int:
         task.parse_args(arguments.arguments)
         plan.check()
         return launch(plan, ["selftest", *arguments.arguments])
+    if arguments.task == "reproduce":
+        add_reproduce_arguments(task)
+        reproduce_arguments = task.parse_args(arguments.arguments)
+        plan.check()
+        check_reproduce(reproduce_arguments, world_size=plan.world_size)
+        return launch(plan, ["reproduce", *arguments.arguments])
     _add_generate_arguments(task)
     generate_arguments = task.parse_args(arguments.arguments)
     plan.check()

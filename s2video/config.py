@@ -385,10 +385,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises InputError, in one line, for a file that is missing, unreadable, no YAML or no mapping, for unknown keys
     (with the nearest right one), for wrong types and for values out of bounds.
     """
+    return build_config(read_values(path, overrides), origin(path, overrides))
+
+
+def origin(path: Path, overrides: Sequence[str]) -> str:
+    """What an error names as the place of a value that `read_values` read."""
+    return f"{path} with --set" if overrides else str(path)
+
+
+def read_values(path: Path, overrides: Sequence[str] = (), schema: type[BaseModel] = RunConfig) -> dict[str, Any]:
+    """The plain values of a YAML file with overrides applied, whose keys are those of `schema`. Raises InputError."""
     values = _read_mapping(path)
     for item in overrides:
-        _apply_override(values, item)
-    return build_config(values, f"{path} with --set" if overrides else str(path))
+        _apply_override(values, item, schema)
+    return values
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -408,18 +418,18 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], item: str) -> None:
+def _apply_override(values: dict[str, Any], item: str, schema: type[BaseModel]) -> None:
     key, equals, text = item.partition("=")
     key = key.strip()
     if not equals or not key:
         raise InputError(f"--set {item!r}: expected key=value, such as guidance.s2_scale=0.3")
     *parents, last = key.split(".")
-    fields = RunConfig.model_fields
+    fields = schema.model_fields
     for parent in parents:
         annotation = fields[parent].annotation if parent in fields else None
         fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
     if last not in fields:
-        raise InputError(f"--set {item!r}: unknown key {key!r}{nearest_key(key, RunConfig)}")
+        raise InputError(f"--set {item!r}: unknown key {key!r}{nearest_key(key, schema)}")
     target = values
     for parent in parents:
         if target.get(parent) is None:

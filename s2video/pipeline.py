@@ -7,7 +7,7 @@ step -> latents -> frames
 import copy
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -39,6 +39,8 @@ from .progress import Progress, Style
 from .requests import check_request, read_checkpoint
 from .sampler import sample
 from .sidecar import versions
+
+OnStep = Callable[[int, int], object]
 
 
 class Engine:
@@ -176,6 +178,7 @@ class Engine:
         mask_seed: int | None = None,
         images: Images | None = None,
         checkpoints: Checkpoints | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Denoise one latent for each (prompt, seed), as one batch: float32 [B, C, T, H, W], equal on all ranks.
 
@@ -184,6 +187,7 @@ class Engine:
                 differ one of the two has to be set.
             images: that the videos start from or end with, the same on all ranks; of any size.
             checkpoints: where there are some, the batch can be taken up again.
+            on_step: called after each step with (steps done, steps in all); where it returns False, it asks to stop.
 
         Raises:
             StoppedError: on all ranks, at the end of a step, where one of them was asked to stop.
@@ -209,17 +213,18 @@ class Engine:
             self.mesh.watch.report("denoising", step + 1, num_steps)
             return denoise(latents, timestep, step)
 
-        def on_step(done: int, total: int, latents: Tensor) -> None:
+        def step_done(done: int, total: int, latents: Tensor) -> None:
             progress(done, total)
-            stops = any_rank(self._termination.requested, self.mesh.world, self.mesh.device)
+            asked = self._termination.requested or (on_step is not None and on_step(done, total) is False)
+            stops = any_rank(asked, self.mesh.world, self.mesh.device)
             if checkpoints is not None:
                 checkpoints.step_done(done, total, latents, scheduler, stops=stops)
             elif stops:
-                raise StoppedError(f"stopped by SIGTERM after step {done} of {total}")
+                raise StoppedError(f"stopped as asked after step {done} of {total}")
 
         progress = Progress("denoising", self._progress, first=first_step)
         with progress, torch.no_grad(), self._termination.deferred():
-            latents = sample(denoise_in_sight, latents, scheduler, first_step=first_step, on_step=on_step)
+            latents = sample(denoise_in_sight, latents, scheduler, first_step=first_step, on_step=step_done)
         return given.held(latents)
 
     def _denoiser(
@@ -263,12 +268,17 @@ class Engine:
             given=given,
         )
 
-    def decode(self, latents: Tensor) -> Generator[Tensor, None, None]:
+    def decode(self, latents: Tensor, *, alone: bool = False) -> Generator[Tensor, None, None]:
         """Frames of one video [1, C, T, H, W], as chunks of float32 [t, H, W, 3] in [0, 1], on the main rank.
 
-        All ranks exhaust it together, the others receiving nothing; see `FrameDecoder`.
+        All ranks exhaust it together, the others receiving nothing; see `FrameDecoder`. Only where the main rank
+        `can_decode_alone`, it may do so, in any thread, while the others do something else.
         """
-        return self._decoder(latents)
+        return self._decoder.alone(latents) if alone else self._decoder(latents)
+
+    @property
+    def can_decode_alone(self) -> bool:
+        return not self._decoder.needs_others
 
     def weight_digests(self) -> dict[str, str]:
         """SHA-256 of the weight files. Main rank only."""

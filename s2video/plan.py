@@ -88,16 +88,20 @@ def resolve_parallel(config: RunConfig, world_size: int) -> RunConfig:
     if config.parallel.degrees == "given":
         return config
     folder = find_checkpoint(config.model.path, config.model.revision)
-    best = _plan_for(config, world_size, _this_card(config.model.device), folder, published=False).best
+    best = _plan_for(config, world_size, this_card(config.model.device), folder, published=False).best
     return config.model_copy(update={"parallel": _with_degrees(config.parallel, best.degrees)})
 
 
-def _this_card(device: str) -> Card:
+def this_card(device: str) -> Card:
+    """The card that `model.device` means on this machine, as its name tells; its node is what torchrun started here."""
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    of_cpu = CARDS["cpu"].model_copy(update={"node_size": local_size})
+    if device == "cpu":
+        return of_cpu
     import torch
 
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device == "cpu" or not torch.cuda.is_available():
-        return CARDS["cpu"].model_copy(update={"node_size": local_size})
+    if not torch.cuda.is_available():
+        return of_cpu
     properties = torch.cuda.get_device_properties(0)
     return guess_card(properties.name).model_copy(
         update={"node_size": local_size, "memory_gb": properties.total_memory / GIGA}

@@ -90,10 +90,13 @@ def _rendered(output: Path, pairs: list[tuple[str, int]], suffix: str) -> list[P
     return outputs
 
 
-def check_output(path: Path) -> None:
-    """Raise InputError unless a video called `path` can be written, missing folders being made then. Writes nothing."""
+def check_output(path: Path, *, is_video: bool = True) -> None:
+    """Raise InputError unless a video, or another file, called `path` can be written, missing folders being made then.
+
+    Writes nothing.
+    """
     try:
-        place = place_of(path)
+        place = place_of(path) if is_video else path
         if place != path:
             check_replaceable(place, partial(is_frame_name, path))
         with suppress(FileNotFoundError):
