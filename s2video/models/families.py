@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ..errors import InputError
 from .family import Family, JsonFile
+from .hunyuan15_family import HunyuanVideo15, HunyuanVideo15ImageToVideo
 from .hunyuan_family import HunyuanVideo
 from .wan_family import Wan
 
-FAMILIES: dict[str, type[Family]] = {family.pipeline: family for family in (Wan, HunyuanVideo)}
+FAMILIES: dict[str, type[Family]] = {
+    family.pipeline: family for family in (Wan, HunyuanVideo, HunyuanVideo15, HunyuanVideo15ImageToVideo)
+}
 
 
 def family_of(index: JsonFile) -> Family:
