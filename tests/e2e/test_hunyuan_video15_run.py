@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
+from PIL import Image
 from tiny_hunyuan15 import GLYPHS, MAX_SEQUENCE_LENGTH, PROMPT, SIZE, build_image, tiny_config
 
 from s2video.models.images import Images
@@ -93,7 +94,7 @@ def test_prompts_glyphs_and_s2_matter(engine: Engine) -> None:
 
 def test_images_matter(image_engine: Engine) -> None:
     image = build_image()
-    turned = image.transpose(0)  # left and right
+    turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     videos = [image_engine.sample([PROMPT], [3], images=Images(which)) for which in (image, turned)]
     assert not torch.allclose(*videos, atol=1e-2)
 
