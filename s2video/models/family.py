@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .images import Images
 
 WAN_VAE = "AutoencoderKLWan"
+HUNYUAN15_VAE = "AutoencoderKLHunyuanVideo15"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
-from .family import CheckpointInfo, Family, JsonFile
+from .family import HUNYUAN15_VAE, CheckpointInfo, Family, JsonFile
 from .hunyuan_family import set_even_sigmas
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class HunyuanVideo15(Family):
         "tokenizer_2": "ByT5Tokenizer",
         "text_encoder_2": "T5EncoderModel",
         "transformer": "HunyuanVideo15Transformer3DModel",
-        "vae": "AutoencoderKLHunyuanVideo15",
+        "vae": HUNYUAN15_VAE,
     }
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
