@@ -201,6 +201,8 @@ class Engine:
         if checkpoints is not None:
             latents, first_step = checkpoints.begin(statement, scheduler, latents)
         given, denoise = self._denoiser(prompts, negative_prompt, mask_seed, num_steps, images, latents)
+        if not first_step:
+            latents = given.start(latents)
 
         def denoise_in_sight(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
             self.mesh.watch.report("denoising", step + 1, num_steps)

@@ -34,6 +34,13 @@ def tiny_hunyuan_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_hunyuan_image_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_hunyuan import build_image_checkpoint
+
+    return build_image_checkpoint(tmp_path_factory.mktemp("tiny") / "hunyuan-image")
+
+
+@pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable[[int], RankPool]]:
     """`ranks(world_size)`: the session's pool of that size; one at a time, for two cores hold no more."""
     pools: dict[int, RankPool] = {}

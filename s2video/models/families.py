@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ..errors import InputError
 from .family import Family, JsonFile
-from .hunyuan_family import HunyuanVideo
+from .hunyuan_family import HunyuanVideo, HunyuanVideoImageToVideo
 from .wan_family import Wan
 
-FAMILIES: dict[str, type[Family]] = {family.pipeline: family for family in (Wan, HunyuanVideo)}
+FAMILIES: dict[str, type[Family]] = {family.pipeline: family for family in (Wan, HunyuanVideo, HunyuanVideoImageToVideo)}
 
 
 def family_of(index: JsonFile) -> Family:
