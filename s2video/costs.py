@@ -72,6 +72,10 @@ class TransformerCosts(Protocol):
     def patch_channels(self) -> int: ...
     @property
     def joint_text(self) -> bool: ...
+    def num_text(self, max_sequence_length: int) -> int:
+        """M, where a prompt may have so many tokens."""
+        ...
+
     def embed(self, tokens: int, num_text: int) -> Work: ...
     def block(self, index: int, share: Share, num_text: int) -> Work: ...
     def project(self, tokens: int) -> Work: ...
@@ -116,6 +120,9 @@ class _Derived:
     @property
     def patch_channels(self) -> int:
         return math.prod(self.patch_size) * self.out_channels
+
+    def num_text(self, max_sequence_length: int) -> int:
+        return max_sequence_length
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,11 @@ class WanCosts(_Derived):
 
 @dataclass(frozen=True)
 class HunyuanVideoCosts(_Derived):
-    """`HunyuanVideoTransformer3DModel`: dual blocks, then single ones, all with joint attention over video and text."""
+    """`HunyuanVideoTransformer3DModel`: dual blocks, then single ones, all with joint attention over video and text.
+
+    Attributes:
+        token_replace: of image-to-video, where the tokens of the image's frame have a timestep of their own.
+    """
 
     num_dual: int
     num_single: int
@@ -202,6 +213,7 @@ class HunyuanVideoCosts(_Derived):
     text_dim: int
     pooled_dim: int
     guidance_embeds: bool
+    token_replace: bool
     in_channels: int
     out_channels: int
     patch_size: tuple[int, int, int]
@@ -222,6 +234,7 @@ class HunyuanVideoCosts(_Derived):
             text_dim=config.get("text_embed_dim", 4096),
             pooled_dim=config.get("pooled_projection_dim", 768),
             guidance_embeds=config.get("guidance_embeds", True),
+            token_replace=config.get("image_condition_type") == "token_replace",
             in_channels=channels,
             out_channels=config.get("out_channels") or channels,
             patch_size=(config.get("patch_size_t", 1), patch, patch),
@@ -231,10 +244,14 @@ class HunyuanVideoCosts(_Derived):
     def num_blocks(self) -> int:
         return self.num_dual + self.num_single
 
+    def num_text(self, max_sequence_length: int) -> int:
+        """LLaMA's tokens of the image stand before cond's text: every fourth of 576; four of the template are cut out."""
+        return max_sequence_length + (576 // 4 - 4 if self.token_replace else 0)
+
     def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches; three or four small vectors (256 is the width of a timestep's sinusoids); the text's refiner."""
+        """Patches; three to five small vectors (256 is the width of a timestep's sinusoids); the text's refiner."""
         width = self.width
-        timesteps = (3 if self.guidance_embeds else 2) * (256 + width)
+        timesteps = (2 + self.guidance_embeds + self.token_replace) * (256 + width)
         pooled = self.text_dim + self.pooled_dim + 2 * width
         refiner = num_text * (4 * width + 8 * width) + 2 * width
         return Work(
@@ -253,7 +270,8 @@ class HunyuanVideoCosts(_Derived):
     def block(self, index: int, share: Share, num_text: int) -> Work:
         """Q, K, V, out and feed-forward of both streams. The text's queries meet the keys that a ring group holds,
         and the text's own."""
-        width, modulation = self.width, 12 if index < self.num_dual else 3
+        width = self.width
+        modulation = 12 + 6 * self.token_replace if index < self.num_dual else 3 + 3 * self.token_replace
         video, text = share.group * (share.total + num_text), num_text * (share.group + num_text)
         return Work(
             linear=2 * width * ((share.tokens + num_text) * (4 * width + 2 * self.mlp_width) + modulation * width),

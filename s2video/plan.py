@@ -143,7 +143,7 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
     step = Step(
         model=costs,
         num_tokens=shape.tokens(info.patch_size).num_tokens,
-        num_text=sampling.max_sequence_length + info.extra_text,
+        num_text=costs.num_text(sampling.max_sequence_length),
         item_bytes=_item_bytes(config.model.dtype),
         has_uncond=config.guidance.cfg_scale != 1,
         sub=SubWork.expected(spec, info.num_blocks, share_prefix=config.guidance.share_prefix),

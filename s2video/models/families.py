@@ -7,7 +7,9 @@ from .family import Family, JsonFile
 from .hunyuan_family import HunyuanVideo, HunyuanVideoImageToVideo
 from .wan_family import Wan
 
-FAMILIES: dict[str, type[Family]] = {family.pipeline: family for family in (Wan, HunyuanVideo, HunyuanVideoImageToVideo)}
+FAMILIES: dict[str, type[Family]] = {
+    family.pipeline: family for family in (Wan, HunyuanVideo, HunyuanVideoImageToVideo)
+}
 
 
 def family_of(index: JsonFile) -> Family:

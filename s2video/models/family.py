@@ -41,7 +41,6 @@ class CheckpointInfo:
             takes over, 0 … 1; None: there is one.
         image: whether a first image has to be given.
         last_image: whether a last image may be given with the first.
-        extra_text: text tokens beside those that `sampling.max_sequence_length` counts.
     """
 
     num_blocks: int
@@ -54,7 +53,6 @@ class CheckpointInfo:
     boundary_ratio: float | None = None
     image: Literal["none", "optional", "required"] = "none"
     last_image: bool = False
-    extra_text: int = 0
 
 
 @dataclass(frozen=True)

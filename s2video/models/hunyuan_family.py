@@ -105,8 +105,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
     }
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
-        # every fourth of the image's 576 tokens; the template's four behind the prompt are cut out
-        return replace(super().describe(transformer, vae), image="required", extra_text=576 // 4 - 4)
+        return replace(super().describe(transformer, vae), image="required")
 
     def encode(
         self,

@@ -52,6 +52,13 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], Callable[..., None]]] = {
         | {"text_embed_dim": 18, "pooled_projection_dim": 10, "rope_axes_dim": (2, 2, 4), "mlp_ratio": 3.5},
         run_hunyuan,
     ),
+    "HunyuanVideo, image to video": (
+        HunyuanVideoTransformer3DModel,
+        {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 2, "num_single_layers": 3}
+        | {"text_embed_dim": 18, "pooled_projection_dim": 10, "rope_axes_dim": (2, 2, 4), "num_refiner_layers": 1}
+        | {"image_condition_type": "token_replace"},
+        run_hunyuan,
+    ),
     "HunyuanVideo without embedded guidance": (
         HunyuanVideoTransformer3DModel,
         {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "num_single_layers": 1}
