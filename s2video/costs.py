@@ -245,7 +245,7 @@ class HunyuanVideoCosts(_Derived):
         return self.num_dual + self.num_single
 
     def num_text(self, max_sequence_length: int) -> int:
-        """LLaMA's tokens of the image stand before cond's text: every fourth of 576; four of the template are cut out."""
+        """Before cond's text stands every fourth of the image's 576 tokens; four of the template's are cut out."""
         return max_sequence_length + (576 // 4 - 4 if self.token_replace else 0)
 
     def embed(self, tokens: int, num_text: int) -> Work:

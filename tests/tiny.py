@@ -14,9 +14,11 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from shapes.text import build_text_encoder, build_tokenizer
-from torch import nn
+from torch import Tensor, nn
+from transformers import UMT5EncoderModel
 
 from s2video.config import RunConfig, build_config
+from s2video.models.base import Conditioning
 
 NUM_BLOCKS = 6
 SIZE = {"width": 112, "height": 80, "num_frames": 17}  # latents 5 x 10 x 14, tokens 5 x 5 x 7
@@ -51,15 +53,19 @@ def build_vae(seed: int = 0, *, residual: bool = False) -> AutoencoderKLWan:
     return vae.eval().requires_grad_(False)
 
 
-def build_checkpoint(folder: Path) -> Path:
+def tiny_text_encoder() -> UMT5EncoderModel:
     torch.manual_seed(0)
     encoder = build_text_encoder()
     for module in encoder.modules():  # fresh T5 weights give embeddings far larger than any real encoder's
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
+    return encoder.eval()
+
+
+def build_checkpoint(folder: Path) -> Path:
     WanPipeline(
         tokenizer=build_tokenizer(),
-        text_encoder=encoder.eval(),
+        text_encoder=tiny_text_encoder(),
         vae=build_vae(),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         transformer=build_transformer(),
@@ -75,3 +81,28 @@ def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
             "guidance": {"drop_ratio": 0.3, **guidance},
         }
     )
+
+
+def reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, seed: int) -> Tensor:
+    """The latents of diffusers' own pipeline."""
+    pipeline = WanPipeline.from_pretrained(checkpoint, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt,
+        negative,
+        **SIZE,
+        num_inference_steps=config.sampling.num_inference_steps,
+        guidance_scale=config.guidance.cfg_scale,
+        generator=torch.Generator().manual_seed(seed),
+        max_sequence_length=config.sampling.max_sequence_length,
+        output_type="latent",
+    ).frames
+
+
+def conditioning(transformer: WanTransformer3DModel, seed: int) -> Conditioning:
+    generator = torch.Generator().manual_seed(seed)
+    return Conditioning(torch.randn(2, MAX_SEQUENCE_LENGTH, transformer.config.text_dim, generator=generator))
+
+
+def forward(transformer: WanTransformer3DModel, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
+    return transformer(latents, timestep, told.text, return_dict=False)[0]

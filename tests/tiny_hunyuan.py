@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
@@ -26,6 +27,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -41,6 +43,7 @@ from transformers import (
 )
 
 from s2video.config import RunConfig, build_config
+from s2video.models.base import Conditioning
 from s2video.models.images import Images
 
 NUM_DUAL, NUM_SINGLE = 2, 3
@@ -91,8 +94,8 @@ def build_clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
 
 
-def build_text_components(*, image: bool = False) -> dict[str, Any]:
-    """`image`: of image-to-video, where LLaMA sees pictures: 24 x 24 patches of 2 x 2 pixels, as many as in earnest."""
+def build_text_components(*, sees_images: bool = False) -> dict[str, Any]:
+    """Where LLaMA `sees_images`, these have 24 x 24 patches of 2 x 2 pixels, as many as in earnest."""
     torch.manual_seed(0)
     tokenizer, tokenizer_2 = build_llama_tokenizer(), build_clip_tokenizer()
     width = {"num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 3}
@@ -118,7 +121,7 @@ def build_text_components(*, image: bool = False) -> dict[str, Any]:
     )
     return {
         "tokenizer": tokenizer,
-        "text_encoder": (LlavaForConditionalGeneration(llava) if image else LlamaModel(llama)).eval(),
+        "text_encoder": (LlavaForConditionalGeneration(llava) if sees_images else LlamaModel(llama)).eval(),
         "tokenizer_2": tokenizer_2,
         "text_encoder_2": CLIPTextModel(clip).eval(),
     }
@@ -141,7 +144,7 @@ def build_checkpoint(folder: Path) -> Path:
 def build_image_checkpoint(folder: Path) -> Path:
     """Image-to-video. Parts of Llava have the names that they had when the real checkpoint was published."""
     pipeline = HunyuanVideoImageToVideoPipeline(
-        **build_text_components(image=True),
+        **build_text_components(sees_images=True),
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
         transformer=build_transformer(image_condition_type="token_replace"),
         vae=build_vae(),
@@ -157,13 +160,6 @@ def build_image_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def tiny_images(seed: int = 0) -> Images:
-    """A first image of the size of a video, of smooth random colours."""
-    generator = torch.Generator().manual_seed(seed)
-    colours = torch.randint(0, 256, (4, 5, 3), generator=generator, dtype=torch.uint8)
-    return Images(Image.fromarray(colours.numpy()).resize((SIZE["width"], SIZE["height"])))
-
-
 def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
     """Guidance-distilled: no uncond pass unless asked for."""
     return build_config(
@@ -173,3 +169,53 @@ def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
             "guidance": {"drop_ratio": 0.3, "cfg_scale": 1.0, "window": (0.2, 0.8), **guidance},
         }
     )
+
+
+def image(seed: int = 0) -> Image.Image:
+    """Of the size of a video, of smooth random colours."""
+    colours = torch.randint(0, 256, (4, 5, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(colours.numpy()).resize((SIZE["width"], SIZE["height"]))
+
+
+IMAGES = Images(image())
+
+
+def reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, seed: int, **images: Any) -> Tensor:
+    """The latents of diffusers' own pipeline, with the right tokenizer: by itself it would take the one named."""
+    pipeline = DiffusionPipeline.from_pretrained(checkpoint, tokenizer=build_llama_tokenizer(), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt=prompt,
+        **images,
+        negative_prompt=negative,
+        **SIZE,
+        num_inference_steps=config.sampling.num_inference_steps,
+        true_cfg_scale=config.guidance.cfg_scale,
+        guidance_scale=config.guidance.embedded_scale,
+        generator=torch.Generator().manual_seed(seed),
+        max_sequence_length=config.sampling.max_sequence_length,
+        output_type="latent",
+    ).frames
+
+
+def image_reference(*run: Any) -> Tensor:
+    return reference(*run, image=IMAGES.first)
+
+
+def conditioning(transformer: HunyuanVideoTransformer3DModel, seed: int) -> Conditioning:
+    """Prompts of different lengths; padding holds numbers too: nobody may look at them."""
+    given_frames = int(transformer.config.image_condition_type == "token_replace")
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randn(2, 12, TEXT_DIM, generator=generator)
+    pooled = torch.randn(2, POOLED_DIM, generator=generator)
+    return Conditioning(text, (5 + seed % 2, 9), pooled, guidance=6.0, given_frames=given_frames)
+
+
+def forward(
+    transformer: HunyuanVideoTransformer3DModel, latents: Tensor, timestep: Tensor, told: Conditioning
+) -> Tensor:
+    """With all padding and a mask."""
+    assert told.text_lengths is not None and told.pooled is not None and told.guidance is not None
+    mask = (torch.arange(told.text.shape[1]) < torch.tensor(told.text_lengths)[:, None]).to(latents.dtype)
+    guidance = torch.full_like(timestep, told.guidance * 1000.0)
+    return transformer(latents, timestep, told.text, mask, told.pooled, guidance, return_dict=False)[0]

@@ -57,7 +57,7 @@ class Given:
         channels: [B, C', T, H, W], latents and masks that stand behind the noisy latents' own channels.
         frames: [B, C, T', H, W], clean latents in place of the first T' noisy frames.
         features: [B, M_image, D_image], what the image encoder says.
-        noise_share: of the latents that denoising starts from, 0 … 1; the rest is the first of `frames`, in every frame.
+        noise_share: of the latents that denoising starts from, 0 … 1; the rest is the first of `frames`, everywhere.
     """
 
     channels: Tensor | None = None

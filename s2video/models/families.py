@@ -5,10 +5,10 @@ from __future__ import annotations
 from ..errors import InputError
 from .family import Family, JsonFile
 from .hunyuan_family import HunyuanVideo, HunyuanVideoImageToVideo
-from .wan_family import Wan
+from .wan_family import Wan, WanImageToVideo
 
 FAMILIES: dict[str, type[Family]] = {
-    family.pipeline: family for family in (Wan, HunyuanVideo, HunyuanVideoImageToVideo)
+    family.pipeline: family for family in (Wan, WanImageToVideo, HunyuanVideo, HunyuanVideoImageToVideo)
 }
 
 

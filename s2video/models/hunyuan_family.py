@@ -100,8 +100,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
     classes: ClassVar[Mapping[str, str]] = {
         **HunyuanVideo.classes,
         "text_encoder": "LlavaForConditionalGeneration",
-        # CLIPImageProcessor is this one, or a slightly different one where torchvision is installed
-        "image_processor": "CLIPImageProcessorPil",
+        "image_processor": "CLIPImageProcessor",
     }
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:

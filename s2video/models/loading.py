@@ -181,7 +181,9 @@ def load_conditioners(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     loaded = {}
     family = read_family(folder)
     for name in family.conditioners:
-        kind = getattr(transformers, family.components[name])
+        # of two implementations that differ in the last bits, the one that is always there
+        of_pil = getattr(transformers, f"{family.components[name]}Pil", None) if name in PROCESSORS else None
+        kind = of_pil or getattr(transformers, family.components[name])
         if name.startswith("tokenizer"):
             # text first, padding behind it: every pipeline here counts on that
             loaded[name] = kind.from_pretrained(folder / name, padding_side="right")

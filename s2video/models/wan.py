@@ -1,4 +1,4 @@
-"""Wan 2.1 text-to-video as a `BlockModel`.
+"""Wan 2.1 as a `BlockModel`, from text or with images.
 
 The transformer is diffusers' own module. Restated here is only what its `forward` does before and after the block
 loop, with tokens sharded in between; a test holds both bitwise equal. Self-attention goes through our processor,
@@ -91,7 +91,11 @@ class WanBlockModel:
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan
     ) -> BlockContext:
         model = self.transformer
-        time_out, time, text, _ = model.condition_embedder(timestep, conditioning.text.to(self._dtype))
+        time_out, time, text, image = model.condition_embedder(
+            timestep, conditioning.text.to(self._dtype), self._features(conditioning.image)
+        )
+        if image is not None:
+            text = torch.cat((image, text), dim=1)
         cos, sin = model.rope(latents)
         mine = plan.mine
         return BlockContext(
@@ -102,6 +106,15 @@ class WanBlockModel:
             attention=plan,
             latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
         )
+
+    def _features(self, image: Tensor | None) -> Tensor | None:
+        """[B, M_image, D_image] as the embedder wants them: of first and last image, it wants [2·B, M_image / 2, …]."""
+        embedder = self.transformer.condition_embedder.image_embedder
+        if image is None or embedder is None:
+            return None
+        if embedder.pos_embed is not None:
+            image = image.unflatten(1, (2, -1)).flatten(0, 1)
+        return image.to(self._dtype)
 
     def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
         model = self.transformer

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
 from .family import WAN_VAE, CheckpointInfo, Family, JsonFile, is_count
 
+# In a cross-attention that sees image tokens too, diffusers takes the last 512 tokens for the text.
+_TEXT_BESIDE_IMAGES = 512
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .base import BlockModel, Conditioning
+    from .base import BlockModel, Conditioning, Given
     from .images import Images
 
 
@@ -73,3 +77,67 @@ class Wan(Family):
 
     def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
         scheduler.set_timesteps(num_steps, device=device)
+
+
+class WanImageToVideo(Wan):
+    """From a first image, and perhaps to a last one: Wan 2.1, its form for first and last frames, Wan 2.2 A14B.
+
+    The images' latents and a mask stand behind the noisy latents' channels. Wan 2.1 also has an image encoder, whose
+    features stand before the text; how many images it takes follows from that.
+    """
+
+    pipeline = "WanImageToVideoPipeline"
+    classes: ClassVar[Mapping[str, str]] = {
+        **Wan.classes,
+        "image_encoder": "CLIPVisionModel",
+        "image_processor": "CLIPImageProcessor",
+    }
+    optional = Wan.optional | {"image_encoder", "image_processor"}
+
+    def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
+        info = replace(super().describe(transformer, vae), image="required")
+        if transformer.values.get("image_dim") is None:
+            return replace(info, last_image="optional")
+        if not {"image_encoder", "image_processor"} <= self.components.keys():
+            raise InputError(
+                f"{self.index.path}: image_encoder and image_processor: {transformer.path} counts on them (image_dim), "
+                "came none; download the checkpoint again, whole"
+            )
+        takes_two = transformer.values.get("pos_embed_seq_len") is not None
+        return replace(info, last_image="required" if takes_two else "none", text_length=_TEXT_BESIDE_IMAGES)
+
+    def encode_images(
+        self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """Mask and latents, [1, 4 + C, T, H, W]; with an image encoder, the features of all images too, in a row."""
+        import torch
+
+        _, num_channels, num_frames, *size = latents.shape
+        height, width = (cells * pipeline.vae_scale_factor_spatial for cells in size)
+        given = [image for image in images if image is not None]
+        first, *last = (
+            pipeline.video_processor.preprocess(image, height=height, width=width).to(device, torch.float32)
+            for image in given
+        )
+        _, channels = pipeline.prepare_latents(
+            first,
+            batch_size=1,
+            num_channels_latents=num_channels,
+            height=height,
+            width=width,
+            num_frames=(num_frames - 1) * pipeline.vae_scale_factor_temporal + 1,
+            dtype=torch.float32,
+            device=device,
+            latents=latents,  # so that no noise is drawn
+            last_image=last[0] if last else None,
+        )
+        if "image_encoder" not in self.components:
+            return (channels,)
+        features = pipeline.encode_image(given, device)
+        return channels, features.flatten(0, 1).unsqueeze(0)
+
+    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
+        from .base import Given
+
+        channels, *features = encoded
+        return Given(channels=channels, features=features[0] if features else None)
