@@ -2,7 +2,7 @@
 
 FLOPs are those of matrix products, convolutions and attention, two for a multiplication with its addition, as torch's
 `flop_counter` counts them; norms, activations and rotary embeddings are not in them. Whatever is done for text and
-timestep is done on every rank. Two families: Wan 2.1 and HunyuanVideo 1.0. Knows no mesh, no card, and no torch.
+timestep is done on every rank. Two families: Wan and HunyuanVideo 1.0. Knows no mesh, no card, and no torch.
 
 Dimension letters: L_local video tokens on this rank, L of the video, M text tokens (padding included, so an upper
 bound where a model trims it), D width, D_mlp of the feed-forward.
@@ -54,6 +54,7 @@ class TransformerCosts(Protocol):
         in_channels: latent channels, C.
         patch_channels: channels of one token's prediction, p_t·p_h·p_w·C_out.
         joint_text: text travels through the blocks with the video.
+        time_per_token: the timestep is embedded for each token.
     """
 
     @property
@@ -72,6 +73,8 @@ class TransformerCosts(Protocol):
     def patch_channels(self) -> int: ...
     @property
     def joint_text(self) -> bool: ...
+    @property
+    def time_per_token(self) -> bool: ...
     def num_text(self, max_sequence_length: int) -> int:
         """M, where a prompt may have so many tokens."""
         ...
@@ -139,11 +142,15 @@ class WanCosts(_Derived):
     out_channels: int
     patch_size: tuple[int, int, int]
     cross_attn_norm: bool
+    time_per_token: bool
     joint_text = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> WanCosts:
-        """Defaults are those of diffusers' constructor: a config.json may leave them out."""
+        """Defaults are those of diffusers' constructor: a config.json may leave them out.
+
+        `expand_timesteps` is a setting of the pipeline, so it stands in model_index.json.
+        """
         channels = config.get("in_channels", 16)
         return cls(
             num_blocks=config.get("num_layers", 40),
@@ -156,13 +163,15 @@ class WanCosts(_Derived):
             out_channels=config.get("out_channels") or channels,
             patch_size=tuple(config.get("patch_size", (1, 2, 2))),
             cross_attn_norm=config.get("cross_attn_norm", True),
+            time_per_token=bool(config.get("expand_timesteps", False)),
         )
 
     def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches of L_local tokens; the timestep, and its modulation of 6·D; the text, through two layers."""
+        """Patches of L_local tokens; the timestep, once or for each of them, and its modulation of 6·D; the text,
+        through two layers."""
         width = self.width
         patches = tokens * math.prod(self.patch_size) * self.in_channels
-        time = self.freq_dim + 7 * width
+        time = (self.freq_dim + 7 * width) * (tokens if self.time_per_token else 1)
         return Work(2 * width * (patches + time + num_text * (self.text_dim + width)))
 
     def block(self, index: int, share: Share, num_text: int) -> Work:
@@ -218,6 +227,7 @@ class HunyuanVideoCosts(_Derived):
     out_channels: int
     patch_size: tuple[int, int, int]
     joint_text = True
+    time_per_token = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HunyuanVideoCosts:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tiny
 import tiny_hunyuan
+import tiny_wan22
 import tiny_wan_i2v
 from torch import Tensor, nn
 
@@ -72,5 +73,19 @@ FAMILIES: dict[str, TinyFamily] = {
             images=kind.images,
         )
         for name, kind in tiny_wan_i2v.KINDS.items()
+    },
+    "wan2.2-t2v": TinyFamily(
+        tiny_wan22.build_a14b, tiny_wan22.a14b_config, tiny.reference, tiny.conditioning, tiny.forward
+    ),
+    **{
+        name: TinyFamily(
+            kind.build_checkpoint,
+            kind.config,
+            kind.reference,
+            kind.conditioning,
+            tiny_wan22.forward,
+            images=kind.images,
+        )
+        for name, kind in tiny_wan22.TI2V.items()
     },
 }

@@ -3,15 +3,16 @@
 They differ in what they are told of the images: features of the first, of both, or none beside the latents.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from PIL import Image
 from shapes.text import build_tokenizer
-from tiny import NUM_BLOCKS, SIZE, build_vae, tiny_text_encoder
+from tiny import NUM_BLOCKS, SIZE, build_scheduler, build_vae, tiny_text_encoder
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -53,9 +54,10 @@ class Kind:
 
     num_features: int
     images: Images
+    boundary_ratio: float | None = None
 
-    def build_transformer(self) -> WanTransformer3DModel:
-        torch.manual_seed(0)
+    def build_transformer(self, seed: int = 0) -> WanTransformer3DModel:
+        torch.manual_seed(seed)
         sees = {"image_dim": IMAGE_DIM, "added_kv_proj_dim": 60} if self.num_features else {}
         model = WanTransformer3DModel(
             num_attention_heads=5,
@@ -81,8 +83,10 @@ class Kind:
             tokenizer=build_tokenizer(),
             text_encoder=tiny_text_encoder(),
             vae=build_vae(),
-            scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+            scheduler=build_scheduler(),
             transformer=self.build_transformer(),
+            transformer_2=self.build_transformer(seed=1) if self.boundary_ratio else None,
+            boundary_ratio=self.boundary_ratio,
             image_encoder=build_image_encoder() if self.num_features else None,
             image_processor=processor if self.num_features else None,
         )
@@ -96,9 +100,13 @@ class Kind:
             {
                 "model": {"path": str(checkpoint), "device": "cpu"},
                 "sampling": {**SIZE, "num_inference_steps": 4, "max_sequence_length": MAX_SEQUENCE_LENGTH},
-                "guidance": {"drop_ratio": 0.3, "window": (0.2, 0.8), **guidance},
+                "guidance": {"drop_ratio": 0.3, "window": (0.2, 0.8), **guidance} | self._second_scale(guidance),
             }
         )
+
+    def _second_scale(self, guidance: Mapping[str, Any]) -> dict[str, float]:
+        """Diffusers makes an uncond pass for both transformers or for none."""
+        return {"cfg_scale_2": 2.0} if self.boundary_ratio and guidance.get("cfg_scale") != 1 else {}
 
     def reference(self, checkpoint: Path, config: RunConfig, prompt: str, negative: str, seed: int) -> Tensor:
         pipeline = WanImageToVideoPipeline.from_pretrained(checkpoint, dtype=torch.float32)
@@ -111,6 +119,7 @@ class Kind:
             **SIZE,
             num_inference_steps=config.sampling.num_inference_steps,
             guidance_scale=config.guidance.cfg_scale,
+            guidance_scale_2=config.guidance.cfg_scale_2,
             generator=torch.Generator().manual_seed(seed),
             max_sequence_length=config.sampling.max_sequence_length,
             output_type="latent",
@@ -133,6 +142,5 @@ def forward(transformer: WanTransformer3DModel, latents: Tensor, timestep: Tenso
 KINDS = {
     "wan-i2v": Kind(1, Images(image(1))),
     "wan-flf2v": Kind(2, Images(image(1), image(2))),
-    "wan2.2-i2v": Kind(0, Images(image(1))),
-    "wan2.2-i2v, with a last image": Kind(0, Images(image(1), image(2))),
+    "wan2.2-i2v": Kind(0, Images(image(1), image(2)), boundary_ratio=0.9),
 }

@@ -41,6 +41,7 @@ class CheckpointInfo:
         vae_class: diffusers' name of the VAE's class.
         boundary_ratio: where there are two transformers, the part of the training timesteps below which the second
             takes over, 0 … 1; None: there is one.
+        time_per_token: whether the timestep is embedded for each token.
         image: whether a first image has to be given.
         last_image: whether a last image has to be given with the first, or may be.
         text_length: tokens of text, padding included, that the transformer counts on; None: any number.
@@ -54,6 +55,7 @@ class CheckpointInfo:
     latent_channels: int = 16
     vae_class: str = WAN_VAE
     boundary_ratio: float | None = None
+    time_per_token: bool = False
     image: Literal["none", "optional", "required"] = "none"
     last_image: Literal["none", "optional", "required"] = "none"
     text_length: int | None = None
@@ -112,7 +114,7 @@ class Family(ABC):
         }
         for name in self.weighted:
             expected, entry = self.components[name], index.values.get(name)
-            named = entry[-1] if isinstance(entry, list) and entry else None
+            named = str(entry[-1]) if isinstance(entry, list) and entry else ""
             if _LOADED_AS.get(named, named) != expected:
                 raise InputError(f"{index.path}: {name}: {expected} was expected, came {entry!r}")
 

@@ -22,6 +22,11 @@ def run_wan(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
     model(latents, torch.empty(1), torch.empty(1, NUM_TEXT, model.config.text_dim))
 
 
+def run_wan_with_times(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
+    num_tokens = latents[0, 0].numel() // 4
+    model(latents, torch.empty(1, num_tokens), torch.empty(1, NUM_TEXT, model.config.text_dim))
+
+
 def run_hunyuan(model: HunyuanVideoTransformer3DModel, latents: torch.Tensor) -> None:
     model(
         latents,
@@ -39,6 +44,12 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], Callable[..., None]]] = {
         {"num_attention_heads": 5, "attention_head_dim": 12, "text_dim": 18, "freq_dim": 32, "ffn_dim": 94}
         | {"num_layers": 3, "in_channels": 5, "out_channels": 3, "rope_max_seq_len": 64},
         run_wan,
+    ),
+    "Wan, a time for each token": (
+        WanTransformer3DModel,
+        {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 6, "freq_dim": 8, "ffn_dim": 50}
+        | {"num_layers": 1, "rope_max_seq_len": 64},
+        run_wan_with_times,
     ),
     "Wan, patches of 2 frames, no norm before cross-attention": (
         WanTransformer3DModel,
@@ -78,7 +89,8 @@ def test_flops_and_parameters_are_those_of_the_module(name: str) -> None:
         latents = torch.empty(1, model.config.in_channels, 6, 10, 14)
         with FlopCounterMode(display=False) as counter:
             run(model, latents)
-    costs = read_costs({"_class_name": kind.__name__, **settings})
+    expands = {"expand_timesteps": run is run_wan_with_times}
+    costs = read_costs({"_class_name": kind.__name__, **settings, **expands})
     num_tokens = 5 * 7 * (3 if "2 frames" in name else 6)
     assert whole_pass(costs, num_tokens, NUM_TEXT).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
     blocks = sum(costs.block_parameters(index) for index in range(costs.num_blocks))
