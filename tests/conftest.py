@@ -50,6 +50,20 @@ def tiny_hunyuan_image_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_hunyuan15_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_hunyuan15 import build_checkpoint
+
+    return build_checkpoint(tmp_path_factory.mktemp("tiny") / "hunyuan15")
+
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan15_i2v_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_hunyuan15 import build_checkpoint
+
+    return build_checkpoint(tmp_path_factory.mktemp("tiny") / "hunyuan15-i2v", image_to_video=True)
+
+
+@pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable[[int], RankPool]]:
     """`ranks(world_size)`: the session's pool of that size; one at a time, for two cores hold no more."""
     pools: dict[int, RankPool] = {}

@@ -3,7 +3,7 @@
 Knows no sampling, no guidance, and no particular model.
 
 Dimension letters: B batch, C latent channels, T H W latent frames, rows, columns, L tokens of the whole video,
-L_local tokens on this rank, M text tokens, M_image image tokens, D model width.
+L_local tokens on this rank, M and M_2 text tokens, M_image image tokens, D model width.
 """
 
 from dataclasses import dataclass, replace
@@ -39,6 +39,9 @@ class Conditioning:
         guidance: embedded guidance scale, for models distilled to take it as an input; 1 or more.
         image: [B, M_image, D_image], features of the images given.
         given_frames: latent frames at the start that are given: clean, so at time 0.
+        text_2: [B, M_2, D_text_2], embeddings of a second kind of text (HunyuanVideo 1.5: what is to be written in the
+            picture); perhaps no tokens at all.
+        text_2_lengths: as `text_lengths`, of `text_2`, and may be 0.
     """
 
     text: Tensor
@@ -47,6 +50,8 @@ class Conditioning:
     guidance: float | None = None
     image: Tensor | None = None
     given_frames: int = 0
+    text_2: Tensor | None = None
+    text_2_lengths: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from ..errors import InputError
 from .family import Family, JsonFile
+from .hunyuan15_family import HunyuanVideo15, HunyuanVideo15ImageToVideo
 from .hunyuan_family import HunyuanVideo, HunyuanVideoImageToVideo
 from .wan_family import Wan, WanImageToVideo, WanTextImageToVideo
 
 FAMILIES: dict[str, type[Family]] = {
-    family.pipeline: family for family in (Wan, WanImageToVideo, HunyuanVideo, HunyuanVideoImageToVideo)
+    family.pipeline: family
+    for family in (
+        Wan,
+        WanImageToVideo,
+        HunyuanVideo,
+        HunyuanVideoImageToVideo,
+        HunyuanVideo15,
+        HunyuanVideo15ImageToVideo,
+    )
 }
 
 

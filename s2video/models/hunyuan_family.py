@@ -84,10 +84,7 @@ class HunyuanVideo(Family):
         return Conditioning(text[:, :length], text_lengths=(length,), pooled=pooled)
 
     def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
-        """Evenly spaced sigmas down to 1/n, before the scheduler shifts them."""
-        import numpy as np
-
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)
+        set_even_sigmas(scheduler, num_steps, device)
 
 
 class HunyuanVideoImageToVideo(HunyuanVideo):
@@ -162,3 +159,10 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
 
         (frame,) = encoded
         return Given(frames=frame, noise_share=0.999)
+
+
+def set_even_sigmas(scheduler: Any, num_steps: int, device: torch.device) -> None:
+    """Evenly spaced sigmas down to 1/n, before the scheduler shifts them."""
+    import numpy as np
+
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)

@@ -11,6 +11,7 @@ Dimension letters as in `base`; N_heads heads.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
@@ -84,15 +85,18 @@ class HunyuanVideoBlockModel:
     Takes the module over: its attention processors are replaced.
 
     Attributes:
+        block_lists: the module's lists of blocks.
         blocks: the dual blocks, then the single ones.
     """
+
+    block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, *, attention_backend: str | None = None) -> None:
         self.transformer = transformer
         self._dtype = transformer.dtype  # asked once: it walks through all modules
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
-        self.blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+        self.blocks = [block for name in self.block_lists for block in getattr(transformer, name)]
         self._patch_size = (transformer.config.patch_size_t, *[transformer.config.patch_size] * 2)
         self._attention = ShardedJointAttention(attention_backend)
         for block in self.blocks:
