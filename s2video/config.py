@@ -71,6 +71,9 @@ class ModelConfig(_Section):
     )
     dtype: Dtype = Field(default="float32", description="precision of the transformer")
     text_encoder_dtype: Dtype = Field(default="float32", description="precision of the text encoder")
+    image_encoder_dtype: Dtype = Field(
+        default="float32", description="precision of the image encoder; float32 is what diffusers advises"
+    )
     vae_dtype: Dtype = Field(default="float32", description="precision of the VAE; float32 is what diffusers advises")
     attention_backend: Text | None = Field(
         default=None,
@@ -84,6 +87,10 @@ class ModelConfig(_Section):
     )
     stream_text_encoder: Switch = Field(
         default=False, description="run it from CPU memory, a layer at a time: for one that does not fit on the device"
+    )
+    offload_experts: Switch = Field(
+        default=False,
+        description="of two transformers (Wan 2.2 A14B), keep the one whose turn it is not in CPU memory",
     )
 
 
@@ -114,6 +121,11 @@ class GuidanceConfig(_Section):
 
     cfg_scale: Number = Field(
         default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
+    )
+    cfg_scale_2: Number | None = Field(
+        default=None,
+        ge=0,
+        description="λ of the second transformer, where there are two (Wan 2.2 A14B); null: as cfg_scale",
     )
     embedded_scale: Number = Field(
         default=6.0,
@@ -153,6 +165,11 @@ class GuidanceConfig(_Section):
         if pair is not None and pair[0] > pair[1]:
             raise ValueError(f"expected [first, last] in ascending order, came {list(pair)}: swap the two")
         return pair
+
+    @property
+    def cfg_scales(self) -> tuple[float, float]:
+        """λ of the first transformer, and of the second one where there is one."""
+        return self.cfg_scale, self.cfg_scale if self.cfg_scale_2 is None else self.cfg_scale_2
 
     def mask_spec(self) -> MaskSpec:
         """The part of these settings that decides which blocks a draw leaves out."""
@@ -244,11 +261,19 @@ class RunConfig(_Section):
     model: ModelConfig = Field(default=ModelConfig(), description="checkpoint, precision, device")
     prompt: Text | None = Field(default=None, description="default prompt; --prompt and --prompt-file override it")
     negative_prompt: Text = Field(default="", description="what the uncond pass is told; empty: nothing")
+    image: Text | None = Field(default=None, description="file that the video starts from, for models that take one")
+    last_image: Text | None = Field(default=None, description="file that it ends with, for models that take two")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="size, length, steps, seed")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="CFG and S²-Guidance")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when denoising is saved")
     output: OutputConfig = Field(default=OutputConfig(), description="file, frame rate, quality")
+
+    @property
+    def image_paths(self) -> tuple[Path | None, Path | None]:
+        """The files of `image` and `last_image`."""
+        first, last = (None if text is None else Path(text).expanduser() for text in (self.image, self.last_image))
+        return first, last
 
 
 def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig:

@@ -2,7 +2,7 @@
 
 FLOPs are those of matrix products, convolutions and attention, two for a multiplication with its addition, as torch's
 `flop_counter` counts them; norms, activations and rotary embeddings are not in them. Whatever is done for text and
-timestep is done on every rank. Three families: Wan 2.1, HunyuanVideo 1.0 and 1.5. Knows no mesh, no card, and no torch.
+timestep is done on every rank. Three families: Wan, HunyuanVideo 1.0 and 1.5. Knows no mesh, no card, and no torch.
 
 Dimension letters: L_local video tokens on this rank, L of the video, M text tokens (padding included, so an upper
 bound where a model trims it), D width, D_mlp of the feed-forward.
@@ -54,6 +54,7 @@ class TransformerCosts(Protocol):
         in_channels: latent channels, C.
         patch_channels: channels of one token's prediction, p_t·p_h·p_w·C_out.
         joint_text: text travels through the blocks with the video.
+        time_per_token: the timestep is embedded for each token.
     """
 
     @property
@@ -72,6 +73,8 @@ class TransformerCosts(Protocol):
     def patch_channels(self) -> int: ...
     @property
     def joint_text(self) -> bool: ...
+    @property
+    def time_per_token(self) -> bool: ...
     def num_text(self, max_sequence_length: int) -> int:
         """M, where a prompt may have so many tokens."""
         ...
@@ -140,11 +143,15 @@ class WanCosts(_Derived):
     out_channels: int
     patch_size: tuple[int, int, int]
     cross_attn_norm: bool
+    time_per_token: bool
     joint_text = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> WanCosts:
-        """Defaults are those of diffusers' constructor: a config.json may leave them out."""
+        """Defaults are those of diffusers' constructor: a config.json may leave them out.
+
+        `expand_timesteps` is a setting of the pipeline, so it stands in model_index.json.
+        """
         channels = config.get("in_channels", 16)
         return cls(
             num_blocks=config.get("num_layers", 40),
@@ -157,13 +164,15 @@ class WanCosts(_Derived):
             out_channels=config.get("out_channels") or channels,
             patch_size=tuple(config.get("patch_size", (1, 2, 2))),
             cross_attn_norm=config.get("cross_attn_norm", True),
+            time_per_token=bool(config.get("expand_timesteps", False)),
         )
 
     def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches of L_local tokens; the timestep, and its modulation of 6·D; the text, through two layers."""
+        """Patches of L_local tokens; the timestep, once or for each of them, and its modulation of 6·D; the text,
+        through two layers."""
         width = self.width
         patches = tokens * math.prod(self.patch_size) * self.in_channels
-        time = self.freq_dim + 7 * width
+        time = (self.freq_dim + 7 * width) * (tokens if self.time_per_token else 1)
         return Work(2 * width * (patches + time + num_text * (self.text_dim + width)))
 
     def block(self, index: int, share: Share, num_text: int) -> Work:
@@ -198,13 +207,19 @@ class WanCosts(_Derived):
 
 
 class _JointAttention(_Derived):
-    """Dual blocks, then single ones, over video and text: what both versions of HunyuanVideo compute alike."""
+    """Dual blocks, then single ones, over video and text: what both versions of HunyuanVideo compute alike.
 
+    Attributes:
+        token_replace: the tokens of a given frame have a timestep, and so a modulation, of their own.
+    """
+
+    token_replace: bool
     num_dual: int
     mlp_ratio: float
     num_refiner: int
     text_dim: int
     joint_text = True
+    time_per_token = False
 
     @property
     def mlp_width(self) -> int:
@@ -228,7 +243,8 @@ class _JointAttention(_Derived):
     def block(self, index: int, share: Share, num_text: int) -> Work:
         """Q, K, V, out and feed-forward of both streams. The text's queries meet the keys that a ring group holds,
         and the text's own."""
-        width, modulation = self.width, 12 if index < self.num_dual else 3
+        width = self.width
+        modulation = 12 + 6 * self.token_replace if index < self.num_dual else 3 + 3 * self.token_replace
         video, text = share.group * (share.total + num_text), num_text * (share.group + num_text)
         return Work(
             linear=2 * width * ((share.tokens + num_text) * (4 * width + 2 * self.mlp_width) + modulation * width),
@@ -260,6 +276,7 @@ class HunyuanVideoCosts(_JointAttention):
     text_dim: int
     pooled_dim: int
     guidance_embeds: bool
+    token_replace: bool
     in_channels: int
     out_channels: int
     patch_size: tuple[int, int, int]
@@ -278,6 +295,7 @@ class HunyuanVideoCosts(_JointAttention):
             text_dim=config.get("text_embed_dim", 4096),
             pooled_dim=config.get("pooled_projection_dim", 768),
             guidance_embeds=config.get("guidance_embeds", True),
+            token_replace=config.get("image_condition_type") == "token_replace",
             in_channels=channels,
             out_channels=config.get("out_channels") or channels,
             patch_size=(config.get("patch_size_t", 1), patch, patch),
@@ -287,10 +305,14 @@ class HunyuanVideoCosts(_JointAttention):
     def num_blocks(self) -> int:
         return self.num_dual + self.num_single
 
+    def num_text(self, max_sequence_length: int) -> int:
+        """Before cond's text stands every fourth of the image's 576 tokens; four of the template's are cut out."""
+        return max_sequence_length + (576 // 4 - 4 if self.token_replace else 0)
+
     def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches; three or four small vectors (256 is the width of a timestep's sinusoids); the text's refiner."""
+        """Patches; three to five small vectors (256 is the width of a timestep's sinusoids); the text's refiner."""
         width = self.width
-        timesteps = (3 if self.guidance_embeds else 2) * (256 + width)
+        timesteps = (2 + self.guidance_embeds + self.token_replace) * (256 + width)
         pooled = self.text_dim + self.pooled_dim + 2 * width
         patches = tokens * math.prod(self.patch_size) * self.in_channels
         refined = self.refine(num_text)
@@ -327,6 +349,7 @@ class HunyuanVideo15Costs(_JointAttention):
     patch_size: tuple[int, int, int]
     num_glyphs: int
     num_image: int
+    token_replace = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HunyuanVideo15Costs:

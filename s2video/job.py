@@ -8,6 +8,7 @@ from pathlib import Path
 class Job:
     """One video to make. `output` ends in .mp4; sidecar, latents and checkpoint lie beside it under the same name.
 
+    `image`, `last_image`: files of what it starts from, and ends with.
     `resume`: a video that is already there is left as it is, and one that was interrupted goes on from its checkpoint.
     """
 
@@ -17,6 +18,8 @@ class Job:
     output: Path
     keep_latents: bool = False
     resume: bool = False
+    image: Path | None = None
+    last_image: Path | None = None
 
     @property
     def sidecar_path(self) -> Path:

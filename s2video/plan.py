@@ -138,17 +138,19 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         temporal_factor=info.temporal_factor,
         spatial_factor=info.spatial_factor,
     )
-    costs = read_costs(read_json(folder / "transformer" / "config.json"), folder / "transformer" / "config.json")
+    path = folder / "transformer" / "config.json"
+    costs = read_costs(read_json(path) | {"expand_timesteps": info.time_per_token}, path)
     sizes = _num_parameters(folder, published)
     step = Step(
         model=costs,
         num_tokens=shape.tokens(info.patch_size).num_tokens,
         num_text=costs.num_text(sampling.max_sequence_length),
         item_bytes=_item_bytes(config.model.dtype),
-        has_uncond=config.guidance.cfg_scale != 1,
+        has_uncond=config.guidance.cfg_scales != (1, 1),
         sub=SubWork.expected(spec, info.num_blocks, share_prefix=config.guidance.share_prefix),
         window_share=num_active / num_steps,
         weights=config.parallel.weights,
+        num_transformers=1 if info.boundary_ratio is None or config.model.offload_experts else 2,
         vae_bytes=sizes["vae"] * _item_bytes(config.model.vae_dtype),
         decoding_bytes=_decoding_bytes(
             config,
@@ -201,8 +203,9 @@ def _meshes(config: RunConfig, world_size: int) -> Iterator[tuple[Any, str | Non
         for ring in (ring for ring in range(1, rest + 1) if rest % ring == 0):
             degrees = Degrees(ring, rest // ring, branch)
             named = f"ring {ring} × ulysses {degrees.ulysses} × branch {branch} = {world_size}: "
-            if branch == 2 and config.guidance.cfg_scale == 1:
-                yield degrees, named + "with guidance.cfg_scale 1 there is no uncond to run beside cond"
+            if branch == 2 and 1 in config.guidance.cfg_scales:
+                scale = "cfg_scale" if config.guidance.cfg_scale == 1 else "cfg_scale_2"
+                yield degrees, named + f"with guidance.{scale} 1 there is no uncond to run beside cond"
             elif ring > 1 and from_ring is not None:
                 yield degrees, named + from_ring
             else:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .checkpoint import Checkpoints
 from .files import write_json
 from .job import Job
+from .models.images import Images, read_images
 from .parallel.collectives import gather_objects
 from .pipeline import Engine
 from .sidecar import container_metadata, is_sidecar_of, job_facts, save_latents, versions
@@ -46,10 +47,12 @@ def make_video(engine: Engine, job: Job) -> Path | None:
 
 def denoise(engine: Engine, job: Job) -> Denoised | None:
     """The job's latents; None where `job.resume` finds its files made already."""
+    images = read_images(job.image, job.last_image)
     facts = job_facts(
         engine.config,
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
+        images=_image_facts(job, images),
         seed=job.seed,
         mask_seed=engine.mask_seed([job.seed]),
         num_blocks=engine.num_blocks,
@@ -66,7 +69,9 @@ def denoise(engine: Engine, job: Job) -> Denoised | None:
         every_seconds=engine.config.checkpoint.every_seconds,
         resume=job.resume,
     )
-    latents = engine.sample([job.prompt], [job.seed], negative_prompt=job.negative_prompt, checkpoints=checkpoints)
+    latents = engine.sample(
+        [job.prompt], [job.seed], negative_prompt=job.negative_prompt, images=images, checkpoints=checkpoints
+    )
     return Denoised(latents, facts, checkpoints, time.monotonic() - start)
 
 
@@ -98,6 +103,13 @@ def finish(engine: Engine, job: Job, denoised: Denoised) -> Path | None:
         job.latents_path.unlink()
     denoised.checkpoints.remove()
     return job.output
+
+
+def _image_facts(job: Job, images: Images | None) -> list[dict[str, str]]:
+    if images is None:
+        return []
+    paths = [str(path) for path in (job.image, job.last_image) if path is not None]
+    return [{"path": path, "digest": digest} for path, digest in zip(paths, images.digests(), strict=True)]
 
 
 def _is_made(engine: Engine, job: Job, facts: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ video is already what a job would make.
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from .masks import step_masks
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
 # Settings that leave no trace in the video; the seed and the weights that were used are compared themselves.
 _UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
-_UNSEEN |= {"model.stream_text_encoder"}
+_UNSEEN |= {"model.stream_text_encoder", "model.offload_experts"}
 _UNSEEN |= {"guidance.share_prefix", "guidance.batch_branches", "output.path", "output.keep_latents"}
 
 
@@ -36,9 +36,22 @@ class SavedLatents(NamedTuple):
 
 
 def job_facts(
-    config: RunConfig, *, prompt: str, negative_prompt: str, seed: int, mask_seed: int, num_blocks: int, num_steps: int
+    config: RunConfig,
+    *,
+    prompt: str,
+    negative_prompt: str,
+    images: Sequence[Mapping[str, str]],
+    seed: int,
+    mask_seed: int,
+    num_blocks: int,
+    num_steps: int,
 ) -> dict[str, Any]:
-    """What determines a video, as JSON: resolved config, prompt, seeds, and every mask drawn."""
+    """What determines a video, as JSON: resolved config, prompt, images, seeds, and every mask drawn.
+
+    Args:
+        images: the first, and perhaps the last: where it was ("path"), and the SHA-256 of its size and pixels
+            ("digest"), which is what counts.
+    """
     guidance = config.guidance
     masks = []
     if guidance.s2_scale:
@@ -50,6 +63,7 @@ def job_facts(
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
+        "images": list(images),
         "seed": seed,
         "mask_seed": mask_seed,
         "model": config.model.path,
@@ -76,7 +90,8 @@ def _deciding(facts: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         for field, value in facts["config"][section].items()
     }
     return (
-        [facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")],
+        [facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")]
+        + [image["digest"] for image in facts["images"]],
         {key: value for key, value in settings.items() if key not in _UNSEEN},
     )
 

@@ -71,9 +71,7 @@ def build_transformer(**changes: Any) -> HunyuanVideo15Transformer3DModel:
 
 def build_vae() -> AutoencoderKLHunyuanVideo15:
     torch.manual_seed(0)
-    vae = AutoencoderKLHunyuanVideo15(
-        latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1
-    )
+    vae = AutoencoderKLHunyuanVideo15(latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1)
     return vae.eval().requires_grad_(False)
 
 

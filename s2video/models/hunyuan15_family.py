@@ -103,7 +103,7 @@ class HunyuanVideo15ImageToVideo(HunyuanVideo15):
     classes: ClassVar[Mapping[str, str]] = {
         **HunyuanVideo15.classes,
         "image_encoder": "SiglipVisionModel",
-        "feature_extractor": "SiglipImageProcessorPil",  # the other one needs torchvision
+        "feature_extractor": "SiglipImageProcessor",
     }
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:

@@ -10,7 +10,7 @@ import tiny_hunyuan15
 import torch
 from diffusers import AutoencoderKLHunyuanVideo15
 from ranks import RankError, RankPool
-from tiny import PROMPT, build_vae, tiny_config
+from tiny import PROMPT, RESIDUAL_Z_DIM, Z_DIM, build_vae, tiny_config
 from torch import Tensor
 
 from s2video.config import RunConfig, build_config
@@ -43,12 +43,9 @@ def build(form: Form):
     return (tiny_hunyuan if form == "hunyuan" else tiny_hunyuan15).build_vae()
 
 
-def random_latents(*shape: int, channels: int = 16) -> Tensor:
+def random_latents(form: Form, *shape: int) -> Tensor:
+    channels = {"residual": RESIDUAL_Z_DIM, "hunyuan15": tiny_hunyuan15.CHANNELS}.get(form, Z_DIM)
     return torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def latents_of(form: Form, shape: tuple[int, int, int]) -> Tensor:
-    return random_latents(*shape, channels=tiny_hunyuan15.CHANNELS if form == "hunyuan15" else 16)
 
 
 def padded_strip(mesh: Mesh, whole: Tensor, lengths: list[int], dim: int, width: int) -> Tensor:
@@ -106,7 +103,7 @@ SHAPES = [
 def test_strips_give_the_whole_picture(
     ranks: Ranks, form: Form, world_size: int, shape: tuple[int, int, int], decoding: int
 ) -> None:
-    latents = random_latents(*shape)
+    latents = random_latents(form, *shape)
     alone = list(decode_frames(tiny_vae(form), latents))
     (chunks, *_), *others = answers = ranks(world_size).run(decode, form, latents, "sharded")
     assert [chunk.shape for chunk in chunks] == [chunk.shape for chunk in alone]
@@ -151,8 +148,8 @@ def tiled_by_diffusers(form: Form, latents: Tensor, height: int, width: int) -> 
 
 TILED = [
     ("plain", (2, 9, 7), 32, 64),
-    ("residual", (2, 9, 7), 64, 32),
-    ("residual", (3, 4, 4), 32, 32),  # no larger than a tile: decoded whole
+    ("residual", (2, 9, 7), 128, 64),
+    ("residual", (3, 4, 4), 64, 64),  # no larger than a tile: decoded whole
     ("hunyuan", (2, 9, 7), 32, 64),
     ("hunyuan", (8, 5, 4), 32, 32),  # tiles in time: 5, 5, 2 latent frames, the last of which has nothing to add
     ("hunyuan", (7, 4, 3), 32, 32),
@@ -166,7 +163,7 @@ TILED = [
 def test_tiles_give_what_diffusers_tiling_gives(
     form: Form, shape: tuple[int, int, int], height: int, width: int
 ) -> None:
-    latents = latents_of(form, shape)
+    latents = random_latents(form, *shape)
     expected = tiled_by_diffusers(form, latents, height, width)
     chunks = decode_by_tiles(Mesh(torch.device("cpu")), form, latents, height, width)
     assert torch.equal(torch.cat(chunks), expected)
@@ -176,7 +173,7 @@ def test_tiles_give_what_diffusers_tiling_gives(
 @pytest.mark.parametrize(
     ("form", "shape", "height", "width"),
     [
-        ("residual", (2, 9, 7), 32, 64),
+        ("residual", (2, 9, 7), 64, 128),
         ("plain", (2, 5, 4), 32, 32),  # two tiles
         ("hunyuan", (6, 5, 4), 32, 32),
         ("hunyuan15", (2, 5, 4), 64, 64),
@@ -185,7 +182,7 @@ def test_tiles_give_what_diffusers_tiling_gives(
 def test_dealt_tiles_give_the_same(
     ranks: Ranks, world_size: int, form: Form, shape: tuple[int, int, int], height: int, width: int
 ) -> None:
-    latents = latents_of(form, shape)
+    latents = random_latents(form, *shape)
     expected = tiled_by_diffusers(form, latents, height, width)
     chunks, *others = ranks(world_size).run(decode_by_tiles, form, latents, height, width)
     assert len(chunks) > 1 or form == "hunyuan15"  # whose tiles last as long as the video
@@ -209,7 +206,7 @@ def leave_early(mesh: Mesh, latents: Tensor, mode: DecodeMode, num_chunks: int) 
 def test_ranks_end_when_the_reader_leaves(ranks: Ranks, world_size: int, mode: DecodeMode) -> None:
     """At once: the pool would not answer in time otherwise. Two latent rows, so that a third rank is idle."""
     with pytest.raises(RankError) as caught:
-        ranks(world_size).run(leave_early, random_latents(4, 2, 2), mode, 2, timeout=50)
+        ranks(world_size).run(leave_early, random_latents("residual", 4, 2, 2), mode, 2, timeout=50)
     assert caught.value.kinds == [None] + ["S2VideoError"] * (world_size - 1)
     assert all("rank 0 stopped before the last frame" in message for message in caught.value.messages[1:])
 

@@ -24,6 +24,11 @@ def run_wan(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
     model(latents, torch.empty(1), torch.empty(1, NUM_TEXT, model.config.text_dim))
 
 
+def run_wan_with_times(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
+    num_tokens = latents[0, 0].numel() // 4
+    model(latents, torch.empty(1, num_tokens), torch.empty(1, NUM_TEXT, model.config.text_dim))
+
+
 def run_hunyuan(model: HunyuanVideoTransformer3DModel, latents: torch.Tensor) -> None:
     model(
         latents,
@@ -42,6 +47,12 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], Callable[..., None]]] = {
         | {"num_layers": 3, "in_channels": 5, "out_channels": 3, "rope_max_seq_len": 64},
         run_wan,
     ),
+    "Wan, a time for each token": (
+        WanTransformer3DModel,
+        {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 6, "freq_dim": 8, "ffn_dim": 50}
+        | {"num_layers": 1, "rope_max_seq_len": 64},
+        run_wan_with_times,
+    ),
     "Wan, patches of 2 frames, no norm before cross-attention": (
         WanTransformer3DModel,
         {"num_attention_heads": 3, "attention_head_dim": 14, "text_dim": 6, "freq_dim": 8, "ffn_dim": 50}
@@ -52,6 +63,13 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], Callable[..., None]]] = {
         HunyuanVideoTransformer3DModel,
         {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 2, "num_single_layers": 3}
         | {"text_embed_dim": 18, "pooled_projection_dim": 10, "rope_axes_dim": (2, 2, 4), "mlp_ratio": 3.5},
+        run_hunyuan,
+    ),
+    "HunyuanVideo, image to video": (
+        HunyuanVideoTransformer3DModel,
+        {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 2, "num_single_layers": 3}
+        | {"text_embed_dim": 18, "pooled_projection_dim": 10, "rope_axes_dim": (2, 2, 4), "num_refiner_layers": 1}
+        | {"image_condition_type": "token_replace"},
         run_hunyuan,
     ),
     "HunyuanVideo without embedded guidance": (
@@ -73,7 +91,8 @@ def test_flops_and_parameters_are_those_of_the_module(name: str) -> None:
         latents = torch.empty(1, model.config.in_channels, 6, 10, 14)
         with FlopCounterMode(display=False) as counter:
             run(model, latents)
-    costs = read_costs({"_class_name": kind.__name__, **settings})
+    expands = {"expand_timesteps": run is run_wan_with_times}
+    costs = read_costs({"_class_name": kind.__name__, **settings, **expands})
     num_tokens = 5 * 7 * (3 if "2 frames" in name else 6)
     assert whole_pass(costs, num_tokens, NUM_TEXT).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
     blocks = sum(costs.block_parameters(index) for index in range(costs.num_blocks))
