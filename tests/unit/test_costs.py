@@ -117,9 +117,7 @@ def test_flops_and_parameters_of_hunyuan_video_15(image_to_video: bool) -> None:
         "task_type": "i2v" if image_to_video else "t2v",
     }
     model = HunyuanVideo15Transformer3DModel(**settings)
-    costs = replace(
-        HunyuanVideo15Costs.from_config(settings), num_glyphs=4, num_image=3 if image_to_video else 0
-    )
+    costs = replace(HunyuanVideo15Costs.from_config(settings), num_glyphs=4, num_image=3 if image_to_video else 0)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(
             torch.randn(1, 5, 2, 6, 10),
