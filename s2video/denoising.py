@@ -60,14 +60,15 @@ class Denoiser:
     def __call__(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         """Noisy latents [B, C, T, H, W] -> the guided prediction, float32 of that shape."""
         guidance = self._guidance
-        expert = self._experts[self._experts.index_at(float(timestep))]
+        index = self._experts.index_at(timestep)
+        expert, cfg_scale = self._experts.take_turn(index), guidance.cfg_scales[index]
         predictions = predict(
             expert.model,
             self._given.model_input(latents.to(self._dtype)),
             timestep.expand(latents.shape[0]),
             mesh=self._mesh,
             cond=self._cond,
-            uncond=self._uncond if needs_uncond(guidance.cfg_scale) else None,
+            uncond=self._uncond if needs_uncond(cfg_scale) else None,
             masks=self._masks(step),
             weights=expert.weights,
             share_prefix=guidance.share_prefix,
@@ -77,7 +78,7 @@ class Denoiser:
             return self._rival.combine(predictions, step)
         return combine(
             predictions,
-            cfg_scale=guidance.cfg_scale,
+            cfg_scale=cfg_scale,
             s2_scale=guidance.s2_scale,
             form=guidance.form,
             rescale=guidance.rescale,

@@ -11,6 +11,7 @@ import math
 import stat
 import tempfile
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -134,19 +135,39 @@ def read_checkpoint(folder: Path) -> CheckpointInfo:
     """Read the bounds from a folder that passed `check_checkpoint`. Raises InputError for an unknown kind."""
     from .models.loading import read_family, read_json
 
-    paths = (folder / "transformer" / "config.json", folder / "vae" / "config.json")
-    return read_family(folder).describe(*(JsonFile(path, read_json(path)) for path in paths))
+    def settings(component: str) -> JsonFile:
+        path = folder / component / "config.json"
+        return JsonFile(path, read_json(path))
+
+    family, vae = read_family(folder), settings("vae")
+    first, *others = (family.describe(settings(name), vae) for name in family.transformers)
+    for name, other in zip(family.transformers[1:], others, strict=True):
+        for field, expected in asdict(first).items():
+            if (came := getattr(other, field)) != expected:
+                raise InputError(
+                    f"{folder / name}: {field}: expected {expected}, as of the first transformer, came {came}; "
+                    "download the checkpoint again, whole"
+                )
+    return first
 
 
 def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: int = 1) -> None:
     """Raise InputError for the first setting that the checkpoint, the device or the number of ranks cannot serve."""
     _check_size(config, checkpoint)
     _check_masks(config, checkpoint.num_blocks)
+    length = config.sampling.max_sequence_length
+    if checkpoint.text_length not in (None, length):
+        raise InputError(
+            f"sampling.max_sequence_length: expected {checkpoint.text_length}, which this checkpoint's "
+            f"cross-attention counts on, came {length}"
+        )
     if config.parallel.backend == "nccl" and config.model.device == "cpu":
         raise InputError("parallel.backend: nccl needs model.device cuda, came cpu: use gloo, or auto")
-    if config.parallel.branch == 2 and config.guidance.cfg_scale == 1:
+    _check_experts(config, checkpoint)
+    if config.parallel.branch == 2 and 1 in config.guidance.cfg_scales:
+        scale = "cfg_scale" if config.guidance.cfg_scale == 1 else "cfg_scale_2"
         raise InputError(
-            "parallel.branch: 2 runs cond and uncond side by side, but with guidance.cfg_scale 1 there is no uncond: "
+            f"parallel.branch: 2 runs cond and uncond side by side, but with guidance.{scale} 1 there is no uncond: "
             "set parallel.branch to 1, and all ranks share cond's tokens"
         )
     if config.parallel.decode == "sharded" and checkpoint.vae_class != WAN_VAE:
@@ -182,6 +203,18 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
             )
 
 
+def check_images(checkpoint: CheckpointInfo, *, image: bool, last_image: bool) -> None:
+    """Raise InputError unless such a checkpoint takes images so given, or none."""
+    if last_image and not image:
+        raise InputError("last_image: there is no first image: give --image too, or image in the config")
+    for name, takes, given in (("image", checkpoint.image, image), ("last_image", checkpoint.last_image, last_image)):
+        option = f"--{name.replace('_', '-')}"
+        if given and takes == "none":
+            raise InputError(f"{name}: this checkpoint takes none: leave it out, or choose a checkpoint that does")
+        if not given and takes == "required":
+            raise InputError(f"{name}: this checkpoint needs one: give {option}, or {name} in the config")
+
+
 def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
     sampling = config.sampling
     for name, size, patch in (
@@ -209,6 +242,27 @@ def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
         raise InputError(
             f"sampling.num_frames: expected at most {offset + step * (checkpoint.max_positions - 1)}, as far as the "
             f"model's positions reach, came {frames}"
+        )
+
+
+def _check_experts(config: RunConfig, checkpoint: CheckpointInfo) -> None:
+    if config.guidance.cfg_scale_2 is not None and checkpoint.boundary_ratio is None:
+        raise InputError(
+            f"guidance.cfg_scale_2: is for a second transformer, and this checkpoint has one; set it to null, came "
+            f"{config.guidance.cfg_scale_2:g}"
+        )
+    if not config.model.offload_experts:
+        return
+    if checkpoint.boundary_ratio is None:
+        raise InputError(
+            "model.offload_experts: is for checkpoints with two transformers, and this one has a single one, which "
+            "always has its turn: set it to false; parallel.weights streamed keeps its blocks in CPU memory"
+        )
+    if config.parallel.weights != "replicated":
+        raise InputError(
+            f"model.offload_experts: moves whole transformers, so it needs parallel.weights replicated, came "
+            f"{config.parallel.weights}: set it to false"
+            + (", for streamed blocks lie in CPU memory anyway" if config.parallel.weights == "streamed" else "")
         )
 
 

@@ -181,22 +181,29 @@ def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return vae.to(device).eval().requires_grad_(False)
 
 
-def load_conditioners(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """What turns prompts and images into conditioning, by the names of the folders: encoders on the CPU, in `dtype`."""
+def load_conditioners(folder: Path, dtype: torch.dtype, image_dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """What turns prompts and images into conditioning, by the names of the folders: encoders on the CPU.
+
+    Args:
+        image_dtype: of the image encoder; None: `dtype`, as all others.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # ours is the only one: theirs would print a line a rank
     loaded = {}
     family = read_family(folder)
     for name in family.conditioners:
-        kind = getattr(transformers, family.components[name])
+        # of two implementations that differ in the last bits, the one that is always there
+        of_pil = getattr(transformers, f"{family.components[name]}Pil", None) if name in PROCESSORS else None
+        kind = of_pil or getattr(transformers, family.components[name])
         if name.startswith("tokenizer"):
             # text first, padding behind it: every pipeline here counts on that
             loaded[name] = kind.from_pretrained(folder / name, padding_side="right")
         elif name in PROCESSORS:
             loaded[name] = kind.from_pretrained(folder / name)
         else:
-            loaded[name] = kind.from_pretrained(folder, subfolder=name, dtype=dtype).eval().requires_grad_(False)
+            own = (name == "image_encoder" and image_dtype) or dtype
+            loaded[name] = kind.from_pretrained(folder, subfolder=name, dtype=own).eval().requires_grad_(False)
     return loaded
 
 
