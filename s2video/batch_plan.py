@@ -19,6 +19,7 @@ from .forecast import Degrees
 from .identity import checkpoint_digests, job_key
 from .job import Job
 from .models.family import CheckpointInfo
+from .models.images import read_images
 from .models.loading import check_checkpoint, find_checkpoint
 from .plan import make_plan, this_card
 from .requests import check_images, check_output, check_request, read_checkpoint
@@ -58,10 +59,12 @@ def in_order(jobs: Sequence[BatchJob]) -> list[BatchJob]:
     return [job for _, job in sorted(zip(ranks, jobs, strict=True), key=lambda pair: pair[0])]
 
 
-def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]:
+def find_problems(jobs: Sequence[BatchJob], *, world_size: int, images: bool) -> Iterator[str]:
     """What stands in the way of jobs, a sentence each, as far as that can be known before the models are loaded.
 
-    A missing image is not among them: it may still come, and if not, its job fails alone.
+    Args:
+        images: read them too. Before a run they are not: one that is missing may still come, and if not, its job fails
+            alone.
     """
 
     @cache
@@ -82,6 +85,8 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]
             check_request(job.config, found, world_size=world_size)
             check_images(found, image=job.config.image is not None, last_image=job.config.last_image is not None)
             check_output(Path(job.config.output.path))
+            if images:
+                read_images(*job.config.image_paths)
         except InputError as error:
             yield f"{job.where}: {error}"
 
