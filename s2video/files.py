@@ -4,6 +4,7 @@ Knows nothing of what is in the files.
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -114,6 +115,20 @@ def write_json(path: Path, obj: object) -> None:
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; of a folder, that of what `sha256sum *` prints inside it."""
+    if path.is_dir():
+        lines = [f"{sha256(file)}  {file.name}\n" for file in sorted(path.iterdir()) if file.is_file()]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
 def _temporary_beside(path: Path) -> Path:

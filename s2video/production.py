@@ -13,9 +13,10 @@ from torch import Tensor
 from .checkpoint import Checkpoints
 from .files import write_json
 from .job import Job
+from .models.images import read_images
 from .parallel.collectives import gather_objects
 from .pipeline import Engine
-from .sidecar import container_metadata, is_sidecar_of, job_facts, save_latents, versions
+from .sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
 from .video_queue import write_video_meanwhile
 
 
@@ -45,10 +46,12 @@ def make_video(engine: Engine, job: Job) -> Path | None:
 
 def denoise(engine: Engine, job: Job) -> Denoised | None:
     """The job's latents; None where `job.resume` finds its files made already."""
+    images = read_images(job.image, job.last_image)
     facts = job_facts(
         engine.config.for_output(job.output),
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
+        images=[] if images is None else images.records(job.image, job.last_image),
         seed=job.seed,
         mask_seed=engine.mask_seed([job.seed]),
         num_blocks=engine.num_blocks,
@@ -65,14 +68,21 @@ def denoise(engine: Engine, job: Job) -> Denoised | None:
         every_seconds=engine.config.checkpoint.every_seconds,
         resume=job.resume,
     )
-    latents = engine.sample([job.prompt], [job.seed], negative_prompt=job.negative_prompt, checkpoints=checkpoints)
+    latents = engine.sample(
+        [job.prompt], [job.seed], negative_prompt=job.negative_prompt, images=images, checkpoints=checkpoints
+    )
     return Denoised(latents, facts, checkpoints, time.monotonic() - start)
 
 
-def finish(engine: Engine, job: Job, denoised: Denoised) -> Path | None:
-    """Save the latents, decode them, and write the job's files. Returns as `make_video` does."""
+def finish(engine: Engine, job: Job, denoised: Denoised, *, alone: bool = False) -> Path | None:
+    """Save the latents, decode them, and write the job's files. Returns as `make_video` does.
+
+    Args:
+        alone: on the main rank only, in any thread; see `Engine.decode`.
+    """
     mesh, config, facts = engine.mesh, engine.config, denoised.facts
-    mesh.watch.report("decoding")
+    if not alone:
+        mesh.watch.report("decoding")
     if not mesh.is_main:
         list(engine.decode(denoised.latents))  # nothing: this rank helps
         return None
@@ -80,20 +90,17 @@ def finish(engine: Engine, job: Job, denoised: Denoised) -> Path | None:
     save_latents(denoised.latents, job.latents_path, facts)
     start = time.monotonic()
     spec = config.output.spec(job.output)
-    metadata = container_metadata(facts, spec.codec)
-    write_video_meanwhile(engine.decode(denoised.latents), job.output, spec, metadata=metadata)
+    frames = engine.decode(denoised.latents, alone=alone)
+    write_video_meanwhile(frames, job.output, spec, metadata=container_metadata(facts, spec.codec))
     timings["decode_seconds"] = time.monotonic() - start
-    write_json(
-        job.sidecar_path,
-        {
-            **facts,
-            "weights": engine.weight_digests(),
-            "resumed_after_step": denoised.checkpoints.first_step or None,
-            "mesh": mesh.describe(),
-            "versions": versions(),
-            "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
-        },
+    facts |= run_facts(
+        denoised.latents,
+        mesh,
+        weights=engine.weight_digests(),
+        timings=timings,
+        resumed_after_step=denoised.checkpoints.first_step or None,
     )
+    write_json(job.sidecar_path, make_sidecar(facts, job.place).as_json())
     if not job.keep_latents:
         job.latents_path.unlink()
     denoised.checkpoints.remove()

@@ -1,17 +1,16 @@
-"""Frames -> a file or a sequence of files, as they come; video file -> frames; two files beside each other.
+"""Frames -> a file or a sequence of files, as they come; video file -> frames.
 
 The colours: RGB in [0, 1] becomes Y'CbCr with the BT.709 matrix in limited range, and the file says so in all four
 tags; PNG keeps the values, as sRGB; EXR has them as linear light. Knows nothing of models and latents.
 """
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,12 @@ import numpy as np
 import torch
 from av.container import InputContainer
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .colour import pixels
 from .errors import InputError, NumericalError, S2VideoError
 from .exr import ExrSequence
-from .ffmpeg import TAG_BT709, TAG_SRGB, Ffmpeg, h264_mp4, raw_input
+from .ffmpeg import TAG_BT709, TAG_SRGB, Ffmpeg, raw_input
 from .files import atomic_folder, atomic_path
 from .formats import VideoSpec, codec_for, is_frame_name, place_of
 
@@ -35,7 +33,6 @@ MAX_METADATA_BYTES = 100_000  # Linux takes at most 128 KiB in one argument of a
 STANDARD_METADATA = frozenset({"title", "artist", "comment", "description", "synopsis", "copyright", "genre", "album"})
 USE_BUNDLED = "use the ffmpeg that imageio-ffmpeg brings (unset IMAGEIO_FFMPEG_EXE)"
 SAMPLE_RATE = 48_000  # Hz; of every sound track
-COMPARISON_HEIGHT = 384  # px; `side_by_side` enlarges smaller videos up to here
 
 # Code points of ITU-T H.273, which the tags are, by ffmpeg's names.
 PRIMARIES = {1: "bt709", 2: "unknown", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 9: "bt2020", 12: "smpte432"}
@@ -134,57 +131,6 @@ def read_video(path: Path) -> Tensor:
         raise InputError(f"no video file at {path}")
     frames = _read_with_decord(path)
     return torch.from_numpy(_read_with_pyav(path) if frames is None else frames)
-
-
-def side_by_side(left: Path, right: Path, path: Path, *, labels: tuple[str, str] = ("CFG", "S²")) -> VideoInfo:
-    """Write one MP4 with two videos beside each other and a caption above each.
-
-    Small videos are enlarged by a whole factor, pixel for pixel, up to `COMPARISON_HEIGHT`. Colour tags and the rename
-    are those of `write_video`.
-
-    Args:
-        left, right: videos of the same even width and height, number of frames and rate.
-        labels: captions in ASCII and superscript digits, which is what the font inside Pillow has.
-
-    Raises:
-        InputError: the videos do not match, a label has other characters, or a path cannot be used.
-        S2VideoError: ffmpeg failed.
-    """
-    info, other = probe_video(left), probe_video(right)
-    for name in ("width", "height", "num_frames", "fps"):
-        if getattr(info, name) != getattr(other, name):
-            raise InputError(
-                f"two videos beside each other need the same {name}: {left} has {getattr(info, name)}, "
-                f"{right} has {getattr(other, name)}"
-            )
-    spec = VideoSpec(info.fps)
-    spec.check_size(info.width, info.height)
-    factor = max(1, COMPARISON_HEIGHT // info.height)
-    width, height = info.width * factor, info.height * factor
-    gap = 8
-    # Drawn here and not by ffmpeg's drawtext, which many builds lack and which needs a font of the system's.
-    captions = _captions(labels, width, gap, font_size=max(12, height // 16))
-    caption_height, total_width, _ = captions.shape
-    to_bt709 = "out_color_matrix=bt709:out_range=tv"
-    # Colour is interpolated to full resolution first, as players do, and then pixels are repeated: repeating the
-    # half-resolution colour samples instead leaves a grey rim at the edges of saturated shapes.
-    enlarge = f"scale=flags=bilinear:{to_bt709},format=yuv444p,scale={width}:{height}:flags=neighbor,format=yuv420p"
-    graph = ";".join(
-        [
-            f"[0:v]{enlarge},pad={width + gap}:{height}[left]",
-            f"[1:v]{enlarge}[right]",
-            f"[2:v]scale={to_bt709},format=yuv420p[captions]",
-            f"[left][right]hstack,pad={total_width}:{height + caption_height}:0:{caption_height}[both]",
-            f"[both][captions]overlay=0:0:eof_action=repeat,{TAG_BT709}[out]",
-        ]
-    )
-    inputs = ["-i", f"file:{left}", "-i", f"file:{right}"]
-    inputs += raw_input("rgb24", total_width, caption_height, info.fps)
-    chosen = ["-filter_complex", graph, "-map", "[out]", "-map_metadata", "-1"]
-    with atomic_path(path) as temporary:
-        with Ffmpeg([*inputs, *chosen, *h264_mp4(spec.crf), f"file:{temporary}"]) as ffmpeg:
-            ffmpeg.send(captions)
-        return _checked(temporary, path, spec, total_width, height + caption_height, info.num_frames)
 
 
 def _metadata_arguments(metadata: Mapping[str, str]) -> list[str | bytes]:
@@ -322,36 +268,3 @@ def _read_with_pyav(path: Path) -> NDArray[np.uint8]:
     if not frames:
         raise InputError(f"{path} has no frames")
     return np.stack(frames)
-
-
-def _captions(labels: tuple[str, str], width: int, gap: int, *, font_size: int) -> NDArray[np.uint8]:
-    """White text on black, uint8 [2 * font_size, 2 * width + gap, 3]: a label centred over each of two videos."""
-    image = Image.new("RGB", (2 * width + gap, 2 * font_size))
-    draw = ImageDraw.Draw(image)
-    for label, start in zip(labels, (0, width + gap), strict=True):
-        runs = _label_runs(label)
-        size = font_size
-        while size > 6 and _runs_width(runs, size) > width:
-            size -= 1
-        x = start + (width - _runs_width(runs, size)) / 2
-        baseline = font_size * 1.35
-        for text, raised in runs:
-            font = ImageFont.load_default(size * (0.6 if raised else 1))
-            draw.text((x, baseline - (0.35 * size if raised else 0)), text, font=font, fill="white", anchor="ls")
-            x += font.getlength(text)
-    return np.asarray(image)
-
-
-def _label_runs(label: str) -> list[tuple[str, bool]]:
-    """Cut a label into runs of (ASCII text, whether it stands raised): "S²" -> [("S", False), ("2", True)]."""
-    runs = []
-    for raised, letters in groupby(label, key=lambda letter: unicodedata.decomposition(letter).startswith("<super>")):
-        text = "".join(letters)
-        runs.append((unicodedata.normalize("NFKD", text) if raised else text, raised))
-    if not all(text.isascii() and text.isprintable() for text, _ in runs):
-        raise InputError(f"caption {label!r}: expected ASCII letters and superscript digits only")
-    return runs
-
-
-def _runs_width(runs: list[tuple[str, bool]], size: float) -> float:
-    return sum(ImageFont.load_default(size * (0.6 if raised else 1)).getlength(text) for text, raised in runs)

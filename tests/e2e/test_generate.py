@@ -1,5 +1,6 @@
 """From the command line to files: one rank in this process, two and three ranks under torchrun."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import OpenImageIO
 import pytest
 import torch
@@ -18,6 +20,7 @@ from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from s2video.cli import main
 from s2video.masks import step_masks
 from s2video.models.loading import weight_digests
+from s2video.sidecar import latents_record
 from s2video.video import probe_video, read_video
 
 REPOSITORY = Path(__file__).parents[2]
@@ -67,6 +70,10 @@ def test_one_video_with_all_its_files(
     assert sidecar["mesh"] == mesh
     assert sidecar["versions"]["torch"] == torch.__version__
     assert sidecar["timings"]["denoise_seconds"] > 0
+    jsonschema.validate(sidecar, json.loads((REPOSITORY / "docs" / "sidecar.schema.json").read_text()))
+    with safe_open(output.with_name("clip.latents.safetensors"), framework="pt") as file:
+        assert sidecar["latents"] == latents_record(file.get_tensor("latents")).model_dump(mode="json")
+    assert sidecar["output"]["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
 
     with safe_open(output.with_name("clip.latents.safetensors"), framework="pt") as file:
         assert list(file.keys()) == ["latents"]
