@@ -246,13 +246,14 @@ class _Replica:
         if not self._mesh.is_main:
             return
         digests = {}
-        for path in (job.output, job.sidecar_path):
+        frames = sorted(job.place.iterdir()) if job.place.is_dir() else [job.place]
+        for path in (*frames, job.sidecar_path):
             digest = file_digest(path)
             assert digest is not None, f"{path} was just made"
             digests[path.relative_to(self._store.folder).as_posix()] = digest
         self._let_go(record)
         if self._store.finish(record.name, self._owner, digests):
-            print(job.output, flush=True)
+            print(job.place, flush=True)
 
     def _record_failure(self, record: Record, error: Exception) -> None:
         """On any rank; the first to speak is heard."""

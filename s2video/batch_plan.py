@@ -16,13 +16,14 @@ from .batch_store import Entry, Record, Store
 from .config import RunConfig
 from .errors import InputError
 from .forecast import Degrees
+from .formats import VideoSpec
 from .identity import checkpoint_digests, job_key
 from .job import Job
 from .models.family import CheckpointInfo
 from .models.images import read_images
 from .models.loading import check_checkpoint, find_checkpoint
 from .plan import make_plan, this_card
-from .requests import check_images, check_output, check_request, read_checkpoint
+from .requests import check_images, check_output, check_request, check_spec, read_checkpoint
 
 
 def video_job(config: RunConfig) -> Job:
@@ -76,6 +77,14 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int, images: bool) ->
         except InputError as error:
             return str(error)
 
+    @cache
+    def unwritable(spec: VideoSpec, width: int, height: int) -> str | None:
+        try:
+            check_spec(spec, width, height)
+        except InputError as error:
+            return str(error)
+        return None
+
     for job in jobs:
         found = checkpoint(job.config.model.path, job.config.model.revision)
         if isinstance(found, str):
@@ -89,6 +98,10 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int, images: bool) ->
                 read_images(*job.config.image_paths)
         except InputError as error:
             yield f"{job.where}: {error}"
+        else:
+            sampling, output = job.config.sampling, job.config.output
+            if problem := unwritable(output.spec(Path(output.path)), sampling.width, sampling.height):
+                yield f"{job.where}: {problem}"
 
 
 def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int) -> list[float | None]:

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def check_sums(run: Run) -> None:
+def check_sums(run: Run, names: Iterable[str] | None = None) -> None:
     """Every file is listed, and is what the list says."""
     lines = (run.folder / "batch.sha256").read_text().splitlines()
     listed = {name: value for value, name in (line.split("  ") for line in lines)}
-    assert listed == {name: digest(run.folder / name) for name in run.files()}
+    assert listed == {name: digest(run.folder / name) for name in names or run.files()}
 
 
 def test_killed_at_ten_random_moments(run: Run) -> None:
@@ -290,6 +290,36 @@ def test_what_changed_is_made_again_and_nothing_else(here: Run) -> None:
     with here.store._transaction() as connection:  # killed after the file was there, before the store knew
         connection.execute("UPDATE jobs SET state = 'running', owner = 'gone'")
     assert again() == []
+
+
+def test_sequences_are_checked_file_by_file(here: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    here.write(output={"codec": "png"})
+    assert here.main() == 0
+    assert capsys.readouterr().out.split()[-1] == str(here.folder / "001_s0")
+    frames = sorted((here.folder / "001_s0").iterdir())
+    assert [path.name for path in frames] == [f"001_s0.{number}.png" for number in range(1001, 1006)]
+    listed = [*(f"001_s0/{path.name}" for path in frames), "001_s0.json"]
+    check_sums(here, listed)
+    made = [path.stat().st_mtime_ns for path in frames]
+    assert here.main() == 0
+    assert [path.stat().st_mtime_ns for path in frames] == made
+    whole = frames[2].read_bytes()
+    frames[2].write_bytes(b"damaged")
+    assert here.main() == 0
+    assert frames[2].read_bytes() == whole
+    check_sums(here, listed)
+
+
+def test_what_writes_the_format_is_asked_for_before_anything_starts(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.write(shots=[PROMPT, "another"], output={"codec": "dnxhr"})
+    assert run.main() == 2
+    assert capsys.readouterr().err.count("dnxhr takes pictures from 256x120 px on") == 2
+    run.write(output={"ffmpeg": "/nowhere/ffmpeg"})
+    assert run.main("--dry-run") == 2
+    assert capsys.readouterr().err.count("cannot start ffmpeg") == 2
+    assert not run.folder.exists()
 
 
 def test_a_dry_run_tells_all_and_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
