@@ -15,6 +15,7 @@ from .batch_config import BatchJob
 from .batch_store import Entry, Record, Store
 from .config import RunConfig
 from .errors import InputError
+from .files import remove_leftovers
 from .forecast import Degrees
 from .identity import checkpoint_digests, job_key
 from .job import Job
@@ -191,6 +192,8 @@ def register(
         elif old.state == "failed" and retry_failed:
             again.add(job.name)
     store.put(entries, frozenset(again))
+    if all(record.state != "running" for record in store.records()):  # else one of an older start is still at work
+        remove_leftovers([store.checksums_path, *(path for job in jobs for path in _files(video_job(job.config)))])
 
 
 def _obsolete(old: Record, key: str, folder: Path, digests: Mapping[str, str], *, force: bool) -> str | None:
@@ -210,6 +213,11 @@ def _discard(job: Job) -> None:
     """Take away what would let a job be skipped or taken up; the video stays until another takes its place."""
     for path in (job.sidecar_path, job.latents_path, job.checkpoint_path):
         path.unlink(missing_ok=True)
+
+
+def _files(job: Job) -> tuple[Path, ...]:
+    """All that is ever written for a job."""
+    return job.output, job.sidecar_path, job.latents_path, job.checkpoint_path
 
 
 def file_digest(path: Path) -> str | None:
