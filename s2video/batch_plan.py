@@ -159,8 +159,7 @@ def register(
     Only for the process that holds the store's lock. What earlier starts left is kept: a job that they did not end goes
     on from its checkpoint.
     """
-    store.release()
-    store.forgive()
+    store.begin()
     known = {record.name: record for record in store.records()}
     digests = store.digests()
 

@@ -244,14 +244,18 @@ class Store:
                 )
                 released.append(Released(row["name"], row["owner"], row["attempts"], error))
         for job in released:
-            self.owner_path(job.owner).unlink(missing_ok=True)
             self.log("released", job=job.name, replica=job.owner, attempt=job.attempts, error=job.error)
         return released
 
-    def forgive(self) -> None:
-        """A new start, by a person: attempts that ended with the batch as a whole do not count."""
+    def begin(self) -> None:
+        """A new start, by a person, before its first replica: attempts that ended with the batch as a whole do not
+        count, and dead replicas' locks are removed."""
+        self.release()
         with self._transaction() as connection:
             connection.execute("UPDATE jobs SET attempts = 0 WHERE state = 'waiting'")
+        for path in self.folder.glob(f"{self._part}replica-*.lock"):
+            if not is_held(path):
+                path.unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
         """All jobs, in their order."""

@@ -40,7 +40,7 @@ def add_commands(
     batch.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
 
     status = commands.add_parser("status", help="what of a batch is done, and what failed", allow_abbrev=False)
-    status.add_argument("folder", type=Path, metavar="RUN", help="the batch's folder")
+    status.add_argument("folder", type=Path, metavar="RUN", help="the batch's folder, or its run file")
     status.add_argument("--json", action="store_true", help="one JSON object instead of lines")
 
     replica = commands.add_parser("replica", allow_abbrev=False)  # without help: not for people
@@ -54,7 +54,8 @@ def add_commands(
 def run(arguments: argparse.Namespace) -> int:
     """Run one of `COMMANDS`; returns the exit code."""
     if arguments.command == "status":
-        status = read_status(arguments.folder)
+        is_run_file = arguments.folder.suffix in (".yaml", ".yml")
+        status = read_status(load_batch(arguments.folder).folder if is_run_file else arguments.folder)
         print(as_json(status) if arguments.json else as_text(status))
         return 0
     if arguments.command == "replica":

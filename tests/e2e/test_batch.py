@@ -400,7 +400,9 @@ def test_two_ranks_under_torchrun_go_on_after_a_failure(run: Run) -> None:
     check_sums(run)
 
 
-def test_the_slurm_script_makes_a_shard(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slurm_script_makes_a_shard(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     srun = run.file.parent / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text('#!/bin/sh\nwhile case "$1" in --*) true;; *) false;; esac; do shift; done\nexec "$@"\n')
@@ -421,7 +423,8 @@ def test_the_slurm_script_makes_a_shard(run: Run, monkeypatch: pytest.MonkeyPatc
     assert finished.returncode == 0, finished.stderr
     assert run.files() == ["001_s1.json", "001_s1.mp4"]
     assert (run.folder / "batch.2-of-2.sqlite").exists()
-    assert main(["status", str(run.folder), "--json"]) == 0
+    assert main(["status", str(run.file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["done"] == 1
 
 
 def test_a_stop_while_one_job_is_decoded_beside_another(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,6 @@ def test_a_job_of_a_dead_replica_waits_again_at_once(store: Store, alive: ExitSt
         (job,) = store.release()
         assert (job.name, job.attempts) == ("a", 1)
         assert states(store) == {"a": "waiting", "b": "running", "c": "waiting"}
-        assert not store.owner_path("r1").exists()
 
 
 def test_a_job_that_kills_every_replica_fails(store: Store) -> None:
@@ -158,8 +157,13 @@ def test_a_new_start_forgives_attempts_and_a_stop_is_none(store: Store) -> None:
     store.draw("gone", None)
     store.release()
     assert store.records()[0].attempts == 1
-    store.forgive()
-    assert store.records()[0].attempts == 0
+    store.draw("gone", None)
+    for owner in ("replica-1-x", "replica-2-y"):
+        store.owner_path(owner).touch()
+    with held_lock(store.owner_path("replica-1-x")):
+        store.begin()
+        assert [path.name for path in store.folder.glob("*.lock")] == ["batch.replica-1-x.lock"]
+    assert [(r.state, r.attempts) for r in store.records()] == [("waiting", 0)] * 3
 
 
 def test_a_job_that_failed_keeps_its_error_until_it_is_made_again(store: Store) -> None:
