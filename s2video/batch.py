@@ -21,11 +21,12 @@ from typing import Literal, TypeVar
 import torch
 
 from .batch_plan import file_digest, video_job
-from .batch_store import Heartbeat, Record, Store
+from .batch_store import Record, Store
 from .config import ParallelConfig, RunConfig
 from .ending import Termination, stop_at_end_of_stdin
 from .errors import S2VideoError, StoppedError, out_of_memory
 from .gpu_room import GpuRoom
+from .heartbeat import Heartbeat
 from .job import Job
 from .locks import held_lock
 from .parallel.collectives import any_rank, gather_objects

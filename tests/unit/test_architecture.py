@@ -52,7 +52,7 @@ FLOORS: dict[int, list[str]] = {
     ],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
     + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"]
-    + ["batch", "batch_store", "batch_plan", "batch_status", "replicas", "cli_batch"],
+    + ["batch", "batch_store", "heartbeat", "batch_plan", "batch_status", "replicas", "cli_batch"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 PACKAGES = {"", "parallel", "models", "integrations"}  # their __init__ holds nothing but the version and docstrings

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from s2video import batch_store
+from s2video import batch_store, heartbeat
 from s2video.batch_status import as_json, as_text, read_status
-from s2video.batch_store import LEASE, MAX_ATTEMPTS, Entry, Heartbeat, Store, find_stores
+from s2video.batch_store import LEASE, MAX_ATTEMPTS, Entry, Store, find_stores
 from s2video.errors import InputError
+from s2video.heartbeat import Heartbeat
 from s2video.locks import held_lock, is_held
 
 
@@ -187,23 +188,23 @@ def test_files_of_jobs_that_are_no_more_are_no_more_listed(store: Store) -> None
 def test_a_replica_that_lost_a_job_ends(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    heartbeat = Heartbeat(store, "r1")
+    beating = Heartbeat(store, "r1")
     ended: list[int] = []
 
     def end(code: int) -> None:
         ended.append(code)
-        heartbeat._ended.set()
+        beating._ended.set()
 
-    monkeypatch.setattr(batch_store, "LEASE", 0.04)
-    monkeypatch.setattr(batch_store, "end_suddenly", end)
-    with heartbeat:
+    monkeypatch.setattr(heartbeat, "LEASE", 0.04)
+    monkeypatch.setattr(heartbeat, "end_suddenly", end)
+    with beating:
         store.draw("r1", None)
-        heartbeat.held.add("a")
-        heartbeat._thread.join(0.3)
+        beating.held.add("a")
+        beating._thread.join(0.3)
         assert ended == []
         with store._transaction() as connection:
             connection.execute("UPDATE jobs SET owner = 'r2'")
-        heartbeat._thread.join(30)
+        beating._thread.join(30)
     assert ended == [1]
     assert "others may make a now" in capsys.readouterr().err
 
