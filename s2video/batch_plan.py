@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .batch_config import BatchJob
 from .batch_store import Entry, Record, Store
+from .cards import CARDS, Card
 from .config import RunConfig
 from .errors import InputError
 from .files import remove_leftovers
@@ -81,8 +82,12 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]
             yield f"{job.where}: {error}"
 
 
-def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int) -> list[float | None]:
-    """How long each job's denoising will take on cards like this machine's, by the cost model; None: it cannot say."""
+def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int, card: Card | None = None) -> list[float | None]:
+    """How long each job's denoising takes, by the cost model; None: it cannot say.
+
+    Args:
+        card: None: this machine's. To know a GPU's name takes an import of torch.
+    """
 
     @cache
     def predicted(dumped: str) -> float | None:
@@ -90,7 +95,8 @@ def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int) -> list[float 
         try:
             folder = find_checkpoint(config.model.path, config.model.revision)
             model = config.model.model_copy(update={"path": str(folder)})
-            plan = make_plan(config.model_copy(update={"model": model}), world_size, this_card(config.model.device))
+            target = this_card(config.model.device) if card is None else card
+            plan = make_plan(config.model_copy(update={"model": model}), world_size, target)
         except InputError:
             return None
         degrees = _degrees(config, world_size)
@@ -148,9 +154,9 @@ def spoken(seconds: float | None) -> str:
 
 def register(
     jobs: Sequence[BatchJob],
-    seconds: Sequence[float | None],
     store: Store,
     *,
+    world_size: int,
     force: bool = False,
     retry_failed: bool = False,
 ) -> None:
@@ -168,8 +174,10 @@ def register(
         return checkpoint_digests(find_checkpoint(path, revision))
 
     entries, again = [], set()
-    predicted = {job.name: value for job, value in zip(jobs, seconds, strict=True)}
-    for job in in_order(jobs):
+    ordered = in_order(jobs)
+    # of no interest in seconds, so any card will do
+    works = predict_seconds(ordered, world_size=world_size, card=CARDS["H100"])
+    for job, work in zip(ordered, works, strict=True):
         key = job_key(job.config, checkpoint(job.config.model.path, job.config.model.revision))
         entries.append(
             Entry(
@@ -178,7 +186,7 @@ def register(
                 models=models_of(job.config),
                 config=job.config.model_dump_json(),
                 key=key,
-                predicted=predicted[job.name],
+                work=work,
             )
         )
         old = known.get(job.name)

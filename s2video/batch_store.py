@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     models TEXT NOT NULL,           -- jobs of one group share their loaded models
     config TEXT NOT NULL,           -- JSON, all that makes the video
     key TEXT NOT NULL,              -- digest of all that determines its pixels
-    predicted REAL,                 -- seconds, by the cost model
+    work REAL,                      -- in proportion to other jobs', by the cost model
     state TEXT NOT NULL DEFAULT 'waiting',
     attempts INTEGER NOT NULL DEFAULT 0,
     owner TEXT,                     -- the replica that has it, or had it last
@@ -60,7 +60,7 @@ class Entry:
     models: str
     config: str
     key: str
-    predicted: float | None
+    work: float | None
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,11 @@ class Store:
             connection.executemany("DELETE FROM jobs WHERE name = ?", [(name,) for name in known - kept])
             for position, e in enumerate(entries):
                 connection.execute(
-                    "INSERT INTO jobs (name, position, place, models, config, key, predicted) VALUES (?,?,?,?,?,?,?) "
+                    "INSERT INTO jobs (name, position, place, models, config, key, work) VALUES (?,?,?,?,?,?,?) "
                     "ON CONFLICT (name) DO UPDATE SET position = excluded.position, place = excluded.place, "
                     "models = excluded.models, config = excluded.config, key = excluded.key, "
-                    "predicted = excluded.predicted",
-                    (e.name, position, e.place, e.models, e.config, e.key, e.predicted),
+                    "work = excluded.work",
+                    (e.name, position, e.place, e.models, e.config, e.key, e.work),
                 )
             for name in again:
                 connection.execute("DELETE FROM files WHERE job = ?", (name,))

@@ -47,8 +47,8 @@ def alive(store: Store) -> Iterator[ExitStack]:
         yield stack
 
 
-def entry(name: str, *, models: str = "small", key: str = "k", predicted: float | None = 1.0) -> Entry:
-    return Entry(name=name, place="here", models=models, config="{}", key=key, predicted=predicted)
+def entry(name: str, *, models: str = "small", key: str = "k", work: float | None = 1.0) -> Entry:
+    return Entry(name=name, place="here", models=models, config="{}", key=key, work=work)
 
 
 def states(store: Store) -> dict[str, str]:
@@ -238,7 +238,7 @@ def test_status_tells_all_shards(tmp_path: Path, clock: Clock) -> None:
     shards = [Store(tmp_path, (i, 2), clock=clock) for i in (1, 2)]
     for i, shard in enumerate(shards):
         shard.create()
-        shard.put([entry(f"{name}{i}", predicted=2.0 + 2 * i) for name in "abc"], frozenset())
+        shard.put([entry(f"{name}{i}", work=2.0 + 2 * i) for name in "abc"], frozenset())
     assert [store.path for store in find_stores(tmp_path)] == [shard.path for shard in shards]
     first, second = shards
     with held_lock(first.owner_path("r1")):
@@ -253,7 +253,7 @@ def test_status_tells_all_shards(tmp_path: Path, clock: Clock) -> None:
     told = json.loads(as_json(status))
     assert told["counts"] == {"waiting": 2, "running": 2, "done": 1, "failed": 1}
     assert told["replicas"] == 1
-    # 5 s for each second predicted: 10 s of b0 have passed, 10 of c0, 20 of b1 and 20 of c1 are left
+    # 5 s for each unit of work: 10 s of b0 have passed, 10 of c0, 20 of b1 and 20 of c1 are left
     assert told["seconds_left"] == pytest.approx(50.0)
     assert [job["error"] for job in told["jobs"] if job["state"] == "failed"] == ["NaN in the latents"]
     text = as_text(status)
