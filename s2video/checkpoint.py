@@ -118,7 +118,7 @@ class Checkpoints:
             end = f"{self.path} holds it: generate --resume, or the batch when it is started again, goes on from there"
             if problem is not None:
                 end = f"no checkpoint could be written ({problem})"
-            raise StoppedError(f"stopped by SIGTERM after step {step} of {num_steps}: {end}")
+            raise StoppedError(f"stopped as asked after step {step} of {num_steps}: {end}")
         if self._every_seconds is None or not self._mesh.is_main:
             return
         if step == self.first_step + 1:

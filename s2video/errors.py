@@ -4,7 +4,7 @@ S2VideoError            anything s2video stops for on purpose; exit code 1
 ├── InputError          the user's input cannot be used as it is; exit code 2
 ├── AgreementError      ranks do not run the same job
 ├── NumericalError      NaN or infinity where numbers were expected
-└── StoppedError        SIGTERM, at the end of a step; exit code 143
+└── StoppedError        SIGTERM or a caller's wish, at the end of a step; exit code 143
 """
 
 
