@@ -5,7 +5,6 @@ Imports neither torch nor diffusers, save where a setting, or the name of a GPU,
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -16,14 +15,15 @@ from .batch_store import Entry, Record, Store
 from .cards import CARDS, Card
 from .config import RunConfig
 from .errors import InputError
-from .files import remove_leftovers
+from .files import remove_leftovers, sha256
 from .forecast import Degrees
+from .formats import VideoSpec
 from .identity import checkpoint_digests, job_key
 from .job import Job
 from .models.family import CheckpointInfo
 from .models.loading import check_checkpoint, find_checkpoint
 from .plan import make_plan, this_card
-from .requests import check_images, check_output, check_request, read_checkpoint
+from .requests import check_images, check_output, check_request, check_spec, read_checkpoint
 
 
 def video_job(config: RunConfig) -> Job:
@@ -75,6 +75,14 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]
         except InputError as error:
             return str(error)
 
+    @cache
+    def spec_problem(spec: VideoSpec, width: int, height: int) -> str | None:
+        try:
+            check_spec(spec, width, height)
+        except InputError as error:
+            return str(error)
+        return None
+
     for job in jobs:
         found = checkpoint(job.config.model.path, job.config.model.revision)
         if isinstance(found, str):
@@ -83,7 +91,10 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]
         try:
             check_request(job.config, found, world_size=world_size)
             check_images(found, image=job.config.image is not None, last_image=job.config.last_image is not None)
-            check_output(Path(job.config.output.path))
+            output, sampling = Path(job.config.output.path), job.config.sampling
+            check_output(output)
+            if (problem := spec_problem(job.config.output.spec(output), sampling.width, sampling.height)) is not None:
+                yield f"{job.where}: {problem}"
         except InputError as error:
             yield f"{job.where}: {error}"
 
@@ -230,13 +241,12 @@ def _discard(job: Job) -> None:
 
 def _files(job: Job) -> tuple[Path, ...]:
     """All that is ever written for a job."""
-    return job.output, job.sidecar_path, job.latents_path, job.checkpoint_path
+    return job.place, job.sidecar_path, job.latents_path, job.checkpoint_path
 
 
 def file_digest(path: Path) -> str | None:
     """SHA-256 of a file; None where there is none."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError:
         return None

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT
 
 from s2video import batch
@@ -131,7 +132,8 @@ def check_sums(run: Run) -> None:
     """Every file is listed, and is what the list says."""
     lines = (run.folder / "batch.sha256").read_text().splitlines()
     listed = {name: value for value, name in (line.split("  ") for line in lines)}
-    assert listed == {name: digest(run.folder / name) for name in run.files()}
+    made = [path for path in run.folder.rglob("*") if path.is_file() and not path.name.startswith("batch.")]
+    assert listed == {path.relative_to(run.folder).as_posix(): digest(path) for path in made}
 
 
 def make_batch(file: Path, log: Path) -> None:
@@ -319,6 +321,39 @@ def test_what_changed_is_made_again_and_nothing_else(here: Run) -> None:
     with here.store._transaction() as connection:  # killed after the file was there, before the store knew
         connection.execute("UPDATE jobs SET state = 'running', owner = 'gone'")
     assert again() == []
+
+
+def test_a_sequence_is_checked_frame_by_frame(here: Run) -> None:
+    here.write(output={"codec": "png"})
+    assert here.main() == 0
+    assert here.states() == {"001_s0.png": "done"}
+    assert here.files() == ["001_s0", "001_s0.json"]
+    assert sorted(path.name for path in (here.folder / "001_s0").iterdir()) == [
+        f"001_s0.{n}.png" for n in range(1001, 1006)
+    ]
+    check_sums(here)
+    assert here.main() == 0
+    assert len(here.events("drawn")) == 1
+    (here.folder / "001_s0" / "001_s0.1003.png").unlink()
+    assert here.main() == 0
+    assert len(here.events("drawn")) == 2
+    check_sums(here)
+
+
+def test_a_missing_image_fails_alone_and_is_made_when_it_is_there(
+    here: Run, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "there.png")
+    shots = [{"prompt": "a", "image": str(tmp_path / name)} for name in ("missing.png", "there.png")]
+    here.write(shots=shots, model={"path": str(checkpoint_of("wan-2.1-i2v")), "device": "cpu"})
+    assert here.main() == 1
+    assert here.states() == {"001_s0.mp4": "failed", "002_s0.mp4": "done"}
+    assert "missing.png: cannot be read" in (here.records()["001_s0.mp4"].error or "")
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "missing.png")
+    assert here.main() == 0
+    Image.new("RGB", (32, 32), "green").save(tmp_path / "there.png")
+    assert here.main() == 0
+    assert [event["job"] for event in here.events("drawn")] == ["001_s0.mp4", "002_s0.mp4", "001_s0.mp4", "002_s0.mp4"]
 
 
 def test_a_dry_run_tells_all_and_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
