@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from .config import RunConfig, Text, Whole, build_config, origin, read_values
 from .config_text import describe_problems, show
 from .errors import InputError
-from .formats import suffix_of
+from .formats import codec_for, suffix_of
 from .naming import find_collisions, render_name, slug
 from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
 
@@ -185,6 +185,7 @@ def _expand(
             }
             try:
                 output = output_path(folder, run.name, fields)
+                codec_for(output, config.output.codec)
             except InputError as error:
                 raise InputError(f"{shot.where}: {error}") from None
             finished = build_config(

@@ -188,6 +188,15 @@ def test_shots_that_cannot_be_named_or_contradict(tmp_path: Path, more: dict[str
     assert all(fragment in problem for problem in batch.problems)
 
 
+def test_names_end_as_their_format_wants(tmp_path: Path) -> None:
+    shots = ["a", {"prompt": "b", "output.codec": "prores"}, {"prompt": "c", "output.codec": "exr"}]
+    batch = load(tmp_path, {"shots": shots, "folder": "out"})
+    assert [job.name for job in batch.jobs] == ["001_s0.mp4", "002_s0.mov", "003_s0.exr"]
+    batch = load(tmp_path, {"shots": shots, "folder": "out", "name": "{shot}.mov"})
+    assert [job.name for job in batch.jobs] == ["001.mov", "002.mov"]
+    assert "ends in .exr" in batch.problems[0]
+
+
 def test_videos_in_one_place_are_refused(tmp_path: Path) -> None:
     """Also where only a file system that ignores case, or the sidecar, would make them one."""
     shots = [{"shot": "A", "prompt": "x"}, {"shot": "a", "prompt": "y"}, {"shot": "b", "prompt": "z"}]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s2video.errors import InputError
-from s2video.files import atomic_folder, atomic_path, write_json
+from s2video.files import atomic_folder, atomic_path, remove_leftovers, write_json
 
 
 def test_the_final_name_appears_only_after_the_block(tmp_path: Path) -> None:
@@ -108,6 +108,19 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path, obj: object, 
         write_json(target, obj)
     assert target.read_text() == "1\n"
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    long = "x" * 40
+    leftovers = [".a.0123abcd.mp4", f".{long[:32]}.0123abcd.json", ".a.latents.0123abcd.safetensors"]
+    others = ["a.mp4", ".b.0123abcd.mp4", ".a.0123abcd.mov", ".a.0123abc.mp4", ".a.mp4", f".{long}.0123abcd.json"]
+    for name in leftovers + others:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".s.0123abcd").mkdir()
+    (tmp_path / ".s.0123abcd" / "s.1001.png").write_text("")
+    paths = ["a.mp4", f"{long}.json", "a.latents.safetensors", "s"]
+    remove_leftovers([*(tmp_path / name for name in paths), tmp_path / "nowhere" / "a.mp4"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
 # Folders
