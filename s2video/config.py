@@ -59,6 +59,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+class LoraConfig(_Section):
+    """A low-rank change of a transformer's weights."""
+
+    path: Text = Field(min_length=1, description="a .safetensors file, a folder that has one, or a Hub id")
+    scale: Number = Field(default=1.0, description="strength; 0: none")
+    component: Literal["transformer", "transformer_2"] = Field(
+        default="transformer", description="which transformer, where the checkpoint has two"
+    )
+
+
 class ModelConfig(_Section):
     """Which checkpoint, in which precision, on which device."""
 
@@ -70,8 +80,14 @@ class ModelConfig(_Section):
     revision: Text | None = Field(
         default=None, description="branch, tag or commit of a Hub id; null: its default branch"
     )
+    lora: Annotated[tuple[LoraConfig, ...], BeforeValidator(read_list)] = Field(
+        default=(), description="LoRAs on the transformer, as [{path: ..., scale: 1.0}, ...]; needs peft"
+    )
     dtype: Dtype = Field(default="float32", description="precision of the transformer")
     text_encoder_dtype: Dtype = Field(default="float32", description="precision of the text encoder")
+    image_encoder_dtype: Dtype = Field(
+        default="float32", description="precision of the image encoder; float32 is what diffusers advises"
+    )
     vae_dtype: Dtype = Field(default="float32", description="precision of the VAE; float32 is what diffusers advises")
     attention_backend: Text | None = Field(
         default=None,
@@ -85,6 +101,10 @@ class ModelConfig(_Section):
     )
     stream_text_encoder: Switch = Field(
         default=False, description="run it from CPU memory, a layer at a time: for one that does not fit on the device"
+    )
+    offload_experts: Switch = Field(
+        default=False,
+        description="of two transformers (Wan 2.2 A14B), keep the one whose turn it is not in CPU memory",
     )
 
 
@@ -110,11 +130,53 @@ class SamplingConfig(_Section):
     )
 
 
+class CfgZeroStarConfig(_Section):
+    """CFG-Zero*, with the names and defaults of diffusers' ClassifierFreeZeroStarGuidance."""
+
+    zero_init_steps: Index = Field(default=1, description="steps at the start whose prediction is zero")
+
+
+class ApgConfig(_Section):
+    """Adaptive projected guidance, with the names (less their prefix) and defaults of diffusers' guider."""
+
+    momentum: Number | None = Field(default=None, description="weight of earlier steps' updates; null: none")
+    rescale: Number = Field(default=15.0, ge=0, description="largest norm of an update; 0: any")
+    eta: Number = Field(default=1.0, description="weight of the part of an update that is parallel to cond")
+
+
+class SlgConfig(_Section):
+    """Skip layer guidance, with the names (less their prefix) and defaults of diffusers' guider."""
+
+    scale: Number = Field(default=2.8, ge=0, description="strength; 0: no such pass")
+    start: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        default=0.01, description="part of the denoising after which it acts; never in the first step"
+    )
+    stop: Share = Field(default=0.2, description="part of the denoising up to which it acts")
+    layers: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = Field(
+        default=(), description="indices of the blocks that its pass leaves out; to be named where method is slg"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SlgConfig:
+        if self.start > self.stop:
+            raise ValueError(f"expected start <= stop, came start {self.start:g} and stop {self.stop:g}: swap the two")
+        return self
+
+
 class GuidanceConfig(_Section):
     """Classifier-free guidance and S²-Guidance; the symbols are those of the paper (arXiv 2508.12880)."""
 
+    method: Literal["s2", "cfg_zero_star", "apg", "slg"] = Field(
+        default="s2",
+        description="s2: CFG and S²; for comparison, in its stead: cfg_zero_star, apg, or slg (STG too), by diffusers",
+    )
     cfg_scale: Number = Field(
         default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
+    )
+    cfg_scale_2: Number | None = Field(
+        default=None,
+        ge=0,
+        description="λ of the second transformer, where there are two (Wan 2.2 A14B); null: as cfg_scale",
     )
     embedded_scale: Number = Field(
         default=6.0,
@@ -147,6 +209,9 @@ class GuidanceConfig(_Section):
     )
     share_prefix: Switch = Field(default=True, description="take cond's activations up to the first dropped block")
     batch_branches: Switch = Field(default=False, description="run the branches as one batch; changes the last bits")
+    cfg_zero_star: CfgZeroStarConfig = Field(default=CfgZeroStarConfig(), description="where method is cfg_zero_star")
+    apg: ApgConfig = Field(default=ApgConfig(), description="where method is apg")
+    slg: SlgConfig = Field(default=SlgConfig(), description="where method is slg")
 
     @field_validator("band", "window")
     @classmethod
@@ -154,6 +219,38 @@ class GuidanceConfig(_Section):
         if pair is not None and pair[0] > pair[1]:
             raise ValueError(f"expected [first, last] in ascending order, came {list(pair)}: swap the two")
         return pair
+
+    @model_validator(mode="after")
+    def _of_one_method(self) -> GuidanceConfig:
+        if self.method == "s2":
+            return self
+        default = GuidanceConfig.model_fields["s2_scale"].default
+        if self.s2_scale not in (0, default) or self.form != "deviation":
+            raise ValueError(
+                f"expected s2_scale and form to be left alone, for method is {self.method}, came s2_scale "
+                f"{self.s2_scale:g} and form {self.form}: S² is not combined with other guidance; take them away, or "
+                "set method to s2"
+            )
+        if self.method == "cfg_zero_star" and self.cfg_zero_star.zero_init_steps and self.rescale:
+            raise ValueError(
+                f"expected rescale 0, came {self.rescale:g}: the steps that cfg_zero_star.zero_init_steps makes zero "
+                "have no spread to be rescaled; set one of the two to 0"
+            )
+        if self.cfg_scale_2 is not None:
+            raise ValueError(f"expected no cfg_scale_2, for method is {self.method}: it has one scale for all steps")
+        if self.method == "slg" and not self.slg.layers:
+            raise ValueError("expected slg.layers to name the blocks that its pass leaves out, came none")
+        return self
+
+    @property
+    def uses_s2(self) -> bool:
+        """Whether any step may have sub predictions of S²."""
+        return self.method == "s2" and self.s2_scale > 0
+
+    @property
+    def cfg_scales(self) -> tuple[float, float]:
+        """λ of the first transformer, and of the second one where there is one."""
+        return self.cfg_scale, self.cfg_scale if self.cfg_scale_2 is None else self.cfg_scale_2
 
     def mask_spec(self) -> MaskSpec:
         """The part of these settings that decides which blocks a draw leaves out."""
@@ -281,6 +378,8 @@ class RunConfig(_Section):
     model: ModelConfig = Field(default=ModelConfig(), description="checkpoint, precision, device")
     prompt: Text | None = Field(default=None, description="default prompt; --prompt and --prompt-file override it")
     negative_prompt: Text = Field(default="", description="what the uncond pass is told; empty: nothing")
+    image: Text | None = Field(default=None, description="file that the video starts from, for models that take one")
+    last_image: Text | None = Field(default=None, description="file that it ends with, for models that take two")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="size, length, steps, seed")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="CFG and S²-Guidance")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
@@ -291,6 +390,12 @@ class RunConfig(_Section):
         """These settings with the codec in the place of "auto" that a video called `path` has. Raises InputError."""
         output = self.output.model_copy(update={"codec": codec_for(path, self.output.codec)})
         return self.model_copy(update={"output": output})
+
+    @property
+    def image_paths(self) -> tuple[Path | None, Path | None]:
+        """The files of `image` and `last_image`."""
+        first, last = (None if text is None else Path(text).expanduser() for text in (self.image, self.last_image))
+        return first, last
 
 
 def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig:

@@ -1,6 +1,7 @@
 """One step's guided prediction for the sampler: masks, predictions, guidance. Knows no schedule and no files."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from .masks import step_masks
 from .models.base import Conditioning, Given
 from .models.experts import Experts
 from .parallel.mesh import Mesh
+from .rivals import Rival
 
 
 class Denoiser:
@@ -23,6 +25,7 @@ class Denoiser:
         dtype: of what the transformer sees.
         mask_seed: of the masks.
         num_steps: in all; the masks of a step depend on it through the window.
+        memory: see `Rival`.
         cond: what the prompt says.
         uncond: what the negative prompt says; None where no step needs it.
         given: what images fix.
@@ -37,6 +40,7 @@ class Denoiser:
         dtype: torch.dtype,
         mask_seed: int,
         num_steps: int,
+        memory: Any,
         cond: Conditioning,
         uncond: Conditioning | None,
         given: Given,
@@ -45,6 +49,7 @@ class Denoiser:
         self._mesh = mesh
         self._guidance = guidance
         self._spec = guidance.mask_spec()
+        self._rival = None if guidance.method == "s2" else Rival(guidance, num_steps, memory)
         self._dtype = dtype
         self._mask_seed = mask_seed
         self._num_steps = num_steps
@@ -55,29 +60,34 @@ class Denoiser:
     def __call__(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         """Noisy latents [B, C, T, H, W] -> the guided prediction, float32 of that shape."""
         guidance = self._guidance
-        expert = self._experts[self._experts.index_at(float(timestep))]
+        index = self._experts.index_at(timestep)
+        expert, cfg_scale = self._experts.take_turn(index), guidance.cfg_scales[index]
         predictions = predict(
             expert.model,
             self._given.model_input(latents.to(self._dtype)),
             timestep.expand(latents.shape[0]),
             mesh=self._mesh,
             cond=self._cond,
-            uncond=self._uncond if needs_uncond(guidance.cfg_scale) else None,
+            uncond=self._uncond if needs_uncond(cfg_scale) else None,
             masks=self._masks(step),
             weights=expert.weights,
             share_prefix=guidance.share_prefix,
             batch_branches=guidance.batch_branches,
         )
+        if self._rival is not None:
+            return self._rival.combine(predictions, step)
         return combine(
             predictions,
-            cfg_scale=guidance.cfg_scale,
+            cfg_scale=cfg_scale,
             s2_scale=guidance.s2_scale,
             form=guidance.form,
             rescale=guidance.rescale,
         )
 
     def _masks(self, step: int) -> Sequence[tuple[int, ...]]:
-        if not self._guidance.s2_scale:
+        if self._rival is not None:
+            return self._rival.masks(step)
+        if not self._guidance.uses_s2:
             return ()
         return step_masks(
             self._spec,

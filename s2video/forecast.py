@@ -65,10 +65,11 @@ class Step:
     Attributes:
         num_tokens, num_text: L and M.
         item_bytes: of one number in the transformer's dtype.
-        has_uncond: whether there is an uncond pass.
+        has_uncond: whether there is an uncond pass; with two transformers, whether the one or the other has it.
         sub: the sub branches of a step in the window.
         window_share: share of the steps that lie in it.
         weights: where the transformer's weights are.
+        num_transformers: that are on the device at a time, one of which runs.
         vae_bytes, decoding_bytes: weights of the VAE, and what decoding needs beside them, on the main rank.
         text_encoder_bytes: its weights, on the main rank.
         keeps_text_encoder: whether they stay while denoising.
@@ -82,6 +83,7 @@ class Step:
     sub: SubWork
     window_share: float = 1.0
     weights: Weights = "replicated"
+    num_transformers: int = 1
     vae_bytes: float = 0.0
     decoding_bytes: float = 0.0
     text_encoder_bytes: float = 0.0
@@ -329,25 +331,29 @@ def _memory(degrees: Degrees, step: Step, card: Card) -> tuple[float, Phase]:
 
 
 def _weight_bytes(degrees: Degrees, step: Step) -> float:
-    """Of the transformer, on one rank. Where they are fetched, two blocks are whole at a time."""
+    """Of all transformers, on one rank. Where they are fetched, two blocks of each are whole at a time."""
     root, blocks = step.model.root_parameters() * step.item_bytes, _block_weights(step)
     if step.weights == "replicated":
-        return root + blocks
+        return step.num_transformers * (root + blocks)
     two = 2 * max(map(step.model.block_parameters, range(step.model.num_blocks))) * step.item_bytes
-    return root + two + (0 if step.weights == "streamed" else blocks / degrees.world_size)
+    return step.num_transformers * (root + two + (0 if step.weights == "streamed" else blocks / degrees.world_size))
 
 
 def _activation_bytes(degrees: Degrees, step: Step) -> float:
     """States, one block's working set, rotary tables, and the predictions in float32.
 
     The working set, in bytes for a token and a channel, with b bytes a number: 12 + 5b around the rotary embedding of
-    Q and K, 15b around an all-to-all, (2·D_mlp/D + 3.4)·b in the feed-forward.
+    Q and K, 15b around an all-to-all, (2·D_mlp/D + 3.4)·b in the feed-forward. A time for each token adds 6b for every
+    pass and 24 for the block that runs.
     """
     model, size, text = step.model, step.item_bytes, step.carried_text
     full, merged = layouts(degrees, step)
     states = step.full_passes(degrees) * (max(full.tokens) + text) + step.sub.count * (max(merged.tokens) + text)
     feed_forward = (2 * model.mlp_width / model.width + 3.4) * size
     working = max(12 + 5 * size, 15 * size if merged.ulysses > 1 else 0, feed_forward)
+    modulation = 0
+    if model.time_per_token:
+        modulation = 6 * (step.full_passes(degrees) * size + 4) * max(full.tokens)
     rotary = 2 * step.num_tokens * model.head_dim * 4
     predictions = (4 + 2 * step.sub.count) * step.num_tokens * model.patch_channels * 4
-    return (states * size + (max(full.tokens) + text) * working) * model.width + rotary + predictions
+    return (states * size + (max(full.tokens) + text) * working + modulation) * model.width + rotary + predictions

@@ -29,17 +29,19 @@ from .models.decoder import FrameDecoder
 from .models.experts import Expert, Experts
 from .models.image_encoder import ImageEncoder
 from .models.images import Images
+from .models.lora import load_loras, lora_digests
 from .models.parts import place_transformer
 from .models.text import TextEncoder
 from .parallel.agreement import require_agreement
 from .parallel.collectives import any_rank
 from .parallel.mesh import Mesh, resolve_device
 from .progress import Progress, Style
-from .requests import check_request, read_checkpoint
+from .requests import check_images, check_request, read_checkpoint
 from .sampler import sample
 from .sidecar import versions
 
 OnStep = Callable[[int, int], object]
+_OF_JOBS = ("prompt", "negative_prompt", "image", "last_image")  # settings that are only defaults of the command line
 
 
 class Engine:
@@ -48,7 +50,7 @@ class Engine:
     All ranks of the mesh construct it and call its methods together.
 
     Args:
-        config: the run. Its prompt, seed and output are only defaults for callers; jobs bring their own.
+        config: the run. Its prompt, images, seed and output are only defaults for callers; jobs bring their own.
         mesh: from `init_mesh`; None for a single process on the configured device.
         progress: how `sample` shows its steps, see `Progress`.
         termination: the process's way to take SIGTERM; while denoising, it is deferred to the end of a step.
@@ -80,12 +82,14 @@ class Engine:
         self._termination = termination or Termination()
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self._fingerprint = loading.fingerprint(self.folder)
+        self._lora_digests = lora_digests(config.model.lora)
         self._digests: Future[dict[str, str]] | None = None
         conditioners = None
         if mesh.is_main:
             # gigabytes to hash, while the ranks compute; the result is wanted only for the sidecar
             self._digests = ThreadPoolExecutor(1).submit(loading.weight_digests, self.folder)
-            conditioners = loading.load_conditioners(self.folder, getattr(torch, config.model.text_encoder_dtype))
+            dtypes = (config.model.text_encoder_dtype, config.model.image_encoder_dtype)
+            conditioners = loading.load_conditioners(self.folder, *(getattr(torch, dtype) for dtype in dtypes))
         self._load_vae = cache(
             lambda: loading.load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device)
         )
@@ -102,15 +106,23 @@ class Engine:
             offload=config.model.offload_text_encoder,
             stream=config.model.stream_text_encoder,
         )
-        self._experts = Experts([self._load_expert(name) for name in self._family.transformers])
         self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
+        boundary = self.checkpoint.boundary_ratio
+        self._experts = Experts(
+            [self._load_expert(name) for name in self._family.transformers],
+            boundary=None if boundary is None else boundary * self._scheduler.config.num_train_timesteps,
+            device=mesh.device if config.model.offload_experts else None,
+        )
         self.load_seconds = time.monotonic() - start
 
     def _load_expert(self, component: str) -> Expert:
+        rests = self.config.model.offload_experts and component != self._family.transformers[0]
         transformer, weights = place_transformer(
-            self.folder, self._dtype, self.mesh, self.config.parallel, self._family.block_lists, component
+            self.folder, self._dtype, self.mesh, self.config.parallel, self._family.block_lists, component, rests=rests
         )
-        return Expert(self._family.block_model(transformer, self.config.model.attention_backend), weights)
+        load_loras(transformer, self.config.model.lora, component, self._family.pipeline)
+        model = self._family.block_model(transformer, self.config.model.attention_backend)
+        return Expert(model, weights, transformer)
 
     def with_config(self, config: RunConfig) -> "Engine":
         """The same models under other settings of everything but `model` and `parallel`; loads no weights.
@@ -187,12 +199,14 @@ class Engine:
             on_step: called after each step with (steps done, steps in all); where it returns False, it asks to stop.
 
         Raises:
+            InputError: images that the checkpoint does not take, or that are missing.
             StoppedError: on all ranks, at the end of a step, where one of them was asked to stop.
             AgreementError: before the first step, where ranks differ in anything that decides the result.
             NumericalError: NaN or infinity in the latents.
         """
         self.mesh.watch.meet()  # the main rank loads more than the others
         mask_seed = self.mask_seed(seeds, mask_seed)
+        check_images(self.checkpoint, image=images is not None, last_image=images is not None and bool(images.last))
         if images is not None:
             images = images.fitted(self.config.sampling.width, self.config.sampling.height)
         scheduler = copy.deepcopy(self._scheduler)  # it keeps state from step to step
@@ -204,7 +218,9 @@ class Engine:
         latents, first_step = self._noise(seeds), 0
         if checkpoints is not None:
             latents, first_step = checkpoints.begin(statement, scheduler, latents)
-        given, denoise = self._denoiser(prompts, negative_prompt, mask_seed, num_steps, images, latents)
+        given, denoise = self._denoiser(prompts, negative_prompt, mask_seed, scheduler, images, latents)
+        if not first_step:
+            latents = given.start(latents)
 
         def denoise_in_sight(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
             self.mesh.watch.report("denoising", step + 1, num_steps)
@@ -229,7 +245,7 @@ class Engine:
         prompts: Sequence[str],
         negative_prompt: str,
         mask_seed: int,
-        num_steps: int,
+        scheduler: Any,
         images: Images | None,
         latents: Tensor,
     ) -> tuple[Given, Denoiser]:
@@ -247,7 +263,7 @@ class Engine:
         self.mesh.watch.report("encoding text")
         cond = told(prompts, is_negative=False)
         uncond = None
-        if needs_uncond(guidance.cfg_scale):
+        if any(map(needs_uncond, guidance.cfg_scales)):
             uncond = told([negative_prompt] * len(prompts), is_negative=True)
         if images is not None:
             self.mesh.watch.report("encoding images")
@@ -258,7 +274,8 @@ class Engine:
             guidance,
             dtype=self._dtype,
             mask_seed=mask_seed,
-            num_steps=num_steps,
+            num_steps=len(scheduler.timesteps),
+            memory=scheduler,
             cond=cond,
             uncond=uncond,
             given=given,
@@ -279,11 +296,14 @@ class Engine:
     def weight_digests(self) -> dict[str, str]:
         """SHA-256 of the weight files. Main rank only."""
         assert self._digests is not None, "the main rank computes digests"
-        return self._digests.result()
+        return self._digests.result() | self._lora_digests
 
     def denoising_weights(self) -> dict[str, str]:
         """Those digests that decide the latents. Main rank only."""
-        return {name: digest for name, digest in self.weight_digests().items() if not name.startswith("vae/")}
+        digests = self.weight_digests()
+        if self.checkpoint.image != "none":  # the VAE encodes it
+            return digests
+        return {name: digest for name, digest in digests.items() if not name.startswith("vae/")}
 
     def mask_seed(self, seeds: Sequence[int], mask_seed: int | None = None) -> int:
         """The seed that a batch's masks are drawn with, see `sample`."""
@@ -291,7 +311,7 @@ class Engine:
             mask_seed = self.config.guidance.mask_seed
         if mask_seed is not None:
             return mask_seed
-        if len(set(seeds)) != 1 and self.config.guidance.s2_scale:
+        if len(set(seeds)) != 1 and self.config.guidance.uses_s2:
             raise InputError("guidance.mask_seed: a batch with several seeds shares its masks; set one mask seed")
         return seeds[0]
 
@@ -312,7 +332,7 @@ class Engine:
         scheduler: Any,
     ) -> dict[str, Any]:
         """All that decides the latents, a field at a time, so that an error can name the one that differs."""
-        settings = self.config.model_dump(mode="json", exclude={"prompt", "negative_prompt", "output"})
+        settings = self.config.model_dump(mode="json", exclude={*_OF_JOBS, "output"})
         statement = {
             f"{section}.{field}": value for section, fields in settings.items() for field, value in fields.items()
         }
@@ -323,6 +343,7 @@ class Engine:
             "guidance.mask_seed": mask_seed,
             "images": [] if images is None else images.digests(),
             "weights": self._fingerprint,
+            "model.lora": self._lora_digests,
             "latent_shape": [self.latent_shape.frames, self.latent_shape.height, self.latent_shape.width],
             # what diffusers adds for itself stands in the order of a set, which differs from process to process
             "scheduler": {key: value for key, value in scheduler.config.items() if not key.startswith("_")},
@@ -331,6 +352,7 @@ class Engine:
             # chooses kernels where the config names none, and kernels differ in the last bits
             "attention backend (DIFFUSERS_ATTN_BACKEND)": os.environ.get("DIFFUSERS_ATTN_BACKEND"),
         }
-        for ignored in ("sampling.seed", "model.path", "model.offload_text_encoder", "model.stream_text_encoder"):
-            statement.pop(ignored)
+        for ignored in ("offload_text_encoder", "stream_text_encoder", "offload_experts", "path"):
+            statement.pop(f"model.{ignored}")
+        statement.pop("sampling.seed")
         return statement

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from .cards import CARDS, Card, guess_card
-from .config import ParallelConfig, RunConfig
+from .config import GuidanceConfig, ParallelConfig, RunConfig
 from .costs import SubWork, read_costs
 from .errors import InputError
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
 from .geometry import LatentShape
-from .models.family import WAN_VAE
+from .models.family import HUNYUAN15_VAE, WAN_VAE
 from .models.loading import ASSETS, EMBEDDED, find_checkpoint, num_parameters, read_json
 from .requests import check_request, read_checkpoint
 
@@ -127,13 +127,26 @@ def _find_json(config: RunConfig) -> tuple[Path, bool]:
     )
 
 
+def _sub_work(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> tuple[SubWork, int]:
+    """What the sub branches run in a step that has them, and how many steps have."""
+    if guidance.method == "slg":
+        from .rivals import Rival  # brings torch
+
+        rival = Rival(guidance, num_steps)
+        sub = SubWork.of_masks([guidance.slg.layers], num_blocks, share_prefix=guidance.share_prefix)
+        return sub, sum(bool(rival.masks(step)) for step in range(num_steps))
+    spec = guidance.mask_spec()
+    sub = SubWork.expected(spec, num_blocks, share_prefix=guidance.share_prefix)
+    return sub, sum(spec.active(step, num_steps) for step in range(num_steps)) if guidance.uses_s2 else 0
+
+
 def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, published: bool) -> Plan:
     info = read_checkpoint(folder)
     # The machine that plans need not be the one that runs, and meshes are looked at one by one below.
     model = config.model.model_copy(update={"device": "auto"})
     check_request(config.model_copy(update={"parallel": ParallelConfig(), "model": model}), info)
-    num_steps, spec = config.sampling.num_inference_steps, config.guidance.mask_spec()
-    num_active = sum(spec.active(i, num_steps) for i in range(num_steps)) if config.guidance.s2_scale else 0
+    num_steps = config.sampling.num_inference_steps
+    sub, num_active = _sub_work(config.guidance, info.num_blocks, num_steps)
     sampling = config.sampling
     shape = LatentShape.from_pixels(
         num_frames=sampling.num_frames,
@@ -142,17 +155,19 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         temporal_factor=info.temporal_factor,
         spatial_factor=info.spatial_factor,
     )
-    costs = read_costs(read_json(folder / "transformer" / "config.json"), folder / "transformer" / "config.json")
+    path = folder / "transformer" / "config.json"
+    costs = read_costs(read_json(path) | {"expand_timesteps": info.time_per_token}, path)
     sizes = _num_parameters(folder, published)
     step = Step(
         model=costs,
         num_tokens=shape.tokens(info.patch_size).num_tokens,
-        num_text=sampling.max_sequence_length,
+        num_text=costs.num_text(sampling.max_sequence_length),
         item_bytes=_item_bytes(config.model.dtype),
-        has_uncond=config.guidance.cfg_scale != 1,
-        sub=SubWork.expected(spec, info.num_blocks, share_prefix=config.guidance.share_prefix),
+        has_uncond=config.guidance.cfg_scales != (1, 1),
+        sub=sub,
         window_share=num_active / num_steps,
         weights=config.parallel.weights,
+        num_transformers=1 if info.boundary_ratio is None or config.model.offload_experts else 2,
         vae_bytes=sizes["vae"] * _item_bytes(config.model.vae_dtype),
         decoding_bytes=_decoding_bytes(
             config,
@@ -205,8 +220,9 @@ def _meshes(config: RunConfig, world_size: int) -> Iterator[tuple[Any, str | Non
         for ring in (ring for ring in range(1, rest + 1) if rest % ring == 0):
             degrees = Degrees(ring, rest // ring, branch)
             named = f"ring {ring} × ulysses {degrees.ulysses} × branch {branch} = {world_size}: "
-            if branch == 2 and config.guidance.cfg_scale == 1:
-                yield degrees, named + "with guidance.cfg_scale 1 there is no uncond to run beside cond"
+            if branch == 2 and 1 in config.guidance.cfg_scales:
+                scale = "cfg_scale" if config.guidance.cfg_scale == 1 else "cfg_scale_2"
+                yield degrees, named + f"with guidance.{scale} 1 there is no uncond to run beside cond"
             elif ring > 1 and from_ring is not None:
                 yield degrees, named + from_ring
             else:
@@ -263,14 +279,16 @@ def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], long
 
     Wan's decoder, a latent frame at a time: 51 numbers for each pixel and channel of its widest stage, of the whole
     picture, of a strip of its `longer_side` (in latents), or of a tile. HunyuanVideo's, always in tiles of 256 × 256
-    pixels and 17 frames: 9.2 such numbers for each of the 17. By tiles, the main rank also holds the frames, twice.
+    pixels: 9.2 such numbers for each of a tile's 17 frames, or 6 in version 1.5, where a tile has all frames. By tiles,
+    the main rank also holds the frames, twice.
     """
     sampling, size, mode = config.sampling, _item_bytes(config.model.vae_dtype), config.parallel.decode
     pixels = sampling.width * sampling.height
     tile, frames = min(pixels, 256**2), 2 * 3 * pixels * sampling.num_frames
     if vae_class != WAN_VAE:
         channels = vae.get("block_out_channels", [128])[0]
-        return (9.2 * channels * tile * min(sampling.num_frames, 17) + frames) * size
+        each = 6 * sampling.num_frames if vae_class == HUNYUAN15_VAE else 9.2 * min(sampling.num_frames, 17)
+        return (each * channels * tile + frames) * size
     channels = vae.get("decoder_base_dim") or vae.get("base_dim", 96)
     each = 51 * channels / (vae.get("patch_size") or 1) ** 2
     if mode == "tiled":

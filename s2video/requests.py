@@ -11,6 +11,7 @@ import math
 import stat
 import tempfile
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -134,25 +135,47 @@ def read_checkpoint(folder: Path) -> CheckpointInfo:
     """Read the bounds from a folder that passed `check_checkpoint`. Raises InputError for an unknown kind."""
     from .models.loading import read_family, read_json
 
-    paths = (folder / "transformer" / "config.json", folder / "vae" / "config.json")
-    return read_family(folder).describe(*(JsonFile(path, read_json(path)) for path in paths))
+    def settings(component: str) -> JsonFile:
+        path = folder / component / "config.json"
+        return JsonFile(path, read_json(path))
+
+    family, vae = read_family(folder), settings("vae")
+    first, *others = (family.describe(settings(name), vae) for name in family.transformers)
+    for name, other in zip(family.transformers[1:], others, strict=True):
+        for field, expected in asdict(first).items():
+            if (came := getattr(other, field)) != expected:
+                raise InputError(
+                    f"{folder / name}: {field}: expected {expected}, as of the first transformer, came {came}; "
+                    "download the checkpoint again, whole"
+                )
+    return first
 
 
 def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: int = 1) -> None:
     """Raise InputError for the first setting that the checkpoint, the device or the number of ranks cannot serve."""
     _check_size(config, checkpoint)
     _check_masks(config, checkpoint.num_blocks)
+    length = config.sampling.max_sequence_length
+    if checkpoint.text_length not in (None, length):
+        raise InputError(
+            f"sampling.max_sequence_length: expected {checkpoint.text_length}, which this checkpoint's "
+            f"cross-attention counts on, came {length}"
+        )
     if config.parallel.backend == "nccl" and config.model.device == "cpu":
         raise InputError("parallel.backend: nccl needs model.device cuda, came cpu: use gloo, or auto")
-    if config.parallel.branch == 2 and config.guidance.cfg_scale == 1:
+    _check_experts(config, checkpoint)
+    if config.parallel.branch == 2 and 1 in config.guidance.cfg_scales:
+        scale = "cfg_scale" if config.guidance.cfg_scale == 1 else "cfg_scale_2"
         raise InputError(
-            "parallel.branch: 2 runs cond and uncond side by side, but with guidance.cfg_scale 1 there is no uncond: "
+            f"parallel.branch: 2 runs cond and uncond side by side, but with guidance.{scale} 1 there is no uncond: "
             "set parallel.branch to 1, and all ranks share cond's tokens"
         )
     if config.parallel.decode == "sharded" and checkpoint.vae_class != WAN_VAE:
         raise InputError(
             f"parallel.decode: sharded needs {WAN_VAE}, this is {checkpoint.vae_class}: use tiled, or auto"
         )
+    if config.model.lora:
+        _check_loras(config, checkpoint)
     # What follows imports torch, so only where it is needed.
     if config.parallel.weights == "zero3":
         from .parallel.zero3 import require_deepspeed
@@ -178,6 +201,18 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
             raise InputError(
                 f"model.attention_backend: expected one of {public}, came {config.model.attention_backend!r}"
             )
+
+
+def check_images(checkpoint: CheckpointInfo, *, image: bool, last_image: bool) -> None:
+    """Raise InputError unless such a checkpoint takes images so given, or none."""
+    if last_image and not image:
+        raise InputError("last_image: there is no first image: give --image too, or image in the config")
+    for name, takes, given in (("image", checkpoint.image, image), ("last_image", checkpoint.last_image, last_image)):
+        option = f"--{name.replace('_', '-')}"
+        if given and takes == "none":
+            raise InputError(f"{name}: this checkpoint takes none: leave it out, or choose a checkpoint that does")
+        if not given and takes == "required":
+            raise InputError(f"{name}: this checkpoint needs one: give {option}, or {name} in the config")
 
 
 def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
@@ -210,6 +245,27 @@ def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
         )
 
 
+def _check_experts(config: RunConfig, checkpoint: CheckpointInfo) -> None:
+    if config.guidance.cfg_scale_2 is not None and checkpoint.boundary_ratio is None:
+        raise InputError(
+            f"guidance.cfg_scale_2: is for a second transformer, and this checkpoint has one; set it to null, came "
+            f"{config.guidance.cfg_scale_2:g}"
+        )
+    if not config.model.offload_experts:
+        return
+    if checkpoint.boundary_ratio is None:
+        raise InputError(
+            "model.offload_experts: is for checkpoints with two transformers, and this one has a single one, which "
+            "always has its turn: set it to false; parallel.weights streamed keeps its blocks in CPU memory"
+        )
+    if config.parallel.weights != "replicated":
+        raise InputError(
+            f"model.offload_experts: moves whole transformers, so it needs parallel.weights replicated, came "
+            f"{config.parallel.weights}: set it to false"
+            + (", for streamed blocks lie in CPU memory anyway" if config.parallel.weights == "streamed" else "")
+        )
+
+
 def _nearest(value: int, step: int, offset: int = 0) -> str:
     below = offset + (value - offset) // step * step
     legal = [number for number in (below, below + step) if number > 0]
@@ -221,6 +277,8 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
     blocks = f"the model's blocks, 0 to {num_blocks - 1}"
     if outside := [index for index in guidance.never_drop if index >= num_blocks]:
         raise InputError(f"guidance.never_drop: expected indices of {blocks}, came {outside[0]}")
+    if outside := [index for index in guidance.slg.layers if index >= num_blocks]:
+        raise InputError(f"guidance.slg.layers: expected indices of {blocks}, came {outside[0]}")
     if guidance.band is not None and guidance.band[1] >= num_blocks:
         raise InputError(f"guidance.band: expected indices of {blocks}, came {list(guidance.band)}")
     eligible = len(guidance.mask_spec().eligible(num_blocks))
@@ -229,6 +287,21 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
             f"guidance.drop_count: expected at most {eligible}, the blocks that never_drop and band leave of "
             f"{num_blocks}, came {guidance.drop_count}"
         )
+
+
+def _check_loras(config: RunConfig, checkpoint: CheckpointInfo) -> None:
+    from .models.lora import find_lora, require_peft
+
+    require_peft()
+    if config.parallel.weights != "replicated":
+        raise InputError(
+            f"model.lora: needs the weights whole on every rank: set parallel.weights to replicated, which is "
+            f"{config.parallel.weights}, or leave the LoRA out"
+        )
+    for lora in config.model.lora:
+        if lora.component == "transformer_2" and checkpoint.boundary_ratio is None:
+            raise InputError(f"model.lora: {lora.path}: this checkpoint has no {lora.component}")
+        find_lora(lora.path)
 
 
 def _checked_prompt(prompt: str, source: str) -> str:

@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,42 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny import build_checkpoint
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`checkpoint_of(name)`: the folder of a family of `families.FAMILIES`, made when it is first asked for."""
+    from families import FAMILIES
 
-    return build_checkpoint(tmp_path_factory.mktemp("tiny") / "wan")
+    root = tmp_path_factory.mktemp("tiny")
+
+    @cache
+    def build(name: str) -> Path:
+        return FAMILIES[name].build_checkpoint(root / name)
+
+    return build
 
 
 @pytest.fixture(scope="session")
-def tiny_hunyuan_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_hunyuan import build_checkpoint
+def tiny_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("wan")
 
-    return build_checkpoint(tmp_path_factory.mktemp("tiny") / "hunyuan")
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("hunyuan-video")
+
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan_image_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("hunyuan-video-image")
+
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan15_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("hunyuan-video-1.5")
+
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan15_image_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("hunyuan-video-1.5-image")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .images import Images
 
 WAN_VAE = "AutoencoderKLWan"
+HUNYUAN15_VAE = "AutoencoderKLHunyuanVideo15"
+# What a class loads beside its own checkpoints: a layer at the end is left away.
+_LOADED_AS = {"CLIPVisionModelWithProjection": "CLIPVisionModel"}
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class CheckpointInfo:
         vae_class: diffusers' name of the VAE's class.
         boundary_ratio: where there are two transformers, the part of the training timesteps below which the second
             takes over, 0 … 1; None: there is one.
+        time_per_token: whether the timestep is embedded for each token.
         image: whether a first image has to be given.
-        last_image: whether a last image may be given with the first.
+        last_image: whether a last image has to be given with the first, or may be.
+        text_length: tokens of text, padding included, that the transformer counts on; None: any number.
     """
 
     num_blocks: int
@@ -51,8 +56,10 @@ class CheckpointInfo:
     latent_channels: int = 16
     vae_class: str = WAN_VAE
     boundary_ratio: float | None = None
+    time_per_token: bool = False
     image: Literal["none", "optional", "required"] = "none"
-    last_image: bool = False
+    last_image: Literal["none", "optional", "required"] = "none"
+    text_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,8 @@ class Family(ABC):
         }
         for name in self.weighted:
             expected, entry = self.components[name], index.values.get(name)
-            if not isinstance(entry, list) or entry[-1:] != [expected]:
+            named = str(entry[-1]) if isinstance(entry, list) and entry else ""
+            if _LOADED_AS.get(named, named) != expected:
                 raise InputError(f"{index.path}: {name}: {expected} was expected, came {entry!r}")
 
     @property

@@ -28,6 +28,8 @@ def place_transformer(
     parallel: ParallelConfig,
     block_lists: Sequence[str],
     component: str = "transformer",
+    *,
+    rests: bool = False,
 ) -> tuple[Any, BlockWeights]:
     """A transformer of the checkpoint, and its blocks' weights placed as `parallel.weights` says.
 
@@ -39,12 +41,14 @@ def place_transformer(
         dtype: of the parameters, save those that the model's class keeps in float32.
         block_lists: names of the transformer's lists of blocks, in the order in which these run.
         component: its folder there.
+        rests: leave it on the CPU; where weights are replicated only.
 
     Raises:
         InputError: where the files do not hold the parameters that the transformer's config.json calls for.
     """
     if parallel.weights == "replicated" or (parallel.weights != "streamed" and mesh.world.size == 1):
-        return load_transformer(folder, dtype, mesh.device, component), WHOLE
+        return load_transformer(folder, dtype, torch.device("cpu") if rests else mesh.device, component), WHOLE
+    assert not rests
     model = _empty_transformer(folder, dtype, component)
     checkpoint = _Checkpoint(folder / component, model)
     blocks = {

@@ -1,4 +1,4 @@
-"""Wan 2.1 text-to-video as a `BlockModel`.
+"""Wan 2.1 and 2.2 as a `BlockModel`, from text or with images.
 
 The transformer is diffusers' own module. Restated here is only what its `forward` does before and after the block
 loop, with tokens sharded in between; a test holds both bitwise equal. Self-attention goes through our processor,
@@ -14,7 +14,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
-from ..geometry import LatentShape
+from ..geometry import LatentShape, Shard
 from ..parallel.attention import AttentionPlan, sharded_attention
 from .base import BlockContext, Conditioning, TokenState
 from .tokens import embed_shard, gather_latents
@@ -69,10 +69,21 @@ class WanBlockModel:
     """`WanTransformer3DModel` seen as embed -> blocks -> project, with tokens sharded in between.
 
     Takes the module over: its self-attention processors are replaced.
+
+    Args:
+        time_per_token: as TI2V 5B is run by its pipelines: each token has a time of its own, 0 where its frame is
+            given.
     """
 
-    def __init__(self, transformer: WanTransformer3DModel, *, attention_backend: str | None = None) -> None:
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        *,
+        attention_backend: str | None = None,
+        time_per_token: bool = False,
+    ) -> None:
         self.transformer = transformer
+        self._time_per_token = time_per_token
         self._dtype = transformer.dtype  # asked once: it walks through all modules
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
@@ -90,18 +101,45 @@ class WanBlockModel:
     def prepare(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan
     ) -> BlockContext:
-        model = self.transformer
-        time_out, time, text, _ = model.condition_embedder(timestep, conditioning.text.to(self._dtype))
+        model, mine = self.transformer, plan.mine
+        num_times = None
+        if self._time_per_token:
+            timestep = self._token_times(timestep, latents, conditioning.given_frames, mine)
+            num_times = timestep.shape[1]
+        time_out, time, text, image = model.condition_embedder(
+            timestep.flatten(),
+            conditioning.text.to(self._dtype),
+            self._features(conditioning.image),
+            timestep_seq_len=num_times,
+        )
+        if self._time_per_token:
+            time_out, time = time_out[:, : mine.length], time[:, : mine.length]
+        if image is not None:
+            text = torch.cat((image, text), dim=1)
         cos, sin = model.rope(latents)
-        mine = plan.mine
         return BlockContext(
             text=text,
-            time=time.unflatten(1, (6, -1)),
+            time=time.unflatten(-1, (6, -1)),
             time_out=time_out,
             rotary=(cos[:, mine.start : mine.stop], sin[:, mine.start : mine.stop]),
             attention=plan,
             latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
         )
+
+    def _token_times(self, timestep: Tensor, latents: Tensor, given_frames: int, shard: Shard) -> Tensor:
+        """Timestep [B] -> that of each of the shard's tokens, [B, L_local]; of an empty shard, of one more."""
+        given = LatentShape(given_frames, *latents.shape[3:]).tokens(self.transformer.config.patch_size).num_tokens
+        tokens = torch.arange(shard.start, max(shard.stop, shard.start + 1), device=latents.device)
+        return torch.where(tokens < given, 0, timestep.unsqueeze(1))
+
+    def _features(self, image: Tensor | None) -> Tensor | None:
+        """[B, M_image, D_image] as the embedder wants them: of first and last image, it wants [2·B, M_image / 2, …]."""
+        embedder = self.transformer.condition_embedder.image_embedder
+        if image is None or embedder is None:
+            return None
+        if embedder.pos_embed is not None:
+            image = image.unflatten(1, (2, -1)).flatten(0, 1)
+        return image.to(self._dtype)
 
     def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
         model = self.transformer
@@ -118,7 +156,8 @@ class WanBlockModel:
 
     def project(self, state: TokenState, context: BlockContext) -> Tensor:
         model = self.transformer
-        shift, scale = (model.scale_shift_table + context.time_out.unsqueeze(1)).chunk(2, dim=1)
+        time = context.time_out.unsqueeze(1) if context.time_out.ndim == 2 else context.time_out  # [B, 1 or L_local, D]
+        shift, scale = (model.scale_shift_table + time.unsqueeze(2)).unbind(2)
         video = (model.norm_out(state.video.float()) * (1 + scale) + shift).type_as(state.video)
         return gather_latents(model.proj_out(video), context, model.config.patch_size, "pt ph pw c")
 

@@ -15,13 +15,16 @@ PACKAGE = ROOT / "s2video"
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
     0: [
-        *("errors", "ending", "files", "locks", "config", "config_text", "guidance", "masks", "geometry", "cards"),
-        *("costs", "timecode", "formats", "colour", "naming", "shots", "batch_config", "version", "sidecar_model"),
+        *("errors", "ending", "files", "locks", "config", "config_text", "guidance", "rivals", "masks", "geometry"),
+        *("cards", "costs", "timecode", "formats", "colour", "naming", "shots", "batch_config", "version"),
+        *("sidecar_model",),
     ],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "family", "wan_family", "hunyuan_family", "families")]
     + [f"models.{name}" for name in ("wan", "hunyuan_video", "text", "images", "image_encoder", "experts", "loading")]
+    + ["models.lora"]
+    + [f"models.{name}" for name in ("hunyuan15_family", "hunyuan_video15")]
     + [f"models.{name}" for name in ("parts", "vae", "vae_sharded", "vae_tiled", "decoder")],
     3: [
         "job",

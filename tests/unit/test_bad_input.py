@@ -108,7 +108,44 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+NO_TENSORS = b"\x02" + b"\0" * 7 + b"{}"  # a whole safetensors file
+
+
+def lora(content: bytes, more: str = "scale: 1") -> Callable[[Workspace], list[str]]:
+    return lambda workspace: [
+        "--set",
+        f"model.lora=[{{path: {workspace.file('lora.safetensors', content)}, {more}}}]",
+    ]
+
+
 CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
+    # LoRA
+    "LoRA of no file": (setting("model.lora=[{path: no/such.safetensors}]"), ["model.lora", "no/such.safetensors"]),
+    "LoRA of no folder": (setting("model.lora=[{path: ./none}]"), ["model.lora", "no folder './none'"]),
+    "LoRA without path": (setting("model.lora=[{scale: 1}]"), ["model.lora.0", "expected path"]),
+    "LoRA that is no list": (setting("model.lora=x"), ["model.lora", "expected a list"]),
+    "LoRA scale no number": (setting("model.lora=[{path: x, scale: strong}]"), ["model.lora.0.scale", "number"]),
+    "LoRA damaged": (lora(b"\0" * 20), ["lora.safetensors", "safetensors file"]),
+    "LoRA cut off": (lora(b"\x02" + b"\0" * 7 + b"{}x"), ["lora.safetensors", "10 bytes were expected, it has 11"]),
+    "LoRA of a second transformer": (lora(NO_TENSORS, "component: transformer_2"), ["has no transformer_2"]),
+    "LoRA with sharded weights": (
+        lambda workspace: [*lora(NO_TENSORS)(workspace), *setting("parallel.weights=fsdp")(workspace)],
+        ["model.lora", "replicated", "fsdp"],
+    ),
+    # other guidance
+    "unknown method": (setting("guidance.method=cfg++"), ["guidance.method", "'s2', 'cfg_zero_star', 'apg' or 'slg'"]),
+    "S² and another": (setting("guidance.method=apg", "guidance.s2_scale=0.4"), ["method is apg", "s2_scale 0.4"]),
+    "older S² and another": (setting("guidance.method=apg", "guidance.form=original"), ["method is apg", "original"]),
+    "zeros that are rescaled": (
+        setting("guidance.method=cfg_zero_star", "guidance.rescale=0.5"),
+        ["guidance", "expected rescale 0, came 0.5", "zero_init_steps"],
+    ),
+    "SLG without layers": (setting("guidance.method=slg"), ["guidance", "slg.layers"]),
+    "SLG layers outside": (
+        setting("guidance.method=slg", f"guidance.slg.layers=[{NUM_BLOCKS}]"),
+        ["guidance.slg.layers", f"0 to {NUM_BLOCKS - 1}", f"came {NUM_BLOCKS}"],
+    ),
+    "SLG window": (setting("guidance.slg.start=0.5"), ["guidance.slg", "start <= stop", "came start 0.5 and stop 0.2"]),
     # arguments
     "no such option": (words("--promt", "x"), ["--promt"]),
     "option without value": (words("--seed"), ["--seed"]),
@@ -201,6 +238,11 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "nccl on the CPU": (setting("parallel.backend=nccl"), ["nccl", "cpu"]),
     "decode mode unknown": (setting("parallel.decode=strips"), ["parallel.decode", "'sharded'"]),
     "attention backend unknown": (setting("model.attention_backend=fast"), ["attention_backend", "native"]),
+    # images
+    "image where none is taken": (words("--image", "/nowhere/x.png"), ["image", "takes none"]),
+    "image in the config": (config_with(image="x.png"), ["image", "takes none"]),
+    "last image alone": (words("--last-image", "x.png"), ["last_image", "--image"]),
+    "image a number": (setting("image=3"), ["image: expected text"]),
     # checkpoint
     "checkpoint missing": (setting("model.path=/nowhere/model"), ["/nowhere/model"]),
     "checkpoint a word": (setting("model.path=shapes"), ["shapes"]),
@@ -299,7 +341,8 @@ def test_bad_input(
         (["generate"], "--config"),
         (["launch", "t2v"], "--nproc"),
         (["launch", "--nproc", "two", "t2v"], "--nproc"),
-        (["launch", "--nproc", "2", "i2v"], "i2v"),
+        (["launch", "--nproc", "2", "v2v"], "v2v"),
+        (["launch", "--nproc", "2", "i2v"], "--config"),
         (["launch", "--nproc", "0", "t2v", "--config", "x"], "--nproc"),
         (["launch", "--nproc", "2", "--nnodes", "2", "t2v", "--config", "x"], "--rdzv-endpoint"),
         (["launch", "--nproc", "2", "--node-rank", "1", "t2v", "--config", "x"], "--node-rank"),

@@ -9,12 +9,13 @@ from s2video.models.vae import decode_frames, denormalize
 @pytest.mark.parametrize("num_latent_frames", [1, 2, 5])
 def test_streamed_is_whole_to_the_bit(residual: bool, num_latent_frames: int) -> None:
     vae = build_vae(residual=residual)
-    latents = torch.randn(1, 16, num_latent_frames, 4, 6, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, vae.config.z_dim, num_latent_frames, 4, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = vae.decode(denormalize(vae, latents), return_dict=False)[0]
     chunks = list(decode_frames(vae, latents))
     assert [len(c) for c in chunks] == [1] + [4] * (num_latent_frames - 1)
-    assert all(c.dtype == torch.float32 and c.shape[1:] == (32, 48, 3) for c in chunks)
+    height, width = (64, 96) if residual else (32, 48)
+    assert all(c.dtype == torch.float32 and c.shape[1:] == (height, width, 3) for c in chunks)
     expected = (whole[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1)
     assert torch.equal(torch.cat(chunks), expected)
 

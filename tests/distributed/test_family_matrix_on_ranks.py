@@ -1,0 +1,47 @@
+"""Families × worlds: 2 and 3 ranks make the video that one makes, whatever stands fixed in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES
+from ranks import RankPool
+
+from s2video.config import RunConfig
+from s2video.models.images import Images
+from s2video.parallel.mesh import Mesh
+from s2video.pipeline import Engine
+
+
+def sample(mesh: Mesh | None, config: RunConfig, images: Images | None) -> torch.Tensor:
+    prompts = ["a small red circle moving left on a gray background", "blue"]
+    return Engine(config, mesh).sample(prompts, [3, 4], negative_prompt="large", mask_seed=1, images=images)
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint_of: Callable[[str], Path]) -> Callable[[str], torch.Tensor]:
+    made: dict[str, torch.Tensor] = {}
+
+    def make(name: str) -> torch.Tensor:
+        if name not in made:
+            made[name] = sample(None, FAMILIES[name].config(checkpoint_of(name)), FAMILIES[name].images)
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_worlds_agree(
+    ranks: Callable[[int], RankPool],
+    checkpoint_of: Callable[[str], Path],
+    alone: Callable[[str], torch.Tensor],
+    world_size: int,
+    name: str,
+) -> None:
+    family = FAMILIES[name]
+    together = ranks(world_size).run(sample, family.config(checkpoint_of(name)), family.images)
+    for latents in together:
+        torch.testing.assert_close(latents, alone(name), atol=1e-4, rtol=0)
+        assert torch.equal(latents, together[0])
