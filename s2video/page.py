@@ -7,7 +7,7 @@ and links beyond it.
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -93,14 +93,20 @@ def mask_picture(sidecar: Sidecar) -> str:
 
 def _settings(sidecar: Sidecar) -> dict[str, str]:
     """All that decides and describes a video, beside what is shown in another way."""
-    config = sidecar.config.model_dump(mode="json", exclude={"prompt": True, "output": {"path"}})
-    del config["sampling"]["seed"]
-    values: dict[str, Any] = {"negative_prompt": config.pop("negative_prompt")}
-    values |= {f"{section}.{key}": value for section, fields in config.items() for key, value in fields.items()}
+    shown = {"prompt", "image", "last_image", "output.path", "sampling.seed"}
+    values = {key: value for key, value in _flat(sidecar.config.model_dump(mode="json")) if key not in shown}
     values |= {f"mesh.{key}": value for key, value in sidecar.mesh.model_dump().items()}
     values |= {f"machine.{key}": value for key, value in sidecar.machine.model_dump().items()}
     values |= {f"version of {name}": version for name, version in sidecar.versions.items()}
     return {key: "–" if value is None or value == "" else str(value) for key, value in values.items()}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _shared(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -119,6 +125,7 @@ def _card(video: MadeVideo, own: Mapping[str, str], page: Path, embed_below: int
     if sidecar.masks:
         masks = f'<p class="soft">blocks left out: blocks upwards, steps to the right</p>\n{mask_picture(sidecar)}'
     record = {f"seconds: {key.removesuffix('_seconds')}": f"{value:g}" for key, value in sidecar.timings.items()}
+    record |= {f"image {number}": image.path for number, image in enumerate(sidecar.images, 1)}
     record |= {"SHA-256 of the file": sidecar.output.sha256, "SHA-256 of the latents": sidecar.latents.sha256}
     return "\n".join(
         [

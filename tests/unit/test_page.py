@@ -88,7 +88,13 @@ def test_settings_stand_once_where_they_are_shared(tmp_path: Path) -> None:
     videos = [made_video(tmp_path / f"{n}.mp4", s2_scale=n / 10) for n in (1, 2)]
     write_page(videos, [], tmp_path / "index.html", title="run")
     text = Reader(tmp_path / "index.html").text
-    assert text.count("guidance.s2_scale") == 2 and text.count("guidance.cfg_scale") == 1
+    assert text.count("guidance.s2_scale") == 2 and text.count("guidance.rescale") == 1
+
+
+def test_images_are_named(tmp_path: Path) -> None:
+    images = [{"path": "/shots/first <1>.png", "digest": "0" * 64}]
+    write_page([made_video(tmp_path / "a.mp4", images=images)], [], tmp_path / "index.html", title="run")
+    assert "/shots/first <1>.png" in Reader(tmp_path / "index.html").text
 
 
 def test_masks_are_drawn(tmp_path: Path) -> None:
