@@ -114,7 +114,7 @@ class Family(ABC):
         }
         for name in self.weighted:
             expected, entry = self.components[name], index.values.get(name)
-            named = entry[-1] if isinstance(entry, list) and entry else None
+            named = str(entry[-1]) if isinstance(entry, list) and entry else ""
             if _LOADED_AS.get(named, named) != expected:
                 raise InputError(f"{index.path}: {name}: {expected} was expected, came {entry!r}")
 
