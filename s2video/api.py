@@ -17,6 +17,7 @@ from .config import RunConfig, build_config, load_config
 from .errors import InputError
 from .files import write_json
 from .formats import Codec, place_of
+from .models.images import Images, read_images
 from .models.loading import ASSETS, EMBEDDED
 from .pipeline import Engine, OnStep
 from .plan import resolve_parallel
@@ -84,6 +85,8 @@ class TextToVideo:
         *,
         seed: int | None = None,
         negative_prompt: str | None = None,
+        image: str | Path | None = None,
+        last_image: str | Path | None = None,
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> Video:
@@ -93,6 +96,8 @@ class TextToVideo:
             prompt: what it shows.
             seed: of the noise, and of the masks unless `guidance.mask_seed` is set; None: `sampling.seed`.
             negative_prompt: what the uncond pass is told; None: what the config says.
+            image: a file that the video starts from, for models that take one; None: what the config says.
+            last_image: a file that it ends with, for models that take two; likewise.
             on_step: called after each denoising step with (steps done, steps in all). Where it returns False, the call
                 ends in a StoppedError; its own exceptions go on to the caller.
 
@@ -101,10 +106,11 @@ class TextToVideo:
             StoppedError: `on_step` returned False.
             NumericalError: NaN or infinity in the latents or in a frame.
         """
-        engine = self._prepared(prompt, seed, negative_prompt, settings)
+        engine = self._prepared(prompt, seed, negative_prompt, image, last_image, settings)
         config = engine.config
         start = time.monotonic()
-        latents = self._denoised(engine, on_step)
+        images = read_images(*config.image_paths)
+        latents = self._denoised(engine, images, on_step)
         timings = {"load_seconds": engine.load_seconds, "denoise_seconds": time.monotonic() - start}
         start = time.monotonic()
         frames = torch.cat([chunk.cpu() for chunk in engine.decode(latents)])
@@ -113,6 +119,7 @@ class TextToVideo:
             config,
             prompt=prompt,
             negative_prompt=config.negative_prompt,
+            images=[] if images is None else images.records(*config.image_paths),
             seed=config.sampling.seed,
             mask_seed=engine.mask_seed([config.sampling.seed]),
             num_blocks=engine.num_blocks,
@@ -127,6 +134,8 @@ class TextToVideo:
         *,
         seed: int | None = None,
         negative_prompt: str | None = None,
+        image: str | Path | None = None,
+        last_image: str | Path | None = None,
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> Generator[Tensor, None, None]:
@@ -135,30 +144,45 @@ class TextToVideo:
         Bad input is refused at once, denoising starts with the first chunk that is taken, and the memory does not grow
         with the number of frames. Closing the generator, or leaving its loop, ends the work.
         """
-        engine = self._prepared(prompt, seed, negative_prompt, settings)
+        engine = self._prepared(prompt, seed, negative_prompt, image, last_image, settings)
+
+        images = read_images(*engine.config.image_paths)
 
         def chunks() -> Generator[Tensor, None, None]:
-            for chunk in engine.decode(self._denoised(engine, on_step)):
+            for chunk in engine.decode(self._denoised(engine, images, on_step)):
                 yield chunk.cpu()
 
         return chunks()
 
     def _prepared(
-        self, prompt: str, seed: int | None, negative_prompt: str | None, settings: Mapping[str, Any]
+        self,
+        prompt: str,
+        seed: int | None,
+        negative_prompt: str | None,
+        image: str | Path | None,
+        last_image: str | Path | None,
+        settings: Mapping[str, Any],
     ) -> Engine:
         """The engine under the settings of one call, prompt and seed among them."""
-        given = {"prompt": prompt, "sampling.seed": seed, "negative_prompt": negative_prompt}
+        files = {
+            key: None if path is None else str(path) for key, path in (("image", image), ("last_image", last_image))
+        }
+        given = {"prompt": prompt, "sampling.seed": seed, "negative_prompt": negative_prompt, **files}
         own = {key: value for key, value in given.items() if value is not None}
         config = _with_settings(self.config, {**settings, **own})
         if not (config.prompt or "").strip():
             raise InputError(f"prompt: expected some text, came {prompt!r}: say what the video shows")
         return self._engine.with_config(config)
 
-    def _denoised(self, engine: Engine, on_step: OnStep | None) -> Tensor:
+    def _denoised(self, engine: Engine, images: Images | None, on_step: OnStep | None) -> Tensor:
         config = engine.config
         assert config.prompt is not None, "prepared with a prompt"
         return engine.sample(
-            [config.prompt], [config.sampling.seed], negative_prompt=config.negative_prompt, on_step=on_step
+            [config.prompt],
+            [config.sampling.seed],
+            negative_prompt=config.negative_prompt,
+            images=images,
+            on_step=on_step,
         )
 
 

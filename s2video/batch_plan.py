@@ -21,7 +21,7 @@ from .job import Job
 from .models.family import CheckpointInfo
 from .models.loading import check_checkpoint, find_checkpoint
 from .plan import make_plan, this_card
-from .requests import check_output, check_request, read_checkpoint
+from .requests import check_images, check_output, check_request, read_checkpoint
 
 
 def video_job(config: RunConfig) -> Job:
@@ -33,6 +33,8 @@ def video_job(config: RunConfig) -> Job:
         config.sampling.seed,
         Path(config.output.path),
         config.output.keep_latents,
+        image=config.image_paths[0],
+        last_image=config.image_paths[1],
     )
 
 
@@ -57,7 +59,10 @@ def in_order(jobs: Sequence[BatchJob]) -> list[BatchJob]:
 
 
 def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]:
-    """What stands in the way of jobs, a sentence each, as far as that can be known before the models are loaded."""
+    """What stands in the way of jobs, a sentence each, as far as that can be known before the models are loaded.
+
+    A missing image is not among them: it may still come, and if not, its job fails alone.
+    """
 
     @cache
     def checkpoint(path: str, revision: str | None) -> CheckpointInfo | str:
@@ -75,6 +80,7 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]
             continue
         try:
             check_request(job.config, found, world_size=world_size)
+            check_images(found, image=job.config.image is not None, last_image=job.config.last_image is not None)
             check_output(Path(job.config.output.path))
         except InputError as error:
             yield f"{job.where}: {error}"

@@ -25,6 +25,7 @@ from .formats import FORMATS, Codec, codec_for, suffix_of
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import (
     VideoRequest,
+    check_images,
     check_output,
     check_request,
     check_spec,
@@ -110,7 +111,7 @@ def _is_main_rank() -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="s2video", description="Text to video with S²-Guidance.", allow_abbrev=False)
+    parser = _Parser(prog="s2video", description="Video from text and images, with S²-Guidance.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(_COMMANDS))
     _add_generate_arguments(
@@ -141,13 +142,15 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     launch_parser = commands.add_parser(
-        "launch", help="start torchrun: launch --nproc N t2v [arguments of generate]", allow_abbrev=False
+        "launch", help="start torchrun: launch --nproc N t2v|i2v [arguments of generate]", allow_abbrev=False
     )
     launch_parser.add_argument("--nproc", type=_whole, required=True, metavar="N", help="ranks on this host, one a GPU")
     launch_parser.add_argument("--nnodes", type=_whole, default=1, metavar="N", help="hosts; default 1")
     launch_parser.add_argument("--node-rank", type=_whole, default=0, metavar="R", help="this host's number, from 0")
     launch_parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the hosts meet")
-    launch_parser.add_argument("task", choices=["t2v", "reproduce", "selftest"], help="text to video, ...")
+    launch_parser.add_argument(
+        "task", choices=["t2v", "i2v", "reproduce", "selftest"], help="from text, from an image, ..."
+    )
     launch_parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, help="as for s2video generate, reproduce or selftest"
     )
@@ -160,6 +163,8 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--prompt", metavar="P", help="what the video shows; default: the config's prompt")
     prompts.add_argument("--prompt-file", type=Path, metavar="F", help="UTF-8 text, a prompt a line")
     parser.add_argument("--negative-prompt", metavar="N", help="what the unconditional pass is told")
+    parser.add_argument("--image", metavar="I", help="image that the video starts from; for models that take one")
+    parser.add_argument("--last-image", metavar="I", help="image that it ends with; for models that take two")
     parser.add_argument("--seed", type=_whole, metavar="S", help="seed of the noise and the masks")
     parser.add_argument("--num-videos", type=_whole, default=1, metavar="K", help="videos a prompt: seeds S to S+K-1")
     parser.add_argument(
@@ -226,11 +231,15 @@ def _check_generate(arguments: argparse.Namespace, *, world_size: int) -> _Check
         for video in videos:
             check_output(video.output)
 
+    from .models.images import read_images
     from .models.loading import check_checkpoint, find_checkpoint
 
     folder = find_checkpoint(config.model.path, config.model.revision)
     check_checkpoint(folder)
-    check_request(config, read_checkpoint(folder), world_size=world_size)
+    checkpoint = read_checkpoint(folder)
+    check_request(config, checkpoint, world_size=world_size)
+    check_images(checkpoint, image=config.image is not None, last_image=config.last_image is not None)
+    read_images(*config.image_paths)
     if _is_main_rank():
         check_spec(spec, config.sampling.width, config.sampling.height)
     return _Checked(config, videos, arguments.plain, arguments.resume)
@@ -244,6 +253,10 @@ def _with_arguments(config: RunConfig, arguments: argparse.Namespace) -> RunConf
         values["prompt"] = None  # each video has its own
     if arguments.negative_prompt is not None:
         values["negative_prompt"] = arguments.negative_prompt
+    if arguments.image is not None:
+        values["image"] = arguments.image
+    if arguments.last_image is not None:
+        values["last_image"] = arguments.last_image
     if arguments.seed is not None:
         values["sampling"]["seed"] = arguments.seed
     if arguments.output is not None:
@@ -273,7 +286,15 @@ def _generate(checked: _Checked) -> int:
         with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
             engine = Engine(config, mesh, progress="plain" if checked.plain else "auto", termination=termination)
             for prompt, seed, output in checked.videos:
-                job = Job(prompt, config.negative_prompt, seed, output, config.output.keep_latents, checked.resume)
+                job = Job(
+                    prompt,
+                    config.negative_prompt,
+                    seed,
+                    output,
+                    config.output.keep_latents,
+                    checked.resume,
+                    *config.image_paths,
+                )
                 written = make_video(engine, job)
                 if written is not None:
                     print(written, flush=True)

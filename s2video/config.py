@@ -85,6 +85,9 @@ class ModelConfig(_Section):
     )
     dtype: Dtype = Field(default="float32", description="precision of the transformer")
     text_encoder_dtype: Dtype = Field(default="float32", description="precision of the text encoder")
+    image_encoder_dtype: Dtype = Field(
+        default="float32", description="precision of the image encoder; float32 is what diffusers advises"
+    )
     vae_dtype: Dtype = Field(default="float32", description="precision of the VAE; float32 is what diffusers advises")
     attention_backend: Text | None = Field(
         default=None,
@@ -233,6 +236,8 @@ class GuidanceConfig(_Section):
                 f"expected rescale 0, came {self.rescale:g}: the steps that cfg_zero_star.zero_init_steps makes zero "
                 "have no spread to be rescaled; set one of the two to 0"
             )
+        if self.cfg_scale_2 is not None:
+            raise ValueError(f"expected no cfg_scale_2, for method is {self.method}: it has one scale for all steps")
         if self.method == "slg" and not self.slg.layers:
             raise ValueError("expected slg.layers to name the blocks that its pass leaves out, came none")
         return self
@@ -373,6 +378,8 @@ class RunConfig(_Section):
     model: ModelConfig = Field(default=ModelConfig(), description="checkpoint, precision, device")
     prompt: Text | None = Field(default=None, description="default prompt; --prompt and --prompt-file override it")
     negative_prompt: Text = Field(default="", description="what the uncond pass is told; empty: nothing")
+    image: Text | None = Field(default=None, description="file that the video starts from, for models that take one")
+    last_image: Text | None = Field(default=None, description="file that it ends with, for models that take two")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="size, length, steps, seed")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="CFG and S²-Guidance")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
@@ -383,6 +390,12 @@ class RunConfig(_Section):
         """These settings with the codec in the place of "auto" that a video called `path` has. Raises InputError."""
         output = self.output.model_copy(update={"codec": codec_for(path, self.output.codec)})
         return self.model_copy(update={"output": output})
+
+    @property
+    def image_paths(self) -> tuple[Path | None, Path | None]:
+        """The files of `image` and `last_image`."""
+        first, last = (None if text is None else Path(text).expanduser() for text in (self.image, self.last_image))
+        return first, last
 
 
 def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig:

@@ -2,7 +2,7 @@
 
 FLOPs are those of matrix products, convolutions and attention, two for a multiplication with its addition, as torch's
 `flop_counter` counts them; norms, activations and rotary embeddings are not in them. Whatever is done for text and
-timestep is done on every rank. Two families: Wan and HunyuanVideo 1.0. Knows no mesh, no card, and no torch.
+timestep is done on every rank. Three families: Wan, HunyuanVideo 1.0 and 1.5. Knows no mesh, no card, and no torch.
 
 Dimension letters: L_local video tokens on this rank, L of the video, M text tokens (padding included, so an upper
 bound where a model trims it), D width, D_mlp of the feed-forward.
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from .errors import InputError
 from .masks import MaskSpec
+
+_TOKENS_OF_AN_IMAGE = 257  # 16 x 16 and one for all, of CLIP ViT-H/14 at 224 pixels: Wan's only image encoder
 
 
 class Share(NamedTuple):
@@ -75,6 +77,10 @@ class TransformerCosts(Protocol):
     def joint_text(self) -> bool: ...
     @property
     def time_per_token(self) -> bool: ...
+    def num_text(self, max_sequence_length: int) -> int:
+        """M, where a prompt may have so many tokens."""
+        ...
+
     def embed(self, tokens: int, num_text: int) -> Work: ...
     def block(self, index: int, share: Share, num_text: int) -> Work: ...
     def project(self, tokens: int) -> Work: ...
@@ -94,9 +100,10 @@ def whole_pass(model: TransformerCosts, num_tokens: int, num_text: int) -> Work:
 
 def read_costs(config: Mapping[str, Any], source: object = "config.json") -> TransformerCosts:
     """From a transformer's config.json; `source` names it in the error. Raises InputError for another family."""
-    known: dict[Any, type[WanCosts] | type[HunyuanVideoCosts]] = {
+    known: dict[Any, type[WanCosts | HunyuanVideoCosts | HunyuanVideo15Costs]] = {
         "WanTransformer3DModel": WanCosts,
         "HunyuanVideoTransformer3DModel": HunyuanVideoCosts,
+        "HunyuanVideo15Transformer3DModel": HunyuanVideo15Costs,
     }
     name = config.get("_class_name")
     if name not in known:
@@ -105,7 +112,7 @@ def read_costs(config: Mapping[str, Any], source: object = "config.json") -> Tra
 
 
 class _Derived:
-    """What follows from the sizes of either family."""
+    """What follows from the sizes of every family."""
 
     num_heads: int
     head_dim: int
@@ -120,10 +127,18 @@ class _Derived:
     def patch_channels(self) -> int:
         return math.prod(self.patch_size) * self.out_channels
 
+    def num_text(self, max_sequence_length: int) -> int:
+        return max_sequence_length
+
 
 @dataclass(frozen=True)
 class WanCosts(_Derived):
-    """`WanTransformer3DModel` of text to video."""
+    """`WanTransformer3DModel`, from text or with images.
+
+    Attributes:
+        image_dim, num_images: D_image of the image encoder's features, and of how many images the transformer sees
+            them; 0, 0 where it sees none.
+    """
 
     num_blocks: int
     num_heads: int
@@ -136,6 +151,8 @@ class WanCosts(_Derived):
     patch_size: tuple[int, int, int]
     cross_attn_norm: bool
     time_per_token: bool
+    image_dim: int
+    num_images: int
     joint_text = False
 
     @classmethod
@@ -157,22 +174,30 @@ class WanCosts(_Derived):
             patch_size=tuple(config.get("patch_size", (1, 2, 2))),
             cross_attn_norm=config.get("cross_attn_norm", True),
             time_per_token=bool(config.get("expand_timesteps", False)),
+            image_dim=config.get("image_dim") or 0,
+            num_images=0 if config.get("image_dim") is None else 1 if config.get("pos_embed_seq_len") is None else 2,
         )
 
+    @property
+    def num_image_tokens(self) -> int:
+        return _TOKENS_OF_AN_IMAGE * self.num_images
+
     def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches of L_local tokens; the timestep, once or for each of them, and its modulation of 6·D; the text,
-        through two layers."""
+        """Patches of L_local tokens; the timestep, once or for each of them, and its modulation of 6·D; the text and
+        the images' features, through two layers each."""
         width = self.width
         patches = tokens * math.prod(self.patch_size) * self.in_channels
         time = (self.freq_dim + 7 * width) * (tokens if self.time_per_token else 1)
-        return Work(2 * width * (patches + time + num_text * (self.text_dim + width)))
+        images = self.num_image_tokens * self.image_dim * (self.image_dim + width)
+        return Work(2 * width * (patches + time + num_text * (self.text_dim + width)) + 2 * images)
 
     def block(self, index: int, share: Share, num_text: int) -> Work:
-        """Linear: Q, K, V, out of self-attention, Q and out of cross-attention, feed-forward; K and V of the text."""
-        width, tokens = self.width, share.tokens
+        """Linear: Q, K, V, out of self-attention, Q and out of cross-attention, feed-forward; K and V of the text, and
+        others of the images."""
+        width, tokens, told = self.width, share.tokens, num_text + self.num_image_tokens
         return Work(
-            linear=2 * width * (tokens * (6 * width + 2 * self.mlp_width) + num_text * 2 * width),
-            attention=4 * tokens * num_text * width,
+            linear=2 * width * (tokens * (6 * width + 2 * self.mlp_width) + told * 2 * width),
+            attention=4 * tokens * told * width,
             exchanged=4 * share.group * share.total * share.heads * self.head_dim,
         )
 
@@ -183,7 +208,8 @@ class WanCosts(_Derived):
         width, mlp = self.width, self.mlp_width
         attention = 4 * _linear(width, width) + 2 * width  # with the norms of Q and K
         norms_and_tables = (2 * width if self.cross_attn_norm else 0) + 6 * width
-        return 2 * attention + _linear(width, mlp) + _linear(mlp, width) + norms_and_tables
+        of_images = 2 * _linear(width, width) + width if self.num_images else 0
+        return 2 * attention + of_images + _linear(width, mlp) + _linear(mlp, width) + norms_and_tables
 
     def root_parameters(self) -> int:
         width = self.width
@@ -195,75 +221,53 @@ class WanCosts(_Derived):
             + _linear(self.text_dim, width)
             + _linear(width, width)
         )
+        if self.num_images:
+            of_images, norms = self.image_dim, 2 * (self.image_dim + width)
+            embedders += _linear(of_images, of_images) + _linear(of_images, width) + norms
+        if self.num_images == 2:
+            embedders += self.num_image_tokens * self.image_dim  # what tells the first image from the last
         return embedders + _linear(width, self.patch_channels) + 2 * width
 
 
-@dataclass(frozen=True)
-class HunyuanVideoCosts(_Derived):
-    """`HunyuanVideoTransformer3DModel`: dual blocks, then single ones, all with joint attention over video and text."""
+class _JointAttention(_Derived):
+    """Dual blocks, then single ones, over video and text: what both versions of HunyuanVideo compute alike.
 
+    Attributes:
+        token_replace: the tokens of a given frame have a timestep, and so a modulation, of their own.
+    """
+
+    token_replace: bool
     num_dual: int
-    num_single: int
+    mlp_ratio: float
     num_refiner: int
-    num_heads: int
-    head_dim: int
-    mlp_width: int
     text_dim: int
-    pooled_dim: int
-    guidance_embeds: bool
-    in_channels: int
-    out_channels: int
-    patch_size: tuple[int, int, int]
     joint_text = True
     time_per_token = False
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> HunyuanVideoCosts:
-        """Defaults are those of diffusers' constructor: a config.json may leave them out."""
-        heads, head_dim = config.get("num_attention_heads", 24), config.get("attention_head_dim", 128)
-        channels, patch = config.get("in_channels", 16), config.get("patch_size", 2)
-        return cls(
-            num_dual=config.get("num_layers", 20),
-            num_single=config.get("num_single_layers", 40),
-            num_refiner=config.get("num_refiner_layers", 2),
-            num_heads=heads,
-            head_dim=head_dim,
-            mlp_width=int(heads * head_dim * config.get("mlp_ratio", 4.0)),
-            text_dim=config.get("text_embed_dim", 4096),
-            pooled_dim=config.get("pooled_projection_dim", 768),
-            guidance_embeds=config.get("guidance_embeds", True),
-            in_channels=channels,
-            out_channels=config.get("out_channels") or channels,
-            patch_size=(config.get("patch_size_t", 1), patch, patch),
-        )
-
     @property
-    def num_blocks(self) -> int:
-        return self.num_dual + self.num_single
+    def mlp_width(self) -> int:
+        return int(self.width * self.mlp_ratio)
 
-    def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches; three or four small vectors (256 is the width of a timestep's sinusoids); the text's refiner."""
+    def refine(self, num_text: int) -> Work:
+        """The prompt's projection and its refiner, whose feed-forward is 4·D wide."""
         width = self.width
-        timesteps = (3 if self.guidance_embeds else 2) * (256 + width)
-        pooled = self.text_dim + self.pooled_dim + 2 * width
-        refiner = num_text * (4 * width + 8 * width) + 2 * width
+        each = num_text * (4 * width + 8 * width) + 2 * width
         return Work(
-            linear=2
-            * width
-            * (
-                tokens * math.prod(self.patch_size) * self.in_channels
-                + timesteps
-                + pooled
-                + num_text * self.text_dim
-                + self.num_refiner * refiner
-            ),
+            linear=2 * width * (num_text * self.text_dim + self.num_refiner * each),
             attention=self.num_refiner * 4 * num_text**2 * width,
         )
+
+    def refiner_parameters(self) -> int:
+        width = self.width
+        each = 4 * width + 4 * _linear(width, width) + _linear(width, 2 * width)
+        each += _linear(width, 4 * width) + _linear(4 * width, width)
+        return _linear(self.text_dim, width) + self.num_refiner * each
 
     def block(self, index: int, share: Share, num_text: int) -> Work:
         """Q, K, V, out and feed-forward of both streams. The text's queries meet the keys that a ring group holds,
         and the text's own."""
-        width, modulation = self.width, 12 if index < self.num_dual else 3
+        width = self.width
+        modulation = 12 + 6 * self.token_replace if index < self.num_dual else 3 + 3 * self.token_replace
         video, text = share.group * (share.total + num_text), num_text * (share.group + num_text)
         return Work(
             linear=2 * width * ((share.tokens + num_text) * (4 * width + 2 * self.mlp_width) + modulation * width),
@@ -281,16 +285,145 @@ class HunyuanVideoCosts(_Derived):
         attention = 3 * _linear(width, width) + 2 * self.head_dim
         return attention + _linear(width, 3 * width) + _linear(width, mlp) + _linear(width + mlp, width)
 
+
+@dataclass(frozen=True)
+class HunyuanVideoCosts(_JointAttention):
+    """`HunyuanVideoTransformer3DModel`: dual blocks, then single ones, all with joint attention over video and text."""
+
+    num_dual: int
+    num_single: int
+    num_refiner: int
+    num_heads: int
+    head_dim: int
+    mlp_ratio: float
+    text_dim: int
+    pooled_dim: int
+    guidance_embeds: bool
+    token_replace: bool
+    in_channels: int
+    out_channels: int
+    patch_size: tuple[int, int, int]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> HunyuanVideoCosts:
+        """Defaults are those of diffusers' constructor: a config.json may leave them out."""
+        channels, patch = config.get("in_channels", 16), config.get("patch_size", 2)
+        return cls(
+            num_dual=config.get("num_layers", 20),
+            num_single=config.get("num_single_layers", 40),
+            num_refiner=config.get("num_refiner_layers", 2),
+            num_heads=config.get("num_attention_heads", 24),
+            head_dim=config.get("attention_head_dim", 128),
+            mlp_ratio=config.get("mlp_ratio", 4.0),
+            text_dim=config.get("text_embed_dim", 4096),
+            pooled_dim=config.get("pooled_projection_dim", 768),
+            guidance_embeds=config.get("guidance_embeds", True),
+            token_replace=config.get("image_condition_type") == "token_replace",
+            in_channels=channels,
+            out_channels=config.get("out_channels") or channels,
+            patch_size=(config.get("patch_size_t", 1), patch, patch),
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_dual + self.num_single
+
+    def num_text(self, max_sequence_length: int) -> int:
+        """Before cond's text stands every fourth of the image's 576 tokens; four of the template's are cut out."""
+        return max_sequence_length + (576 // 4 - 4 if self.token_replace else 0)
+
+    def embed(self, tokens: int, num_text: int) -> Work:
+        """Patches; three to five small vectors (256 is the width of a timestep's sinusoids); the text's refiner."""
+        width = self.width
+        timesteps = (2 + self.guidance_embeds + self.token_replace) * (256 + width)
+        pooled = self.text_dim + self.pooled_dim + 2 * width
+        patches = tokens * math.prod(self.patch_size) * self.in_channels
+        refined = self.refine(num_text)
+        return refined._replace(linear=refined.linear + 2 * width * (patches + timesteps + pooled))
+
     def root_parameters(self) -> int:
         width = self.width
         timestep = _linear(256, width) + _linear(width, width)
         vectors = (3 if self.guidance_embeds else 2) * timestep
         vectors += sum(_linear(dim, width) + _linear(width, width) for dim in (self.text_dim, self.pooled_dim))
-        refiner = 4 * width + 4 * _linear(width, width) + _linear(width, 2 * width)
-        refiner += _linear(width, 4 * width) + _linear(4 * width, width)
         patches = _linear(math.prod(self.patch_size) * self.in_channels, width)
-        text = _linear(self.text_dim, width) + self.num_refiner * refiner
-        return patches + vectors + text + _linear(width, 2 * width) + _linear(width, self.patch_channels)
+        output = _linear(width, 2 * width) + _linear(width, self.patch_channels)
+        return patches + vectors + self.refiner_parameters() + output
+
+
+@dataclass(frozen=True)
+class HunyuanVideo15Costs(_JointAttention):
+    """`HunyuanVideo15Transformer3DModel`: dual blocks only. Text is the prompt's, of glyphs and of an image.
+
+    Attributes:
+        num_glyphs, num_image: tokens of the last two, as many as the pipelines have at most.
+    """
+
+    num_dual: int
+    num_refiner: int
+    num_heads: int
+    head_dim: int
+    mlp_ratio: float
+    text_dim: int
+    glyph_dim: int
+    image_dim: int
+    in_channels: int
+    out_channels: int
+    patch_size: tuple[int, int, int]
+    num_glyphs: int
+    num_image: int
+    token_replace = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> HunyuanVideo15Costs:
+        """Defaults are those of diffusers' constructor: a config.json may leave them out."""
+        channels, patch = config.get("in_channels", 65), config.get("patch_size", 1)
+        return cls(
+            num_dual=config.get("num_layers", 54),
+            num_refiner=config.get("num_refiner_layers", 2),
+            num_heads=config.get("num_attention_heads", 16),
+            head_dim=config.get("attention_head_dim", 128),
+            mlp_ratio=config.get("mlp_ratio", 4.0),
+            text_dim=config.get("text_embed_dim", 3584),
+            glyph_dim=config.get("text_embed_2_dim", 1472),
+            image_dim=config.get("image_embed_dim", 1152),
+            in_channels=channels,
+            out_channels=config.get("out_channels", 32) or channels,
+            patch_size=(config.get("patch_size_t", 1), patch, patch),
+            num_glyphs=256,
+            num_image=729 if config.get("task_type", "i2v") == "i2v" else 0,
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_dual
+
+    def num_text(self, max_sequence_length: int) -> int:
+        return max_sequence_length + self.num_glyphs + self.num_image
+
+    def embed(self, tokens: int, num_text: int) -> Work:
+        """Patches; the timestep, twice, and the pooled prompt; the prompt's refiner; three layers of the glyphs and two
+        of the image."""
+        width, glyphs, image = self.width, self.glyph_dim, self.image_dim
+        refined = self.refine(num_text - self.num_glyphs - self.num_image)
+        patches = tokens * math.prod(self.patch_size) * self.in_channels
+        linear = width * (patches + 2 * (256 + width) + self.text_dim + width)
+        linear += self.num_glyphs * _GLYPH_WIDTH * (glyphs + _GLYPH_WIDTH + width)
+        linear += self.num_image * image * (image + width)
+        return refined._replace(linear=refined.linear + 2 * linear)
+
+    def root_parameters(self) -> int:
+        width, glyphs, image = self.width, self.glyph_dim, self.image_dim
+        vectors = 2 * _linear(256, width) + 3 * _linear(width, width) + _linear(self.text_dim, width) + 3 * width
+        text_2 = 2 * glyphs + _linear(glyphs, _GLYPH_WIDTH) + _linear(_GLYPH_WIDTH, _GLYPH_WIDTH)
+        text_2 += _linear(_GLYPH_WIDTH, width)
+        images = 2 * image + _linear(image, image) + _linear(image, width) + 2 * width
+        patches = _linear(math.prod(self.patch_size) * self.in_channels, width)
+        output = _linear(width, 2 * width) + _linear(width, self.patch_channels)
+        return patches + vectors + self.refiner_parameters() + text_2 + images + output
+
+
+_GLYPH_WIDTH = 2048  # of the layers between the glyphs' embeddings and the model
 
 
 def _linear(inputs: int, outputs: int) -> int:

@@ -15,15 +15,13 @@ from typing import Any
 
 from .config import RunConfig
 from .models.loading import read_family, weight_digests
+from .models.lora import lora_digests
 from .version import __version__
 
 # Settings that leave no trace in the video; the seed and the weights that were used are compared themselves.
-_UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
-_UNSEEN |= {
-    "model.stream_text_encoder",
-    "model.offload_experts",
-    "model.lora",
-}  # the weights name every LoRA and its scale
+_UNSEEN = {"model.path", "model.revision", "model.device", "sampling.seed"}
+_UNSEEN |= {"model.offload_text_encoder", "model.offload_experts"}
+_UNSEEN |= {"model.stream_text_encoder", "model.lora"}  # the weights name every LoRA and its scale
 _UNSEEN |= {"guidance.share_prefix", "guidance.batch_branches", "output.path", "output.keep_latents"}
 _UNSEEN |= {"output.ffmpeg"}
 
@@ -41,6 +39,7 @@ def deciding_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def deciding(facts: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """What determines a video, of the facts in its sidecar; to be compared with that of another."""
     decided = [facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")]
+    decided += [image["digest"] for image in facts["images"]]
     return decided, deciding_settings(facts["config"])
 
 
@@ -67,6 +66,9 @@ def job_key(config: RunConfig, checkpoint: Mapping[str, str]) -> str:
 
     Args:
         checkpoint: from `checkpoint_digests`.
+
+    Raises:
+        InputError: a LoRA that cannot be found.
     """
     seed = config.sampling.seed
     told = {
@@ -76,6 +78,15 @@ def job_key(config: RunConfig, checkpoint: Mapping[str, str]) -> str:
         "mask_seed": seed if config.guidance.mask_seed is None else config.guidance.mask_seed,
         "settings": deciding_settings(config.model_dump(mode="json")),
         "checkpoint": dict(checkpoint),
+        "loras": lora_digests(config.model.lora),
+        "images": [_file_digest(path) for path in config.image_paths],
         "versions": _versions(),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path | None) -> str | None:
+    """Of an image; None where none is given, and where it is missing: then the job fails, and runs when it is there."""
+    if path is None or not path.is_file():
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -10,6 +10,7 @@ from .formats import place_of
 class Job:
     """One video to make. `output` ends in the suffix of its format; the other files lie beside it under the same name.
 
+    `image`, `last_image`: files of what it starts from, and ends with.
     `resume`: a video that is already there is left as it is, and one that was interrupted goes on from its checkpoint.
     """
 
@@ -19,6 +20,8 @@ class Job:
     output: Path
     keep_latents: bool = False
     resume: bool = False
+    image: Path | None = None
+    last_image: Path | None = None
 
     @property
     def place(self) -> Path:

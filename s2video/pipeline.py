@@ -36,11 +36,12 @@ from .parallel.agreement import require_agreement
 from .parallel.collectives import any_rank
 from .parallel.mesh import Mesh, resolve_device
 from .progress import Progress, Style
-from .requests import check_request, read_checkpoint
+from .requests import check_images, check_request, read_checkpoint
 from .sampler import sample
 from .sidecar import versions
 
 OnStep = Callable[[int, int], object]
+_OF_JOBS = ("prompt", "negative_prompt", "image", "last_image")  # settings that are only defaults of the command line
 
 
 class Engine:
@@ -49,7 +50,7 @@ class Engine:
     All ranks of the mesh construct it and call its methods together.
 
     Args:
-        config: the run. Its prompt, seed and output are only defaults for callers; jobs bring their own.
+        config: the run. Its prompt, images, seed and output are only defaults for callers; jobs bring their own.
         mesh: from `init_mesh`; None for a single process on the configured device.
         progress: how `sample` shows its steps, see `Progress`.
         termination: the process's way to take SIGTERM; while denoising, it is deferred to the end of a step.
@@ -87,7 +88,8 @@ class Engine:
         if mesh.is_main:
             # gigabytes to hash, while the ranks compute; the result is wanted only for the sidecar
             self._digests = ThreadPoolExecutor(1).submit(loading.weight_digests, self.folder)
-            conditioners = loading.load_conditioners(self.folder, getattr(torch, config.model.text_encoder_dtype))
+            dtypes = (config.model.text_encoder_dtype, config.model.image_encoder_dtype)
+            conditioners = loading.load_conditioners(self.folder, *(getattr(torch, dtype) for dtype in dtypes))
         self._load_vae = cache(
             lambda: loading.load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device)
         )
@@ -197,6 +199,7 @@ class Engine:
             on_step: called after each step with (steps done, steps in all); where it returns False, it asks to stop.
 
         Raises:
+            InputError: images that the checkpoint does not take, or that are missing.
             StoppedError: on all ranks, at the end of a step, where one of them was asked to stop.
             AgreementError: before the first step, where ranks differ in anything that decides the result.
             NumericalError: NaN or infinity in the latents.
@@ -211,10 +214,13 @@ class Engine:
         num_steps = len(scheduler.timesteps)
         statement = self._statement(prompts, seeds, negative_prompt, mask_seed, images, scheduler)
         require_agreement(statement | {"resume": checkpoints is not None and checkpoints.resume}, self.mesh.world)
+        check_images(self.checkpoint, image=images is not None, last_image=images is not None and bool(images.last))
         latents, first_step = self._noise(seeds), 0
         if checkpoints is not None:
             latents, first_step = checkpoints.begin(statement, scheduler, latents)
         given, denoise = self._denoiser(prompts, negative_prompt, mask_seed, scheduler, images, latents)
+        if not first_step:
+            latents = given.start(latents)
 
         def denoise_in_sight(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
             self.mesh.watch.report("denoising", step + 1, num_steps)
@@ -294,7 +300,10 @@ class Engine:
 
     def denoising_weights(self) -> dict[str, str]:
         """Those digests that decide the latents. Main rank only."""
-        return {name: digest for name, digest in self.weight_digests().items() if not name.startswith("vae/")}
+        digests = self.weight_digests()
+        if self.checkpoint.image != "none":  # the VAE encodes it
+            return digests
+        return {name: digest for name, digest in digests.items() if not name.startswith("vae/")}
 
     def mask_seed(self, seeds: Sequence[int], mask_seed: int | None = None) -> int:
         """The seed that a batch's masks are drawn with, see `sample`."""
@@ -323,7 +332,7 @@ class Engine:
         scheduler: Any,
     ) -> dict[str, Any]:
         """All that decides the latents, a field at a time, so that an error can name the one that differs."""
-        settings = self.config.model_dump(mode="json", exclude={"prompt", "negative_prompt", "output"})
+        settings = self.config.model_dump(mode="json", exclude={*_OF_JOBS, "output"})
         statement = {
             f"{section}.{field}": value for section, fields in settings.items() for field, value in fields.items()
         }

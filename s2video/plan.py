@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .costs import SubWork, read_costs
 from .errors import InputError
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
 from .geometry import LatentShape
-from .models.family import WAN_VAE
+from .models.family import HUNYUAN15_VAE, WAN_VAE
 from .models.loading import ASSETS, EMBEDDED, find_checkpoint, num_parameters, read_json
 from .requests import check_request, read_checkpoint
 
@@ -161,7 +161,7 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
     step = Step(
         model=costs,
         num_tokens=shape.tokens(info.patch_size).num_tokens,
-        num_text=sampling.max_sequence_length,
+        num_text=costs.num_text(sampling.max_sequence_length),
         item_bytes=_item_bytes(config.model.dtype),
         has_uncond=config.guidance.cfg_scales != (1, 1),
         sub=sub,
@@ -176,10 +176,7 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
             max(shape.height, shape.width),
             world_size,
         ),
-        # streamed, a layer at a time is on the device
-        text_encoder_bytes=0
-        if config.model.stream_text_encoder
-        else sizes["text_encoder"] * _item_bytes(config.model.text_encoder_dtype),
+        text_encoder_bytes=_encoder_bytes(config, sizes),
         keeps_text_encoder=not (config.model.offload_text_encoder or config.model.stream_text_encoder),
     )
     candidates, refused = [], []
@@ -267,11 +264,22 @@ def _candidate(degrees: Degrees, step: Step, card: Card, given: dict[str, int]) 
 
 
 def _num_parameters(folder: Path, published: bool) -> dict[str, int]:
-    """Of the VAE and of all text encoders together."""
+    """Of the VAE, of all text encoders together, and of the image encoder, if there is one."""
     if published:
         return {name: int(count) for name, count in read_json(folder / "parameters.json").items()}
     encoders = sorted(f for f in folder.glob("text_encoder*") if f.is_dir())
-    return {"vae": num_parameters(folder / "vae"), "text_encoder": sum(map(num_parameters, encoders))}
+    sizes = {"vae": num_parameters(folder / "vae"), "text_encoder": sum(map(num_parameters, encoders))}
+    images = folder / "image_encoder"
+    return sizes | ({"image_encoder": num_parameters(images)} if images.is_dir() else {})
+
+
+def _encoder_bytes(config: RunConfig, sizes: Mapping[str, int]) -> float:
+    """Of the weights of text and image encoders, while they encode. Offloaded, they take turns."""
+    model = config.model
+    # streamed, a layer at a time is on the device
+    text = 0 if model.stream_text_encoder else sizes["text_encoder"] * _item_bytes(model.text_encoder_dtype)
+    images = sizes.get("image_encoder", 0) * _item_bytes(model.image_encoder_dtype)
+    return max(text, images) if model.offload_text_encoder else text + images
 
 
 def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], longer_side: int, world_size: int) -> float:
@@ -279,14 +287,16 @@ def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], long
 
     Wan's decoder, a latent frame at a time: 51 numbers for each pixel and channel of its widest stage, of the whole
     picture, of a strip of its `longer_side` (in latents), or of a tile. HunyuanVideo's, always in tiles of 256 × 256
-    pixels and 17 frames: 9.2 such numbers for each of the 17. By tiles, the main rank also holds the frames, twice.
+    pixels: 9.2 such numbers for each of a tile's 17 frames, or 6 in version 1.5, where a tile has all frames. By tiles,
+    the main rank also holds the frames, twice.
     """
     sampling, size, mode = config.sampling, _item_bytes(config.model.vae_dtype), config.parallel.decode
     pixels = sampling.width * sampling.height
     tile, frames = min(pixels, 256**2), 2 * 3 * pixels * sampling.num_frames
     if vae_class != WAN_VAE:
         channels = vae.get("block_out_channels", [128])[0]
-        return (9.2 * channels * tile * min(sampling.num_frames, 17) + frames) * size
+        each = 6 * sampling.num_frames if vae_class == HUNYUAN15_VAE else 9.2 * min(sampling.num_frames, 17)
+        return (each * channels * tile + frames) * size
     channels = vae.get("decoder_base_dim") or vae.get("base_dim", 96)
     each = 51 * channels / (vae.get("patch_size") or 1) ** 2
     if mode == "tiled":

@@ -13,6 +13,7 @@ from torch import Tensor
 from .checkpoint import Checkpoints
 from .files import write_json
 from .job import Job
+from .models.images import read_images
 from .parallel.collectives import gather_objects
 from .pipeline import Engine
 from .sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
@@ -45,10 +46,12 @@ def make_video(engine: Engine, job: Job) -> Path | None:
 
 def denoise(engine: Engine, job: Job) -> Denoised | None:
     """The job's latents; None where `job.resume` finds its files made already."""
+    images = read_images(job.image, job.last_image)
     facts = job_facts(
         engine.config.for_output(job.output),
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
+        images=[] if images is None else images.records(job.image, job.last_image),
         seed=job.seed,
         mask_seed=engine.mask_seed([job.seed]),
         num_blocks=engine.num_blocks,
@@ -65,7 +68,9 @@ def denoise(engine: Engine, job: Job) -> Denoised | None:
         every_seconds=engine.config.checkpoint.every_seconds,
         resume=job.resume,
     )
-    latents = engine.sample([job.prompt], [job.seed], negative_prompt=job.negative_prompt, checkpoints=checkpoints)
+    latents = engine.sample(
+        [job.prompt], [job.seed], negative_prompt=job.negative_prompt, images=images, checkpoints=checkpoints
+    )
     return Denoised(latents, facts, checkpoints, time.monotonic() - start)
 
 

@@ -56,9 +56,10 @@ def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade 
         On the main rank, what to compare; None on the others.
 
     Raises:
-        InputError: on all ranks, where the weights are not those that made the video.
+        InputError: on all ranks, where the weights or the images are not those that made the video.
     """
     from .job import Job
+    from .models.images import read_images
     from .parallel.collectives import gather_objects
     from .production import denoise, finish
     from .sidecar import latents_record, machine, versions
@@ -68,10 +69,19 @@ def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade 
     problem = gather_objects(problem, mesh.world)[0]
     if problem is not None:
         raise InputError(problem)
+    first, last = (*(Path(image.path) for image in sidecar.images), None, None)[:2]
+    images = read_images(first, last)
+    for image, digest in zip(sidecar.images, [] if images is None else images.digests(), strict=True):
+        if image.digest != digest:
+            raise InputError(
+                f"image {image.path}: is not the picture that the video was made from: bring that one back"
+            )
     if output is None:
-        latents = engine.sample([sidecar.prompt], [sidecar.seed], negative_prompt=sidecar.negative_prompt)
+        latents = engine.sample(
+            [sidecar.prompt], [sidecar.seed], negative_prompt=sidecar.negative_prompt, images=images
+        )
     else:
-        job = Job(sidecar.prompt, sidecar.negative_prompt, sidecar.seed, output)
+        job = Job(sidecar.prompt, sidecar.negative_prompt, sidecar.seed, output, image=first, last_image=last)
         denoised = denoise(engine, job)
         assert denoised is not None, "a job without `resume` is always made"
         latents = denoised.latents

@@ -155,6 +155,12 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
     """Raise InputError for the first setting that the checkpoint, the device or the number of ranks cannot serve."""
     _check_size(config, checkpoint)
     _check_masks(config, checkpoint.num_blocks)
+    length = config.sampling.max_sequence_length
+    if checkpoint.text_length not in (None, length):
+        raise InputError(
+            f"sampling.max_sequence_length: expected {checkpoint.text_length}, which this checkpoint's "
+            f"cross-attention counts on, came {length}"
+        )
     if config.parallel.backend == "nccl" and config.model.device == "cpu":
         raise InputError("parallel.backend: nccl needs model.device cuda, came cpu: use gloo, or auto")
     _check_experts(config, checkpoint)
@@ -195,6 +201,18 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
             raise InputError(
                 f"model.attention_backend: expected one of {public}, came {config.model.attention_backend!r}"
             )
+
+
+def check_images(checkpoint: CheckpointInfo, *, image: bool, last_image: bool) -> None:
+    """Raise InputError unless such a checkpoint takes images so given, or none."""
+    if last_image and not image:
+        raise InputError("last_image: there is no first image: give --image too, or image in the config")
+    for name, takes, given in (("image", checkpoint.image, image), ("last_image", checkpoint.last_image, last_image)):
+        option = f"--{name.replace('_', '-')}"
+        if given and takes == "none":
+            raise InputError(f"{name}: this checkpoint takes none: leave it out, or choose a checkpoint that does")
+        if not given and takes == "required":
+            raise InputError(f"{name}: this checkpoint needs one: give {option}, or {name} in the config")
 
 
 def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:

@@ -7,7 +7,7 @@ video is already what a job would make.
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -38,9 +38,22 @@ class SavedLatents(NamedTuple):
 
 
 def job_facts(
-    config: RunConfig, *, prompt: str, negative_prompt: str, seed: int, mask_seed: int, num_blocks: int, num_steps: int
+    config: RunConfig,
+    *,
+    prompt: str,
+    negative_prompt: str,
+    images: Sequence[Mapping[str, str]],
+    seed: int,
+    mask_seed: int,
+    num_blocks: int,
+    num_steps: int,
 ) -> dict[str, Any]:
-    """What determines a video, as JSON: resolved config, prompt, seeds, and every mask drawn."""
+    """What determines a video, as JSON: resolved config, prompt, images, seeds, and every mask drawn.
+
+    Args:
+        images: the first, and perhaps the last: where it was ("path"), and the SHA-256 of its size and pixels
+            ("digest"), which is what counts.
+    """
     guidance = config.guidance
     masks = []
     if guidance.uses_s2:
@@ -52,6 +65,7 @@ def job_facts(
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
+        "images": list(images),
         "seed": seed,
         "mask_seed": mask_seed,
         "model": config.model.path,

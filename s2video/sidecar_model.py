@@ -33,6 +33,15 @@ class DrawnMask(_Part):
     dropped: tuple[Count, ...] = Field(description="indices of the blocks left out, ascending")
 
 
+class ImageRecord(_Part):
+    """An image that the video started from, or ended with."""
+
+    path: str = Field(description="where it was")
+    digest: Digest = Field(
+        description='SHA-256 of its size as "(width, height)" and its pixels as 8-bit RGB, row by row'
+    )
+
+
 class LatentsRecord(_Part):
     """By what other latents are told to be the same: to the bit, or nearly so."""
 
@@ -76,6 +85,7 @@ class Sidecar(_Part):
     schema_version: Literal[1] = Field(alias="schema", description="version of this format")
     prompt: str = Field(description="what the video shows")
     negative_prompt: str = Field(description="what the uncond pass was told")
+    images: tuple[ImageRecord, ...] = Field(description="the first image, and perhaps the last; empty: none was given")
     seed: Count = Field(description="seed of the noise")
     mask_seed: Count = Field(description="seed of the masks")
     model: str = Field(description="the embedded model's name, a folder, or a Hub id")

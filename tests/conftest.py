@@ -45,6 +45,21 @@ def tiny_hunyuan_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_hunyuan_image_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("hunyuan-video-image")
+
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan15_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("hunyuan-video-1.5")
+
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan15_image_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("hunyuan-video-1.5-image")
+
+
+@pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable[[int], RankPool]]:
     """`ranks(world_size)`: the session's pool of that size; one at a time, for two cores hold no more."""
     pools: dict[int, RankPool] = {}

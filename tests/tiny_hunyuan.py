@@ -1,4 +1,4 @@
-"""A HunyuanVideo checkpoint in miniature, with random weights, in the folder format of the real one.
+"""HunyuanVideo checkpoints in miniature, with random weights, in the folder format of the real ones.
 
 Five heads and 175 tokens, and prompts of different lengths: nothing divides by 2 or by 3.
 """
@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
 )
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import (
+    DEFAULT_PROMPT_TEMPLATE as IMAGE_PROMPT_TEMPLATE,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT, SIZE
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -22,17 +29,22 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaModel,
     LlamaTokenizerFast,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 
 from s2video.config import RunConfig, build_config
 from s2video.models.base import Conditioning
+from s2video.models.images import Images
 
 NUM_DUAL, NUM_SINGLE = 2, 3
 NUM_BLOCKS = NUM_DUAL + NUM_SINGLE
@@ -62,15 +74,16 @@ def build_vae() -> AutoencoderKLHunyuanVideo:
 
 
 def build_llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, as Llama 3's. A token for each word that it knows: the template takes 97 with its end, of which the
-    pipeline cuts off 95."""
-    special = ["<|begin_of_text|>", "<|eot_id|>", "<pad>", "<|start_header_id|>", "<|end_header_id|>"]
+    """Byte-level, as Llama 3's. A token for each word that it knows: before the prompt, the template of text-to-video
+    takes 95, as many as the pipeline cuts off, and that of image-to-video 102, which is one fewer."""
+    special = ["<|begin_of_text|>", "<|eot_id|>", "<pad>", "<|start_header_id|>", "<|end_header_id|>", "<image>"]
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     trainer = BpeTrainer(
         vocab_size=600, special_tokens=special, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator([DEFAULT_PROMPT_TEMPLATE["template"].format(PROMPT)], trainer)
+    templates = (DEFAULT_PROMPT_TEMPLATE, IMAGE_PROMPT_TEMPLATE)
+    tokenizer.train_from_iterator([template["template"].format(PROMPT) for template in templates], trainer)
     tokenizer.post_processor = TemplateProcessing(single=f"{special[0]} $A", special_tokens=[(special[0], 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], pad_token="<pad>")
 
@@ -81,12 +94,22 @@ def build_clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
 
 
-def build_text_components() -> dict[str, Any]:
+def build_text_components(*, sees_images: bool = False) -> dict[str, Any]:
+    """Where LLaMA `sees_images`, these have 24 x 24 patches of 2 x 2 pixels, as many as in earnest."""
     torch.manual_seed(0)
     tokenizer, tokenizer_2 = build_llama_tokenizer(), build_clip_tokenizer()
     width = {"num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 3}
     llama = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=TEXT_DIM, num_key_value_heads=2, initializer_range=0.1, **width
+    )
+    vision = CLIPVisionConfig(
+        image_size=48, patch_size=2, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2
+    )
+    llava = LlavaConfig(
+        vision_config=vision,
+        text_config=llama,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
     )
     clip = CLIPTextConfig(
         vocab_size=len(tokenizer_2),
@@ -98,7 +121,7 @@ def build_text_components() -> dict[str, Any]:
     )
     return {
         "tokenizer": tokenizer,
-        "text_encoder": LlamaModel(llama).eval(),
+        "text_encoder": (LlavaForConditionalGeneration(llava) if sees_images else LlamaModel(llama)).eval(),
         "tokenizer_2": tokenizer_2,
         "text_encoder_2": CLIPTextModel(clip).eval(),
     }
@@ -118,6 +141,25 @@ def build_checkpoint(folder: Path) -> Path:
     return folder
 
 
+def build_image_checkpoint(folder: Path) -> Path:
+    """Image-to-video. Parts of Llava have the names that they had when the real checkpoint was published."""
+    pipeline = HunyuanVideoImageToVideoPipeline(
+        **build_text_components(sees_images=True),
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
+        transformer=build_transformer(image_condition_type="token_replace"),
+        vae=build_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )
+    pipeline.register_to_config(tokenizer=("transformers", LlamaTokenizerFast.__name__))
+    pipeline.save_pretrained(folder)
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in load_file(file).items()
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
 def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
     """Guidance-distilled: no uncond pass unless asked for."""
     return build_config(
@@ -129,12 +171,22 @@ def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
     )
 
 
-def reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, seed: int) -> Tensor:
+def image(seed: int = 0) -> Image.Image:
+    """Of the size of a video, of smooth random colours."""
+    colours = torch.randint(0, 256, (4, 5, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(colours.numpy()).resize((SIZE["width"], SIZE["height"]))
+
+
+IMAGES = Images(image())
+
+
+def reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, seed: int, **images: Any) -> Tensor:
     """The latents of diffusers' own pipeline, with the right tokenizer: by itself it would take the one named."""
-    pipeline = HunyuanVideoPipeline.from_pretrained(checkpoint, tokenizer=build_llama_tokenizer(), dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(checkpoint, tokenizer=build_llama_tokenizer(), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
-        prompt,
+        prompt=prompt,
+        **images,
         negative_prompt=negative,
         **SIZE,
         num_inference_steps=config.sampling.num_inference_steps,
@@ -146,12 +198,17 @@ def reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, s
     ).frames
 
 
+def image_reference(*run: Any) -> Tensor:
+    return reference(*run, image=IMAGES.first)
+
+
 def conditioning(transformer: HunyuanVideoTransformer3DModel, seed: int) -> Conditioning:
     """Prompts of different lengths; padding holds numbers too: nobody may look at them."""
+    given_frames = int(transformer.config.image_condition_type == "token_replace")
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(2, 12, TEXT_DIM, generator=generator)
     pooled = torch.randn(2, POOLED_DIM, generator=generator)
-    return Conditioning(text, (5 + seed % 2, 9), pooled, guidance=6.0)
+    return Conditioning(text, (5 + seed % 2, 9), pooled, guidance=6.0, given_frames=given_frames)
 
 
 def forward(

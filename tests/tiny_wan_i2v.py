@@ -142,6 +142,5 @@ def forward(transformer: WanTransformer3DModel, latents: Tensor, timestep: Tenso
 KINDS = {
     "wan-i2v": Kind(1, Images(image(1))),
     "wan-flf2v": Kind(2, Images(image(1), image(2))),
-    "wan2.2-i2v": Kind(0, Images(image(1)), boundary_ratio=0.9),
-    "wan2.2-i2v, with a last image": Kind(0, Images(image(1), image(2)), boundary_ratio=0.9),
+    "wan2.2-i2v": Kind(0, Images(image(1), image(2)), boundary_ratio=0.9),
 }

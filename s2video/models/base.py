@@ -3,7 +3,7 @@
 Knows no sampling, no guidance, and no particular model.
 
 Dimension letters: B batch, C latent channels, T H W latent frames, rows, columns, L tokens of the whole video,
-L_local tokens on this rank, M text tokens, M_image image tokens, D model width.
+L_local tokens on this rank, M and M_2 text tokens, M_image image tokens, D model width.
 """
 
 from dataclasses import dataclass, replace
@@ -39,6 +39,9 @@ class Conditioning:
         guidance: embedded guidance scale, for models distilled to take it as an input; 1 or more.
         image: [B, M_image, D_image], features of the images given.
         given_frames: latent frames at the start that are given: clean, so at time 0.
+        text_2: [B, M_2, D_text_2], embeddings of a second kind of text (HunyuanVideo 1.5: what is to be written in the
+            picture); perhaps no tokens at all.
+        text_2_lengths: as `text_lengths`, of `text_2`, and may be 0.
     """
 
     text: Tensor
@@ -47,6 +50,8 @@ class Conditioning:
     guidance: float | None = None
     image: Tensor | None = None
     given_frames: int = 0
+    text_2: Tensor | None = None
+    text_2_lengths: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,19 @@ class Given:
         channels: [B, C', T, H, W], latents and masks that stand behind the noisy latents' own channels.
         frames: [B, C, T', H, W], clean latents in place of the first T' noisy frames.
         features: [B, M_image, D_image], what the image encoder says.
+        noise_share: of the latents that denoising starts from, 0 … 1; the rest is the first of `frames`, everywhere.
     """
 
     channels: Tensor | None = None
     frames: Tensor | None = None
     features: Tensor | None = None
+    noise_share: float = 1.0
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Noise [B, C, T, H, W] -> the latents that denoising starts from."""
+        if self.frames is None or self.noise_share == 1:
+            return noise
+        return noise * self.noise_share + self.frames[:, :, :1] * (1 - self.noise_share)
 
     def held(self, latents: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] with the given frames in their place."""
@@ -101,6 +114,8 @@ class BlockContext:
         attention: who holds which tokens, and the axes that share them.
         latent_shape: (T, H, W) of the whole video.
         text_lengths: as in `Conditioning`; in joint attention never None.
+        time_given: [B, D], as `time`, for tokens of given frames; None where these are modulated like all others.
+        num_given: how many of this rank's tokens, the first ones, are of given frames.
     """
 
     text: Tensor
@@ -110,6 +125,8 @@ class BlockContext:
     attention: AttentionPlan
     latent_shape: tuple[int, int, int]
     text_lengths: tuple[int, ...] | None = None
+    time_given: Tensor | None = None
+    num_given: int = 0
 
 
 class BlockModel(Protocol):

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from ..errors import InputError
 from .family import Family, JsonFile
-from .hunyuan_family import HunyuanVideo
+from .hunyuan15_family import HunyuanVideo15, HunyuanVideo15ImageToVideo
+from .hunyuan_family import HunyuanVideo, HunyuanVideoImageToVideo
 from .wan_family import Wan, WanImageToVideo, WanTextImageToVideo
 
-FAMILIES: dict[str, type[Family]] = {family.pipeline: family for family in (Wan, WanImageToVideo, HunyuanVideo)}
+FAMILIES: dict[str, type[Family]] = {
+    family.pipeline: family
+    for family in (
+        Wan,
+        WanImageToVideo,
+        HunyuanVideo,
+        HunyuanVideoImageToVideo,
+        HunyuanVideo15,
+        HunyuanVideo15ImageToVideo,
+    )
+}
 
 
 def family_of(index: JsonFile) -> Family:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
@@ -12,12 +13,21 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .base import BlockModel, Conditioning
+    from .base import BlockModel, Conditioning, Given
     from .images import Images
 
 
 class HunyuanVideo(Family):
+    """Text to video.
+
+    Attributes:
+        image_condition: how images enter the transformer, by diffusers' name.
+        published: a checkpoint of this kind.
+    """
+
     pipeline = "HunyuanVideoPipeline"
+    image_condition: ClassVar[str | None] = None
+    published: ClassVar[str] = "hunyuanvideo-community/HunyuanVideo"
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     classes: ClassVar[Mapping[str, str]] = {
         # model_index.json says LlamaTokenizerFast; that of transformers 5 splits text as Llama 1 and 2 do, whatever
@@ -31,10 +41,10 @@ class HunyuanVideo(Family):
     }
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
-        if (kind := transformer.values.get("image_condition_type")) is not None:
+        if (kind := transformer.values.get("image_condition_type")) != self.image_condition:
             raise InputError(
-                f"{transformer.path}: image_condition_type {kind!r}: is an image-to-video checkpoint, which is not "
-                "supported: choose the text-to-video one"
+                f"{transformer.path}: image_condition_type: {self.image_condition!r} was expected with "
+                f"{self.pipeline}, came {kind!r}, which is not supported: choose a checkpoint like {self.published}"
             )
         patch = transformer.count("patch_size", 2)
         return CheckpointInfo(
@@ -74,7 +84,85 @@ class HunyuanVideo(Family):
         return Conditioning(text[:, :length], text_lengths=(length,), pooled=pooled)
 
     def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
-        """Evenly spaced sigmas down to 1/n, before the scheduler shifts them."""
-        import numpy as np
+        set_even_sigmas(scheduler, num_steps, device)
 
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)
+
+class HunyuanVideoImageToVideo(HunyuanVideo):
+    """Image to video, in the form where the first latent frame is the image's (token_replace)."""
+
+    pipeline = "HunyuanVideoImageToVideoPipeline"
+    image_condition = "token_replace"
+    published = "hunyuanvideo-community/HunyuanVideo-I2V"
+    text_sees_image = True
+    classes: ClassVar[Mapping[str, str]] = {
+        **HunyuanVideo.classes,
+        "text_encoder": "LlavaForConditionalGeneration",
+        "image_processor": "CLIPImageProcessor",
+    }
+
+    def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
+        return replace(super().describe(transformer, vae), image="required")
+
+    def encode(
+        self,
+        pipeline: Any,
+        prompts: list[str],
+        *,
+        images: Images | None,
+        is_negative: bool,
+        max_sequence_length: int,
+        device: torch.device,
+    ) -> tuple[Tensor, ...]:
+        """As `HunyuanVideo`'s, tokens of the image standing before those of the prompt.
+
+        Uncond sees a black image, and as many tokens of it as the pipeline takes unasked: every second one.
+        """
+        import torch
+        from PIL import Image
+
+        assert images is not None
+        if is_negative:
+            seen: dict[str, Any] = {"image": Image.new("RGB", images.first.size)}
+        else:
+            seen = {"image": images.first, "image_embed_interleave": 4}
+        # one by one: the pipeline takes one image, and finds the end of a prompt that was cut off only if it is alone
+        encoded = [
+            pipeline.encode_prompt(prompt=prompt, device=device, max_sequence_length=max_sequence_length, **seen)
+            for prompt in prompts
+        ]
+        return tuple(torch.cat(rows) for rows in zip(*encoded, strict=True))
+
+    def encode_images(
+        self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """The image's latent frame, [1, C, 1, H, W]: the mode of what the VAE says, so that nothing is drawn."""
+        import torch
+
+        width, height = images.first.size
+        image = pipeline.video_processor.preprocess(images.first).to(device, pipeline.vae.dtype)
+        _, frame = pipeline.prepare_latents(
+            image,
+            batch_size=1,
+            num_channels_latents=latents.shape[1],
+            height=height,
+            width=width,
+            num_frames=1,
+            dtype=torch.float32,
+            device=device,
+            latents=latents[:, :, :1],
+            image_condition_type=self.image_condition,
+        )
+        return (frame,)
+
+    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
+        from .base import Given
+
+        (frame,) = encoded
+        return Given(frames=frame, noise_share=0.999)
+
+
+def set_even_sigmas(scheduler: Any, num_steps: int, device: torch.device) -> None:
+    """Evenly spaced sigmas down to 1/n, before the scheduler shifts them."""
+    import numpy as np
+
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)

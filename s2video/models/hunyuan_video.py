@@ -1,16 +1,17 @@
-"""HunyuanVideo 1.0 text-to-video as a `BlockModel`.
+"""HunyuanVideo 1.0, text-to-video and image-to-video (token_replace), as a `BlockModel`.
 
 The transformer is diffusers' own module. Restated here is only what its `forward` does before and after the block
 loops, with tokens sharded in between. Its dual blocks, then its single blocks, are one list: any of them can be left
 out. Attention, over video and text as one sequence, goes through our processor. Where the module masks the text's
 padding, padding is cut off to the batch's longest prompt and what is left of it stays out of the softmax: equal up to
-rounding, and every attention kernel can be used.
+rounding, and every attention kernel can be used. In image-to-video, the tokens of the given frame are modulated apart.
 
 Dimension letters as in `base`; N_heads heads.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
@@ -84,15 +85,18 @@ class HunyuanVideoBlockModel:
     Takes the module over: its attention processors are replaced.
 
     Attributes:
+        block_lists: the module's lists of blocks.
         blocks: the dual blocks, then the single ones.
     """
+
+    block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, *, attention_backend: str | None = None) -> None:
         self.transformer = transformer
         self._dtype = transformer.dtype  # asked once: it walks through all modules
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
-        self.blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+        self.blocks = [block for name in self.block_lists for block in getattr(transformer, name)]
         self._patch_size = (transformer.config.patch_size_t, *[transformer.config.patch_size] * 2)
         self._attention = ShardedJointAttention(attention_backend)
         for block in self.blocks:
@@ -120,8 +124,10 @@ class HunyuanVideoBlockModel:
             assert conditioning.guidance is not None
             # in thousandths and in the model's dtype, as HunyuanVideoPipeline does
             guidance = text.new_full((text.shape[0],), conditioning.guidance) * 1000.0
-        time, _ = model.time_text_embed(timestep, pooled.to(self._dtype), guidance)
+        time, time_given = model.time_text_embed(timestep, pooled.to(self._dtype), guidance)
         cos, sin = model.rope(latents)
+        grid = LatentShape(*latents.shape[2:]).tokens(self._patch_size)
+        num_given = conditioning.given_frames * grid.height * grid.width
         return BlockContext(
             text=model.context_embedder(text, timestep, is_text),
             time=time,
@@ -130,6 +136,8 @@ class HunyuanVideoBlockModel:
             attention=plan,
             latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
             text_lengths=lengths,
+            time_given=time_given,
+            num_given=max(0, min(num_given, mine.stop) - mine.start),
         )
 
     def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
@@ -139,7 +147,9 @@ class HunyuanVideoBlockModel:
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
         self._attention.plan, self._attention.text_lengths = context.attention, context.text_lengths
-        video, text = self.blocks[index](state.video, state.text, context.time, None, context.rotary)
+        # blocks of text-to-video ignore what is given
+        given = context.time_given, context.num_given
+        video, text = self.blocks[index](state.video, state.text, context.time, None, context.rotary, *given)
         return TokenState(video, text)
 
     def project(self, state: TokenState, context: BlockContext) -> Tensor:
@@ -150,10 +160,12 @@ class HunyuanVideoBlockModel:
     def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:
         longest = max(context.text.shape[1] for context in contexts)
         time = torch.cat([context.time for context in contexts])
+        given = [context.time_given for context in contexts if context.time_given is not None]
         return replace(
             contexts[0],
             text=torch.cat([pad_text(context.text, longest) for context in contexts]),
             time=time,
             time_out=time,
             text_lengths=tuple(length for context in contexts for length in context.text_lengths or ()),
+            time_given=torch.cat(given) if given else None,
         )

@@ -1,9 +1,14 @@
 """The images that a video starts from or ends with."""
 
 import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageOps
+
+from ..errors import InputError
+
+_DEEP = ("I", "F")  # Pillow's modes of more than 8 bits start so; it would cut such values off, not scale them
 
 
 class Images(NamedTuple):
@@ -16,9 +21,45 @@ class Images(NamedTuple):
         """Scaled until they cover the video's pixels, and cut off evenly on both sides; as they are where they fit."""
         return Images(_fit(self.first, width, height), None if self.last is None else _fit(self.last, width, height))
 
+    def records(self, *paths: Path | None) -> list[dict[str, str]]:
+        """For a sidecar: of each image where it was, and its digest."""
+        given = [str(path) for path in paths if path is not None]
+        return [{"path": path, "digest": digest} for path, digest in zip(given, self.digests(), strict=True)]
+
     def digests(self) -> list[str]:
         """SHA-256 of each one's size and pixels."""
         return [hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest() for image in self if image]
+
+
+def read_images(first: Path | None, last: Path | None) -> Images | None:
+    """Read files of any format that Pillow knows; None where there is no first one.
+
+    An orientation that a camera noted is applied, and what is transparent becomes white. Of an animation, the first
+    picture is taken.
+
+    Raises:
+        InputError: a file that cannot be read, or is no such image.
+    """
+    if first is None:
+        return None
+    return Images(_read(first, "image"), None if last is None else _read(last, "last_image"))
+
+
+def _read(path: Path, field: str) -> Image.Image:
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{field} {path}: expected an image, such as PNG or JPEG, came something else") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{field} {path}: cannot be read ({reason}): check the path and the file") from None
+    if image.mode.startswith(_DEEP):
+        raise InputError(f"{field} {path}: expected 8 bits a channel, came Pillow's mode {image.mode}: convert it")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _fit(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -181,8 +181,12 @@ def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return vae.to(device).eval().requires_grad_(False)
 
 
-def load_conditioners(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """What turns prompts and images into conditioning, by the names of the folders: encoders on the CPU, in `dtype`."""
+def load_conditioners(folder: Path, dtype: torch.dtype, image_dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """What turns prompts and images into conditioning, by the names of the folders: encoders on the CPU.
+
+    Args:
+        image_dtype: of the image encoder; None: `dtype`, as all others.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # ours is the only one: theirs would print a line a rank
@@ -198,7 +202,8 @@ def load_conditioners(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         elif name in PROCESSORS:
             loaded[name] = kind.from_pretrained(folder / name)
         else:
-            loaded[name] = kind.from_pretrained(folder, subfolder=name, dtype=dtype).eval().requires_grad_(False)
+            own = (name == "image_encoder" and image_dtype) or dtype
+            loaded[name] = kind.from_pretrained(folder, subfolder=name, dtype=own).eval().requires_grad_(False)
     return loaded
 
 

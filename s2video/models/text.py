@@ -118,11 +118,19 @@ class TextEncoder:
 
 
 def _batch(prompts: Sequence[Conditioning]) -> Conditioning:
-    longest = max(prompt.text.shape[1] for prompt in prompts)
     lengths = [length for prompt in prompts for length in prompt.text_lengths or ()]
+    lengths_2 = [length for prompt in prompts for length in prompt.text_2_lengths or ()]
+    seconds = [prompt.text_2 for prompt in prompts if prompt.text_2 is not None]
     pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
     return Conditioning(
-        text=torch.cat([pad_text(prompt.text, longest) for prompt in prompts]),
+        text=_padded([prompt.text for prompt in prompts]),
         text_lengths=tuple(lengths) or None,
+        text_2=_padded(seconds) if seconds else None,
+        text_2_lengths=tuple(lengths_2) or None,
         pooled=torch.cat(pooled) if pooled else None,
     )
+
+
+def _padded(texts: Sequence[Tensor]) -> Tensor:
+    longest = max(text.shape[1] for text in texts)
+    return torch.cat([pad_text(text, longest) for text in texts])

@@ -8,12 +8,14 @@ chunk.
 """
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
+from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLHunyuanVideo15, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
+
+VideoVae: TypeAlias = AutoencoderKLWan | AutoencoderKLHunyuanVideo | AutoencoderKLHunyuanVideo15
 
 
 @torch.no_grad()
@@ -59,10 +61,10 @@ def to_frames(chunk: Tensor) -> Tensor:
     return (frames / 2 + 0.5).clamp(0, 1).float()
 
 
-def denormalize(vae: AutoencoderKLWan | AutoencoderKLHunyuanVideo, latents: Tensor) -> Tensor:
+def denormalize(vae: VideoVae, latents: Tensor) -> Tensor:
     """The transformer's latents, of deviation 1 -> the VAE's own, on its device and in its dtype."""
     latents = latents.to(vae.device, vae.dtype)
-    if isinstance(vae, AutoencoderKLHunyuanVideo):
+    if not isinstance(vae, AutoencoderKLWan):
         return latents / vae.config.scaling_factor
     mean, std = (
         torch.tensor(x).view(1, -1, 1, 1, 1).to(latents.device, latents.dtype)

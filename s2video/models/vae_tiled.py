@@ -2,8 +2,9 @@
 
 Sizes, overlaps and the order of blending are those of the VAE's own `tiled_decode`, so the result is too; seams come
 with tiles. Frames leave as they are made: Wan's by the latent frame, each tile having a cache of its own,
-HunyuanVideo's by the tile in time. For HunyuanVideo's VAE, whose attention and norms span frames, this is the only way
-to share out the work; for Wan's, `vae_sharded` has no seams.
+HunyuanVideo 1.0's by the tile in time; 1.5's leave all at once, since its tiles last as long as the video. For
+HunyuanVideo's VAEs, whose attention spans frames, this is the only way to share out the work; for Wan's, `vae_sharded`
+has no seams.
 
 Dimension letters as in `vae`; h, w of one tile.
 """
@@ -13,21 +14,19 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
+from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLHunyuanVideo15, AutoencoderKLWan
 from torch import Tensor
 
 from ..parallel.collectives import collect_parts
 from ..parallel.mesh import Axis
-from .vae import decode_latent_frame, denormalize, to_frames, unpatched
+from .vae import VideoVae, decode_latent_frame, denormalize, to_frames, unpatched
 
 Tile = tuple[int, int]  # first latent row and first latent column
 DecodeTile = Callable[[Tile, Tensor], Tensor]  # [1, C, T, h, w] -> [1, C', t, h·scale, w·scale]
 
 
 @torch.no_grad()
-def decode_tiled(
-    vae: AutoencoderKLWan | AutoencoderKLHunyuanVideo, latents: Tensor, axis: Axis
-) -> Generator[Tensor | None, None, None]:
+def decode_tiled(vae: VideoVae, latents: Tensor, axis: Axis) -> Generator[Tensor | None, None, None]:
     """On rank 0 yield chunks [t, H·s, W·s, 3] of float32 in [0, 1] on the CPU; on the others yield None as often.
 
     Args:
@@ -37,7 +36,12 @@ def decode_tiled(
     """
     z = denormalize(vae, latents)
     cut = _Cut.of(vae, z.shape[-2], z.shape[-1])
-    pictures = _wan_pictures(vae, z, cut, axis) if isinstance(vae, AutoencoderKLWan) else _pictures(vae, z, cut, axis)
+    if isinstance(vae, AutoencoderKLWan):
+        pictures = _wan_pictures(vae, z, cut, axis)
+    elif isinstance(vae, AutoencoderKLHunyuanVideo15):
+        pictures = iter([_picture(vae, z, cut, axis, lambda tile, part: vae.decoder(part))])
+    else:
+        pictures = _pictures(vae, z, cut, axis)
     for picture in pictures:
         yield None if picture is None else to_frames(picture).cpu()
 
@@ -63,21 +67,29 @@ class _Cut:
     blended: tuple[int, int]
 
     @classmethod
-    def of(cls, vae: AutoencoderKLWan | AutoencoderKLHunyuanVideo, rows: int, columns: int) -> "_Cut":
+    def of(cls, vae: VideoVae, rows: int, columns: int) -> "_Cut":
         ratio, patch = vae.spatial_compression_ratio, getattr(vae.config, "patch_size", None) or 1
         scale = ratio // patch
-        height, width = vae.tile_sample_min_height // ratio, vae.tile_sample_min_width // ratio
+        sizes = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+        height, width = (size // ratio for size in sizes)
         if rows <= height and columns <= width:
             return cls(rows, columns, range(1), range(1), scale, (rows * scale, columns * scale), (0, 0))
-        kept = (vae.tile_sample_stride_height // patch, vae.tile_sample_stride_width // patch)
+        if isinstance(vae, AutoencoderKLHunyuanVideo15):
+            share = vae.tile_overlap_factor
+            steps = (int(height * (1 - share)), int(width * (1 - share)))
+            blended = (int(sizes[0] * share), int(sizes[1] * share))
+        else:
+            strides = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
+            steps = (strides[0] // ratio, strides[1] // ratio)
+            blended = (sizes[0] // patch - strides[0] // patch, sizes[1] // patch - strides[1] // patch)
         return cls(
             height,
             width,
-            range(0, rows, vae.tile_sample_stride_height // ratio),
-            range(0, columns, vae.tile_sample_stride_width // ratio),
+            range(0, rows, steps[0]),
+            range(0, columns, steps[1]),
             scale,
-            kept,
-            (vae.tile_sample_min_height // patch - kept[0], vae.tile_sample_min_width // patch - kept[1]),
+            (sizes[0] // patch - blended[0], sizes[1] // patch - blended[1]),
+            blended,
         )
 
     def take(self, z: Tensor, tile: Tile) -> Tensor:
@@ -126,9 +138,7 @@ def _pictures(vae: AutoencoderKLHunyuanVideo, z: Tensor, cut: _Cut, axis: Axis) 
         yield picture[:, :, :kept]
 
 
-def _picture(
-    vae: AutoencoderKLWan | AutoencoderKLHunyuanVideo, z: Tensor, cut: _Cut, axis: Axis, decode: DecodeTile
-) -> Tensor | None:
+def _picture(vae: VideoVae, z: Tensor, cut: _Cut, axis: Axis, decode: DecodeTile) -> Tensor | None:
     """[1, C, T, H, W] -> [1, C', t, H·scale, W·scale] on rank 0, blended of tiles dealt out in turn."""
     tiles = list(product(cut.rows, cut.columns))
     dealt = [tiles[rank :: axis.size] for rank in range(axis.size)]

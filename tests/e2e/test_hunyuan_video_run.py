@@ -1,5 +1,6 @@
 """HunyuanVideo from a prompt: against diffusers' own pipeline, and to an MP4 under torchrun."""
 
+import copy
 import json
 import os
 import subprocess
@@ -10,8 +11,10 @@ import pytest
 import torch
 import yaml
 from diffusers import HunyuanVideoPipeline
-from tiny_hunyuan import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, SIZE, build_llama_tokenizer, tiny_config
+from tiny_hunyuan import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, NUM_DUAL, PROMPT, SIZE, build_llama_tokenizer, tiny_config
 
+from s2video.config import build_config
+from s2video.masks import step_masks
 from s2video.pipeline import Engine
 from s2video.video import probe_video
 
@@ -33,11 +36,11 @@ def engine(tiny_hunyuan_checkpoint: Path) -> Engine:
     return Engine(tiny_config(tiny_hunyuan_checkpoint, s2_scale=0.0))
 
 
-@pytest.mark.parametrize(("cfg_scale", "embedded_scale"), [(1.0, 6.0), (1.0, 2.5), (3.0, 6.0)])
+@pytest.mark.parametrize(("cfg_scale", "embedded_scale"), [(1.0, 6.0), (1.0, 2.5), (3.0, 6.0), (3.0, 1.0)])
 def test_without_s2_it_is_hunyuan_video_pipeline(
     pipeline: HunyuanVideoPipeline, engine: Engine, cfg_scale: float, embedded_scale: float
 ) -> None:
-    """Up to rounding: padding is trimmed, not masked."""
+    """Embedded guidance, true CFG beside it, or instead. Up to rounding: padding is trimmed, not masked."""
     expected = pipeline(
         PROMPT,
         negative_prompt=NEGATIVE,
@@ -59,6 +62,40 @@ def test_frames_are_those_of_the_pipeline(pipeline: HunyuanVideoPipeline, engine
     expected = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
     expected = pipeline.video_processor.postprocess_video(expected.detach(), output_type="np")
     assert torch.equal(torch.cat(list(engine.decode(latents))), torch.from_numpy(expected[0]))
+
+
+def test_embedded_guidance_needs_no_uncond_pass(pipeline: HunyuanVideoPipeline, engine: Engine) -> None:
+    """D = cond − ω(sub − cond), sub being the network without the blocks of the mask.
+
+    One step, from sigma 1 to 0, takes the prediction from the noise: what it leaves is combined by the same formula.
+    """
+    values = engine.with_guidance(s2_scale=0.25, window=(0.0, 1.0)).config.model_dump(mode="json")
+    values["sampling"]["num_inference_steps"] = 1
+    config = build_config(values)
+    got = engine.with_config(config).sample([PROMPT], [3])
+    (mask,) = step_masks(config.guidance.mask_spec(), num_blocks=NUM_BLOCKS, seed=3, step=0, num_steps=1)
+    assert mask
+    shortened = copy.copy(pipeline)
+    shortened.transformer = copy.deepcopy(pipeline.transformer)
+    for index in reversed(mask):
+        if index < NUM_DUAL:
+            del shortened.transformer.transformer_blocks[index]
+        else:
+            del shortened.transformer.single_transformer_blocks[index - NUM_DUAL]
+    cond, sub = (
+        network(
+            PROMPT,
+            **SIZE,
+            num_inference_steps=1,
+            guidance_scale=config.guidance.embedded_scale,
+            generator=torch.Generator().manual_seed(3),
+            max_sequence_length=MAX_SEQUENCE_LENGTH,
+            output_type="latent",
+        ).frames
+        for network in (pipeline, shortened)
+    )
+    torch.testing.assert_close(got, cond - 0.25 * (sub - cond), atol=1e-5, rtol=0)
+    assert (got - cond).abs().max() > 1e-3
 
 
 def test_prompts_and_guidance_matter(engine: Engine) -> None:

@@ -238,6 +238,11 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "nccl on the CPU": (setting("parallel.backend=nccl"), ["nccl", "cpu"]),
     "decode mode unknown": (setting("parallel.decode=strips"), ["parallel.decode", "'sharded'"]),
     "attention backend unknown": (setting("model.attention_backend=fast"), ["attention_backend", "native"]),
+    # images
+    "image where none is taken": (words("--image", "/nowhere/x.png"), ["image", "takes none"]),
+    "image in the config": (config_with(image="x.png"), ["image", "takes none"]),
+    "last image alone": (words("--last-image", "x.png"), ["last_image", "--image"]),
+    "image a number": (setting("image=3"), ["image: expected text"]),
     # checkpoint
     "checkpoint missing": (setting("model.path=/nowhere/model"), ["/nowhere/model"]),
     "checkpoint a word": (setting("model.path=shapes"), ["shapes"]),
@@ -342,7 +347,8 @@ def test_bad_input(
         (["generate"], "--config"),
         (["launch", "t2v"], "--nproc"),
         (["launch", "--nproc", "two", "t2v"], "--nproc"),
-        (["launch", "--nproc", "2", "i2v"], "i2v"),
+        (["launch", "--nproc", "2", "v2v"], "v2v"),
+        (["launch", "--nproc", "2", "i2v"], "--config"),
         (["launch", "--nproc", "0", "t2v", "--config", "x"], "--nproc"),
         (["launch", "--nproc", "2", "--nnodes", "2", "t2v", "--config", "x"], "--rdzv-endpoint"),
         (["launch", "--nproc", "2", "--node-rank", "1", "t2v", "--config", "x"], "--node-rank"),

@@ -2,16 +2,18 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, product
 from typing import Any
 
 import pytest
 import torch
-from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from diffusers import HunyuanVideo15Transformer3DModel, HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2video.costs import Share, SubWork, read_costs, whole_pass
+from s2video.costs import HunyuanVideo15Costs, Share, SubWork, read_costs, whole_pass
 from s2video.errors import InputError
 from s2video.masks import MaskSpec
 
@@ -25,6 +27,13 @@ def run_wan(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
 def run_wan_with_times(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
     num_tokens = latents[0, 0].numel() // 4
     model(latents, torch.empty(1, num_tokens), torch.empty(1, NUM_TEXT, model.config.text_dim))
+
+
+def run_wan_with_images(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
+    """Its cross-attention takes the last 512 tokens for the text."""
+    num_images = 1 if model.config.pos_embed_seq_len is None else 2
+    images = torch.empty(num_images, 257, model.config.image_dim)
+    model(latents, torch.empty(1), torch.empty(1, 512, model.config.text_dim), images)
 
 
 def run_hunyuan(model: HunyuanVideoTransformer3DModel, latents: torch.Tensor) -> None:
@@ -57,10 +66,31 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], Callable[..., None]]] = {
         | {"num_layers": 1, "patch_size": (2, 2, 2), "cross_attn_norm": False, "rope_max_seq_len": 64},
         run_wan,
     ),
+    "Wan with an image": (
+        WanTransformer3DModel,
+        {"num_attention_heads": 5, "attention_head_dim": 12, "text_dim": 18, "freq_dim": 32, "ffn_dim": 94}
+        | {"num_layers": 3, "in_channels": 7, "out_channels": 3, "rope_max_seq_len": 64}
+        | {"image_dim": 10, "added_kv_proj_dim": 60},
+        run_wan_with_images,
+    ),
+    "Wan with two images": (
+        WanTransformer3DModel,
+        {"num_attention_heads": 5, "attention_head_dim": 12, "text_dim": 18, "freq_dim": 32, "ffn_dim": 94}
+        | {"num_layers": 2, "rope_max_seq_len": 64}
+        | {"image_dim": 10, "added_kv_proj_dim": 60, "pos_embed_seq_len": 514},
+        run_wan_with_images,
+    ),
     "HunyuanVideo": (
         HunyuanVideoTransformer3DModel,
         {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 2, "num_single_layers": 3}
         | {"text_embed_dim": 18, "pooled_projection_dim": 10, "rope_axes_dim": (2, 2, 4), "mlp_ratio": 3.5},
+        run_hunyuan,
+    ),
+    "HunyuanVideo, image to video": (
+        HunyuanVideoTransformer3DModel,
+        {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 2, "num_single_layers": 3}
+        | {"text_embed_dim": 18, "pooled_projection_dim": 10, "rope_axes_dim": (2, 2, 4), "num_refiner_layers": 1}
+        | {"image_condition_type": "token_replace"},
         run_hunyuan,
     ),
     "HunyuanVideo without embedded guidance": (
@@ -85,12 +115,55 @@ def test_flops_and_parameters_are_those_of_the_module(name: str) -> None:
     expands = {"expand_timesteps": run is run_wan_with_times}
     costs = read_costs({"_class_name": kind.__name__, **settings, **expands})
     num_tokens = 5 * 7 * (3 if "2 frames" in name else 6)
-    assert whole_pass(costs, num_tokens, NUM_TEXT).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    num_text = 512 if run is run_wan_with_images else NUM_TEXT
+    assert whole_pass(costs, num_tokens, num_text).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
     blocks = sum(costs.block_parameters(index) for index in range(costs.num_blocks))
     assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", [WanTransformer3DModel, HunyuanVideoTransformer3DModel])
+@pytest.mark.parametrize("image_to_video", [False, True])
+def test_flops_and_parameters_of_hunyuan_video_15(image_to_video: bool) -> None:
+    """With numbers, for the module looks at its masks; so attention takes the path of plain products."""
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 2,
+        "in_channels": 5,
+        "out_channels": 3,
+        "patch_size": 2,
+        "mlp_ratio": 3.5,
+        "text_embed_dim": 6,
+        "text_embed_2_dim": 10,
+        "image_embed_dim": 14,
+        "rope_axes_dim": (2, 2, 4),
+        "task_type": "i2v" if image_to_video else "t2v",
+    }
+    model = HunyuanVideo15Transformer3DModel(**settings)
+    costs = replace(HunyuanVideo15Costs.from_config(settings), num_glyphs=4, num_image=3 if image_to_video else 0)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(
+            torch.randn(1, 5, 2, 6, 10),
+            torch.ones(1),
+            torch.randn(1, NUM_TEXT, 6),
+            torch.ones(1, NUM_TEXT),
+            encoder_hidden_states_2=torch.randn(1, 4, 10),
+            encoder_attention_mask_2=torch.ones(1, 4),
+            image_embeds=torch.randn(1, costs.num_image, 14),
+        )
+    work = whole_pass(costs, 2 * 3 * 5, costs.num_text(NUM_TEXT))
+    assert work.total == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    blocks = sum(costs.block_parameters(index) for index in range(costs.num_blocks))
+    assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
+
+
+def test_hunyuan_video_15_has_the_most_text_that_its_pipelines_give() -> None:
+    texts = {task: HunyuanVideo15Costs.from_config({"task_type": task}).num_text(1000) for task in ("t2v", "i2v")}
+    assert texts == {"t2v": 1000 + 256, "i2v": 1000 + 256 + 729}
+
+
+@pytest.mark.parametrize(
+    "kind", [WanTransformer3DModel, HunyuanVideoTransformer3DModel, HunyuanVideo15Transformer3DModel]
+)
 def test_defaults_are_those_of_diffusers(kind: type[Any]) -> None:
     parameters = inspect.signature(kind.__init__.__wrapped__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}

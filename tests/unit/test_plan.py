@@ -281,6 +281,20 @@ def test_hunyuan_video_is_planned_too() -> None:
     assert [str(mesh) for mesh, _ in plan.refused] == ["1 × 4 × 2", "2 × 2 × 2", "4 × 1 × 2"]
 
 
+def test_images_are_planned_too() -> None:
+    """Their tokens in cross-attention, and the image encoder's weights, in turn with those of the text encoder."""
+    i2v = ROOT / "configs" / "wan2.1-i2v-14b-480p.yaml"
+    plan = planned(8, config=i2v)
+    assert plan.published and plan.step.num_tokens == 32760
+    without: Any = plan.step.model
+    text_only = forecast(Degrees(1, 8, 1), replace(plan.step, model=replace(without, num_images=0)), H100)
+    assert text_only.seconds < forecast(Degrees(1, 8, 1), plan.step, H100).seconds
+    text, images = 5680910336 * 2, 632076800 * 4
+    assert plan.step.text_encoder_bytes == text
+    assert planned(8, "model.offload_text_encoder=false", config=i2v).step.text_encoder_bytes == text + images
+    assert planned(8, "model.stream_text_encoder=true", config=i2v).step.text_encoder_bytes == images
+
+
 def test_two_transformers_weigh_twice_unless_one_rests() -> None:
     a14b = ROOT / "configs" / "wan2.2-t2v-a14b.yaml"
     both, one = (planned(8, f"model.offload_experts={x}", config=a14b).best.forecast for x in ("false", "true"))

@@ -1,0 +1,214 @@
+"""Images as they are read, fitted, asked for, and remembered."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import yaml
+from diffusers.video_processor import VideoProcessor
+from PIL import Image, ImageOps
+from tiny_wan_i2v import KINDS, image
+
+from s2video.errors import InputError
+from s2video.models.images import Images, read_images
+from s2video.requests import check_images, check_request, read_checkpoint
+from s2video.sidecar import is_sidecar_of, job_facts
+
+Checkpoints = Callable[[str], Path]
+
+
+def saved(path: Path, picture: Image.Image, **options: Any) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+def read(path: Path) -> Image.Image:
+    images = read_images(path, None)
+    assert images is not None and images.last is None
+    return images.first
+
+
+def test_pixels_come_as_they_are(tmp_path: Path) -> None:
+    first, last = saved(tmp_path / "a.png", image(1)), saved(tmp_path / "b.png", image(2, (30, 20)))
+    assert read_images(first, last) == Images(image(1), image(2, (30, 20)))
+    assert read_images(None, None) is None
+    gray = read(saved(tmp_path / "gray.png", image(1).convert("L")))
+    assert gray == image(1).convert("L").convert("RGB")
+
+
+def test_a_camera_s_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the picture lies on its left side
+    turned, expected = (
+        read(saved(tmp_path / "a.png", image(1), exif=exif)),
+        image(1).transpose(Image.Transpose.ROTATE_270),
+    )
+    assert (turned.size, turned.tobytes()) == (expected.size, expected.tobytes())
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGBA", (8, 8), (200, 200, 200, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    got = read(saved(tmp_path / "a.png", picture.convert(mode)))
+    assert got.mode == "RGB" and got.getpixel((1, 1)) == (255, 255, 255) and got.getpixel((6, 6)) == (200, 200, 200)
+
+
+def spoilt(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda folder: folder / "x.png", "No such file"),
+    "a folder": (lambda folder: folder, "directory"),
+    "text": (lambda folder: spoilt(folder / "x.png", b"no picture"), "expected an image"),
+    "empty": (lambda folder: spoilt(folder / "x.png", b""), "expected an image"),
+    "cut off": (
+        lambda folder: spoilt(folder / "y.png", saved(folder / "x.png", image(1)).read_bytes()[:900]),
+        "cannot be read",
+    ),
+    "16 bits": (lambda folder: saved(folder / "x.png", Image.new("I;16", (8, 8))), "8 bits"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_files(tmp_path: Path, name: str) -> None:
+    make, message = UNREADABLE[name]
+    with pytest.raises(InputError, match=message) as caught:
+        read_images(make(tmp_path), None)
+    assert str(caught.value).startswith(f"image {tmp_path}") and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="last_image"):
+        read_images(saved(tmp_path / "first.png", image(1)), make(tmp_path))
+
+
+def test_fitted_images_cover_the_video() -> None:
+    wide = image(1, (300, 80))
+    first, last = Images(wide, image(2, (112, 80))).fitted(112, 80)
+    assert first == wide.crop((94, 0, 206, 80))  # nothing is scaled, both sides are cut off
+    assert last == image(2, (112, 80))
+    high = image(1, (112, 400)).resize((224, 800))
+    fitted = Images(high).fitted(112, 80).first
+    assert fitted == ImageOps.fit(high, (112, 80), Image.Resampling.LANCZOS) and fitted.size == (112, 80)
+
+
+def test_of_the_video_s_shape_they_are_scaled_as_by_diffusers() -> None:
+    picture, processor = image(1, (336, 240)), VideoProcessor(vae_scale_factor=8)
+    ours = processor.preprocess(Images(picture).fitted(112, 80).first, height=80, width=112)
+    theirs = processor.preprocess(picture, height=80, width=112)
+    assert ours.shape == (1, 3, 80, 112)
+    torch.testing.assert_close(ours, theirs, atol=2 / 127.5 + 1e-6, rtol=0)  # two gray levels of 255
+
+
+def test_digests_tell_pixels_and_sizes_apart() -> None:
+    picture = image(1, (4, 6))
+    other = picture.copy()
+    other.putpixel((0, 0), (1, 2, 3))
+    turned = Image.frombytes("RGB", (6, 4), picture.tobytes())
+    digests = [Images(each).digests()[0] for each in (picture, other, turned)]
+    assert len(set(digests)) == 3 and Images(picture, other).digests() == digests[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "takes", "refused"),
+    [
+        ("wan", [(False, False)], {(True, False): "image: .* takes none", (False, True): "no first image"}),
+        (
+            "wan-i2v",
+            [(True, False)],
+            {(False, False): "image: .* needs one", (True, True): "last_image: .* takes none"},
+        ),
+        (
+            "wan-flf2v",
+            [(True, True)],
+            {(False, False): "image: .* needs one", (True, False): "last_image: .* needs one"},
+        ),
+        ("wan2.2-i2v", [(True, False), (True, True)], {(False, False): "image: .* needs one"}),
+    ],
+)
+def test_what_checkpoints_take(
+    checkpoint_of: Checkpoints,
+    name: str,
+    takes: list[tuple[bool, bool]],
+    refused: dict[tuple[bool, bool], str],
+) -> None:
+    checkpoint = read_checkpoint(checkpoint_of(name))
+    for first, last in takes:
+        check_images(checkpoint, image=first, last_image=last)
+    for (first, last), message in refused.items():
+        with pytest.raises(InputError, match=message):
+            check_images(checkpoint, image=first, last_image=last)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_text_beside_image_tokens_has_one_length(checkpoint_of: Checkpoints, name: str) -> None:
+    """Diffusers' cross-attention takes the last 512 tokens for the text."""
+    folder = checkpoint_of(name)
+    values = KINDS[name].config(folder).model_dump(mode="json")
+    check_request(tiny.build_config(values), read_checkpoint(folder))
+    values["sampling"]["max_sequence_length"] = 226
+    if KINDS[name].num_features:
+        with pytest.raises(InputError, match=r"sampling.max_sequence_length: expected 512, .* came 226"):
+            check_request(tiny.build_config(values), read_checkpoint(folder))
+    else:
+        check_request(tiny.build_config(values), read_checkpoint(folder))
+
+
+def test_an_image_encoder_that_is_missing(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint_of("wan-i2v"), tmp_path / "copy"))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"image_encoder": [None, None]}))
+    with pytest.raises(InputError, match=r"image_encoder and image_processor: .* came none"):
+        read_checkpoint(folder)
+
+
+def test_bad_images_are_answered_before_torch_is_imported(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    values = KINDS["wan-i2v"].config(checkpoint_of("wan-i2v")).model_dump(mode="json")
+    config.write_text(yaml.safe_dump(values | {"prompt": "a circle"}))
+    code = (
+        "import sys; from s2video.cli import main\n"
+        "code = main(sys.argv[1:]); assert not {'torch', 'diffusers'} & set(sys.modules); sys.exit(code)"
+    )
+    arguments = ["generate", "--config", str(config), "--output", str(tmp_path / "x.mp4"), "--image", __file__]
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        timeout=120,
+    )
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stderr.startswith(f"s2video: error: image {__file__}: expected an image")
+    assert finished.stderr.count("\n") == 1
+
+
+def test_a_sidecar_remembers_pixels_not_paths(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    def facts(path: str, digest: str) -> dict[str, Any]:
+        config = KINDS["wan-i2v"].config(Path("model"))
+        images = [{"path": path, "digest": digest}]
+        made = job_facts(
+            config,
+            prompt="a",
+            negative_prompt="",
+            images=images,
+            seed=1,
+            mask_seed=1,
+            num_blocks=6,
+            num_steps=4,
+        )
+        return made | {"weights": {}}
+
+    sidecar = tmp_path / "x.json"
+    sidecar.write_text(json.dumps(facts("a.png", "1")))
+    assert is_sidecar_of(sidecar, facts("elsewhere/a.png", "1"))
+    assert not is_sidecar_of(sidecar, facts("a.png", "2"))
+    assert not is_sidecar_of(sidecar, facts("a.png", "1") | {"images": []})
