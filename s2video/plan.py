@@ -20,7 +20,7 @@ from .costs import SubWork, read_costs
 from .errors import InputError
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
 from .geometry import LatentShape
-from .models.family import WAN_VAE
+from .models.family import HUNYUAN15_VAE, WAN_VAE
 from .models.loading import ASSETS, EMBEDDED, find_checkpoint, num_parameters, read_json
 from .requests import check_request, read_checkpoint
 
@@ -270,14 +270,16 @@ def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], long
 
     Wan's decoder, a latent frame at a time: 51 numbers for each pixel and channel of its widest stage, of the whole
     picture, of a strip of its `longer_side` (in latents), or of a tile. HunyuanVideo's, always in tiles of 256 × 256
-    pixels and 17 frames: 9.2 such numbers for each of the 17. By tiles, the main rank also holds the frames, twice.
+    pixels: 9.2 such numbers for each of a tile's 17 frames, or 6 in version 1.5, where a tile has all frames. By tiles,
+    the main rank also holds the frames, twice.
     """
     sampling, size, mode = config.sampling, _item_bytes(config.model.vae_dtype), config.parallel.decode
     pixels = sampling.width * sampling.height
     tile, frames = min(pixels, 256**2), 2 * 3 * pixels * sampling.num_frames
     if vae_class != WAN_VAE:
         channels = vae.get("block_out_channels", [128])[0]
-        return (9.2 * channels * tile * min(sampling.num_frames, 17) + frames) * size
+        each = 6 * sampling.num_frames if vae_class == HUNYUAN15_VAE else 9.2 * min(sampling.num_frames, 17)
+        return (each * channels * tile + frames) * size
     channels = vae.get("decoder_base_dim") or vae.get("base_dim", 96)
     each = 51 * channels / (vae.get("patch_size") or 1) ** 2
     if mode == "tiled":

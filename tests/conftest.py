@@ -50,17 +50,13 @@ def tiny_hunyuan_image_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_hunyuan15_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_hunyuan15 import build_checkpoint
-
-    return build_checkpoint(tmp_path_factory.mktemp("tiny") / "hunyuan15")
+def tiny_hunyuan15_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("hunyuan-video-1.5")
 
 
 @pytest.fixture(scope="session")
-def tiny_hunyuan15_i2v_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_hunyuan15 import build_checkpoint
-
-    return build_checkpoint(tmp_path_factory.mktemp("tiny") / "hunyuan15-i2v", image_to_video=True)
+def tiny_hunyuan15_image_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("hunyuan-video-1.5-image")
 
 
 @pytest.fixture(scope="session")

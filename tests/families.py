@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tiny
 import tiny_hunyuan
+import tiny_hunyuan15
 import tiny_wan22
 import tiny_wan_i2v
 from torch import Tensor, nn
@@ -87,5 +88,25 @@ FAMILIES: dict[str, TinyFamily] = {
             images=kind.images,
         )
         for name, kind in tiny_wan22.TI2V.items()
+    },
+    **{
+        name: TinyFamily(
+            build_checkpoint,
+            tiny_hunyuan15.tiny_config,
+            reference,
+            tiny_hunyuan15.conditioning,
+            tiny_hunyuan15.forward,
+            images=images,
+            tolerance=1e-5,
+        )
+        for name, build_checkpoint, reference, images in (
+            ("hunyuan-video-1.5", tiny_hunyuan15.build_checkpoint, tiny_hunyuan15.reference, None),
+            (
+                "hunyuan-video-1.5-image",
+                tiny_hunyuan15.build_image_checkpoint,
+                tiny_hunyuan15.image_reference,
+                tiny_hunyuan15.IMAGES,
+            ),
+        )
     },
 }

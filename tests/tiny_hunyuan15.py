@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
 from transformers import (
     ByT5Tokenizer,
     Qwen2_5_VLTextConfig,
@@ -36,9 +37,12 @@ from transformers import (
 )
 
 from s2video.config import RunConfig, build_config
+from s2video.models.base import Conditioning
+from s2video.models.images import Images
 
 NUM_BLOCKS = 5
-TEXT_DIM, GLYPH_DIM, IMAGE_DIM, NUM_IMAGE = 32, 24, 20, 9
+TEXT_DIM, GLYPH_DIM, IMAGE_DIM = 32, 24, 20
+NUM_TEXT, NUM_GLYPHS, NUM_IMAGE = 12, 8, 9
 CHANNELS = 4
 SIZE = {"width": 112, "height": 80, "num_frames": 17}  # latents and tokens 5 x 5 x 7
 MAX_SEQUENCE_LENGTH = 64
@@ -73,11 +77,6 @@ def build_vae() -> AutoencoderKLHunyuanVideo15:
     torch.manual_seed(0)
     vae = AutoencoderKLHunyuanVideo15(latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1)
     return vae.eval().requires_grad_(False)
-
-
-def build_image() -> Image.Image:
-    pixels = torch.randint(256, (80, 112, 3), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy())
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
@@ -141,17 +140,28 @@ def build_image_components() -> dict[str, Any]:
     }
 
 
-def build_checkpoint(folder: Path, *, image_to_video: bool = False) -> Path:
-    kind = HunyuanVideo15ImageToVideoPipeline if image_to_video else HunyuanVideo15Pipeline
-    kind(
-        **build_text_components(),
-        **(build_image_components() if image_to_video else {}),
-        transformer=build_transformer(task_type="i2v" if image_to_video else "t2v"),
-        vae=build_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
-        guider=ClassifierFreeGuidance(guidance_scale=6.0),
+def build_checkpoint(folder: Path) -> Path:
+    HunyuanVideo15Pipeline(
+        **build_text_components(), transformer=build_transformer(task_type="t2v"), **_build_others()
     ).save_pretrained(folder)
     return folder
+
+
+def build_image_checkpoint(folder: Path) -> Path:
+    pipeline = HunyuanVideo15ImageToVideoPipeline(
+        **build_text_components(), **build_image_components(), transformer=build_transformer(), **_build_others()
+    )
+    pipeline.register_to_config(feature_extractor=("transformers", "SiglipImageProcessor"))  # as published
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _build_others() -> dict[str, Any]:
+    return {
+        "vae": build_vae(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=5.0),
+        "guider": ClassifierFreeGuidance(guidance_scale=6.0),
+    }
 
 
 def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
@@ -162,3 +172,75 @@ def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
             "guidance": {"drop_ratio": 0.3, "cfg_scale": 6.0, "window": (0.2, 0.8), **guidance},
         }
     )
+
+
+def image(seed: int = 0) -> Image.Image:
+    """Of the size of a video, of smooth random colours."""
+    colours = torch.randint(0, 256, (4, 5, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(colours.numpy()).resize((SIZE["width"], SIZE["height"]))
+
+
+IMAGES = Images(image())
+
+
+def reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, seed: int) -> Tensor:
+    """The latents of diffusers' own pipeline."""
+    return _run(HunyuanVideo15Pipeline.from_pretrained(checkpoint), config, prompt, negative, seed, **SIZE)
+
+
+def image_reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, seed: int) -> Tensor:
+    """With an image for which the pipeline chooses the size that the run has."""
+    # named, since without torchvision diffusers would find no SiglipImageProcessor
+    extractor = SiglipImageProcessorPil.from_pretrained(checkpoint / "feature_extractor")
+    pipeline = HunyuanVideo15ImageToVideoPipeline.from_pretrained(checkpoint, feature_extractor=extractor)
+    given = {"image": IMAGES.first, "num_frames": SIZE["num_frames"]}
+    return _run(pipeline, config, prompt, negative, seed, **given)
+
+
+def _run(pipeline: Any, config: RunConfig, prompt: str, negative: str, seed: int, **given: Any) -> Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.tokenizer_max_length = config.sampling.max_sequence_length
+    pipeline.guider = ClassifierFreeGuidance(guidance_scale=config.guidance.cfg_scale)
+    return pipeline(
+        prompt=prompt,
+        negative_prompt=negative,
+        **given,
+        num_inference_steps=config.sampling.num_inference_steps,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+    ).frames
+
+
+def conditioning(
+    transformer: HunyuanVideo15Transformer3DModel,
+    seed: int,
+    lengths: tuple[int, int] = (5, 9),
+    glyphs: tuple[int, int] = (6, 0),
+) -> Conditioning:
+    """Padding holds numbers too: nobody may look at them."""
+    generator = torch.Generator().manual_seed(seed)
+    text, text_2, image = (
+        torch.randn(2, *shape, generator=generator)
+        for shape in ((NUM_TEXT, TEXT_DIM), (NUM_GLYPHS, GLYPH_DIM), (NUM_IMAGE, IMAGE_DIM))
+    )
+    has_image = transformer.config.task_type == "i2v"
+    return Conditioning(text, lengths, image=image if has_image else None, text_2=text_2, text_2_lengths=glyphs)
+
+
+def forward(
+    transformer: HunyuanVideo15Transformer3DModel, latents: Tensor, timestep: Tensor, told: Conditioning
+) -> Tensor:
+    """With all padding and masks, and features of zero where there is no image."""
+    assert told.text_lengths is not None and told.text_2 is not None and told.text_2_lengths is not None
+    dtype = transformer.dtype
+    image = torch.zeros(2, NUM_IMAGE, IMAGE_DIM) if told.image is None else told.image
+    return transformer(
+        latents.to(dtype),
+        timestep.to(dtype),
+        told.text.to(dtype),
+        (torch.arange(NUM_TEXT) < torch.tensor(told.text_lengths)[:, None]).to(dtype),
+        encoder_hidden_states_2=told.text_2.to(dtype),
+        encoder_attention_mask_2=(torch.arange(NUM_GLYPHS) < torch.tensor(told.text_2_lengths)[:, None]).to(dtype),
+        image_embeds=image.to(dtype),
+        return_dict=False,
+    )[0]

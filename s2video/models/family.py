@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .images import Images
 
 WAN_VAE = "AutoencoderKLWan"
+HUNYUAN15_VAE = "AutoencoderKLHunyuanVideo15"
 # What a class loads beside its own checkpoints: a layer at the end is left away.
 _LOADED_AS = {"CLIPVisionModelWithProjection": "CLIPVisionModel"}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
-from .family import CheckpointInfo, Family, JsonFile
+from .family import HUNYUAN15_VAE, CheckpointInfo, Family, JsonFile
 from .hunyuan_family import set_even_sigmas
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class HunyuanVideo15(Family):
         "tokenizer_2": "ByT5Tokenizer",
         "text_encoder_2": "T5EncoderModel",
         "transformer": "HunyuanVideo15Transformer3DModel",
-        "vae": "AutoencoderKLHunyuanVideo15",
+        "vae": HUNYUAN15_VAE,
     }
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
@@ -103,7 +103,7 @@ class HunyuanVideo15ImageToVideo(HunyuanVideo15):
     classes: ClassVar[Mapping[str, str]] = {
         **HunyuanVideo15.classes,
         "image_encoder": "SiglipVisionModel",
-        "feature_extractor": "SiglipImageProcessorPil",  # the other one needs torchvision
+        "feature_extractor": "SiglipImageProcessor",
     }
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:

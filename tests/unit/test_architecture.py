@@ -19,6 +19,7 @@ FLOORS: dict[int, list[str]] = {
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "family", "wan_family", "hunyuan_family", "families")]
     + [f"models.{name}" for name in ("wan", "hunyuan_video", "text", "images", "image_encoder", "experts", "loading")]
+    + [f"models.{name}" for name in ("hunyuan15_family", "hunyuan_video15")]
     + [f"models.{name}" for name in ("parts", "vae", "vae_sharded", "vae_tiled", "decoder")],
     3: [
         "job",

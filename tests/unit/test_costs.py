@@ -2,16 +2,18 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, product
 from typing import Any
 
 import pytest
 import torch
-from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from diffusers import HunyuanVideo15Transformer3DModel, HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2video.costs import Share, SubWork, read_costs, whole_pass
+from s2video.costs import HunyuanVideo15Costs, Share, SubWork, read_costs, whole_pass
 from s2video.errors import InputError
 from s2video.masks import MaskSpec
 
@@ -119,7 +121,49 @@ def test_flops_and_parameters_are_those_of_the_module(name: str) -> None:
     assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", [WanTransformer3DModel, HunyuanVideoTransformer3DModel])
+@pytest.mark.parametrize("image_to_video", [False, True])
+def test_flops_and_parameters_of_hunyuan_video_15(image_to_video: bool) -> None:
+    """With numbers, for the module looks at its masks; so attention takes the path of plain products."""
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 2,
+        "in_channels": 5,
+        "out_channels": 3,
+        "patch_size": 2,
+        "mlp_ratio": 3.5,
+        "text_embed_dim": 6,
+        "text_embed_2_dim": 10,
+        "image_embed_dim": 14,
+        "rope_axes_dim": (2, 2, 4),
+        "task_type": "i2v" if image_to_video else "t2v",
+    }
+    model = HunyuanVideo15Transformer3DModel(**settings)
+    costs = replace(HunyuanVideo15Costs.from_config(settings), num_glyphs=4, num_image=3 if image_to_video else 0)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(
+            torch.randn(1, 5, 2, 6, 10),
+            torch.ones(1),
+            torch.randn(1, NUM_TEXT, 6),
+            torch.ones(1, NUM_TEXT),
+            encoder_hidden_states_2=torch.randn(1, 4, 10),
+            encoder_attention_mask_2=torch.ones(1, 4),
+            image_embeds=torch.randn(1, costs.num_image, 14),
+        )
+    work = whole_pass(costs, 2 * 3 * 5, costs.num_text(NUM_TEXT))
+    assert work.total == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    blocks = sum(costs.block_parameters(index) for index in range(costs.num_blocks))
+    assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
+
+
+def test_hunyuan_video_15_has_the_most_text_that_its_pipelines_give() -> None:
+    texts = {task: HunyuanVideo15Costs.from_config({"task_type": task}).num_text(1000) for task in ("t2v", "i2v")}
+    assert texts == {"t2v": 1000 + 256, "i2v": 1000 + 256 + 729}
+
+
+@pytest.mark.parametrize(
+    "kind", [WanTransformer3DModel, HunyuanVideoTransformer3DModel, HunyuanVideo15Transformer3DModel]
+)
 def test_defaults_are_those_of_diffusers(kind: type[Any]) -> None:
     parameters = inspect.signature(kind.__init__.__wrapped__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}

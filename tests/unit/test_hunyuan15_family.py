@@ -1,0 +1,123 @@
+"""HunyuanVideo 1.5's checkpoints: what is read from them, what is refused, and what the published ones hold."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_hunyuan15
+import torch
+from diffusers import HunyuanVideo15Transformer3DModel
+from tiny_hunyuan15 import CHANNELS, NUM_BLOCKS
+
+from s2video.cards import read_card
+from s2video.config import load_config
+from s2video.errors import InputError
+from s2video.models import loading
+from s2video.models.hunyuan15_family import HunyuanVideo15
+from s2video.plan import make_plan
+from s2video.requests import CheckpointInfo, read_checkpoint
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PUBLISHED = {
+    # config: size, shift
+    "t2v-480p": ((848, 480), 5.0),
+    "t2v-720p": ((1280, 720), 9.0),
+    "i2v-480p": ((848, 480), 5.0),
+    "i2v-720p": ((1280, 720), 7.0),
+}
+
+
+@pytest.mark.parametrize("image", ["none", "required"])
+def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
+    folder: Path = request.getfixturevalue(f"tiny_hunyuan15_{'image_' if image == 'required' else ''}checkpoint")
+    loading.check_checkpoint(folder)
+    assert read_checkpoint(folder) == CheckpointInfo(
+        num_blocks=NUM_BLOCKS,
+        patch_size=(1, 1, 1),
+        max_positions=None,
+        spatial_factor=16,
+        temporal_factor=4,
+        latent_channels=CHANNELS,
+        vae_class="AutoencoderKLHunyuanVideo15",
+        image=image,
+    )
+    weighted = {"text_encoder", "text_encoder_2", "transformer", "vae"}
+    weighted |= {"image_encoder"} if image == "required" else set()
+    assert {name.split("/")[0] for name in loading.fingerprint(folder)} == weighted
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_meanflow": True}, "use_meanflow: is a step-distilled checkpoint"),
+        ({"in_channels": 98}, f"in_channels: {2 * CHANNELS + 1} were expected.* came 98"),
+    ],
+)
+def test_other_forms_are_refused(
+    tiny_hunyuan15_checkpoint: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    copy = Path(shutil.copytree(tiny_hunyuan15_checkpoint, tmp_path / "copy"))
+    path = copy / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(copy)
+
+
+def test_masks_are_counted_right_whatever_the_dtype(tiny_hunyuan15_checkpoint: Path) -> None:
+    """A sum of 1000 ones in bfloat16 would not be 1000, and the pipeline gives masks the dtype of the encoder."""
+    family = loading.read_family(tiny_hunyuan15_checkpoint)
+    assert isinstance(family, HunyuanVideo15)
+    conditioners = loading.load_conditioners(tiny_hunyuan15_checkpoint, torch.bfloat16)
+    pipeline = family.build_pipeline(conditioners, tiny_hunyuan15.build_vae())
+    prompt = "word " * 40
+    with torch.no_grad():
+        rows = family.encode(
+            pipeline,
+            [prompt, f'"{prompt}"'],
+            images=None,
+            is_negative=False,
+            max_sequence_length=1000,
+            device=torch.device("cpu"),
+        )
+    plain, quoted = (family.conditioning(*(tensor[i : i + 1] for tensor in rows)) for i in range(2))
+    tokens = conditioners["tokenizer"](prompt).input_ids
+    assert plain.text_lengths is not None and 0 < plain.text_lengths[0] - len(tokens) < 20  # parts of the template
+    assert plain.text.shape[1] == plain.text_lengths[0] and plain.text_2_lengths == (0,)
+    glyphs = f'Text "{prompt}". '
+    assert quoted.text_2_lengths == (len(glyphs) + 1,)  # a token for each byte, and one for the end
+    assert quoted.text_2 is not None and quoted.text_2.shape[1] == len(glyphs) + 1
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_checkpoints(name: str) -> None:
+    """Their configs, their transformer, and a plan of their runs."""
+    config = load_config(CONFIGS / f"hunyuanvideo-1.5-{name}.yaml")
+    (size, shift), (task, resolution) = PUBLISHED[name], name.split("-")
+    assert config.model.path == f"hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-{resolution}_{task}"
+    sampling = config.sampling
+    assert (sampling.width, sampling.height, sampling.num_frames) == (*size, 121)
+    assert (sampling.num_inference_steps, sampling.flow_shift, sampling.max_sequence_length) == (50, shift, 1000)
+    assert (config.guidance.cfg_scale, config.guidance.s2_scale) == (6.0, 0.25)
+
+    folder = loading.ASSETS / "published" / config.model.path.replace("/", "--")
+    info = read_checkpoint(folder)
+    assert (info.num_blocks, info.image) == (54, "required" if task == "i2v" else "none")
+    with torch.device("meta"):
+        values = loading.read_json(folder / "transformer" / "config.json")
+        model = HunyuanVideo15Transformer3DModel.from_config(values)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert len(shapes) == 1801
+    assert shapes["x_embedder.proj.weight"] == (2048, 65, 1, 1, 1)
+    assert shapes["transformer_blocks.53.attn.add_q_proj.weight"] == (2048, 2048)
+    assert shapes["context_embedder_2.linear_1.weight"] == (2048, 1472)
+    assert shapes["image_embedder.linear_1.weight"] == (1152, 1152)
+
+    plan = make_plan(config, 8, read_card("H100", []))
+    costs = plan.step.model
+    blocks = sum(costs.block_parameters(index) for index in range(54))
+    assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
+    assert plan.step.num_tokens == 31 * (size[1] // 16) * (size[0] // 16)
+    assert plan.step.num_text == 1000 + 256 + (729 if task == "i2v" else 0)
+    assert plan.best.fits and plan.step.has_uncond
