@@ -18,7 +18,7 @@ sample --output "$out/cfg.mp4" --set guidance.s2_scale=0
 echo "2/3  S²-Guidance"
 sample --output "$out/s2.mp4"
 echo "3/3  side by side"
-.venv/bin/python tools/compare.py "$out/cfg.mp4" "$out/s2.mp4" "$out/side-by-side.mp4"
+.venv/bin/s2video compare "$out/cfg.mp4" "$out/s2.mp4" --labels CFG S² -o "$out/side-by-side.mp4"
 
 cat <<END
 

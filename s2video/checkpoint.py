@@ -115,10 +115,10 @@ class Checkpoints:
         if stops:
             problem = self._write(step, latents, scheduler) if self._mesh.is_main else None
             problem = gather_objects(problem, self._mesh.world)[0]  # nobody leaves while the main rank writes
-            end = f"{self.path} holds it, and the same command with --resume goes on from there"
+            end = f"{self.path} holds it: generate --resume, or the batch when it is started again, goes on from there"
             if problem is not None:
                 end = f"no checkpoint could be written ({problem})"
-            raise StoppedError(f"stopped by SIGTERM after step {step} of {num_steps}: {end}")
+            raise StoppedError(f"stopped as asked after step {step} of {num_steps}: {end}")
         if self._every_seconds is None or not self._mesh.is_main:
             return
         if step == self.first_step + 1:

@@ -1,4 +1,4 @@
-"""The command line: generate | decode | plan | selftest | launch.
+"""The command line: generate | decode | plan | selftest | launch, and the commands of `cli_batch` and `cli_review`.
 
 Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
 codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C, 143 SIGTERM.
@@ -14,24 +14,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Literal, NoReturn
 
-from . import __version__
+from . import cli_batch
+from .cli_review import add_reproduce_arguments, add_review_commands, check_reproduce
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
-from .errors import InputError, S2VideoError, StoppedError
+from .errors import InputError, S2VideoError, StoppedError, out_of_memory
+from .formats import FORMATS, Codec, codec_for, suffix_of
 from .launcher import LaunchPlan, launch, report_exit_code
 from .requests import (
     VideoRequest,
     check_images,
     check_output,
     check_request,
+    check_spec,
     plan_videos,
     read_checkpoint,
     read_prompt_file,
 )
+from .version import __version__
 
-_COMMANDS = ("generate", "decode", "plan", "selftest", "launch")
+_COMMANDS = (
+    *("generate", "batch", "status", "decode", "inspect", "reproduce", "compare", "sheet", "page"),
+    *("plan", "selftest", "launch"),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
+    if hasattr(arguments, "run"):
+        return int(arguments.run(arguments))
     if arguments.command == "launch":
         return _launch(arguments)
     if arguments.command == "decode":
@@ -82,6 +91,8 @@ def _run(argv: list[str]) -> int:
         return _plan(arguments)
     if arguments.command == "selftest":
         return _selftest(arguments)
+    if arguments.command in cli_batch.COMMANDS:
+        return cli_batch.run(arguments)
     checked = _check_generate(arguments, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     return _generate(checked)
 
@@ -106,11 +117,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate_arguments(
         commands.add_parser("generate", help="make videos from prompts, here or under torchrun", allow_abbrev=False)
     )
+    cli_batch.add_commands(commands, _whole, _add_set_argument)
 
     decode = commands.add_parser("decode", help="make the video from saved latents", allow_abbrev=False)
     decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors, left by --keep-latents")
-    decode.add_argument("--output", type=Path, metavar="X.mp4", help="default: X.mp4 beside the latents")
+    decode.add_argument("--output", type=Path, metavar="X.mp4", help="or .mov, .png, .exr; default: beside the latents")
+    _add_codec_arguments(decode)
     decode.add_argument("--config", type=Path, help="config to decode with; default: the one saved with the latents")
+
+    add_review_commands(commands)
 
     plan = commands.add_parser(
         "plan", help="what a run would cost on so many ranks, and the best mesh for it", allow_abbrev=False
@@ -133,8 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     launch_parser.add_argument("--nnodes", type=_whole, default=1, metavar="N", help="hosts; default 1")
     launch_parser.add_argument("--node-rank", type=_whole, default=0, metavar="R", help="this host's number, from 0")
     launch_parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the hosts meet")
-    launch_parser.add_argument("task", choices=["t2v", "i2v", "selftest"], help="from text, from an image, self-test")
-    launch_parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as for s2video generate or selftest")
+    launch_parser.add_argument(
+        "task", choices=["t2v", "i2v", "reproduce", "selftest"], help="from text, from an image, ..."
+    )
+    launch_parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="as for s2video generate, reproduce or selftest"
+    )
     return parser
 
 
@@ -148,13 +167,23 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--last-image", metavar="I", help="image that it ends with; for models that take two")
     parser.add_argument("--seed", type=_whole, metavar="S", help="seed of the noise and the masks")
     parser.add_argument("--num-videos", type=_whole, default=1, metavar="K", help="videos a prompt: seeds S to S+K-1")
-    parser.add_argument("--output", metavar="X.mp4", help="more than one video: X-000.mp4, X-001.mp4, ...")
+    parser.add_argument(
+        "--output",
+        metavar="X.mp4",
+        help="or .mov, .png, .exr; more than one video: X-000.mp4, X-001.mp4, ..., or as in {prompt}_s{seed}.{ext}",
+    )
+    _add_codec_arguments(parser)
     _add_set_argument(parser)
     parser.add_argument("--keep-latents", action="store_true", help="leave X.latents.safetensors beside the video")
     parser.add_argument(
         "--resume", action="store_true", help="skip videos that are whole; go on from X.checkpoint.safetensors"
     )
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+
+
+def _add_codec_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--codec", choices=list(FORMATS), help="default: by the output's suffix")
+    parser.add_argument("--ffmpeg", metavar="PATH", help="the ffmpeg to use; default: the one that comes along")
 
 
 def _add_set_argument(parser: argparse.ArgumentParser) -> None:
@@ -191,8 +220,13 @@ def _check_generate(arguments: argparse.Namespace, *, world_size: int) -> _Check
     else:
         prompts = [] if config.prompt is None else [config.prompt]
     videos = plan_videos(
-        prompts, seed=config.sampling.seed, num_videos=arguments.num_videos, output=Path(config.output.path)
+        prompts,
+        seed=config.sampling.seed,
+        num_videos=arguments.num_videos,
+        output=Path(config.output.path),
+        codec=config.output.codec,
     )
+    spec = config.output.spec(videos[0].output)
     if _is_main_rank():  # the only one that writes, and perhaps the only host with that folder
         for video in videos:
             check_output(video.output)
@@ -206,6 +240,8 @@ def _check_generate(arguments: argparse.Namespace, *, world_size: int) -> _Check
     check_request(config, checkpoint, world_size=world_size)
     check_images(checkpoint, image=config.image is not None, last_image=config.last_image is not None)
     read_images(*config.image_paths)
+    if _is_main_rank():
+        check_spec(spec, config.sampling.width, config.sampling.height)
     return _Checked(config, videos, arguments.plain, arguments.resume)
 
 
@@ -225,9 +261,15 @@ def _with_arguments(config: RunConfig, arguments: argparse.Namespace) -> RunConf
         values["sampling"]["seed"] = arguments.seed
     if arguments.output is not None:
         values["output"]["path"] = arguments.output
+    values["output"] |= _given_output(arguments)
     if arguments.keep_latents:
         values["output"]["keep_latents"] = True
     return build_config(values, "command line")
+
+
+def _given_output(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {"codec": arguments.codec, "ffmpeg": arguments.ffmpeg}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _generate(checked: _Checked) -> int:
@@ -257,7 +299,7 @@ def _generate(checked: _Checked) -> int:
                 if written is not None:
                     print(written, flush=True)
     except torch.OutOfMemoryError as error:
-        raise S2VideoError(_out_of_memory(error)) from error
+        raise S2VideoError(out_of_memory(error)) from error
     return 0
 
 
@@ -267,11 +309,10 @@ def _decode(arguments: argparse.Namespace) -> int:
         raise InputError(f"latents {latents}: no such file: expected the X.latents.safetensors of a --keep-latents run")
     if latents.suffix != ".safetensors":
         raise InputError(f"latents {latents}: expected a .safetensors file, came {latents.name!r}")
-    output = arguments.output or latents.with_name(
-        f"{latents.name.removesuffix('.safetensors').removesuffix('.latents')}.mp4"
-    )
-    if output.suffix != ".mp4":
-        raise InputError(f"output {output}: expected a name that ends in .mp4, came {output.name!r}")
+    codec: Codec | Literal["auto"] = arguments.codec or "auto"
+    stem = latents.name.removesuffix(".safetensors").removesuffix(".latents")
+    output = arguments.output or latents.with_name(f"{stem}{suffix_of(codec)}")
+    codec_for(output, codec)
     check_output(output)
     config = None if arguments.config is None else load_config(arguments.config)
     if int(os.environ.get("WORLD_SIZE", "1")) != 1:
@@ -283,9 +324,9 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     try:
         with Termination().handled():
-            print(decode_latents(latents, output, config), flush=True)
+            print(decode_latents(latents, output, config, **_given_output(arguments)), flush=True)
     except torch.OutOfMemoryError as error:
-        raise S2VideoError(_out_of_memory(error)) from error
+        raise S2VideoError(out_of_memory(error)) from error
     return 0
 
 
@@ -315,14 +356,6 @@ def _selftest(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _out_of_memory(error: Exception) -> str:
-    first_line = str(error).split(". ")[0]
-    return (
-        f"the GPU's memory is full ({first_line}): use more GPUs (launch --nproc), fewer frames or pixels, "
-        "model.dtype bfloat16, model.offload_text_encoder true, or model.stream_text_encoder true"
-    )
-
-
 def _launch(arguments: argparse.Namespace) -> int:
     plan = LaunchPlan(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint)
     task = _Parser(prog=f"s2video launch --nproc N {arguments.task}", allow_abbrev=False)
@@ -331,6 +364,12 @@ def _launch(arguments: argparse.Namespace) -> int:
         task.parse_args(arguments.arguments)
         plan.check()
         return launch(plan, ["selftest", *arguments.arguments])
+    if arguments.task == "reproduce":
+        add_reproduce_arguments(task)
+        reproduce_arguments = task.parse_args(arguments.arguments)
+        plan.check()
+        check_reproduce(reproduce_arguments, world_size=plan.world_size)
+        return launch(plan, ["reproduce", *arguments.arguments])
     _add_generate_arguments(task)
     generate_arguments = task.parse_args(arguments.arguments)
     plan.check()

@@ -36,6 +36,7 @@ from .config_text import (
     show,
 )
 from .errors import InputError
+from .formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
 
 if TYPE_CHECKING:
     from .masks import MaskSpec
@@ -58,6 +59,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+class LoraConfig(_Section):
+    """A low-rank change of a transformer's weights."""
+
+    path: Text = Field(min_length=1, description="a .safetensors file, a folder that has one, or a Hub id")
+    scale: Number = Field(default=1.0, description="strength; 0: none")
+    component: Literal["transformer", "transformer_2"] = Field(
+        default="transformer", description="which transformer, where the checkpoint has two"
+    )
+
+
 class ModelConfig(_Section):
     """Which checkpoint, in which precision, on which device."""
 
@@ -68,6 +79,9 @@ class ModelConfig(_Section):
     )
     revision: Text | None = Field(
         default=None, description="branch, tag or commit of a Hub id; null: its default branch"
+    )
+    lora: Annotated[tuple[LoraConfig, ...], BeforeValidator(read_list)] = Field(
+        default=(), description="LoRAs on the transformer, as [{path: ..., scale: 1.0}, ...]; needs peft"
     )
     dtype: Dtype = Field(default="float32", description="precision of the transformer")
     text_encoder_dtype: Dtype = Field(default="float32", description="precision of the text encoder")
@@ -116,9 +130,46 @@ class SamplingConfig(_Section):
     )
 
 
+class CfgZeroStarConfig(_Section):
+    """CFG-Zero*, with the names and defaults of diffusers' ClassifierFreeZeroStarGuidance."""
+
+    zero_init_steps: Index = Field(default=1, description="steps at the start whose prediction is zero")
+
+
+class ApgConfig(_Section):
+    """Adaptive projected guidance, with the names (less their prefix) and defaults of diffusers' guider."""
+
+    momentum: Number | None = Field(default=None, description="weight of earlier steps' updates; null: none")
+    rescale: Number = Field(default=15.0, ge=0, description="largest norm of an update; 0: any")
+    eta: Number = Field(default=1.0, description="weight of the part of an update that is parallel to cond")
+
+
+class SlgConfig(_Section):
+    """Skip layer guidance, with the names (less their prefix) and defaults of diffusers' guider."""
+
+    scale: Number = Field(default=2.8, ge=0, description="strength; 0: no such pass")
+    start: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        default=0.01, description="part of the denoising after which it acts; never in the first step"
+    )
+    stop: Share = Field(default=0.2, description="part of the denoising up to which it acts")
+    layers: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = Field(
+        default=(), description="indices of the blocks that its pass leaves out; to be named where method is slg"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SlgConfig:
+        if self.start > self.stop:
+            raise ValueError(f"expected start <= stop, came start {self.start:g} and stop {self.stop:g}: swap the two")
+        return self
+
+
 class GuidanceConfig(_Section):
     """Classifier-free guidance and S²-Guidance; the symbols are those of the paper (arXiv 2508.12880)."""
 
+    method: Literal["s2", "cfg_zero_star", "apg", "slg"] = Field(
+        default="s2",
+        description="s2: CFG and S²; for comparison, in its stead: cfg_zero_star, apg, or slg (STG too), by diffusers",
+    )
     cfg_scale: Number = Field(
         default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
     )
@@ -158,6 +209,9 @@ class GuidanceConfig(_Section):
     )
     share_prefix: Switch = Field(default=True, description="take cond's activations up to the first dropped block")
     batch_branches: Switch = Field(default=False, description="run the branches as one batch; changes the last bits")
+    cfg_zero_star: CfgZeroStarConfig = Field(default=CfgZeroStarConfig(), description="where method is cfg_zero_star")
+    apg: ApgConfig = Field(default=ApgConfig(), description="where method is apg")
+    slg: SlgConfig = Field(default=SlgConfig(), description="where method is slg")
 
     @field_validator("band", "window")
     @classmethod
@@ -165,6 +219,33 @@ class GuidanceConfig(_Section):
         if pair is not None and pair[0] > pair[1]:
             raise ValueError(f"expected [first, last] in ascending order, came {list(pair)}: swap the two")
         return pair
+
+    @model_validator(mode="after")
+    def _of_one_method(self) -> GuidanceConfig:
+        if self.method == "s2":
+            return self
+        default = GuidanceConfig.model_fields["s2_scale"].default
+        if self.s2_scale not in (0, default) or self.form != "deviation":
+            raise ValueError(
+                f"expected s2_scale and form to be left alone, for method is {self.method}, came s2_scale "
+                f"{self.s2_scale:g} and form {self.form}: S² is not combined with other guidance; take them away, or "
+                "set method to s2"
+            )
+        if self.method == "cfg_zero_star" and self.cfg_zero_star.zero_init_steps and self.rescale:
+            raise ValueError(
+                f"expected rescale 0, came {self.rescale:g}: the steps that cfg_zero_star.zero_init_steps makes zero "
+                "have no spread to be rescaled; set one of the two to 0"
+            )
+        if self.cfg_scale_2 is not None:
+            raise ValueError(f"expected no cfg_scale_2, for method is {self.method}: it has one scale for all steps")
+        if self.method == "slg" and not self.slg.layers:
+            raise ValueError("expected slg.layers to name the blocks that its pass leaves out, came none")
+        return self
+
+    @property
+    def uses_s2(self) -> bool:
+        """Whether any step may have sub predictions of S²."""
+        return self.method == "s2" and self.s2_scale > 0
 
     @property
     def cfg_scales(self) -> tuple[float, float]:
@@ -246,13 +327,49 @@ class OutputConfig(_Section):
     """The file that is written."""
 
     path: Text = Field(
-        default="out.mp4", min_length=1, description="where the video goes; its sidecar X.json lies beside it"
+        default="out.mp4",
+        min_length=1,
+        description="where the video goes; its sidecar X.json lies beside it. A sequence X.png or X.exr is a folder X",
+    )
+    codec: Codec | Literal["auto"] = Field(
+        default="auto",
+        description="h264, h265 (.mp4), prores, dnxhr (.mov), png, exr; auto: by the path, h264, prores, png or exr",
     )
     fps: Rate = Field(
         default=Fraction(16), description='frames per second: a number, or a ratio as text ("24000/1001")'
     )
-    crf: Whole = Field(default=18, ge=0, le=51, description="H.264 quality: 0 lossless, 18 visually clean, 51 worst")
+    crf: Whole = Field(
+        default=18,
+        ge=0,
+        le=51,
+        description="quality of H.264 and H.265: 0 best (H.264: lossless), 18 visually clean, 51 worst",
+    )
+    timecode: Text | None = Field(
+        default=None, description='of the first frame, as text ("01:00:00:00"); null: none. PNG has no place for one'
+    )
+    audio: Text | None = Field(
+        default=None,
+        description="a file whose sound goes with the video, cut at its end or followed by silence; null: no sound",
+    )
+    start_number: Whole = Field(
+        default=1001, ge=0, le=MAX_START_NUMBER, description="of the first frame's file in a PNG or EXR sequence"
+    )
+    ffmpeg: Text | None = Field(
+        default=None, min_length=1, description="path of the ffmpeg to use; null: the one that imageio-ffmpeg brings"
+    )
     keep_latents: Switch = Field(default=False, description="leave X.latents.safetensors beside the video")
+
+    def spec(self, path: Path) -> VideoSpec:
+        """How a video called `path` is written. Raises InputError where these settings do not fit it or each other."""
+        return VideoSpec(
+            self.fps,
+            self.crf,
+            codec_for(path, self.codec),
+            self.timecode,
+            None if self.audio is None else Path(self.audio),
+            self.start_number,
+            None if self.ffmpeg is None else Path(self.ffmpeg),
+        )
 
 
 class RunConfig(_Section):
@@ -268,6 +385,11 @@ class RunConfig(_Section):
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when denoising is saved")
     output: OutputConfig = Field(default=OutputConfig(), description="file, frame rate, quality")
+
+    def for_output(self, path: Path) -> RunConfig:
+        """These settings with the codec in the place of "auto" that a video called `path` has. Raises InputError."""
+        output = self.output.model_copy(update={"codec": codec_for(path, self.output.codec)})
+        return self.model_copy(update={"output": output})
 
     @property
     def image_paths(self) -> tuple[Path | None, Path | None]:
@@ -290,10 +412,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises InputError, in one line, for a file that is missing, unreadable, no YAML or no mapping, for unknown keys
     (with the nearest right one), for wrong types and for values out of bounds.
     """
+    return build_config(read_values(path, overrides), origin(path, overrides))
+
+
+def origin(path: Path, overrides: Sequence[str]) -> str:
+    """What an error names as the place of a value that `read_values` read."""
+    return f"{path} with --set" if overrides else str(path)
+
+
+def read_values(path: Path, overrides: Sequence[str] = (), schema: type[BaseModel] = RunConfig) -> dict[str, Any]:
+    """The plain values of a YAML file with overrides applied, whose keys are those of `schema`. Raises InputError."""
     values = _read_mapping(path)
     for item in overrides:
-        _apply_override(values, item)
-    return build_config(values, f"{path} with --set" if overrides else str(path))
+        _apply_override(values, item, schema)
+    return values
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -313,18 +445,18 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], item: str) -> None:
+def _apply_override(values: dict[str, Any], item: str, schema: type[BaseModel]) -> None:
     key, equals, text = item.partition("=")
     key = key.strip()
     if not equals or not key:
         raise InputError(f"--set {item!r}: expected key=value, such as guidance.s2_scale=0.3")
     *parents, last = key.split(".")
-    fields = RunConfig.model_fields
+    fields = schema.model_fields
     for parent in parents:
         annotation = fields[parent].annotation if parent in fields else None
         fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
     if last not in fields:
-        raise InputError(f"--set {item!r}: unknown key {key!r}{nearest_key(key, RunConfig)}")
+        raise InputError(f"--set {item!r}: unknown key {key!r}{nearest_key(key, schema)}")
     target = values
     for parent in parents:
         if target.get(parent) is None:

@@ -195,7 +195,8 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
         elif kind in _BOUNDS:
             text = f"{key}: expected a value {_BOUNDS[kind]} {_number(context)}, came {show(value)}"
         elif kind == "missing":
-            text = f"{'.'.join(str(part) for part in problem['loc'][:-1])}: expected more values, came {show(value)}"
+            *parents, last = (str(part) for part in problem["loc"])
+            text = f"{'.'.join(parents)}: expected {'more values' if last.isdigit() else last}, came {show(value)}"
         elif kind == "too_long":
             text = f"{key}: expected {context['max_length']} values, came {show(value)}"
         elif kind == "string_too_short":

@@ -1,6 +1,7 @@
 """One step's guided prediction for the sampler: masks, predictions, guidance. Knows no schedule and no files."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from .masks import step_masks
 from .models.base import Conditioning, Given
 from .models.experts import Experts
 from .parallel.mesh import Mesh
+from .rivals import Rival
 
 
 class Denoiser:
@@ -23,6 +25,7 @@ class Denoiser:
         dtype: of what the transformer sees.
         mask_seed: of the masks.
         num_steps: in all; the masks of a step depend on it through the window.
+        memory: see `Rival`.
         cond: what the prompt says.
         uncond: what the negative prompt says; None where no step needs it.
         given: what images fix.
@@ -37,6 +40,7 @@ class Denoiser:
         dtype: torch.dtype,
         mask_seed: int,
         num_steps: int,
+        memory: Any,
         cond: Conditioning,
         uncond: Conditioning | None,
         given: Given,
@@ -45,6 +49,7 @@ class Denoiser:
         self._mesh = mesh
         self._guidance = guidance
         self._spec = guidance.mask_spec()
+        self._rival = None if guidance.method == "s2" else Rival(guidance, num_steps, memory)
         self._dtype = dtype
         self._mask_seed = mask_seed
         self._num_steps = num_steps
@@ -69,6 +74,8 @@ class Denoiser:
             share_prefix=guidance.share_prefix,
             batch_branches=guidance.batch_branches,
         )
+        if self._rival is not None:
+            return self._rival.combine(predictions, step)
         return combine(
             predictions,
             cfg_scale=cfg_scale,
@@ -78,7 +85,9 @@ class Denoiser:
         )
 
     def _masks(self, step: int) -> Sequence[tuple[int, ...]]:
-        if not self._guidance.s2_scale:
+        if self._rival is not None:
+            return self._rival.masks(step)
+        if not self._guidance.uses_s2:
             return ()
         return step_masks(
             self._spec,

@@ -84,3 +84,10 @@ def end_suddenly(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def stop_at_end_of_stdin() -> None:
+    """In a thread: send this process SIGTERM when standard input ends, for then whoever started it is gone."""
+    while os.read(0, 1024):  # sys.stdin has a lock, which would be in the way when Python shuts down
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

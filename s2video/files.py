@@ -1,14 +1,16 @@
-"""Files that are whole or not there: written beside their final name, then renamed.
+"""Files, and folders of files, that are whole or not there: written beside their final name, then renamed.
 
 Knows nothing of what is in the files.
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -36,19 +38,70 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = _temporary_beside(path)
     remove = partial(temporary.unlink, missing_ok=True)
-    with at_sudden_end(remove):
+    with at_sudden_end(remove), _full_disk_told(path):
         try:
             yield temporary
             _flush_to_disk(temporary)
             os.replace(temporary, path)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise S2VideoError(
-                f"cannot write {path}: {error.strerror}; free some space or choose another path"
-            ) from error
         finally:
             remove()
+
+
+@contextmanager
+def atomic_folder(folder: Path, is_ours: Callable[[str], bool]) -> Iterator[Path]:
+    """Yield a new empty folder beside `folder`, under a hidden name; it becomes `folder` when the block ends well.
+
+    An older folder stays as it is until then, and is replaced whole: what stands under the final name is always of one
+    making. (A process killed between the two renames leaves nothing there, and the old one under a hidden name.)
+
+    Args:
+        is_ours: whether a name is one that the block would write. An older folder with anything else in it is refused.
+
+    If the block raises anything, the new folder is removed, and the exception goes on.
+
+    Raises:
+        InputError: before the block starts, if the folder cannot be made there or holds what is not ours.
+        S2VideoError: the disk, a quota or the largest size of a file was too small.
+    """
+    check_replaceable(folder, is_ours)
+    temporary, former = _hidden_beside(folder), _hidden_beside(folder)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}; choose another output path") from error
+    remove = partial(shutil.rmtree, temporary, ignore_errors=True)
+    with at_sudden_end(remove), _full_disk_told(folder):
+        try:
+            yield temporary
+            for path in temporary.iterdir():
+                _flush_to_disk(path)
+            check_replaceable(folder, is_ours)  # something may have come while the block ran
+            try:
+                if folder.exists():
+                    folder.rename(former)
+                temporary.rename(folder)
+            except BaseException:
+                if former.exists() and not folder.exists():
+                    former.rename(folder)
+                raise
+            shutil.rmtree(former, ignore_errors=True)
+        finally:
+            remove()
+
+
+def check_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Raise InputError if something is at `folder` that is no folder, or one that holds files with other names."""
+    try:
+        strangers = [entry.name for entry in os.scandir(folder) if not (entry.is_file() and is_ours(entry.name))]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}; choose another output path") from error
+    if strangers:
+        raise InputError(
+            f"cannot write {folder}: this folder holds {min(strangers)!r}, which is no frame of that sequence; "
+            "choose another output path"
+        )
 
 
 def write_json(path: Path, obj: object) -> None:
@@ -64,11 +117,23 @@ def write_json(path: Path, obj: object) -> None:
         temporary.write_bytes(text.encode("utf-8"))
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; of a folder, that of what `sha256sum *` prints inside it."""
+    if path.is_dir():
+        lines = [f"{sha256(file)}  {file.name}\n" for file in sorted(path.iterdir()) if file.is_file()]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+
+
 def _temporary_beside(path: Path) -> Path:
     """A free hidden name in the folder of `path`; proves that `path` can be written, and leaves no file."""
-    # The stem is there for people who find the file after a power cut. It is cut so that a final name of any
-    # legal length (255 bytes, up to four to a letter) has a legal temporary one.
-    temporary = path.with_name(f".{path.stem[:32]}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = _hidden_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A rename would replace a device such as /dev/null, and fail on a folder or on a name that is too long.
@@ -82,6 +147,22 @@ def _temporary_beside(path: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another output path") from error
     return temporary
+
+
+def _hidden_beside(path: Path) -> Path:
+    # The stem is there for people who find the file after a power cut. It is cut so that a final name of any
+    # legal length (255 bytes, up to four to a letter) has a legal temporary one.
+    return path.with_name(f".{path.stem[:32]}.{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise S2VideoError(f"cannot write {path}: {error.strerror}; free some space or choose another path") from error
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -7,7 +7,7 @@ step -> latents -> frames
 import copy
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -29,6 +29,7 @@ from .models.decoder import FrameDecoder
 from .models.experts import Expert, Experts
 from .models.image_encoder import ImageEncoder
 from .models.images import Images
+from .models.lora import load_loras, lora_digests
 from .models.parts import place_transformer
 from .models.text import TextEncoder
 from .parallel.agreement import require_agreement
@@ -39,6 +40,7 @@ from .requests import check_images, check_request, read_checkpoint
 from .sampler import sample
 from .sidecar import versions
 
+OnStep = Callable[[int, int], object]
 _OF_JOBS = ("prompt", "negative_prompt", "image", "last_image")  # settings that are only defaults of the command line
 
 
@@ -80,6 +82,7 @@ class Engine:
         self._termination = termination or Termination()
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self._fingerprint = loading.fingerprint(self.folder)
+        self._lora_digests = lora_digests(config.model.lora)
         self._digests: Future[dict[str, str]] | None = None
         conditioners = None
         if mesh.is_main:
@@ -117,6 +120,7 @@ class Engine:
         transformer, weights = place_transformer(
             self.folder, self._dtype, self.mesh, self.config.parallel, self._family.block_lists, component, rests=rests
         )
+        load_loras(transformer, self.config.model.lora, component, self._family.pipeline)
         model = self._family.block_model(transformer, self.config.model.attention_backend)
         return Expert(model, weights, transformer)
 
@@ -183,6 +187,7 @@ class Engine:
         mask_seed: int | None = None,
         images: Images | None = None,
         checkpoints: Checkpoints | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Denoise one latent for each (prompt, seed), as one batch: float32 [B, C, T, H, W], equal on all ranks.
 
@@ -191,6 +196,7 @@ class Engine:
                 differ one of the two has to be set.
             images: that the videos start from or end with, the same on all ranks; of any size.
             checkpoints: where there are some, the batch can be taken up again.
+            on_step: called after each step with (steps done, steps in all); where it returns False, it asks to stop.
 
         Raises:
             InputError: images that the checkpoint does not take, or that are missing.
@@ -212,7 +218,7 @@ class Engine:
         latents, first_step = self._noise(seeds), 0
         if checkpoints is not None:
             latents, first_step = checkpoints.begin(statement, scheduler, latents)
-        given, denoise = self._denoiser(prompts, negative_prompt, mask_seed, num_steps, images, latents)
+        given, denoise = self._denoiser(prompts, negative_prompt, mask_seed, scheduler, images, latents)
         if not first_step:
             latents = given.start(latents)
 
@@ -220,17 +226,18 @@ class Engine:
             self.mesh.watch.report("denoising", step + 1, num_steps)
             return denoise(latents, timestep, step)
 
-        def on_step(done: int, total: int, latents: Tensor) -> None:
+        def step_done(done: int, total: int, latents: Tensor) -> None:
             progress(done, total)
-            stops = any_rank(self._termination.requested, self.mesh.world, self.mesh.device)
+            asked = self._termination.requested or (on_step is not None and on_step(done, total) is False)
+            stops = any_rank(asked, self.mesh.world, self.mesh.device)
             if checkpoints is not None:
                 checkpoints.step_done(done, total, latents, scheduler, stops=stops)
             elif stops:
-                raise StoppedError(f"stopped by SIGTERM after step {done} of {total}")
+                raise StoppedError(f"stopped as asked after step {done} of {total}")
 
         progress = Progress("denoising", self._progress, first=first_step)
         with progress, torch.no_grad(), self._termination.deferred():
-            latents = sample(denoise_in_sight, latents, scheduler, first_step=first_step, on_step=on_step)
+            latents = sample(denoise_in_sight, latents, scheduler, first_step=first_step, on_step=step_done)
         return given.held(latents)
 
     def _denoiser(
@@ -238,7 +245,7 @@ class Engine:
         prompts: Sequence[str],
         negative_prompt: str,
         mask_seed: int,
-        num_steps: int,
+        scheduler: Any,
         images: Images | None,
         latents: Tensor,
     ) -> tuple[Given, Denoiser]:
@@ -267,23 +274,29 @@ class Engine:
             guidance,
             dtype=self._dtype,
             mask_seed=mask_seed,
-            num_steps=num_steps,
+            num_steps=len(scheduler.timesteps),
+            memory=scheduler,
             cond=cond,
             uncond=uncond,
             given=given,
         )
 
-    def decode(self, latents: Tensor) -> Generator[Tensor, None, None]:
+    def decode(self, latents: Tensor, *, alone: bool = False) -> Generator[Tensor, None, None]:
         """Frames of one video [1, C, T, H, W], as chunks of float32 [t, H, W, 3] in [0, 1], on the main rank.
 
-        All ranks exhaust it together, the others receiving nothing; see `FrameDecoder`.
+        All ranks exhaust it together, the others receiving nothing; see `FrameDecoder`. Only where the main rank
+        `can_decode_alone`, it may do so, in any thread, while the others do something else.
         """
-        return self._decoder(latents)
+        return self._decoder.alone(latents) if alone else self._decoder(latents)
+
+    @property
+    def can_decode_alone(self) -> bool:
+        return not self._decoder.needs_others
 
     def weight_digests(self) -> dict[str, str]:
         """SHA-256 of the weight files. Main rank only."""
         assert self._digests is not None, "the main rank computes digests"
-        return self._digests.result()
+        return self._digests.result() | self._lora_digests
 
     def denoising_weights(self) -> dict[str, str]:
         """Those digests that decide the latents. Main rank only."""
@@ -298,7 +311,7 @@ class Engine:
             mask_seed = self.config.guidance.mask_seed
         if mask_seed is not None:
             return mask_seed
-        if len(set(seeds)) != 1 and self.config.guidance.s2_scale:
+        if len(set(seeds)) != 1 and self.config.guidance.uses_s2:
             raise InputError("guidance.mask_seed: a batch with several seeds shares its masks; set one mask seed")
         return seeds[0]
 
@@ -330,6 +343,7 @@ class Engine:
             "guidance.mask_seed": mask_seed,
             "images": [] if images is None else images.digests(),
             "weights": self._fingerprint,
+            "model.lora": self._lora_digests,
             "latent_shape": [self.latent_shape.frames, self.latent_shape.height, self.latent_shape.width],
             # what diffusers adds for itself stands in the order of a set, which differs from process to process
             "scheduler": {key: value for key, value in scheduler.config.items() if not key.startswith("_")},

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .cards import CARDS, Card, guess_card
-from .config import ParallelConfig, RunConfig
+from .config import GuidanceConfig, ParallelConfig, RunConfig
 from .costs import SubWork, read_costs
 from .errors import InputError
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
@@ -88,16 +88,20 @@ def resolve_parallel(config: RunConfig, world_size: int) -> RunConfig:
     if config.parallel.degrees == "given":
         return config
     folder = find_checkpoint(config.model.path, config.model.revision)
-    best = _plan_for(config, world_size, _this_card(config.model.device), folder, published=False).best
+    best = _plan_for(config, world_size, this_card(config.model.device), folder, published=False).best
     return config.model_copy(update={"parallel": _with_degrees(config.parallel, best.degrees)})
 
 
-def _this_card(device: str) -> Card:
+def this_card(device: str) -> Card:
+    """The card that `model.device` means on this machine, as its name tells; its node is what torchrun started here."""
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    of_cpu = CARDS["cpu"].model_copy(update={"node_size": local_size})
+    if device == "cpu":
+        return of_cpu
     import torch
 
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device == "cpu" or not torch.cuda.is_available():
-        return CARDS["cpu"].model_copy(update={"node_size": local_size})
+    if not torch.cuda.is_available():
+        return of_cpu
     properties = torch.cuda.get_device_properties(0)
     return guess_card(properties.name).model_copy(
         update={"node_size": local_size, "memory_gb": properties.total_memory / GIGA}
@@ -123,13 +127,26 @@ def _find_json(config: RunConfig) -> tuple[Path, bool]:
     )
 
 
+def _sub_work(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> tuple[SubWork, int]:
+    """What the sub branches run in a step that has them, and how many steps have."""
+    if guidance.method == "slg":
+        from .rivals import Rival  # brings torch
+
+        rival = Rival(guidance, num_steps)
+        sub = SubWork.of_masks([guidance.slg.layers], num_blocks, share_prefix=guidance.share_prefix)
+        return sub, sum(bool(rival.masks(step)) for step in range(num_steps))
+    spec = guidance.mask_spec()
+    sub = SubWork.expected(spec, num_blocks, share_prefix=guidance.share_prefix)
+    return sub, sum(spec.active(step, num_steps) for step in range(num_steps)) if guidance.uses_s2 else 0
+
+
 def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, published: bool) -> Plan:
     info = read_checkpoint(folder)
     # The machine that plans need not be the one that runs, and meshes are looked at one by one below.
     model = config.model.model_copy(update={"device": "auto"})
     check_request(config.model_copy(update={"parallel": ParallelConfig(), "model": model}), info)
-    num_steps, spec = config.sampling.num_inference_steps, config.guidance.mask_spec()
-    num_active = sum(spec.active(i, num_steps) for i in range(num_steps)) if config.guidance.s2_scale else 0
+    num_steps = config.sampling.num_inference_steps
+    sub, num_active = _sub_work(config.guidance, info.num_blocks, num_steps)
     sampling = config.sampling
     shape = LatentShape.from_pixels(
         num_frames=sampling.num_frames,
@@ -147,7 +164,7 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         num_text=costs.num_text(sampling.max_sequence_length),
         item_bytes=_item_bytes(config.model.dtype),
         has_uncond=config.guidance.cfg_scales != (1, 1),
-        sub=SubWork.expected(spec, info.num_blocks, share_prefix=config.guidance.share_prefix),
+        sub=sub,
         window_share=num_active / num_steps,
         weights=config.parallel.weights,
         num_transformers=1 if info.boundary_ratio is None or config.model.offload_experts else 2,

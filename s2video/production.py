@@ -1,4 +1,4 @@
-"""A job's files, made by an engine: X.mp4, its sidecar X.json and, if asked for, X.latents.safetensors.
+"""A job's files, made by an engine: the video, its sidecar X.json and, if asked for, X.latents.safetensors.
 
 Every rank calls these functions together; files are written by the main rank.
 """
@@ -13,11 +13,10 @@ from torch import Tensor
 from .checkpoint import Checkpoints
 from .files import write_json
 from .job import Job
-from .models.images import Images, read_images
+from .models.images import read_images
 from .parallel.collectives import gather_objects
 from .pipeline import Engine
-from .sidecar import container_metadata, is_sidecar_of, job_facts, save_latents, versions
-from .video import VideoSpec
+from .sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
 from .video_queue import write_video_meanwhile
 
 
@@ -37,11 +36,11 @@ def make_video(engine: Engine, job: Job) -> Path | None:
     The latents are saved before decoding starts, and stay if it fails.
 
     Returns:
-        The video's path on the main rank, None on the others.
+        The path of the video's file, or of a sequence's folder, on the main rank, None on the others.
     """
     denoised = denoise(engine, job)
     if denoised is None:
-        return job.output if engine.mesh.is_main else None
+        return job.place if engine.mesh.is_main else None
     return finish(engine, job, denoised)
 
 
@@ -49,10 +48,10 @@ def denoise(engine: Engine, job: Job) -> Denoised | None:
     """The job's latents; None where `job.resume` finds its files made already."""
     images = read_images(job.image, job.last_image)
     facts = job_facts(
-        engine.config,
+        engine.config.for_output(job.output),
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
-        images=_image_facts(job, images),
+        images=[] if images is None else images.records(job.image, job.last_image),
         seed=job.seed,
         mask_seed=engine.mask_seed([job.seed]),
         num_blocks=engine.num_blocks,
@@ -75,46 +74,42 @@ def denoise(engine: Engine, job: Job) -> Denoised | None:
     return Denoised(latents, facts, checkpoints, time.monotonic() - start)
 
 
-def finish(engine: Engine, job: Job, denoised: Denoised) -> Path | None:
-    """Save the latents, decode them, and write the job's files. Returns as `make_video` does."""
+def finish(engine: Engine, job: Job, denoised: Denoised, *, alone: bool = False) -> Path | None:
+    """Save the latents, decode them, and write the job's files. Returns as `make_video` does.
+
+    Args:
+        alone: on the main rank only, in any thread; see `Engine.decode`.
+    """
     mesh, config, facts = engine.mesh, engine.config, denoised.facts
-    mesh.watch.report("decoding")
+    if not alone:
+        mesh.watch.report("decoding")
     if not mesh.is_main:
         list(engine.decode(denoised.latents))  # nothing: this rank helps
         return None
     timings = {"load_seconds": engine.load_seconds, "denoise_seconds": denoised.seconds}
     save_latents(denoised.latents, job.latents_path, facts)
     start = time.monotonic()
-    spec = VideoSpec(config.output.fps, config.output.crf)
-    write_video_meanwhile(engine.decode(denoised.latents), job.output, spec, metadata=container_metadata(facts))
+    spec = config.output.spec(job.output)
+    frames = engine.decode(denoised.latents, alone=alone)
+    write_video_meanwhile(frames, job.output, spec, metadata=container_metadata(facts, spec.codec))
     timings["decode_seconds"] = time.monotonic() - start
-    write_json(
-        job.sidecar_path,
-        {
-            **facts,
-            "weights": engine.weight_digests(),
-            "resumed_after_step": denoised.checkpoints.first_step or None,
-            "mesh": mesh.describe(),
-            "versions": versions(),
-            "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
-        },
+    facts |= run_facts(
+        denoised.latents,
+        mesh,
+        weights=engine.weight_digests(),
+        timings=timings,
+        resumed_after_step=denoised.checkpoints.first_step or None,
     )
+    write_json(job.sidecar_path, make_sidecar(facts, job.place).as_json())
     if not job.keep_latents:
         job.latents_path.unlink()
     denoised.checkpoints.remove()
-    return job.output
-
-
-def _image_facts(job: Job, images: Images | None) -> list[dict[str, str]]:
-    if images is None:
-        return []
-    paths = [str(path) for path in (job.image, job.last_image) if path is not None]
-    return [{"path": path, "digest": digest} for path, digest in zip(paths, images.digests(), strict=True)]
+    return job.place
 
 
 def _is_made(engine: Engine, job: Job, facts: dict[str, Any]) -> bool:
     """Whether the job's files are there, whole, and of this very job; the main rank knows."""
-    files = [job.output, job.sidecar_path, *([job.latents_path] if job.keep_latents else [])]
-    if not engine.mesh.is_main or not all(file.is_file() for file in files):
+    files = [job.place, job.sidecar_path, *([job.latents_path] if job.keep_latents else [])]
+    if not engine.mesh.is_main or not all(file.exists() for file in files):
         return False
     return is_sidecar_of(job.sidecar_path, facts | {"weights": engine.weight_digests()})

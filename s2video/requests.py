@@ -12,13 +12,19 @@ import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .config import RunConfig
 from .config_text import read_text
 from .errors import InputError
+from .exr import check_openimageio
+from .ffmpeg import check_encoder
+from .files import check_replaceable
+from .formats import Codec, VideoSpec, codec_for, is_frame_name, place_of, suffix_of
 from .models.family import WAN_VAE, CheckpointInfo, JsonFile
+from .naming import find_collisions, render_name, slug
 
 _PIPELINE_MULTIPLE = 16  # pixels; diffusers' pipelines take no other sizes, and results are held against them
 
@@ -45,10 +51,13 @@ def read_prompt_file(path: Path) -> list[str]:
     return [_checked_prompt(prompt, f"--prompt-file {path}") for prompt in prompts]
 
 
-def plan_videos(prompts: list[str], *, seed: int, num_videos: int, output: Path) -> tuple[VideoRequest, ...]:
+def plan_videos(
+    prompts: list[str], *, seed: int, num_videos: int, output: Path, codec: Codec | Literal["auto"] = "auto"
+) -> tuple[VideoRequest, ...]:
     """`num_videos` videos of each prompt, with seeds from `seed` on.
 
-    A single video goes to `output` (X.mp4); more go to X-000.mp4, X-001.mp4, …, prompt by prompt. Raises InputError.
+    A single video goes to `output` (X.mp4); more go to X-000.mp4, X-001.mp4, …, prompt by prompt. A name with braces is
+    a template (see `naming.py`) with the fields prompt, seed, index and ext instead. Raises InputError.
     """
     if not prompts:
         raise InputError("no prompt: give --prompt or --prompt-file, or set prompt in the config")
@@ -56,20 +65,41 @@ def plan_videos(prompts: list[str], *, seed: int, num_videos: int, output: Path)
         raise InputError(f"--num-videos: expected a value >= 1, came {num_videos}")
     if seed + num_videos > 2**63:
         raise InputError(f"--num-videos {num_videos}: seeds {seed} and up would pass 2^63 - 1: choose a smaller --seed")
-    if output.suffix != ".mp4":
-        raise InputError(f"output {output}: expected a name that ends in .mp4, came {output.name!r}")
     pairs = [(_checked_prompt(prompt, "prompt"), seed + k) for prompt in prompts for k in range(num_videos)]
-    if len(pairs) == 1:
-        return (VideoRequest(*pairs[0], output),)
-    return tuple(
-        VideoRequest(prompt, s, output.with_name(f"{output.stem}-{index:03d}.mp4"))
-        for index, (prompt, s) in enumerate(pairs)
-    )
+    if "{" in output.name or "}" in output.name:
+        outputs = _rendered(output, pairs, suffix_of(codec))
+    elif len(pairs) == 1:
+        outputs = [output]
+    else:
+        outputs = [output.with_name(f"{output.stem}-{index:03d}{output.suffix}") for index in range(len(pairs))]
+    for path in outputs:
+        codec_for(path, codec)
+    return tuple(VideoRequest(*pair, path) for pair, path in zip(pairs, outputs, strict=True))
 
 
-def check_output(path: Path) -> None:
-    """Raise InputError unless a file can be written at `path`, missing folders being made then. Writes nothing."""
+def _rendered(output: Path, pairs: list[tuple[str, int]], suffix: str) -> list[Path]:
+    outputs = []
+    for index, (prompt, seed) in enumerate(pairs):
+        fields = {"prompt": slug(prompt), "seed": seed, "index": index, "ext": suffix.removeprefix(".")}
+        outputs.append(output.parent / render_name(output.name, fields))
+    if collisions := find_collisions(outputs):
+        first, second, *_ = collisions[0]
+        raise InputError(
+            f"output {output}: two videos would be called {outputs[first]} (number {first} and {second}): "
+            "put {seed} or {index} into the name"
+        )
+    return outputs
+
+
+def check_output(path: Path, *, is_video: bool = True) -> None:
+    """Raise InputError unless a video, or another file, called `path` can be written, missing folders being made then.
+
+    Writes nothing.
+    """
     try:
+        place = place_of(path) if is_video else path
+        if place != path:
+            check_replaceable(place, partial(is_frame_name, path))
         with suppress(FileNotFoundError):
             if stat.S_ISDIR(path.stat().st_mode):
                 raise InputError(f"output {path}: is a folder: give the name of a file")
@@ -81,6 +111,24 @@ def check_output(path: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"output {path}: cannot be written there ({error.strerror}): choose another path") from None
+
+
+def check_spec(spec: VideoSpec, width: int, height: int) -> None:
+    """Raise InputError unless pictures of this size suit the format, and what writes it and its sound are there."""
+    spec.check_size(width, height)
+    if spec.audio is not None:
+        import av
+
+        try:
+            with av.open(f"file:{spec.audio}", metadata_errors="replace") as container:
+                if not container.streams.audio:
+                    raise InputError(f"output.audio: {spec.audio} has no sound track")
+        except av.FFmpegError as error:
+            raise InputError(f"output.audio: cannot read {spec.audio} ({error.strerror}): check the path") from None
+    if spec.format.encoder is None:
+        check_openimageio()
+    else:
+        check_encoder(spec.format.encoder, spec.ffmpeg)
 
 
 def read_checkpoint(folder: Path) -> CheckpointInfo:
@@ -126,6 +174,8 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
         raise InputError(
             f"parallel.decode: sharded needs {WAN_VAE}, this is {checkpoint.vae_class}: use tiled, or auto"
         )
+    if config.model.lora:
+        _check_loras(config, checkpoint)
     # What follows imports torch, so only where it is needed.
     if config.parallel.weights == "zero3":
         from .parallel.zero3 import require_deepspeed
@@ -227,6 +277,8 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
     blocks = f"the model's blocks, 0 to {num_blocks - 1}"
     if outside := [index for index in guidance.never_drop if index >= num_blocks]:
         raise InputError(f"guidance.never_drop: expected indices of {blocks}, came {outside[0]}")
+    if outside := [index for index in guidance.slg.layers if index >= num_blocks]:
+        raise InputError(f"guidance.slg.layers: expected indices of {blocks}, came {outside[0]}")
     if guidance.band is not None and guidance.band[1] >= num_blocks:
         raise InputError(f"guidance.band: expected indices of {blocks}, came {list(guidance.band)}")
     eligible = len(guidance.mask_spec().eligible(num_blocks))
@@ -235,6 +287,21 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
             f"guidance.drop_count: expected at most {eligible}, the blocks that never_drop and band leave of "
             f"{num_blocks}, came {guidance.drop_count}"
         )
+
+
+def _check_loras(config: RunConfig, checkpoint: CheckpointInfo) -> None:
+    from .models.lora import find_lora, require_peft
+
+    require_peft()
+    if config.parallel.weights != "replicated":
+        raise InputError(
+            f"model.lora: needs the weights whole on every rank: set parallel.weights to replicated, which is "
+            f"{config.parallel.weights}, or leave the LoRA out"
+        )
+    for lora in config.model.lora:
+        if lora.component == "transformer_2" and checkpoint.boundary_ratio is None:
+            raise InputError(f"model.lora: {lora.path}: this checkpoint has no {lora.component}")
+        find_lora(lora.path)
 
 
 def _checked_prompt(prompt: str, source: str) -> str:

@@ -1,26 +1,40 @@
 """Latents that a run left -> their video: `s2video decode`. Knows no transformer."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from .config import RunConfig, build_config
 from .errors import InputError
+from .formats import FORMATS, Codec, codec_for, place_of
 from .geometry import LatentShape
 from .models import loading
 from .models.decoder import FrameDecoder
 from .parallel.mesh import Mesh, resolve_device
-from .requests import read_checkpoint
+from .requests import check_spec, read_checkpoint
 from .sidecar import container_metadata, load_latents
-from .video import VideoSpec
 from .video_queue import write_video_meanwhile
 
 
-def decode_latents(path: Path, output: Path, config: RunConfig | None = None) -> Path:
+def decode_latents(
+    path: Path,
+    output: Path,
+    config: RunConfig | None = None,
+    *,
+    codec: Codec | Literal["auto"] = "auto",
+    ffmpeg: str | None = None,
+) -> Path:
     """Make the video from latents that a run left. Loads the VAE and nothing else.
 
     Args:
+        output: its suffix and `codec` decide the format, whatever the run's was. A timecode or sound that it has no
+            place for is left out.
         config: model and output settings to use instead of those stored with the latents.
+        ffmpeg: path of the program; None: as the settings say.
+
+    Returns:
+        The path of the file, or of a sequence's folder.
 
     Raises:
         InputError: latents or checkpoint that cannot be used, or do not fit each other.
@@ -38,6 +52,15 @@ def decode_latents(path: Path, output: Path, config: RunConfig | None = None) ->
         raise InputError(
             f"{path}: {saved.latents.shape[1]} channels, but the VAE of {config.model.path} has {channels}"
         )
+    changes: dict[str, Any] = {"codec": codec_for(output, codec), "ffmpeg": ffmpeg or config.output.ffmpeg}
+    if not FORMATS[changes["codec"]].has_timecode:
+        changes["timecode"] = None
+    if FORMATS[changes["codec"]].sound is None:
+        changes["audio"] = None
+    spec = config.output.model_copy(update=changes).spec(output)
+    check_spec(
+        spec, saved.latents.shape[4] * checkpoint.spatial_factor, saved.latents.shape[3] * checkpoint.spatial_factor
+    )
     device = resolve_device(config.model.device)
     decode = FrameDecoder(
         config.parallel.decode,
@@ -47,7 +70,6 @@ def decode_latents(path: Path, output: Path, config: RunConfig | None = None) ->
         load_vae=lambda: loading.load_vae(folder, getattr(torch, config.model.vae_dtype), device),
         timeout_seconds=config.parallel.timeout_seconds,
     )
-    spec = VideoSpec(config.output.fps, config.output.crf)
     facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
-    write_video_meanwhile(decode(saved.latents), output, spec, metadata=container_metadata(facts))
-    return output
+    write_video_meanwhile(decode(saved.latents), output, spec, metadata=container_metadata(facts, spec.codec))
+    return place_of(output)

@@ -4,6 +4,7 @@
 video is already what a job would make.
 """
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -17,17 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from . import __version__
 from .config import RunConfig
 from .errors import InputError
-from .files import atomic_path
+from .files import atomic_path, sha256, size
+from .formats import Codec
+from .identity import deciding
 from .masks import step_masks
+from .parallel.mesh import Mesh
+from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar
+from .version import __version__
 
+NUM_PROBES = 64
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
-# Settings that leave no trace in the video; the seed and the weights that were used are compared themselves.
-_UNSEEN = {"model.path", "model.revision", "model.device", "model.offload_text_encoder", "sampling.seed"}
-_UNSEEN |= {"model.stream_text_encoder", "model.offload_experts"}
-_UNSEEN |= {"guidance.share_prefix", "guidance.batch_branches", "output.path", "output.keep_latents"}
 
 
 class SavedLatents(NamedTuple):
@@ -54,7 +56,7 @@ def job_facts(
     """
     guidance = config.guidance
     masks = []
-    if guidance.s2_scale:
+    if guidance.uses_s2:
         for step in range(num_steps):
             drawn = step_masks(
                 guidance.mask_spec(), num_blocks=num_blocks, seed=mask_seed, step=step, num_steps=num_steps
@@ -67,9 +69,60 @@ def job_facts(
         "seed": seed,
         "mask_seed": mask_seed,
         "model": config.model.path,
+        "num_blocks": num_blocks,
         "config": config.model_dump(mode="json"),
         "masks": masks,
     }
+
+
+def run_facts(
+    latents: Tensor,
+    mesh: Mesh,
+    *,
+    weights: Mapping[str, str],
+    timings: Mapping[str, float],
+    resumed_after_step: int | None = None,
+) -> dict[str, Any]:
+    """What a run adds to `job_facts`, as JSON.
+
+    Args:
+        latents: what is decoded, [1, C, T, H, W].
+        weights: SHA-256 of the weight files.
+        timings: seconds, by what they were spent on.
+    """
+    return {
+        "weights": dict(weights),
+        "latents": latents_record(latents).model_dump(mode="json"),
+        "resumed_after_step": resumed_after_step,
+        "mesh": mesh.describe(),
+        "machine": machine(mesh.device),
+        "versions": versions(),
+        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+    }
+
+
+def make_sidecar(facts: Mapping[str, Any], place: Path) -> Sidecar:
+    """All facts, of the job and of its run, and those of the video at `place`, a file or the folder of a sequence."""
+    output = {"name": place.name, "bytes": size(place), "sha256": sha256(place)}
+    return Sidecar.model_validate({"schema": SCHEMA_VERSION, **facts, "output": output})
+
+
+def latents_record(latents: Tensor) -> LatentsRecord:
+    """By what other latents are told to be the same as these, [1, C, T, H, W]."""
+    values = latents.detach().to("cpu", torch.float32).contiguous()
+    # Spread by a hash: positions at even distances would fall into a few columns of the picture.
+    words = [hashlib.sha256(str(k).encode()).digest()[:8] for k in range(NUM_PROBES)]
+    positions = [int.from_bytes(word, "big") % values.numel() for word in words]
+    digest = hashlib.sha256(values.numpy().astype("<f4").tobytes()).hexdigest()
+    probes = values.flatten()[positions].tolist()
+    return LatentsRecord.model_validate({"shape": tuple(values.shape), "sha256": digest, "probes": probes})
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What of a machine can change the last bits of a result, beside the ranks and the versions."""
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return {"device": name, "threads": torch.get_num_threads()}
 
 
 def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
@@ -78,26 +131,16 @@ def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
     The name of the video, the machine and the ranks that made it may be others.
     """
     try:
-        return _deciding(json.loads(path.read_text(encoding="utf-8"))) == _deciding(facts)
+        return deciding(json.loads(path.read_text(encoding="utf-8"))) == deciding(facts)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _deciding(facts: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    settings = {
-        f"{section}.{field}": value
-        for section in ("model", "sampling", "guidance", "output")
-        for field, value in facts["config"][section].items()
-    }
-    return (
-        [facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")]
-        + [image["digest"] for image in facts["images"]],
-        {key: value for key, value in settings.items() if key not in _UNSEEN},
-    )
-
-
-def container_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What the video file itself says, under names that MP4 has, so that every player shows them."""
+def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:
+    """What the video file itself says, under names that its format has, so that every program shows them."""
+    if codec == "exr":
+        maker = f"s2video {__version__}: {facts['model']}"
+        return {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
     return {"title": facts["prompt"], "comment": f"s2video {__version__}: {facts['model']}, seed {facts['seed']}"}
 
 

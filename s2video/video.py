@@ -1,39 +1,39 @@
-"""Frames -> MP4 file, as they come; MP4 file -> frames; two files beside each other.
+"""Frames -> a file or a sequence of files, as they come; video file -> frames.
 
-The colours: RGB in [0, 1] becomes Y'CbCr with the BT.709 matrix in limited range, 4:2:0, and the file says so in all
-four tags. Knows nothing of models and latents.
+The colours: RGB in [0, 1] becomes Y'CbCr with the BT.709 matrix in limited range, and the file says so in all four
+tags; PNG keeps the values, as sRGB; EXR has them as linear light. Knows nothing of models and latents.
 """
 
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, groupby
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import torch
-import torch.nn.functional as F
 from av.container import InputContainer
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .colour import pixels
 from .errors import InputError, NumericalError, S2VideoError
-from .ffmpeg import TAG_BT709, Ffmpeg, h264_mp4, raw_input
-from .files import atomic_path
+from .exr import ExrSequence
+from .ffmpeg import TAG_BT709, TAG_SRGB, Ffmpeg, raw_input
+from .files import atomic_folder, atomic_path
+from .formats import VideoSpec, codec_for, is_frame_name, place_of
 
-MAX_RATE_TERM = 1_001_000  # ffmpeg rounds a frame rate whose numerator or denominator is larger
 MAX_METADATA_BYTES = 100_000  # Linux takes at most 128 KiB in one argument of a program
 # What MP4 has its own names for. Any other key makes ffmpeg store all of them as free-form keys.
 STANDARD_METADATA = frozenset({"title", "artist", "comment", "description", "synopsis", "copyright", "genre", "album"})
 USE_BUNDLED = "use the ffmpeg that imageio-ffmpeg brings (unset IMAGEIO_FFMPEG_EXE)"
-COMPARISON_HEIGHT = 384  # px; `side_by_side` enlarges smaller videos up to here
+SAMPLE_RATE = 48_000  # Hz; of every sound track
 
-KR, KB = 0.2126, 0.0722  # BT.709: the shares of red and blue in luma
 # Code points of ITU-T H.273, which the tags are, by ffmpeg's names.
 PRIMARIES = {1: "bt709", 2: "unknown", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 9: "bt2020", 12: "smpte432"}
 TRANSFERS = {1: "bt709", 2: "unknown", 4: "gamma22", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1", 16: "smpte2084"}
@@ -42,29 +42,11 @@ RANGES = {0: "unknown", 1: "tv", 2: "pc"}
 
 
 @dataclass(frozen=True)
-class VideoSpec:
-    """How a video is encoded.
-
-    fps: frames a second, exact; numerator and denominator at most 1,001,000.
-    crf: x264's constant rate factor, 0 (lossless, but few players take it) to 51 (worst).
-    """
-
-    fps: Fraction
-    crf: int = 18
-
-    def __post_init__(self) -> None:
-        if not (self.fps > 0 and max(self.fps.numerator, self.fps.denominator) <= MAX_RATE_TERM):
-            raise InputError(
-                f"expected a frame rate above 0 whose terms are at most {MAX_RATE_TERM}, got {self.fps}; "
-                "give it as a whole number or as a fraction such as 24000/1001"
-            )
-        if not 0 <= self.crf <= 51:
-            raise InputError(f"expected a crf from 0 to 51, got {self.crf}")
-
-
-@dataclass(frozen=True)
 class VideoInfo:
-    """What a video file is. The colour tags have ffmpeg's names ("bt709", "tv"), or "unknown" where there is none."""
+    """What a video file or sequence is.
+
+    The colour tags have ffmpeg's names ("bt709", "tv"), or "unknown" where there is none.
+    """
 
     path: Path
     width: int
@@ -79,36 +61,40 @@ class VideoInfo:
 
 
 def write_video(frames: Iterable[Tensor], path: Path, spec: VideoSpec, *, metadata: Mapping[str, str]) -> VideoInfo:
-    """Encode frames to an H.264 MP4 (yuv420p, BT.709, limited range) as they come.
+    """Encode frames to a file, or to a folder of files, as they come.
 
     Args:
-        frames: float32 tensors [t, H, W, 3], RGB in [0, 1] (values outside are clamped), t may differ; H and W even.
-            Each is taken when the one before has gone to the encoder, so memory does not grow with the length.
-        path: the file appears under this name when it is complete, and not before.
+        frames: float32 tensors [t, H, W, 3], RGB in [0, 1] (values outside are clamped), t may differ; H and W as the
+            format wants them. Each is taken when the one before has gone to the encoder, so memory does not grow with
+            the length.
+        path: has the suffix of the format. A file appears under this name when it is complete, and not before; a
+            sequence X.exr likewise as the folder X with the files X.1001.exr, X.1002.exr, … in it.
         metadata: text for the container. Keys are letters, digits, "_", "." and "-"; empty texts are left out.
             With keys that MP4 knows (title, comment, ...) only, every player shows them; other keys are stored too, but
-            then all are in a form that fewer players show.
+            then all are in a form that fewer players show. An EXR header has each under its key, a PNG has none.
 
     Raises:
         InputError: path, metadata or frames cannot be used.
         NumericalError: a frame has NaN or infinite values.
-        S2VideoError: ffmpeg failed.
+        S2VideoError: the encoder failed.
     After any exception nothing new is at `path`, and neither a temporary file nor a process is left.
     """
-    tags = _metadata_arguments(metadata)
-    with atomic_path(path) as temporary:
-        singles = _single_frames(frames)
+    codec_for(path, spec.codec)
+    _metadata_arguments(metadata)  # refused before any frame is made
+    with _place(path, spec) as temporary:
+        singles = _single_frames(frames, spec)
         first = next(singles, None)
         if first is None:
             raise InputError(f"no frames came for {path}; expected at least one")
         height, width, _ = first.shape
-        source = [*raw_input("yuv420p", width, height, spec.fps), "-vf", TAG_BT709]
         num_frames = 0
-        with Ffmpeg([*source, *h264_mp4(spec.crf), *tags, f"file:{temporary}"]) as ffmpeg:
+        with _encoder(temporary, path, spec, (width, height), metadata) as send:
             for frame in chain([first], singles):
-                ffmpeg.send(_yuv420p(frame))
+                send(pixels(frame, spec.format.pixel_format))
                 num_frames += 1
-        return _checked(temporary, path, width, height, num_frames)
+        if spec.audio is not None:
+            _add_sound(temporary, spec, num_frames, metadata)
+        return _checked(temporary, path, spec, width, height, num_frames)
 
 
 def probe_video(path: Path) -> VideoInfo:
@@ -147,56 +133,6 @@ def read_video(path: Path) -> Tensor:
     return torch.from_numpy(_read_with_pyav(path) if frames is None else frames)
 
 
-def side_by_side(left: Path, right: Path, path: Path, *, labels: tuple[str, str] = ("CFG", "S²")) -> VideoInfo:
-    """Write one MP4 with two videos beside each other and a caption above each.
-
-    Small videos are enlarged by a whole factor, pixel for pixel, up to `COMPARISON_HEIGHT`. Colour tags and the rename
-    are those of `write_video`.
-
-    Args:
-        left, right: videos of the same even width and height, number of frames and rate.
-        labels: captions in ASCII and superscript digits, which is what the font inside Pillow has.
-
-    Raises:
-        InputError: the videos do not match, a label has other characters, or a path cannot be used.
-        S2VideoError: ffmpeg failed.
-    """
-    info, other = probe_video(left), probe_video(right)
-    for name in ("width", "height", "num_frames", "fps"):
-        if getattr(info, name) != getattr(other, name):
-            raise InputError(
-                f"two videos beside each other need the same {name}: {left} has {getattr(info, name)}, "
-                f"{right} has {getattr(other, name)}"
-            )
-    _check_size(info.width, info.height)
-    factor = max(1, COMPARISON_HEIGHT // info.height)
-    width, height = info.width * factor, info.height * factor
-    gap = 8
-    # Drawn here and not by ffmpeg's drawtext, which many builds lack and which needs a font of the system's.
-    captions = _captions(labels, width, gap, font_size=max(12, height // 16))
-    caption_height, total_width, _ = captions.shape
-    to_bt709 = "out_color_matrix=bt709:out_range=tv"
-    # Colour is interpolated to full resolution first, as players do, and then pixels are repeated: repeating the
-    # half-resolution colour samples instead leaves a grey rim at the edges of saturated shapes.
-    enlarge = f"scale=flags=bilinear:{to_bt709},format=yuv444p,scale={width}:{height}:flags=neighbor,format=yuv420p"
-    graph = ";".join(
-        [
-            f"[0:v]{enlarge},pad={width + gap}:{height}[left]",
-            f"[1:v]{enlarge}[right]",
-            f"[2:v]scale={to_bt709},format=yuv420p[captions]",
-            f"[left][right]hstack,pad={total_width}:{height + caption_height}:0:{caption_height}[both]",
-            f"[both][captions]overlay=0:0:eof_action=repeat,{TAG_BT709}[out]",
-        ]
-    )
-    inputs = ["-i", f"file:{left}", "-i", f"file:{right}"]
-    inputs += raw_input("rgb24", total_width, caption_height, info.fps)
-    chosen = ["-filter_complex", graph, "-map", "[out]", "-map_metadata", "-1"]
-    with atomic_path(path) as temporary:
-        with Ffmpeg([*inputs, *chosen, *h264_mp4(VideoSpec.crf), f"file:{temporary}"]) as ffmpeg:
-            ffmpeg.send(captions)
-        return _checked(temporary, path, total_width, height + caption_height, info.num_frames)
-
-
 def _metadata_arguments(metadata: Mapping[str, str]) -> list[str | bytes]:
     arguments: list[str | bytes] = []
     for key, text in metadata.items():
@@ -216,14 +152,14 @@ def _metadata_arguments(metadata: Mapping[str, str]) -> list[str | bytes]:
     return arguments
 
 
-def _single_frames(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+def _single_frames(chunks: Iterable[Tensor], spec: VideoSpec) -> Iterator[Tensor]:
     """Cut chunks [t, H, W, 3] into checked frames [H, W, 3]."""
     index, size = 0, None
     for chunk in chunks:
         if not (isinstance(chunk, Tensor) and chunk.dtype == torch.float32 and chunk.ndim == 4 and chunk.shape[3] == 3):
             came = f"{chunk.dtype} {list(chunk.shape)}" if isinstance(chunk, Tensor) else type(chunk).__name__
             raise InputError(f"expected frames as float32 tensors [t, H, W, 3], got {came} after {index} frames")
-        _check_size(chunk.shape[2], chunk.shape[1])
+        spec.check_size(chunk.shape[2], chunk.shape[1])
         size = size or chunk.shape[1:3]
         if chunk.shape[1:3] != size:
             raise InputError(
@@ -237,36 +173,52 @@ def _single_frames(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
             index += 1
 
 
-def _check_size(width: int, height: int) -> None:
-    if width <= 0 or height <= 0 or width % 2 or height % 2:
-        raise InputError(
-            f"expected an even width and height above 0, got {width}x{height} px; "
-            "H.264 players need an even size, because colour is stored at half the resolution"
-        )
+@contextmanager
+def _encoder(
+    temporary: Path, path: Path, spec: VideoSpec, size: tuple[int, int], metadata: Mapping[str, str]
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Yield what takes a frame's pixels; all are written when the block ends well."""
+    if spec.format.encoder is None:
+        yield ExrSequence(temporary, path, spec, metadata).send
+        return
+    target, tag, texts = f"file:{temporary}", TAG_BT709, _metadata_arguments(metadata)
+    if spec.format.is_sequence:
+        # in ffmpeg's names of sequences, % has a meaning
+        target = f"file:{temporary / path.stem}".replace("%", "%%") + f".%04d{path.suffix}"
+        tag, texts = TAG_SRGB, []
+    source = [*raw_input(spec.format.pixel_format, *size, spec.fps), "-vf", tag]
+    with Ffmpeg(
+        [*source, *spec.encoder_arguments(), *texts, *spec.container_arguments(), target], spec.ffmpeg
+    ) as ffmpeg:
+        yield ffmpeg.send
 
 
-def _yuv420p(frame: Tensor) -> NDArray[np.uint8]:
-    """[H, W, 3] RGB -> uint8 [H * W * 3 / 2]: planes Y, Cb, Cr by BT.709 in limited range, each value rounded once.
+def _add_sound(video: Path, spec: VideoSpec, num_frames: int, metadata: Mapping[str, str]) -> None:
+    """Put the sound track beside the pictures of a finished file, exactly as long as they are.
 
-    Not left to swscale: from 16-bit RGB it takes white as 255.996 / 255 and adds a dither pattern (measured on
-    ffmpeg 9.0: luma 0.4 too bright on average, up to 1.7 off); from 8-bit RGB it would round twice.
+    Not in one go with the pictures: ffmpeg's `-shortest` leaves sound that ends before or after them (seen in 9.0).
     """
-    red, green, blue = frame.clamp(0, 1).unbind(-1)
-    luma = KR * red + (1 - KR - KB) * green + KB * blue
-    # In [-0.5, 0.5], [2, H, W].
-    chroma = torch.stack([(blue - luma) / (2 * (1 - KB)), (red - luma) / (2 * (1 - KR))])
-    # Half the resolution, sited where H.264 has it by default: between two rows, on every second column.
-    rows = (chroma[:, 0::2] + chroma[:, 1::2]) / 2
-    before = F.pad(rows, (1, 0), mode="replicate")[..., :-1:2]
-    halved = (before + 2 * rows[..., 0::2] + rows[..., 1::2]) / 4
-    planes = torch.cat([(16 + 219 * luma).flatten(), (128 + 224 * halved).flatten()])
-    return planes.round().to(device="cpu", dtype=torch.uint8).numpy()
+    assert spec.format.sound is not None
+    num_samples = round(num_frames / spec.fps * SAMPLE_RATE)
+    length = f"aresample={SAMPLE_RATE},apad,atrim=end_sample={num_samples}"
+    inputs = ["-i", f"file:{video}", "-i", f"file:{spec.audio}", "-map", "0:v", "-map", "1:a:0", "-map_metadata", "-1"]
+    sound = ["-c:v", "copy", "-af", length, *spec.format.sound]
+    with atomic_path(video) as temporary:
+        texts = _metadata_arguments(metadata)
+        with Ffmpeg([*inputs, *sound, *texts, *spec.container_arguments(), f"file:{temporary}"], spec.ffmpeg):
+            pass  # it reads files, and ends by itself
 
 
-def _checked(temporary: Path, path: Path, width: int, height: int, num_frames: int) -> VideoInfo:
+def _place(path: Path, spec: VideoSpec) -> AbstractContextManager[Path]:
+    if spec.format.is_sequence:
+        return atomic_folder(place_of(path), partial(is_frame_name, path))
+    return atomic_path(path)
+
+
+def _checked(temporary: Path, path: Path, spec: VideoSpec, width: int, height: int, num_frames: int) -> VideoInfo:
     """What the finished file says of itself, under its final name; an error if that is not what was sent."""
     try:
-        info = probe_video(temporary)
+        info = _probe_sequence(temporary, spec) if spec.format.is_sequence else probe_video(temporary)
     except InputError as error:
         raise S2VideoError(f"ffmpeg ended well but left no video for {path}; {USE_BUNDLED}") from error
     if (info.width, info.height, info.num_frames) != (width, height, num_frames):
@@ -275,6 +227,13 @@ def _checked(temporary: Path, path: Path, width: int, height: int, num_frames: i
             f"expected {num_frames} of {width}x{height}; {USE_BUNDLED}"
         )
     return replace(info, path=path)
+
+
+def _probe_sequence(folder: Path, spec: VideoSpec) -> VideoInfo:
+    frames = sorted(folder.iterdir())
+    if not frames:
+        raise InputError(f"no frames in {folder}")
+    return replace(probe_video(frames[-1]), num_frames=len(frames), fps=spec.fps)
 
 
 @contextmanager
@@ -309,36 +268,3 @@ def _read_with_pyav(path: Path) -> NDArray[np.uint8]:
     if not frames:
         raise InputError(f"{path} has no frames")
     return np.stack(frames)
-
-
-def _captions(labels: tuple[str, str], width: int, gap: int, *, font_size: int) -> NDArray[np.uint8]:
-    """White text on black, uint8 [2 * font_size, 2 * width + gap, 3]: a label centred over each of two videos."""
-    image = Image.new("RGB", (2 * width + gap, 2 * font_size))
-    draw = ImageDraw.Draw(image)
-    for label, start in zip(labels, (0, width + gap), strict=True):
-        runs = _label_runs(label)
-        size = font_size
-        while size > 6 and _runs_width(runs, size) > width:
-            size -= 1
-        x = start + (width - _runs_width(runs, size)) / 2
-        baseline = font_size * 1.35
-        for text, raised in runs:
-            font = ImageFont.load_default(size * (0.6 if raised else 1))
-            draw.text((x, baseline - (0.35 * size if raised else 0)), text, font=font, fill="white", anchor="ls")
-            x += font.getlength(text)
-    return np.asarray(image)
-
-
-def _label_runs(label: str) -> list[tuple[str, bool]]:
-    """Cut a label into runs of (ASCII text, whether it stands raised): "S²" -> [("S", False), ("2", True)]."""
-    runs = []
-    for raised, letters in groupby(label, key=lambda letter: unicodedata.decomposition(letter).startswith("<super>")):
-        text = "".join(letters)
-        runs.append((unicodedata.normalize("NFKD", text) if raised else text, raised))
-    if not all(text.isascii() and text.isprintable() for text, _ in runs):
-        raise InputError(f"caption {label!r}: expected ASCII letters and superscript digits only")
-    return runs
-
-
-def _runs_width(runs: list[tuple[str, bool]], size: float) -> float:
-    return sum(ImageFont.load_default(size * (0.6 if raised else 1)).getlength(text) for text, raised in runs)

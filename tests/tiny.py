@@ -3,6 +3,7 @@
 Five heads and 175 tokens: neither divides by 2 or by 3.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,22 @@ def build_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def tiny_config(checkpoint: Path, **guidance: Any) -> RunConfig:
+def random_lora(transformer: nn.Module, *, layers: str = "attn", rank: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """A LoRA of all linear layers whose names hold `layers`, as strong as the weights, under diffusers' keys."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, Tensor] = {}
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear) and layers in name:
+            key, scale = f"transformer.{name}", module.in_features**-0.25
+            made[f"{key}.lora_A.weight"] = scale * torch.randn(rank, module.in_features, generator=generator)
+            made[f"{key}.lora_B.weight"] = scale * torch.randn(module.out_features, rank, generator=generator)
+    return made
+
+
+def tiny_config(checkpoint: Path, *, lora: Sequence[dict[str, Any]] = (), **guidance: Any) -> RunConfig:
     return build_config(
         {
-            "model": {"path": str(checkpoint), "device": "cpu"},
+            "model": {"path": str(checkpoint), "device": "cpu", "lora": list(lora)},
             "sampling": {**SIZE, "num_inference_steps": 6, "max_sequence_length": MAX_SEQUENCE_LENGTH},
             "guidance": {"drop_ratio": 0.3, **guidance},
         }

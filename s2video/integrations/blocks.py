@@ -45,12 +45,30 @@ STRUCTURES = {
 }
 
 
+# Hooks of diffusers that hand on what another call computed, whether `enable_cache` or an `apply_` function put them.
+_CACHES = {f"diffusers.hooks.{name}_cache" for name in ("faster", "first_block", "mag", "sea", "taylorseer", "text_kv")}
+_CACHES |= {"diffusers.hooks.pyramid_attention_broadcast"}
+
+
 def check_transformer(transformer: Any, spec: MaskSpec) -> None:
-    """Raise InputError for a transformer that is not known, or compiled as a whole, and for too many blocks to drop."""
+    """Raise InputError for a transformer that cannot be run in part, or has too few blocks to drop.
+
+    That is one that is not known, is compiled as a whole, has a step cache on, or shares its tokens with other ranks.
+    """
     if getattr(transformer, "_compiled_call_impl", None) is not None or hasattr(transformer, "_orig_mod"):
         raise InputError(
             "S²-Guidance: the transformer is compiled as a whole, and would be compiled anew for every mask: compile "
             "its blocks instead, transformer.compile_repeated_blocks()"
+        )
+    if (cache := _step_cache(transformer)) is not None:
+        raise InputError(
+            f"S²-Guidance: {cache} reuses what blocks computed, and would hand the sub prediction's to cond: call "
+            "transformer.disable_cache() first"
+        )
+    if getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None) is not None:
+        raise InputError(
+            "S²-Guidance: enable_parallelism shards tokens in hooks of blocks, which may be left out: let several GPUs "
+            "make one video by s2video launch"
         )
     num_blocks = count_blocks(transformer)
     eligible = len(spec.eligible(num_blocks))
@@ -58,6 +76,15 @@ def check_transformer(transformer: Any, spec: MaskSpec) -> None:
         raise InputError(
             f"S²-Guidance: drop_count: expected at most {eligible} of {num_blocks} blocks, came {spec.drop_count}"
         )
+
+
+def _step_cache(transformer: nn.Module) -> str | None:
+    """The name of diffusers' cache that is on, if one is."""
+    if (config := getattr(transformer, "_cache_config", None)) is not None:
+        return type(config).__name__
+    registries = (module.__dict__.get("_diffusers_hook") for module in transformer.modules())
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    return next((type(hook).__name__ for hook in hooks if type(hook).__module__ in _CACHES), None)
 
 
 def count_blocks(transformer: nn.Module) -> int:
@@ -76,18 +103,11 @@ class Forks:
     """One conditional call of a transformer, and the sub predictions that fork from it.
 
     Args:
+        transformer: one that passed `check_transformer`.
         masks: the dropped blocks of each sub prediction, none of them empty.
-
-    Raises:
-        InputError: where a step cache is on.
     """
 
     def __init__(self, transformer: nn.Module, masks: Sequence[Sequence[int]]) -> None:
-        if getattr(transformer, "is_cache_enabled", False):
-            raise InputError(
-                f"S²-Guidance: {type(transformer._cache_config).__name__} reuses what blocks computed, and would hand "
-                "the sub prediction's to cond: call transformer.disable_cache() first"
-            )
         self._transformer = transformer
         self._structure = _structure(transformer)
         self._states: dict[int, tuple[Tensor, ...]] = {min(mask): () for mask in masks}
@@ -109,6 +129,7 @@ class Forks:
         def walk(index: int, block: Block, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             if index > fork and index not in dropped:
                 return block(*arguments, **keywords)
+            _pass_by(block)
             state = self._states[fork] if index == fork else self._given(arguments, keywords)
             return state if len(state) > 1 else state[0]
 
@@ -118,6 +139,15 @@ class Forks:
         """The states among a block's arguments, in the order in which it would return them."""
         names = self._structure.returns
         return tuple(keywords[name] if name in keywords else arguments[_POSITIONS[name]] for name in names)
+
+
+def _pass_by(block: Block) -> None:
+    """Of blocks that are offloaded as one group, the first brings all and the last takes them away."""
+    registry = vars(block).get("_diffusers_hook")
+    hook = None if registry is None else registry.get_hook("group_offloading")
+    if hook is not None and len(hook.group.modules) > 1:
+        hook.pre_forward(block)
+        hook.post_forward(block, None)
 
 
 class _WalkedList(nn.ModuleList):

@@ -127,8 +127,7 @@ class S2Guidance(BaseGuidance):
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **subs: Tensor) -> GuiderOutput:
         """Predictions of one shape -> the guided one, in the dtype of `pred_cond`."""
-        if self._step is not None and self._step + 1 == self._num_inference_steps:
-            self._step = None  # pipelines ask for `num_conditions` before the first step of the next video
+        self._step = None  # pipelines ask for `num_conditions` before the first step of the next video
         if not self._enabled:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
         pred = combine(

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers import ModularPipeline
 from torch import Tensor
 
 from ..config import build_config
 from ..errors import InputError
 from ..masks import MaskSpec, step_masks
 from .blocks import Forks, check_transformer, count_blocks
+from .guider import S2Guidance
 
 _ATTRIBUTE = "_s2video"
 
@@ -40,6 +42,8 @@ FAMILIES = {
     "WanPipeline": _Family(transformers=("transformer", "transformer_2")),
     "WanImageToVideoPipeline": _Family(transformers=("transformer", "transformer_2")),
     "HunyuanVideoPipeline": _Family(),
+    "HunyuanVideo15Pipeline": _Family(cond_context="pred_cond"),  # as guiders call it
+    "HunyuanVideo15ImageToVideoPipeline": _Family(cond_context="pred_cond"),
     "FluxPipeline": _Family(),
     "StableDiffusion3Pipeline": _Family(cond_context=None),
 }
@@ -70,7 +74,9 @@ def enable(
         mask_seed: of the masks, which are those that this package's own sampler draws. The noise's seed is not it.
 
     Raises:
-        InputError: a pipeline that is not known, a transformer compiled as a whole, and settings out of their bounds.
+        InputError: a pipeline that is not known or whose guider is S2Guidance, settings out of their bounds, and a
+            transformer that is compiled as a whole, has a step cache on, or shares its tokens with other ranks. What is
+            done to the pipeline later is refused by the call that meets it.
     """
     settings = {
         "s2_scale": s2_scale,
@@ -87,7 +93,7 @@ def enable(
     transformers = [t for t in (getattr(pipe, name, None) for name in family.transformers) if t is not None]
     spec = guidance.mask_spec()
     for transformer in transformers:
-        check_transformer(transformer, spec)
+        _check(pipe, transformer, spec)
     disable(pipe)
     control = _Control(pipe, family, spec, guidance.s2_scale, mask_seed)
     for transformer in transformers:
@@ -104,8 +110,16 @@ def disable(pipe: Any) -> None:
             transformer.__class__ = type(transformer).__bases__[0]
 
 
+def _check(pipe: Any, transformer: Any, spec: MaskSpec) -> None:
+    check_transformer(transformer, spec)
+    if isinstance(getattr(pipe, "guider", None), S2Guidance):
+        raise InputError("enable: the pipeline's guider is S2Guidance, which does the same: use one of the two")
+
+
 def _family(pipe: Any) -> _Family:
     name = type(pipe).__name__
+    if isinstance(pipe, ModularPipeline):
+        raise InputError(f"enable: {name} takes a guider: pipe.update_components(guider=s2video.S2Guidance(...))")
     if name not in FAMILIES:
         raise InputError(
             f"enable: expected one of {', '.join(FAMILIES)}, came {name}; in other pipelines nothing tells which call "
@@ -131,9 +145,11 @@ class _Control:
         """The pipeline's call, and after a conditional one the sub prediction."""
         if not self.s2_scale or self.context != self.family.cond_context or keywords.get("skip_layers") is not None:
             return forward(*arguments, **keywords)
+        self.deviation = None  # a step that was interrupted left its own
         masks = self._masks(transformer)
         if not any(masks):
             return forward(*arguments, **keywords)
+        _check(self.pipe, transformer, self.spec)
         forks = Forks(transformer, masks)
         with forks.recording():
             output = forward(*arguments, **keywords)

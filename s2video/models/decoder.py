@@ -67,12 +67,22 @@ class FrameDecoder:
         """
         return in_step(self._chunks(latents), self._mesh.world, self._mesh.device)
 
+    @property
+    def needs_others(self) -> bool:
+        """Whether other ranks decode with rank 0."""
+        return self._num_ranks > 1
+
+    def alone(self, latents: Tensor) -> Generator[Tensor, None, None]:
+        """The same on rank 0, of which the others learn nothing; not where `needs_others`."""
+        assert not self.needs_others
+        yield from self._chunks(latents)
+
     @cached_property
     def _axis(self) -> Axis | None:
         """Made at the first call, after the ranks have agreed on the job and so on its size."""
         return first_ranks("decode", self._num_ranks, self._mesh.world, self._timeout_seconds)
 
-    def _chunks(self, latents: Tensor) -> Generator[Tensor | None, None, None]:
+    def _chunks(self, latents: Tensor) -> Generator[Any, None, None]:
         axis = self._axis
         if axis is None:
             return

@@ -21,6 +21,11 @@ class Images(NamedTuple):
         """Scaled until they cover the video's pixels, and cut off evenly on both sides; as they are where they fit."""
         return Images(_fit(self.first, width, height), None if self.last is None else _fit(self.last, width, height))
 
+    def records(self, *paths: Path | None) -> list[dict[str, str]]:
+        """For a sidecar: of each image where it was, and its digest."""
+        given = [str(path) for path in paths if path is not None]
+        return [{"path": path, "digest": digest} for path, digest in zip(given, self.digests(), strict=True)]
+
     def digests(self) -> list[str]:
         """SHA-256 of each one's size and pixels."""
         return [hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest() for image in self if image]

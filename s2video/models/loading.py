@@ -39,21 +39,29 @@ def find_checkpoint(path: str, revision: str | None = None) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    names_a_path = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir()
+    return download(path, "model.path", _HUB_FILES, revision, or_else=f" or an embedded model ({', '.join(EMBEDDED)})")
+
+
+def download(path: str, field: str, files: list[str], revision: str | None = None, *, or_else: str = "") -> Path:
+    """The Hub's cache of those files of a Hub id; `or_else`: what else it might have been that is no folder.
+
+    Raises:
+        InputError: where it cannot be a Hub id, or cannot be had; the message begins with `field`.
+    """
+    names_a_path = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).parent.is_dir()
     if names_a_path or "\\" in path:
         raise InputError(
-            f"model.path: no folder {path!r}, and it is not a Hub id (owner/name) or an embedded model "
-            f"({', '.join(EMBEDDED)}); check the spelling"
+            f"{field}: no folder {path!r}, and it is not a Hub id (owner/name){or_else}; check the spelling"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"model.path: {path!r} is neither a folder here nor could it be had from the Hub ({reason}); check the "
+            f"{field}: {path!r} is neither a folder here nor could it be had from the Hub ({reason}); check the "
             "spelling, the connection, and access (hf auth login)"
         ) from None
 
@@ -73,7 +81,7 @@ def check_checkpoint(folder: Path) -> None:
         if name in family.weighted:
             read_json(folder / name / "config.json")
             for file in weight_files(folder / name):
-                _read_header(file)
+                read_header(file)
         else:
             read_json(folder / name / _SETTINGS.get(name, "tokenizer_config.json"))
 
@@ -113,7 +121,7 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read_header(path: Path) -> bytes:
+def read_header(path: Path) -> bytes:
     """A safetensors file's header, after checking that the file is as long as the header says."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -134,7 +142,7 @@ def _read_header(path: Path) -> bytes:
 def fingerprint(folder: Path) -> dict[str, str]:
     """File names of all weights -> digest of their headers (names, shapes, dtypes): cheap, for ranks to compare."""
     return {
-        str(file.relative_to(folder)): hashlib.sha256(_read_header(file)).hexdigest()[:16]
+        str(file.relative_to(folder)): hashlib.sha256(read_header(file)).hexdigest()[:16]
         for name in read_family(folder).weighted
         for file in weight_files(folder / name)
     }
@@ -142,7 +150,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 def num_parameters(folder: Path) -> int:
     """Numbers in the weight files of one component, from their headers. Raises InputError as `check_checkpoint`."""
-    headers = (json.loads(_read_header(file)) for file in weight_files(folder))
+    headers = (json.loads(read_header(file)) for file in weight_files(folder))
     return sum(math.prod(t["shape"]) for header in headers for name, t in header.items() if name != "__metadata__")
 
 

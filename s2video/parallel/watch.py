@@ -97,20 +97,21 @@ class Watch:
             self._own.sequence += 1
             self._changed()
 
-    def meet(self) -> None:
-        """Return when all ranks have come here.
+    def meet(self, within: float | None = None) -> bool:
+        """Return when all ranks have come here, and whether they have `within` so many seconds, where that is given.
 
         For work that one rank does while the others wait: a collective would give it only `timeout_seconds`.
         """
         if self._store is None:
-            return
+            return True
         self.report("waiting for the other ranks")
         with self._news:
             self._own.meetings += 1
             self._meeting = True
             self._changed()
-            self._news.wait_for(lambda: all(r.meetings >= self._own.meetings for r in self._records))
+            came = self._news.wait_for(lambda: all(r.meetings >= self._own.meetings for r in self._records), within)
             self._meeting = False
+        return came
 
     def start(self) -> None:
         """Watch from now on. There was a collective since the block began, so every rank has written its record."""
@@ -132,7 +133,7 @@ class Watch:
         failure = None
         if error is None:
             self.meet()
-        elif _shows_a_lost_rank(error):
+        elif shows_a_lost_rank(error):
             with self._news:
                 self._own.waited = True
                 self._changed()
@@ -300,7 +301,7 @@ def connect(silence: float) -> Watch:
     )
 
 
-def _shows_a_lost_rank(error: BaseException) -> bool:
+def shows_a_lost_rank(error: BaseException) -> bool:
     """Whether a collective failed: gloo raises plain RuntimeErrors that name a file of its sources."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 

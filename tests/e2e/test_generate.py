@@ -1,5 +1,6 @@
 """From the command line to files: one rank in this process, two and three ranks under torchrun."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
+import OpenImageIO
 import pytest
 import torch
 import yaml
@@ -17,6 +20,7 @@ from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from s2video.cli import main
 from s2video.masks import step_masks
 from s2video.models.loading import weight_digests
+from s2video.sidecar import latents_record
 from s2video.video import probe_video, read_video
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,6 +70,10 @@ def test_one_video_with_all_its_files(
     assert sidecar["mesh"] == mesh
     assert sidecar["versions"]["torch"] == torch.__version__
     assert sidecar["timings"]["denoise_seconds"] > 0
+    jsonschema.validate(sidecar, json.loads((REPOSITORY / "docs" / "sidecar.schema.json").read_text()))
+    with safe_open(output.with_name("clip.latents.safetensors"), framework="pt") as file:
+        assert sidecar["latents"] == latents_record(file.get_tensor("latents")).model_dump(mode="json")
+    assert sidecar["output"]["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
 
     with safe_open(output.with_name("clip.latents.safetensors"), framework="pt") as file:
         assert list(file.keys()) == ["latents"]
@@ -79,6 +87,35 @@ def test_decode_makes_the_same_video(config_file: Path, tmp_path: Path) -> None:
     assert main(["decode", str(tmp_path / "clip.latents.safetensors"), "--output", str(again)]) == 0
     assert torch.equal(read_video(output), read_video(again))
     assert probe_video(again).metadata["title"] == PROMPT
+
+
+def test_a_sequence_goes_the_same_way(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """generate, --resume and decode, with a sequence in the place of the file."""
+    made = tmp_path / "made"
+    arguments = ["--prompt", PROMPT, "--seed", "5", "--keep-latents", "--set", "sampling.num_inference_steps=2"]
+    arguments += ["--set", "output.timecode='01:00:00:00'"]
+    assert generate(config_file, made / "s{seed}.{ext}", *arguments, "--codec", "exr") == 0
+    assert capsys.readouterr().out.strip() == str(made / "s5")
+    assert sorted(p.name for p in made.iterdir()) == ["s5", "s5.json", "s5.latents.safetensors"]
+    frames = sorted((made / "s5").iterdir())
+    assert [p.name for p in frames] == [f"s5.{number}.exr" for number in range(1001, 1018)]
+    header = OpenImageIO.ImageInput.open(str(frames[0])).spec()
+    assert (header.getattribute("prompt"), header.getattribute("seed")) == (PROMPT, "5")
+    assert json.loads((made / "s5.json").read_text())["config"]["output"]["codec"] == "exr"
+
+    before = [p.stat().st_mtime_ns for p in frames]
+    assert generate(config_file, made / "s5.exr", *arguments, "--resume") == 0
+    assert [p.stat().st_mtime_ns for p in frames] == before
+    assert generate(config_file, made / "s5.mp4", *arguments, "--resume") == 0
+    assert (made / "s5.mp4").is_file()
+
+    latents = str(made / "s5.latents.safetensors")
+    assert main(["decode", latents, "--output", str(tmp_path / "again.exr")]) == 0
+    for path, again in zip(frames, sorted((tmp_path / "again").iterdir()), strict=True):
+        first, second = (OpenImageIO.ImageInput.open(str(name)).read_image(OpenImageIO.HALF) for name in (path, again))
+        assert (first == second).all()
+    assert main(["decode", latents, "--codec", "png"]) == 2  # would be the same folder
+    assert "s5.1001.exr" in capsys.readouterr().err and sorted((made / "s5").iterdir()) == frames
 
 
 def test_many_videos_are_named_and_seeded_in_order(config_file: Path, tmp_path: Path) -> None:

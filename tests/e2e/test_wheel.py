@@ -64,7 +64,7 @@ def config(tmp_path: Path) -> Path:
 def test_wheel_holds_the_package_the_model_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"s2video"}
-    assert "s2video/py.typed" in names
+    assert {"s2video/py.typed", "s2video/assets/page.css"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     shipped = {name for name in names if name.startswith(f"{EMBEDDED}/")}
     present = {p.relative_to(ROOT).as_posix() for p in (ROOT / EMBEDDED).rglob("*") if p.is_file()}

@@ -14,11 +14,16 @@ PACKAGE = ROOT / "s2video"
 
 # A module imports from its own floor and from those below it.
 FLOORS: dict[int, list[str]] = {
-    0: ["errors", "ending", "files", "config", "config_text", "guidance", "masks", "geometry", "cards", "costs"],
+    0: [
+        *("errors", "ending", "files", "locks", "config", "config_text", "guidance", "rivals", "masks", "geometry"),
+        *("cards", "costs", "timecode", "formats", "colour", "naming", "shots", "batch_config", "version"),
+        *("sidecar_model",),
+    ],
     1: [f"parallel.{name}" for name in ("watch", "mesh", "traffic", "collectives", "ring", "attention")]
     + [f"parallel.{name}" for name in ("agreement", "weights", "zero3", "halo", "lead")],
     2: [f"models.{name}" for name in ("base", "tokens", "family", "wan_family", "hunyuan_family", "families")]
     + [f"models.{name}" for name in ("wan", "hunyuan_video", "text", "images", "image_encoder", "experts", "loading")]
+    + ["models.lora"]
     + [f"models.{name}" for name in ("hunyuan15_family", "hunyuan_video15")]
     + [f"models.{name}" for name in ("parts", "vae", "vae_sharded", "vae_tiled", "decoder")],
     3: [
@@ -27,15 +32,23 @@ FLOORS: dict[int, list[str]] = {
         "denoising",
         "sampler",
         "ffmpeg",
+        "exr",
         "video",
         "video_queue",
         "progress",
         "sidecar",
         "checkpoint",
         "forecast",
+        "identity",
+        "gpu_room",
+        "captions",
+        "compare",
+        "sheet",
     ],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
-    + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"],
+    + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"]
+    + ["batch", "batch_store", "batch_plan", "batch_status", "replicas", "cli_batch"]
+    + ["describe", "reproduce", "page", "cli_review", "api"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 PACKAGES = {"", "parallel", "models", "integrations"}  # their __init__ holds nothing but the version and docstrings
@@ -105,7 +118,7 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 
 
 def test_the_public_face() -> None:
-    assert sorted(s2video.__all__) == ["S2Guidance", "__version__", "disable", "enable"]
+    assert sorted(s2video.__all__) == ["S2Guidance", "__version__", "disable", "enable", "load"]
 
 
 def test_every_module_says_what_it_does() -> None:

@@ -108,7 +108,44 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+NO_TENSORS = b"\x02" + b"\0" * 7 + b"{}"  # a whole safetensors file
+
+
+def lora(content: bytes, more: str = "scale: 1") -> Callable[[Workspace], list[str]]:
+    return lambda workspace: [
+        "--set",
+        f"model.lora=[{{path: {workspace.file('lora.safetensors', content)}, {more}}}]",
+    ]
+
+
 CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
+    # LoRA
+    "LoRA of no file": (setting("model.lora=[{path: no/such.safetensors}]"), ["model.lora", "no/such.safetensors"]),
+    "LoRA of no folder": (setting("model.lora=[{path: ./none}]"), ["model.lora", "no folder './none'"]),
+    "LoRA without path": (setting("model.lora=[{scale: 1}]"), ["model.lora.0", "expected path"]),
+    "LoRA that is no list": (setting("model.lora=x"), ["model.lora", "expected a list"]),
+    "LoRA scale no number": (setting("model.lora=[{path: x, scale: strong}]"), ["model.lora.0.scale", "number"]),
+    "LoRA damaged": (lora(b"\0" * 20), ["lora.safetensors", "safetensors file"]),
+    "LoRA cut off": (lora(b"\x02" + b"\0" * 7 + b"{}x"), ["lora.safetensors", "10 bytes were expected, it has 11"]),
+    "LoRA of a second transformer": (lora(NO_TENSORS, "component: transformer_2"), ["has no transformer_2"]),
+    "LoRA with sharded weights": (
+        lambda workspace: [*lora(NO_TENSORS)(workspace), *setting("parallel.weights=fsdp")(workspace)],
+        ["model.lora", "replicated", "fsdp"],
+    ),
+    # other guidance
+    "unknown method": (setting("guidance.method=cfg++"), ["guidance.method", "'s2', 'cfg_zero_star', 'apg' or 'slg'"]),
+    "S² and another": (setting("guidance.method=apg", "guidance.s2_scale=0.4"), ["method is apg", "s2_scale 0.4"]),
+    "older S² and another": (setting("guidance.method=apg", "guidance.form=original"), ["method is apg", "original"]),
+    "zeros that are rescaled": (
+        setting("guidance.method=cfg_zero_star", "guidance.rescale=0.5"),
+        ["guidance", "expected rescale 0, came 0.5", "zero_init_steps"],
+    ),
+    "SLG without layers": (setting("guidance.method=slg"), ["guidance", "slg.layers"]),
+    "SLG layers outside": (
+        setting("guidance.method=slg", f"guidance.slg.layers=[{NUM_BLOCKS}]"),
+        ["guidance.slg.layers", f"0 to {NUM_BLOCKS - 1}", f"came {NUM_BLOCKS}"],
+    ),
+    "SLG window": (setting("guidance.slg.start=0.5"), ["guidance.slg", "start <= stop", "came start 0.5 and stop 0.2"]),
     # arguments
     "no such option": (words("--promt", "x"), ["--promt"]),
     "option without value": (words("--seed"), ["--seed"]),
@@ -133,6 +170,25 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "output name too long": (output("x" * 300 + ".mp4"), ["output", "too long"]),
     "output not MP4": (output("video.avi"), [".mp4", "video.avi"]),
     "output without suffix": (output("video"), [".mp4"]),
+    "codec unknown": (words("--codec", "divx"), ["--codec", "h265"]),
+    "codec and suffix": (words("--codec", "prores"), [".mov", "video.mp4"]),
+    "codec and suffix in the config": (setting("output.codec=png"), [".png", "video.mp4"]),
+    "picture too small": (
+        lambda w: ["--codec", "dnxhr", "--output", str(w.output.with_suffix(".mov"))],
+        ["dnxhr takes pictures from 256x120 px on"],
+    ),
+    "no such sound": (words("--set", "output.audio=/nowhere.wav"), ["output.audio", "/nowhere.wav"]),
+    "sound in a sequence": (
+        lambda w: ["--set", "output.audio=a.wav", "--output", str(w.output.with_suffix(".exr"))],
+        ["no place for sound"],
+    ),
+    "timecode not quoted": (setting("output.timecode=10:00:00:00"), ["10:00:00:00 as", "quote it"]),
+    "timecode impossible": (setting("output.timecode='01:00:00:16'"), ["at most 23:59:59:15"]),
+    "folder of another": (
+        lambda w: ["--output", str(_filled(w.folder / "x").with_suffix(".exr"))],
+        ["x: this folder holds 'plan.doc'"],
+    ),
+    "output template": (output("{promt}.{ext}"), ["unknown field 'promt'", "did you mean 'prompt'"]),
     "output empty": (words("--output", ""), ["output.path"]),
     # config file
     "config missing": (no_config, ["does not exist"]),
@@ -217,6 +273,11 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "weights short of a byte": (checkpoint(lambda c: truncate(c / WEIGHTS, -1)), [WEIGHTS]),
     "weights not safetensors": (checkpoint(lambda c: _write(c / WEIGHTS, "version https://git-lfs")), [WEIGHTS]),
 }
+
+
+def _filled(folder: Path) -> Path:
+    (_made(folder) / "plan.doc").touch()
+    return folder
 
 
 def _made(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """`enable(pipe)`: Eq. 4 inside unmodified diffusers pipelines, and nothing left behind."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,30 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
+    FasterCacheConfig,
     FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    TaylorSeerCacheConfig,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
     WanVideoToVideoPipeline,
 )
-from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, SIZE, build_transformer, build_vae, tiny_config
+from diffusers.hooks import apply_first_block_cache
+from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
+from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
+from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, SIZE, build_transformer, build_vae, random_lora, tiny_config
+from tiny_pipelines import build_hunyuan_video_15
 from torch import Tensor, nn
 
 import s2video
@@ -45,6 +55,12 @@ def wan_with_two_transformers(folder: Path) -> tuple[DiffusionPipeline, dict[str
     pipe, arguments = wan(folder)
     second = build_transformer(seed=1)
     return WanPipeline(**{**pipe.components, "transformer_2": second}, boundary_ratio=1.0), arguments
+
+
+def wan_with_lora(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    pipe, arguments = wan(folder)
+    pipe.transformer.load_lora_adapter(random_lora(pipe.transformer))
+    return pipe, arguments
 
 
 def wan_image_to_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
@@ -91,6 +107,14 @@ def hunyuan_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
         "width": 96,
         "num_frames": 9,
     }
+
+
+def hunyuan_video_15(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    return build_hunyuan_video_15()
+
+
+def hunyuan_video_15_image_to_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    return build_hunyuan_video_15("i2v")
 
 
 def flux(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
@@ -157,7 +181,17 @@ def image_vae() -> AutoencoderKL:
 
 BUILDERS = {
     build.__name__: build
-    for build in (wan, wan_with_two_transformers, wan_image_to_video, hunyuan_video, flux, stable_diffusion_3)
+    for build in (
+        wan,
+        wan_with_two_transformers,
+        wan_with_lora,
+        wan_image_to_video,
+        hunyuan_video,
+        hunyuan_video_15,
+        hunyuan_video_15_image_to_video,
+        flux,
+        stable_diffusion_3,
+    )
 }
 
 
@@ -305,6 +339,29 @@ def test_an_interrupted_call_leaves_nothing_behind(
     assert torch.equal(run(pipe, arguments), untouched)
 
 
+def test_a_step_that_was_interrupted_leaves_nothing_to_the_next_video(
+    pipe_and_arguments: tuple[Any, dict[str, Any]],
+) -> None:
+    """Its sub prediction was made, its scheduler was not stepped; the next video's first step has no S²."""
+    pipe, arguments = pipe_and_arguments
+    s2video.enable(pipe, s2_scale=SCALE, window=(0.2, 0.8))
+    expected = run(pipe, arguments)
+    uncond_calls = 0
+
+    def fails(module: nn.Module, inputs: Any, keywords: Any, output: Any) -> None:
+        nonlocal uncond_calls
+        uncond_calls += module.__dict__["_s2video"].context == "uncond"
+        if uncond_calls == 3:
+            raise KeyboardInterrupt
+
+    hook = pipe.transformer.register_forward_hook(fails, with_kwargs=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, arguments)
+    hook.remove()
+    assert pipe.transformer.__dict__["_s2video"].deviation is not None
+    assert torch.equal(run(pipe, arguments), expected)
+
+
 def test_another_scheduler_is_followed(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
     pipe, arguments = pipe_and_arguments
     old = pipe.scheduler
@@ -317,6 +374,44 @@ def test_another_scheduler_is_followed(pipe_and_arguments: tuple[Any, dict[str, 
     s2video.disable(pipe)
     s2video.enable(fresh, s2_scale=SCALE)
     assert torch.equal(run(fresh, arguments), exchanged)
+
+
+@pytest.mark.parametrize(
+    "level",
+    [
+        {"offload_type": "leaf_level"},
+        {"offload_type": "block_level", "num_blocks_per_group": 1},
+        {"offload_type": "block_level", "num_blocks_per_group": 3},
+    ],
+    ids=["leaves", "blocks", "groups-of-three"],
+)
+def test_with_group_offload(
+    pipe_and_arguments: tuple[Any, dict[str, Any]], tmp_path: Path, level: dict[str, Any]
+) -> None:
+    """To disk: what is not brought back before it is used holds zeros or worse."""
+    pipe, arguments = pipe_and_arguments
+    s2video.enable(pipe, s2_scale=SCALE, drop_count=2, window=(0, 1))
+    expected = run(pipe, arguments, num_steps=4)
+    s2video.disable(pipe)
+    pipe.transformer.enable_group_offload(torch.device("cpu"), offload_to_disk_path=str(tmp_path), **level)
+    for parameter in pipe.transformer.blocks.parameters():
+        parameter.data.zero_()
+    s2video.enable(pipe, s2_scale=SCALE, drop_count=2, window=(0, 1))
+    torch.testing.assert_close(run(pipe, arguments, num_steps=4), expected, atol=1e-5, rtol=0)
+
+
+def test_a_lora_may_come_later(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
+    pipe, arguments = pipe_and_arguments
+    s2video.enable(pipe, s2_scale=SCALE)
+    without = run(pipe, arguments)
+    lora = random_lora(pipe.transformer)
+    pipe.transformer.load_lora_adapter(lora)
+    after = run(pipe, arguments)
+    s2video.disable(pipe)
+    s2video.enable(pipe, s2_scale=SCALE)
+    assert torch.equal(run(pipe, arguments), after)
+    assert (after - without).abs().max() > 1e-2
+    assert any("lora" in name for name, _ in pipe.transformer.named_modules())
 
 
 def test_compiled_blocks_are_not_compiled_again_for_another_mask(
@@ -334,25 +429,86 @@ def test_compiled_blocks_are_not_compiled_again_for_another_mask(
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
-def test_what_cannot_work_is_refused_by_name(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
-    pipe, arguments = pipe_and_arguments
-    other = WanVideoToVideoPipeline(
-        **{name: pipe.components[name] for name in ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")}
-    )
-    with pytest.raises(InputError, match="came WanVideoToVideoPipeline"):
-        s2video.enable(other)
-    for wrong, said in (
+@pytest.mark.parametrize("kind", [WanVideoToVideoPipeline, HunyuanVideoImageToVideoPipeline])
+def test_pipelines_that_name_no_call_are_refused(kind: Any) -> None:
+    names = set(inspect.signature(kind.__init__).parameters) - {"self"}
+    with pytest.raises(InputError, match=f"came {kind.__name__}"):
+        s2video.enable(kind(**dict.fromkeys(names)))
+
+
+def test_unknown_pipelines_are_refused() -> None:
+    with pytest.raises(InputError, match=r"expected one of WanPipeline, .* came Linear"):
+        s2video.enable(nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"WanModularPipeline takes a guider: .*S2Guidance"):
+        s2video.enable(WanBlocks().init_pipeline())
+
+
+def test_a_pipeline_whose_guider_does_it_already_is_refused() -> None:
+    pipe, arguments = build_hunyuan_video_15()
+    s2video.enable(pipe, s2_scale=SCALE, window=(0, 1))
+    pipe.guider = s2video.S2Guidance(5.0, start=0.0, stop=1.0)
+    with pytest.raises(InputError, match="guider is S2Guidance"):
+        run(pipe, arguments, num_steps=1)
+    with pytest.raises(InputError, match="guider is S2Guidance"):
+        s2video.enable(pipe)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
         ({"s2_scale": -1.0}, "s2_scale"),
         ({"window": (0.9, 0.1)}, "window"),
         ({"drop_count": NUM_BLOCKS}, "at most 5"),
-    ):
-        with pytest.raises(InputError, match=said):
-            s2video.enable(pipe, **wrong)
-    pipe.transformer.compile(backend="eager")
-    with pytest.raises(InputError, match="compile_repeated_blocks"):
-        s2video.enable(pipe)
-    pipe.transformer._compiled_call_impl = None
+    ],
+)
+def test_settings_out_of_bounds_are_refused(
+    pipe_and_arguments: tuple[Any, dict[str, Any]], wrong: dict[str, Any], said: str
+) -> None:
+    before = state_of(pipe_and_arguments[0])
+    with pytest.raises(InputError, match=said):
+        s2video.enable(pipe_and_arguments[0], **wrong)
+    assert state_of(pipe_and_arguments[0]) == before
+
+
+CACHES = [
+    FirstBlockCacheConfig(threshold=0.1),
+    TaylorSeerCacheConfig(cache_interval=2),
+    MagCacheConfig(num_inference_steps=6, mag_ratios=[1.0] * 6),
+    FasterCacheConfig(current_timestep_callback=lambda: 500),
+    PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500),
+]
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
+def test_step_caches_are_refused_by_name(pipe_and_arguments: tuple[Any, dict[str, Any]], cache: Any) -> None:
+    """Before `enable`, and by the next video after it; without the cache it goes on."""
+    pipe, arguments = pipe_and_arguments
     s2video.enable(pipe, s2_scale=SCALE, window=(0, 1))
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-    with pytest.raises(InputError, match="FirstBlockCacheConfig"):
-        run(pipe, arguments)
+    pipe.transformer.enable_cache(cache)
+    with pytest.raises(InputError, match=type(cache).__name__):
+        run(pipe, arguments, num_steps=1)
+    s2video.disable(pipe)
+    with pytest.raises(InputError, match=type(cache).__name__):
+        s2video.enable(pipe)
+    pipe.transformer.disable_cache()
+    s2video.enable(pipe, s2_scale=SCALE)
+
+
+def test_a_cache_that_was_put_there_by_its_function_is_refused(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
+    pipe, _ = pipe_and_arguments
+    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(InputError, match=r"FBC.*Hook"):
+        s2video.enable(pipe)
+
+
+def test_a_transformer_compiled_or_sharded_as_a_whole_is_refused(
+    pipe_and_arguments: tuple[Any, dict[str, Any]],
+) -> None:
+    transformer = pipe_and_arguments[0].transformer
+    transformer.compile(backend="eager")
+    with pytest.raises(InputError, match="compile_repeated_blocks"):
+        s2video.enable(pipe_and_arguments[0])
+    transformer._compiled_call_impl = None
+    transformer._parallel_config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
+    with pytest.raises(InputError, match="enable_parallelism"):
+        s2video.enable(pipe_and_arguments[0])

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files and folders appear whole or not at all."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s2video.errors import InputError
-from s2video.files import atomic_path, write_json
+from s2video.files import atomic_folder, atomic_path, write_json
 
 
 def test_the_final_name_appears_only_after_the_block(tmp_path: Path) -> None:
@@ -105,3 +105,85 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path, obj: object, 
         write_json(target, obj)
     assert target.read_text() == "1\n"
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+# Folders
+
+
+def is_ours(name: str) -> bool:
+    return name.endswith(".exr")
+
+
+def fill(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(str(folder))
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_appears_whole_after_the_block(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "shot"
+    with atomic_folder(target, is_ours) as temporary:
+        assert temporary.parent == target.parent and temporary.name.startswith(".")
+        fill(temporary, "1.exr", "2.exr")
+        assert not target.exists()
+    assert contents(tmp_path) == ["new/shot/1.exr", "new/shot/2.exr"]
+
+
+def test_a_folder_replaces_an_older_one_whole(tmp_path: Path) -> None:
+    fill(tmp_path / "shot", "1.exr", "2.exr", "3.exr")
+    with atomic_folder(tmp_path / "shot", is_ours) as temporary:
+        fill(temporary, "1.exr")
+        assert contents(tmp_path / "shot") == ["1.exr", "2.exr", "3.exr"]
+    assert contents(tmp_path) == ["shot/1.exr"]
+    assert (tmp_path / "shot" / "1.exr").read_text() == str(temporary)
+    assert os.listdir(tmp_path) == ["shot"]
+
+
+@pytest.mark.parametrize("exception", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_a_failing_block_leaves_the_old_folder(tmp_path: Path, exception: type[BaseException]) -> None:
+    fill(tmp_path / "shot", "1.exr")
+    with pytest.raises(exception), atomic_folder(tmp_path / "shot", is_ours) as temporary:
+        fill(temporary, "1.exr", "2.exr")
+        raise exception
+    assert contents(tmp_path) == ["shot/1.exr"] and os.listdir(tmp_path) == ["shot"]
+    assert (tmp_path / "shot" / "1.exr").read_text() == str(tmp_path / "shot")
+
+
+def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "shot", "1.exr")
+    rename = Path.rename
+
+    def refuse_the_new_one(path: Path, target: Path) -> Path:
+        if (path / "2.exr").exists():
+            raise PermissionError(1, "Operation not permitted")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new_one)
+    with pytest.raises(PermissionError), atomic_folder(tmp_path / "shot", is_ours) as temporary:
+        fill(temporary, "2.exr")
+    assert contents(tmp_path) == ["shot/1.exr"] and os.listdir(tmp_path) == ["shot"]
+
+
+def test_a_folder_with_other_things_in_it_is_never_replaced(tmp_path: Path) -> None:
+    fill(tmp_path / "shot", "1.exr", "thesis.doc")
+    (tmp_path / "nested" / "1.exr").mkdir(parents=True)
+    fill(tmp_path, "file")
+    for name in ("shot", "nested", "file", "file/shot"):
+        with pytest.raises(InputError, match="cannot write"), atomic_folder(tmp_path / name, is_ours):
+            pytest.fail("the block must not start")
+    fill(tmp_path / "late", "1.exr")
+    with pytest.raises(InputError, match=r"'notes\.txt'"), atomic_folder(tmp_path / "late", is_ours) as temporary:
+        fill(temporary, "1.exr", "2.exr")
+        fill(tmp_path / "late", "notes.txt")
+    assert contents(tmp_path) == ["file", "late/1.exr", "late/notes.txt", "shot/1.exr", "shot/thesis.doc"]
+
+
+def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "shot").mkdir()
+    with atomic_folder(tmp_path / "shot", is_ours) as temporary:
+        fill(temporary, "1.exr")
+    assert contents(tmp_path) == ["shot/1.exr"]

@@ -1,4 +1,4 @@
-"""`S2Guidance` in Modular Wan and in HunyuanVideo 1.5: Eq. 4, the manners of a guider, nothing left behind."""
+"""`S2Guidance` in Modular Wan and HunyuanVideo 1.5: Eq. 4, the manners of a guider, nothing left behind."""
 
 import copy
 from pathlib import Path
@@ -6,16 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKLHunyuanVideo15,
-    ClassifierFreeGuidance,
-    FlowMatchEulerDiscreteScheduler,
-    HunyuanVideo15Pipeline,
-    HunyuanVideo15Transformer3DModel,
-    WanPipeline,
-)
+from diffusers import ClassifierFreeGuidance, HunyuanVideo15Pipeline, HunyuanVideo15Transformer3DModel, WanPipeline
+from diffusers.modular_pipelines.hunyuan_video1_5.modular_blocks_hunyuan_video1_5 import HunyuanVideo15CoreDenoiseStep
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
-from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, SIZE, tiny_config
+from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22Blocks
+from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, SIZE, build_transformer, tiny_config
+from tiny_pipelines import build_hunyuan_video_15
 from torch import Tensor, nn
 
 import s2video
@@ -24,18 +20,25 @@ from s2video.pipeline import Engine
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_checkpoint: Path) -> Any:
-    classic = WanPipeline.from_pretrained(tiny_checkpoint, dtype=torch.float32)
-    modular = WanBlocks().init_pipeline()
-    modular.update_components(
-        **{name: classic.components[name] for name in ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")}
-    )
-    modular.set_progress_bar_config(disable=True)
-    return modular
+def classic(tiny_checkpoint: Path) -> Any:
+    return WanPipeline.from_pretrained(tiny_checkpoint, dtype=torch.float32)
 
 
-def run(pipe: Any, guider: Any) -> Tensor:
-    pipe.update_components(guider=guider)
+@pytest.fixture(scope="module")
+def pipe(classic: Any) -> Any:
+    return modular(WanBlocks(), classic, "tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+
+
+def modular(blocks: Any, classic: Any, *names: str, **components: Any) -> Any:
+    """A modular pipeline of a classic one's components."""
+    made = blocks.init_pipeline()
+    made.update_components(**{name: classic.components[name] for name in names}, **components)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def run(pipe: Any, guider: Any, guider_2: Any = None) -> Tensor:
+    pipe.update_components(guider=guider, **({} if guider_2 is None else {"guider_2": guider_2}))
     latents: Tensor = pipe(
         prompt=PROMPT,
         negative_prompt="",
@@ -64,52 +67,53 @@ def test_guider_and_engine_make_the_same_video(
     assert torch.equal(run(pipe, guider), first)  # nothing is carried over from one video to the next
 
 
-def test_one_step_of_hunyuan_video_15_is_equation_4() -> None:
-    """Texts of different lengths; sub is the transformer with a shorter block list."""
-    torch.manual_seed(1)
-    transformer = HunyuanVideo15Transformer3DModel(
-        in_channels=9,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=12,
-        num_layers=6,
-        num_refiner_layers=1,
-        text_embed_dim=16,
-        text_embed_2_dim=10,
-        image_embed_dim=8,
-        rope_axes_dim=(4, 4, 4),
-        target_size=64,
-        task_type="t2v",
-    ).eval()
-    vae = AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(32,) * 5, layers_per_block=1)
-    pipe = HunyuanVideo15Pipeline(
-        None, None, transformer, vae, FlowMatchEulerDiscreteScheduler(), None, None, ClassifierFreeGuidance(5.0)
-    )
+def run_classic(pipe: Any, **arguments: Any) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
-    texts: dict[str, Tensor] = {}
-    for name, lengths in (("prompt", (7, 3)), ("negative_prompt", (5, 0))):
-        for suffix, width, room, length in (("", 16, 7, lengths[0]), ("_2", 10, 4, lengths[1])):
-            texts[f"{name}_embeds{suffix}"] = torch.randn(1, room, width)
-            texts[f"{name}_embeds_mask{suffix}"] = (torch.arange(room) < length).long()[None]
+    generator = torch.Generator().manual_seed(7)
+    latents: Tensor = pipe(**arguments, generator=generator, output_type="latent", return_dict=False)[0]
+    return latents
+
+
+@pytest.mark.parametrize("scales", [(4.0, 3.0), (4.0, 1.0), (1.0, 1.0)])
+def test_both_guiders_of_wan_22(classic: Any, scales: tuple[float, float]) -> None:
+    """Two transformers and λs, one series of masks: as `enable`, which is held against Eq. 4, makes it."""
+    settings = {"s2_scale": 0.4, "drop_ratio": 0.3, "mask_seed": 5}
+    two = WanPipeline(**{**classic.components, "transformer_2": build_transformer(seed=1)}, boundary_ratio=0.875)
+    s2video.enable(two, **settings)
+    arguments = {"prompt": PROMPT, "max_sequence_length": MAX_SEQUENCE_LENGTH, **SIZE, "num_inference_steps": 6}
+    expected = run_classic(two, guidance_scale=scales[0], guidance_scale_2=scales[1], **arguments)
+    s2video.disable(two)
+    names = ("tokenizer", "text_encoder", "transformer", "transformer_2", "vae", "scheduler")
+    pipe = modular(Wan22Blocks(), two, *names, boundary_ratio=0.875)
+    guiders = [s2video.S2Guidance(scale, **settings) for scale in scales]
+    for _ in range(2):  # nothing is carried over from one video to the next
+        torch.testing.assert_close(run(pipe, *guiders), expected, atol=1e-5, rtol=0)
+    assert (run(pipe, guiders[0], guiders[0].new(s2_scale=0.0)) - expected).abs().max() > 1e-3
+
+
+def test_only_the_second_guider_asks_for_uncond(classic: Any) -> None:
+    """In the second video too, though the first guider's last step had no sub prediction. WanPipeline cannot do it."""
+    two = WanPipeline(**{**classic.components, "transformer_2": classic.transformer}, boundary_ratio=0.5)
+    names = ("tokenizer", "text_encoder", "transformer", "transformer_2", "vae", "scheduler")
+    pipe = modular(Wan22Blocks(), two, *names, boundary_ratio=0.5)
+    guiders = [s2video.S2Guidance(scale, s2_scale=0.4, start=0.0, stop=0.1) for scale in (1.0, 3.0)]
+    assert torch.equal(run(pipe, *guiders), run(pipe, *guiders))
+
+
+@pytest.mark.parametrize("cfg_scale", [5.0, 1.0])
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_one_step_of_hunyuan_video_15_is_equation_4(task: str, cfg_scale: float) -> None:
+    """Texts of different lengths; sub is the transformer with a shorter block list."""
+    pipe, arguments = build_hunyuan_video_15(task)
+    pipe.guider = ClassifierFreeGuidance(cfg_scale)
+    transformer = pipe.transformer
     given: list[Tensor] = []
     step = pipe.scheduler.step
     pipe.scheduler.step = lambda prediction, *a, **k: given.append(prediction) or step(prediction, *a, **k)
     calls: list[dict[str, Any]] = []
     forward = transformer.forward
     transformer.forward = lambda **keywords: calls.append(keywords) or forward(**keywords)
-
-    def one_step() -> None:
-        pipe(
-            **texts,
-            height=64,
-            width=96,
-            num_frames=5,
-            num_inference_steps=1,
-            output_type="latent",
-            generator=torch.Generator().manual_seed(7),
-        )
-
-    one_step()
+    run_classic(pipe, num_inference_steps=1, **arguments)
     del transformer.forward
     shortened = copy.deepcopy(transformer)
     shortened.transformer_blocks = nn.ModuleList(
@@ -117,11 +121,55 @@ def test_one_step_of_hunyuan_video_15_is_equation_4() -> None:
     )
     with torch.no_grad():
         cond, sub = (model(**calls[0])[0] for model in (transformer, shortened))
-    pipe.guider = s2video.S2Guidance(5.0, s2_scale=0.4, drop_count=2, never_drop=(0, 1, 3, 5), start=0.0, stop=1.0)
-    one_step()
+    pipe.guider = s2video.S2Guidance(
+        cfg_scale, s2_scale=0.4, drop_count=2, never_drop=(0, 1, 3, 5), start=0.0, stop=1.0
+    )
+    run_classic(pipe, num_inference_steps=1, **arguments)
     assert not torch.equal(cond, sub)
     torch.testing.assert_close(given[1], given[0] - 0.4 * (sub - cond), atol=1e-6, rtol=0)
     assert type(transformer) is HunyuanVideo15Transformer3DModel
+
+
+def test_hunyuan_video_15_in_three_ways() -> None:
+    """`enable` beside the pipeline's own guider, the guider in the classic pipeline, the guider in the modular one."""
+    settings = {"s2_scale": 0.4, "drop_ratio": 0.3, "mask_seed": 5, "num_draws": 2}
+    classic, arguments = build_hunyuan_video_15()
+    arguments["num_inference_steps"] = 4
+    s2video.enable(classic, **settings)
+    expected = run_classic(classic, **arguments)
+    s2video.disable(classic)
+    guider = s2video.S2Guidance(5.0, **settings)
+    classic.guider = guider
+    torch.testing.assert_close(run_classic(classic, **arguments), expected, atol=1e-5, rtol=0)
+    pipe = modular(HunyuanVideo15CoreDenoiseStep(), classic, "transformer", "scheduler", guider=guider)
+    # a modular pipeline reads them off the VAE, which this part of one does not have
+    parts = ("vae_scale_factor_spatial", "vae_scale_factor_temporal", "num_channels_latents")
+    kind = type(pipe)
+    pipe.__class__ = type(kind.__name__, (kind,), {name: getattr(classic, name) for name in parts})
+    got = pipe(**arguments, generator=torch.Generator().manual_seed(7), output="latents")
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_a_pipeline_keeps_it_in_its_folder(tmp_path: Path) -> None:
+    pipe, _ = build_hunyuan_video_15()
+    pipe.guider = s2video.S2Guidance(4.0, s2_scale=0.3)
+    pipe.save_pretrained(tmp_path)
+    without = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    loaded = HunyuanVideo15Pipeline.from_pretrained(tmp_path, **without).guider
+    assert isinstance(loaded, s2video.S2Guidance) and loaded._guidance == pipe.guider._guidance
+
+
+def test_compiled_blocks_are_not_compiled_again_for_another_mask(tiny_checkpoint: Path) -> None:
+    fresh = WanPipeline.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    pipe = modular(WanBlocks(), fresh, "tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+    guider = s2video.S2Guidance(s2_scale=0.4, start=0.0, stop=1.0)
+    expected = run(pipe, guider)
+    torch._dynamo.reset()
+    for block in pipe.transformer.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    run(pipe, guider.new(mask_seed=1))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(run(pipe, guider), expected, atol=1e-5, rtol=0)
 
 
 def test_without_s2_it_is_cfg(pipe: Any) -> None:
@@ -139,8 +187,9 @@ def test_disabled_it_is_cond() -> None:
     assert guider.forward(cond).pred is cond
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("call", [0, 2 * NUM_BLOCKS + 2], ids=["in-cond", "in-sub"])
-def test_an_interrupted_call_leaves_nothing_behind(pipe: Any, call: int) -> None:
+def test_an_interrupted_call_leaves_nothing_behind(pipe: Any, error: type[BaseException], call: int) -> None:
     transformer = pipe.transformer
     guider = s2video.S2Guidance(s2_scale=0.4, start=0.0, stop=1.0, drop_count=1)
     before = type(transformer), [id(block) for block in transformer.blocks], run(pipe, guider)
@@ -150,10 +199,10 @@ def test_an_interrupted_call_leaves_nothing_behind(pipe: Any, call: int) -> None
         nonlocal calls
         calls += 1
         if calls == call + 1:
-            raise KeyboardInterrupt
+            raise error
 
     hooks = [block.register_forward_pre_hook(fails) for block in transformer.blocks]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         run(pipe, guider)
     for hook in hooks:
         hook.remove()

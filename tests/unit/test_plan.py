@@ -73,6 +73,16 @@ def test_a_run_is_dearer_in_the_window_only() -> None:
     assert cost.seconds_in_window / without.seconds == pytest.approx(1.35, rel=0.001)
 
 
+def test_other_guidance_has_its_own_passes() -> None:
+    """SLG leaves out fixed blocks in diffusers' window, which is strict: steps 1 to 9 of 50; APG has no such pass."""
+    slg = planned(1, "guidance.method=slg", "guidance.slg.layers=[9, 19]")
+    assert (slg.num_active, slg.step.sub.passes) == (9, 29 / 40)
+    assert slg.best.forecast.passes == pytest.approx(2 + 9 / 50 * 29 / 40, rel=0.01)
+    apg = planned(1, "guidance.method=apg")
+    assert apg.num_active == 0
+    assert apg.best.forecast.passes == pytest.approx(2, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("family", "num_tokens", "has_uncond", "published"),
     [("Wan", 21 * 30 * 52, True, 9.77), ("HunyuanVideo", 33 * 45 * 80, False, 1904 / 50)],

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from video_helpers import RED, SPEC, noise, solid
 
+from s2video.captions import Caption
+from s2video.compare import compare_videos
 from s2video.errors import InputError, NumericalError, S2VideoError
-from s2video.video import VideoSpec, side_by_side, write_video
+from s2video.video import VideoSpec, write_video
 
 
 @pytest.fixture
@@ -185,13 +187,13 @@ def test_specs_that_ffmpeg_cannot_keep(fps: Fraction, crf: int) -> None:
         VideoSpec(Fraction(fps), crf)
 
 
-def test_side_by_side_failing_leaves_nothing(
+def test_a_comparison_failing_leaves_nothing(
     tmp_path: Path, started: list[subprocess.Popen], fake_ffmpeg: Callable[[str], None]
 ) -> None:
     clip = tmp_path / "clip.mp4"
     write_video(noise(2), clip, SPEC, metadata={})
     fake_ffmpeg("exit 3")
     with pytest.raises(S2VideoError, match="status 3"):
-        side_by_side(clip, clip, tmp_path / "both.mp4")
+        compare_videos(clip, clip, tmp_path / "both.mp4", (Caption("a"), Caption("b")))
     assert os.listdir(tmp_path) == ["clip.mp4"]
     assert all(process.returncode is not None for process in started)

@@ -36,10 +36,13 @@ def stored_planes(path: Path) -> list[np.ndarray]:
     """Y', Cb and Cr of the first frame as they are stored, without any conversion."""
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-    assert frame.format.name == "yuv420p"
-    raw, height, width = frame.to_ndarray().reshape(-1), frame.height, frame.width
-    y, cb, cr = np.split(raw.astype(np.int64), [height * width, height * width * 5 // 4])
-    return [y.reshape(height, width), cb.reshape(height // 2, width // 2), cr.reshape(height // 2, width // 2)]
+    assert frame.format.name in ("yuv420p", "yuv420p10le", "yuv422p10le")
+    code = np.dtype("<u2" if frame.format.name.endswith("10le") else "u1")
+    planes = []
+    for plane in frame.planes:
+        rows = np.frombuffer(plane, code).reshape(-1, plane.line_size // code.itemsize)
+        planes.append(rows[: plane.height, : plane.width].astype(np.int64))
+    return planes
 
 
 def assert_tagged_bt709(path: Path) -> None:

@@ -1,0 +1,229 @@
+"""s2video from Python, in one process: load a model, call it with a prompt, save what comes, or stream its frames.
+
+Several ranks are the command line's (`s2video launch`), or `s2video.pipeline.Engine`'s under torchrun.
+"""
+
+import os
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .config import RunConfig, build_config, load_config
+from .errors import InputError
+from .files import write_json
+from .formats import Codec, place_of
+from .models.images import Images, read_images
+from .models.loading import ASSETS, EMBEDDED
+from .pipeline import Engine, OnStep
+from .plan import resolve_parallel
+from .progress import Style
+from .sidecar import container_metadata, job_facts, make_sidecar, run_facts
+from .video import write_video
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video in memory.
+
+    Attributes:
+        frames: float32 [T, H, W, 3], RGB in [0, 1], on the CPU.
+        latents: what it was decoded from, float32 [1, C, T', H', W'], on the CPU.
+        config: every setting it was made with.
+        facts: what its sidecar says of it: prompt, seed, masks, digests of weights and latents, versions, timings, ...
+    """
+
+    frames: Tensor
+    latents: Tensor
+    config: RunConfig
+    facts: Mapping[str, Any]
+
+    def save(self, path: str | Path, codec: Codec | Literal["auto"] = "auto", **output: Any) -> Path:
+        """Write the video, and its sidecar beside it, each whole or not at all.
+
+        Args:
+            path: with the suffix of its format; a sequence X.exr becomes the folder X.
+            codec: h264, h265, prores, dnxhr, png, exr, or auto: by the suffix.
+            output: other settings of the config's section `output` for this file, such as `crf=12`.
+
+        Returns:
+            The file, or the folder of a sequence.
+
+        Raises:
+            InputError: a path, or a setting, that cannot be used.
+        """
+        path = Path(path)
+        values = self.config.model_dump(mode="json")
+        values["output"] |= {"codec": codec, **output, "path": str(path)}
+        config = build_config(values, "save")
+        facts = {**self.facts, "config": config.model_dump(mode="json")}
+        spec = config.output.spec(path)
+        write_video([self.frames], path, spec, metadata=container_metadata(facts, spec.codec))
+        place = place_of(path)
+        write_json(path.with_suffix(".json"), make_sidecar(facts, place).as_json())
+        return place
+
+
+class TextToVideo:
+    """A loaded model. Settings of a call are those of the config, as `load` takes them, save `model` and `parallel`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings of a call that changes none."""
+        return self._engine.config
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        seed: int | None = None,
+        negative_prompt: str | None = None,
+        image: str | Path | None = None,
+        last_image: str | Path | None = None,
+        on_step: OnStep | None = None,
+        **settings: Any,
+    ) -> Video:
+        """Make one video.
+
+        Args:
+            prompt: what it shows.
+            seed: of the noise, and of the masks unless `guidance.mask_seed` is set; None: `sampling.seed`.
+            negative_prompt: what the uncond pass is told; None: what the config says.
+            image: a file that the video starts from, for models that take one; None: what the config says.
+            last_image: a file that it ends with, for models that take two; likewise.
+            on_step: called after each denoising step with (steps done, steps in all). Where it returns False, the call
+                ends in a StoppedError; its own exceptions go on to the caller.
+
+        Raises:
+            InputError: a prompt or a setting that cannot be used.
+            StoppedError: `on_step` returned False.
+            NumericalError: NaN or infinity in the latents or in a frame.
+        """
+        engine = self._prepared(prompt, seed, negative_prompt, image, last_image, settings)
+        config = engine.config
+        start = time.monotonic()
+        images = read_images(*config.image_paths)
+        latents = self._denoised(engine, images, on_step)
+        timings = {"load_seconds": engine.load_seconds, "denoise_seconds": time.monotonic() - start}
+        start = time.monotonic()
+        frames = torch.cat([chunk.cpu() for chunk in engine.decode(latents)])
+        timings["decode_seconds"] = time.monotonic() - start
+        facts = job_facts(
+            config,
+            prompt=prompt,
+            negative_prompt=config.negative_prompt,
+            images=[] if images is None else images.records(*config.image_paths),
+            seed=config.sampling.seed,
+            mask_seed=engine.mask_seed([config.sampling.seed]),
+            num_blocks=engine.num_blocks,
+            num_steps=config.sampling.num_inference_steps,
+        )
+        facts |= run_facts(latents, engine.mesh, weights=engine.weight_digests(), timings=timings)
+        return Video(frames, latents.cpu(), config, facts)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        seed: int | None = None,
+        negative_prompt: str | None = None,
+        image: str | Path | None = None,
+        last_image: str | Path | None = None,
+        on_step: OnStep | None = None,
+        **settings: Any,
+    ) -> Generator[Tensor, None, None]:
+        """The frames of one video, a chunk [t, H, W, 3] as soon as it is decoded; the rest is as in a call.
+
+        Bad input is refused at once, denoising starts with the first chunk that is taken, and the memory does not grow
+        with the number of frames. Closing the generator, or leaving its loop, ends the work.
+        """
+        engine = self._prepared(prompt, seed, negative_prompt, image, last_image, settings)
+
+        images = read_images(*engine.config.image_paths)
+
+        def chunks() -> Generator[Tensor, None, None]:
+            for chunk in engine.decode(self._denoised(engine, images, on_step)):
+                yield chunk.cpu()
+
+        return chunks()
+
+    def _prepared(
+        self,
+        prompt: str,
+        seed: int | None,
+        negative_prompt: str | None,
+        image: str | Path | None,
+        last_image: str | Path | None,
+        settings: Mapping[str, Any],
+    ) -> Engine:
+        """The engine under the settings of one call, prompt and seed among them."""
+        files = {
+            key: None if path is None else str(path) for key, path in (("image", image), ("last_image", last_image))
+        }
+        given = {"prompt": prompt, "sampling.seed": seed, "negative_prompt": negative_prompt, **files}
+        own = {key: value for key, value in given.items() if value is not None}
+        config = _with_settings(self.config, {**settings, **own})
+        if not (config.prompt or "").strip():
+            raise InputError(f"prompt: expected some text, came {prompt!r}: say what the video shows")
+        return self._engine.with_config(config)
+
+    def _denoised(self, engine: Engine, images: Images | None, on_step: OnStep | None) -> Tensor:
+        config = engine.config
+        assert config.prompt is not None, "prepared with a prompt"
+        return engine.sample(
+            [config.prompt],
+            [config.sampling.seed],
+            negative_prompt=config.negative_prompt,
+            images=images,
+            on_step=on_step,
+        )
+
+
+def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settings: Any) -> TextToVideo:
+    """Load a model, for this process.
+
+    Args:
+        model: the embedded model's name, a checkpoint's folder or a Hub id, with the settings that suit it (of the
+            models in configs/; the general defaults for others), or a YAML file as in configs/.
+        progress: how denoising is shown: "none", "plain" lines, a "bar", or "auto".
+        settings: changes, by section, `guidance={"s2_scale": 0.5}`, or by dotted name, `**{"guidance.s2_scale": 0.5}`.
+
+    Raises:
+        InputError: a checkpoint that is missing or damaged, or a setting that cannot be used.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) != 1:
+        raise InputError("s2video.load is for one process: under torchrun use s2video.pipeline.Engine")
+    if Path(model).suffix in (".yaml", ".yml"):
+        config = load_config(Path(model))
+    else:
+        config = _with_settings(_recipe(str(model)), {"model.path": str(model)})
+    return TextToVideo(Engine(resolve_parallel(_with_settings(config, settings), 1), progress=progress))
+
+
+def _recipe(model: str) -> RunConfig:
+    """The settings that suit a model: those of its config in configs/, which the package carries with the model."""
+    folder = model if model in EMBEDDED else f"published/{model.replace('/', '--')}"
+    recipe = ASSETS / folder / "recipe.yaml"
+    return load_config(recipe) if recipe.is_file() else RunConfig()
+
+
+def _with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A config with changes by section or by dotted name. Raises InputError."""
+    values = config.model_dump(mode="json")
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise InputError(f"{key}: {section} is a setting and has no parts")
+        is_section = isinstance(value, Mapping) and isinstance(target.get(last), dict)
+        target[last] = {**target[last], **value} if is_section else value
+    return build_config(values, "settings")

@@ -1,0 +1,48 @@
+"""A job that fails on some ranks of a replica: all come out of it, it is recorded once, and the next one is made."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ranks import RankPool
+
+from s2video.batch import _Replica
+from s2video.batch_store import Entry, Store
+from s2video.config import ParallelConfig
+from s2video.ending import Termination
+from s2video.errors import InputError
+from s2video.parallel.mesh import Mesh
+
+Ranks = Callable[[int], RankPool]
+
+
+def attempts(mesh: Mesh, folder: Path, failing: tuple[int, ...]) -> list[str | None]:
+    """Two jobs made together, the first of which fails on some ranks; what each rank has of them."""
+    store = Store(folder)
+    replica = _Replica(store, "r1", mesh, ParallelConfig(), "auto", "none", Termination())
+    results = []
+    for record in [r for r in store.records() if r.state == "running"]:
+
+        def act(name: str = record.name) -> str:
+            if name == "first" and mesh.world.rank in failing:
+                raise InputError(f"rank {mesh.world.rank} has no image")
+            return f"{name} on rank {mesh.world.rank}"
+
+        results.append(replica._together(record, act))
+    return results
+
+
+@pytest.mark.parametrize("failing", [(0,), (1,), (0, 1)])
+def test_all_ranks_come_out_of_a_job_that_fails(ranks: Ranks, tmp_path: Path, failing: tuple[int, ...]) -> None:
+    store = Store(tmp_path)
+    store.create()
+    store.put(
+        [Entry(name=n, place="", models="", config="{}", key="", predicted=None) for n in ("first", "second")],
+        frozenset(),
+    )
+    store.draw("r1", None)
+    store.draw("r1", None)
+    assert ranks(2).run(attempts, tmp_path, failing) == [[None, "second on rank 0"], [None, "second on rank 1"]]
+    first, second = store.records()
+    assert (first.state, second.state) == ("failed", "running")
+    assert first.error in [f"rank {rank} has no image" for rank in failing]

@@ -1,0 +1,422 @@
+"""Batches of real videos: killed, stopped, failing, changed, on several replicas and ranks."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import MAX_SEQUENCE_LENGTH, PROMPT
+
+from s2video import batch
+from s2video.batch_config import load_batch
+from s2video.batch_store import Record, Store
+from s2video.cli import main
+from s2video.ending import Termination
+from s2video.job import Job
+from s2video.pipeline import Engine
+from s2video.production import Denoised, denoise, finish, make_video
+
+REPOSITORY = Path(__file__).parents[2]
+OVERFLOW = 1e300  # as cfg_scale: the latents become infinite in the first step
+
+
+class Run:
+    """A run file of tiny videos, and the processes that work on it."""
+
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
+        self.file = folder / "run.yaml"
+        self.folder = folder / "out"
+        self.log = folder / "log.txt"
+        self.values: dict[str, Any] = {
+            "model": {"path": str(checkpoint), "device": "cpu"},
+            "sampling": {"width": 32, "height": 32, "num_frames": 5, "num_inference_steps": 4}
+            | {"max_sequence_length": MAX_SEQUENCE_LENGTH},
+            "guidance": {"drop_ratio": 0.3},
+            "folder": str(self.folder),
+            "shots": [PROMPT],
+        }
+        self.store = Store(self.folder)
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def write(self, **values: Any) -> None:
+        self.values |= values
+        self.file.write_text(yaml.safe_dump(self.values), encoding="utf-8")
+
+    def main(self, *arguments: str) -> int:
+        return main(["batch", str(self.file), *arguments])
+
+    def start(self, *arguments: str, command: tuple[str, ...] = ("-m", "s2video", "batch")) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command, str(self.file), "--plain", *arguments],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.file.parent,
+            )
+        self.processes.append(process)
+        return process
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def records(self) -> dict[str, Record]:
+        return {record.name: record for record in self.store.records()}
+
+    def states(self) -> dict[str, str]:
+        return {name: record.state for name, record in self.records().items()}
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        path = self.folder / "batch.events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+    def wait_until(self, condition: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
+        while not condition():
+            assert process.poll() is None, self.said()
+            time.sleep(0.02)
+
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("batch."))
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[Run]:
+    made = Run(tmp_path, tiny_checkpoint)
+    yield made
+    for process in made.processes:
+        kill_all(process)
+
+
+@pytest.fixture
+def here(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run.main` makes the videos in this process, as the one rank of a torchrun would."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    return run
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [grandchild for child in map(int, found) for grandchild in (child, *children(child))]
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """The process and all that it started, at once and without a word."""
+    for pid in [process.pid, *children(process.pid)] if process.poll() is None else []:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_sums(run: Run) -> None:
+    """Every file is listed, and is what the list says."""
+    lines = (run.folder / "batch.sha256").read_text().splitlines()
+    listed = {name: value for value, name in (line.split("  ") for line in lines)}
+    assert listed == {name: digest(run.folder / name) for name in run.files()}
+
+
+def test_killed_at_ten_random_moments(run: Run) -> None:
+    """20 videos are whole, distinct, and those of a run that nobody disturbed."""
+    run.write(shots=[PROMPT, "a large blue square"], seeds=10, checkpoint={"every_seconds": 0.05})
+    moments = random.Random(7)
+    typical = 1.0  # seconds from one video to the next, as far as it is known
+    for start in range(10):
+        before = len(run.events("drawn"))
+        process = run.start()
+        run.wait_until(lambda before=before: len(run.events("drawn")) > before, process)
+        time.sleep(moments.uniform(0, 1.2 * typical))
+        assert process.poll() is None, f"all was done before start {start}: {run.said()}"
+        kill_all(process)
+        with suppress(sqlite3.Error):
+            taken = sorted(r.seconds for r in run.store.records() if r.seconds is not None)
+            typical = taken[len(taken) // 2] if taken else typical
+    assert run.start().wait() == 0, run.said()
+
+    assert set(run.states().values()) == {"done"} and len(run.states()) == 20
+    assert run.files() == sorted(
+        f"{s}_s{i}.{end}" for s in ("001", "002") for i in range(10) for end in ("json", "mp4")
+    )
+    check_sums(run)
+    digests = {name: digest(run.folder / name) for name in run.states()}
+    assert len(set(digests.values())) == 20
+    done = [event["job"] for event in run.events("done")]
+    assert sorted(done) == sorted(set(done)) == sorted(digests)
+    jobs = load_batch(run.file).jobs
+    engine = Engine(jobs[0].config, progress="none")
+    for job in jobs[::7]:
+        undisturbed = run.file.parent / "undisturbed" / job.name
+        make_video(
+            engine.with_config(job.config), Job(job.config.prompt or "", "", job.config.sampling.seed, undisturbed)
+        )
+        assert digest(undisturbed) == digests[job.name]
+
+
+def test_one_of_two_replicas_is_killed(run: Run) -> None:
+    run.write(seeds=6)
+    process = run.start("--replicas", "2")
+    run.wait_until(lambda: len({event["replica"] for event in run.events("drawn")}) == 2, process)
+    victim = run.events("drawn")[-1]["replica"]
+    (pid,) = (p for p in children(process.pid) if victim.encode() in Path(f"/proc/{p}/cmdline").read_bytes())
+    os.kill(pid, signal.SIGKILL)
+    assert process.wait() == 0, run.said()
+    assert set(run.states().values()) == {"done"}
+    assert f"{victim} was killed by SIGKILL" in run.said()
+    check_sums(run)
+
+
+def test_sigterm_stops_at_a_steps_end_and_the_next_start_resumes(run: Run) -> None:
+    run.write(seeds=2, sampling={**run.values["sampling"], "num_inference_steps": 200})
+    process = run.start()
+    run.wait_until(lambda: run.log.exists() and "step 20/200" in run.said(), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert "stopped with 0 of 2 videos done: the same command goes on" in run.said()
+    assert run.files() == ["001_s0.checkpoint.safetensors"]
+    assert [(r.state, r.attempts) for r in run.records().values()] == [("waiting", 0)] * 2
+    assert run.start().wait() == 0
+    assert json.loads((run.folder / "001_s0.json").read_text())["resumed_after_step"] >= 20
+    assert run.files() == [f"001_s{i}.{end}" for i in range(2) for end in ("json", "mp4")]
+
+
+def test_a_failing_shot_is_recorded_and_the_batch_goes_on(here: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    here.write(shots=["a", {"shot": "bad", "prompt": "b", "guidance.cfg_scale": OVERFLOW}, "c"])
+    assert here.main() == 1
+    assert here.states() == {"001_s0.mp4": "done", "bad_s0.mp4": "failed", "003_s0.mp4": "done"}
+    said = capsys.readouterr().err
+    assert "failed: bad_s0.mp4: " in said and "1 of 3 videos failed: s2video status" in said
+    assert "infinit" in (here.records()["bad_s0.mp4"].error or "")
+    assert here.files() == ["001_s0.json", "001_s0.mp4", "003_s0.json", "003_s0.mp4"]
+
+    assert here.main() == 1  # still failed, and not tried again
+    assert [event["job"] for event in here.events("drawn")].count("bad_s0.mp4") == 1
+    assert here.main("--retry-failed") == 1
+    assert [event["job"] for event in here.events("drawn")].count("bad_s0.mp4") == 2
+    here.write(shots=["a", {"shot": "bad", "prompt": "b"}, "c"])
+    assert here.main() == 0
+    assert [event["job"] for event in here.events("drawn")].count("001_s0.mp4") == 1
+
+
+@pytest.mark.parametrize("half", ["denoise", "finish"])
+@pytest.mark.parametrize("overlap", ["always", "never"])
+def test_errors_belong_to_their_job(
+    here: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], half: str, overlap: str
+) -> None:
+    """Also those of the thread that decodes one job beside the next one."""
+    threads: list[str] = []
+
+    def failing_denoise(engine: Engine, job: Job) -> Denoised | None:
+        if half == "denoise" and job.seed == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return denoise(engine, job)
+
+    def failing_finish(engine: Engine, job: Job, denoised: Denoised, *, alone: bool = False) -> Path | None:
+        threads.append("decoder" if alone else "main")
+        if half == "finish" and job.seed == 1:
+            raise OSError("no encoder today")
+        return finish(engine, job, denoised, alone=alone)
+
+    monkeypatch.setattr(batch, "denoise", failing_denoise)
+    monkeypatch.setattr(batch, "finish", failing_finish)
+    here.write(seeds=3, overlap=overlap)
+    assert here.main() == 1
+    assert list(here.states().values()) == ["done", "failed", "done"]
+    expected = {"denoise": "the GPU's memory is full", "finish": "OSError: no encoder today"}
+    assert expected[half] in (here.records()["001_s1.mp4"].error or "")
+    assert "Traceback" in here.events("failed")[0]["traceback"]
+    assert "Traceback" not in capsys.readouterr().err
+    assert set(threads[:-1]) == ({"decoder"} if overlap == "always" else {"main"})
+
+
+def test_models_are_loaded_and_texts_encoded_once(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs with other models stand together behind those of the first."""
+    loaded: list[str] = []
+    encoded: list[str] = []
+
+    class CountedEngine(Engine):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            loaded.append(self.config.model.dtype)
+            encode = self._encode_text._encode
+            self._encode_text._encode = lambda prompts, *a, **m: (encoded.extend(prompts), encode(prompts, *a, **m))[1]
+
+    monkeypatch.setattr(batch, "Engine", CountedEngine)
+    other = {"prompt": "b", "model.dtype": "bfloat16"}
+    here.write(shots=["a", other, "b", {"shot": "again", "prompt": "a"}], sweep={"guidance.s2_scale": [0, 0.25]})
+    assert here.main() == 0
+    assert loaded == ["float32", "bfloat16"]
+    assert sorted(encoded) == ["", "", "a", "b", "b"]
+
+
+def test_what_changed_is_made_again_and_nothing_else(here: Run) -> None:
+    here.write(shots=["a", "b"], seeds=2)
+    assert here.main() == 0
+    made = {name: (here.folder / name).stat().st_mtime_ns for name in here.files()}
+
+    def again(*arguments: str) -> list[str]:
+        assert here.main(*arguments) == 0
+        check_sums(here)
+        now = {name: (here.folder / name).stat().st_mtime_ns for name in here.files()}
+        changed = [name for name in now if name.endswith("mp4") and now[name] != made[name]]
+        made.update(now)
+        return changed
+
+    assert again() == []
+    here.write(shots=["a", "another"])
+    assert again() == ["002_s0.mp4", "002_s1.mp4"]
+    (here.folder / "001_s1.mp4").write_bytes(b"damaged")
+    (here.folder / "002_s0.json").unlink()
+    assert again() == ["001_s1.mp4", "002_s0.mp4"]
+    assert again("--set", "model.offload_text_encoder=false") == []  # leaves no trace in the pixels
+    assert again("--set", "output.crf=30") == sorted(here.states())
+    here.write(output={"crf": 30})
+    assert again("--force") == sorted(here.states())
+    with here.store._transaction() as connection:  # killed after the file was there, before the store knew
+        connection.execute("UPDATE jobs SET state = 'running', owner = 'gone'")
+    assert again() == []
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.write(shots=["a", "b"], sweep={"guidance.s2_scale": [0, 0.25]})
+    assert run.main("--dry-run", "--replicas", "2") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 5
+    assert (
+        f"{run.folder}/001_s2_scale-0_s0.mp4" in out[0] and "32x32x5, 4 steps, seed 0" in out[0] and " s  a" in out[0]
+    )
+    assert "4 videos" in out[-1] and "2 x 1 x cpu" in out[-1] and "rough guess" in out[-1]
+    assert not run.folder.exists()
+
+
+def test_all_bad_shots_are_listed_before_anything_starts(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [{"prompt": "b", "sampling.width": 100}, {"prompt": "c", "guidance.s2_scale": -1}, {"shot": "d"}]
+    missing = {"prompt": "e", "model.path": "/nowhere/model"}
+    run.write(shots=["a", *bad, missing], folder="/proc/s2video")
+    assert run.main() == 2
+    lines = capsys.readouterr().err.splitlines()
+    told = [
+        "shot 3: guidance.s2_scale",
+        "shot 4: no prompt",
+        "shot 1: output",
+        "shot 2: sampling.width",
+        "shot 5: model.path",
+    ]
+    assert len(lines) == len(told) + 1
+    for fragment, line in zip(told, lines, strict=False):
+        assert fragment in line
+    assert lines[-1].startswith("s2video: error: 5 problems with the shots")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        ([], "one run file"),
+        (["RUN", "--shard", "3/2"], "--shard"),
+        (["RUN", "--shard", "0/2"], "--shard"),
+        (["RUN", "--replicas", "0"], "--replicas"),
+        (["RUN", "--config", "RUN"], "one run file"),
+        (["nowhere.yaml"], "does not exist"),
+    ],
+)
+def test_a_bad_command_line(run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], fragment: str) -> None:
+    run.write()
+    assert main(["batch", *(str(run.file) if word == "RUN" else word for word in arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and fragment in said
+
+
+def test_a_batch_is_made_by_one_process_at_a_time(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.write()
+    run.store.create()
+    holder = "import sys, time; from pathlib import Path; from s2video.locks import held_lock\n"
+    holder += "with held_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(run.store.lock_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    run.processes.append(process)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"held\n"
+    assert run.main() == 2
+    assert "is being made by another process" in capsys.readouterr().err
+
+
+def test_two_ranks_under_torchrun_go_on_after_a_failure(run: Run) -> None:
+    """And end with 1: torchrun tells of the failure in its own way, we in ours."""
+    run.write(shots=[{"shot": "bad", "prompt": "b", "guidance.cfg_scale": OVERFLOW}, "a", "c"])
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    code = run.start(command=(*torchrun, str(REPOSITORY / "launch" / "batch.py"), "--config")).wait()
+    assert code == 1
+    assert run.states() == {"bad_s0.mp4": "failed", "002_s0.mp4": "done", "003_s0.mp4": "done"}
+    assert "1 of 3 videos failed" in run.said()
+    assert json.loads((run.folder / "003_s0.json").read_text())["mesh"]["world_size"] == 2
+    check_sums(run)
+
+
+def test_the_slurm_script_makes_a_shard(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    srun = run.file.parent / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text('#!/bin/sh\nwhile case "$1" in --*) true;; *) false;; esac; do shift; done\nexec "$@"\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{srun.parent}:{os.environ['PATH']}")
+    task = {"ID": "6", "MIN": "5", "COUNT": "2"}
+    for name, value in task.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    monkeypatch.setenv("PYTHON", sys.executable)
+    run.write(seeds=3)
+    finished = subprocess.run(
+        ["bash", str(REPOSITORY / "launch" / "slurm" / "batch.sbatch"), str(run.file)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=run.file.parent,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert run.files() == ["001_s1.json", "001_s1.mp4"]
+    assert (run.folder / "batch.2-of-2.sqlite").exists()
+    assert main(["status", str(run.folder), "--json"]) == 0
+
+
+def test_a_stop_while_one_job_is_decoded_beside_another(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoding ends well; the denoising stops with a checkpoint."""
+    stops: list[bool] = []
+
+    class StopsInSecondJob(Termination):
+        @property
+        def requested(self) -> bool:
+            return bool(stops)
+
+    def stopping_denoise(engine: Engine, job: Job) -> Denoised | None:
+        if job.seed == 1:
+            stops.append(True)
+        return denoise(engine, job)
+
+    monkeypatch.setattr(batch, "Termination", StopsInSecondJob)
+    monkeypatch.setattr(batch, "denoise", stopping_denoise)
+    here.write(seeds=3)
+    assert here.main() == 143
+    assert list(here.states().values()) == ["done", "waiting", "waiting"]
+    assert here.files() == ["001_s0.json", "001_s0.mp4", "001_s1.checkpoint.safetensors"]
+    stops.clear()
+    monkeypatch.setattr(batch, "denoise", denoise)
+    assert here.main() == 0
+    assert json.loads((here.folder / "001_s1.json").read_text())["resumed_after_step"] == 1
+    check_sums(here)

@@ -1,0 +1,51 @@
+"""A video with its sidecar, made of coloured frames instead of by a model."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from video_helpers import RED, solid
+
+from s2video.config import build_config
+from s2video.files import write_json
+from s2video.formats import place_of
+from s2video.parallel.mesh import Mesh
+from s2video.sidecar import job_facts, make_sidecar, run_facts
+from s2video.sidecar_model import MadeVideo
+from s2video.video import write_video
+
+NUM_BLOCKS, STEPS = 6, 8
+
+
+def made_video(
+    path: Path, *, prompt: str = "a red wall", seed: int = 7, latents: torch.Tensor | None = None, **guidance: Any
+) -> MadeVideo:
+    """Write `path` and its sidecar."""
+    config = build_config(
+        {
+            "prompt": prompt,
+            "sampling": {"num_frames": 5, "num_inference_steps": STEPS, "seed": seed},
+            "guidance": guidance,
+            "output": {"path": str(path), "fps": 8},
+        }
+    )
+    facts = job_facts(
+        config,
+        prompt=prompt,
+        negative_prompt="",
+        seed=seed,
+        mask_seed=seed,
+        num_blocks=NUM_BLOCKS,
+        num_steps=STEPS,
+    )
+    if latents is None:
+        latents = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+    timings = {"load_seconds": 0.5, "denoise_seconds": 1.25}
+    facts |= run_facts(latents, Mesh(torch.device("cpu")), weights={"vae/x.safetensors": "0" * 64}, timings=timings)
+    spec = config.output.spec(path)
+    assert spec.fps == Fraction(8)
+    write_video([solid(RED, num_frames=5)], path, spec, metadata={"title": prompt})
+    sidecar = make_sidecar(facts, place_of(path))
+    write_json(path.with_suffix(".json"), sidecar.as_json())
+    return MadeVideo(place_of(path), sidecar)

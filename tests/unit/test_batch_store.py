@@ -1,0 +1,268 @@
+"""A batch's state: who has which job, for how long, and what becomes of it; and what `status` makes of that."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from s2video import batch_store
+from s2video.batch_status import as_json, as_text, read_status
+from s2video.batch_store import LEASE, MAX_ATTEMPTS, Entry, Heartbeat, Store, find_stores
+from s2video.errors import InputError
+from s2video.locks import held_lock, is_held
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Store:
+    made = Store(tmp_path, clock=clock)
+    made.create()
+    made.put([entry("a"), entry("b"), entry("c", models="large")], frozenset())
+    return made
+
+
+@pytest.fixture
+def alive(store: Store) -> Iterator[ExitStack]:
+    """r1 and r2 live."""
+    with ExitStack() as stack:
+        for owner in ("r1", "r2"):
+            stack.enter_context(held_lock(store.owner_path(owner)))
+        yield stack
+
+
+def entry(name: str, *, models: str = "small", key: str = "k", predicted: float | None = 1.0) -> Entry:
+    return Entry(name=name, place="here", models=models, config="{}", key=key, predicted=predicted)
+
+
+def states(store: Store) -> dict[str, str]:
+    return {record.name: record.state for record in store.records()}
+
+
+def events(store: Store) -> list[str]:
+    lines = (store.folder / "batch.events.jsonl").read_text().splitlines()
+    return [json.loads(line)["event"] for line in lines]
+
+
+def test_jobs_are_drawn_once_each_in_order_but_loaded_models_first(store: Store) -> None:
+    drawn = [store.draw("r1", None), store.draw("r2", "large"), store.draw("r1", "small"), store.draw("r1", "small")]
+    assert [job and job.name for job in drawn] == ["a", "c", "b", None]
+    assert [(r.owner, r.attempts, r.started) for r in store.records()] == [
+        ("r1", 1, 1000.0),
+        ("r1", 1, 1000.0),
+        ("r2", 1, 1000.0),
+    ]
+
+
+def test_many_processes_draw_no_job_twice(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create()
+    store.put([entry(f"{i:02d}") for i in range(40)], frozenset())
+    code = (
+        "import sys; from pathlib import Path; from s2video.batch_store import Store\n"
+        "store = Store(Path(sys.argv[1]))\n"
+        "while (job := store.draw(sys.argv[2], None)) is not None: print(job.name)"
+    )
+    root = str(Path(batch_store.__file__).parents[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), f"r{i}"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": root},
+        )
+        for i in range(3)
+    ]
+    names = [name for process in processes for name in process.communicate(timeout=60)[0].split()]
+    assert sorted(names) == [f"{i:02d}" for i in range(40)]
+
+
+def test_a_job_is_done_with_its_files(store: Store, clock: Clock, alive: ExitStack) -> None:
+    store.draw("r1", None)
+    clock.now += 7
+    assert store.finish("a", "r1", {"a.mp4": "1" * 64, "a.json": "2" * 64})
+    record = store.records()[0]
+    assert (record.state, record.seconds) == ("done", 7.0)
+    assert store.digests() == {"a": {"a.mp4": "1" * 64, "a.json": "2" * 64}}
+    assert store.checksums_path.read_text() == f"{'2' * 64}  a.json\n{'1' * 64}  a.mp4\n"
+    assert events(store) == ["drawn", "done"]
+
+
+def test_a_lease_holds_while_it_is_renewed(store: Store, clock: Clock, alive: ExitStack) -> None:
+    store.draw("r1", None)
+    clock.now += LEASE - 1
+    assert store.renew("r1") == {"a"}
+    clock.now += LEASE - 1
+    assert store.release() == []
+    clock.now += 2
+    (job,) = store.release()
+    assert (job.name, job.owner, job.error) == ("a", "r1", None)
+    assert store.renew("r1") == set()
+    taken = store.draw("r2", None)
+    assert taken is not None and (taken.name, taken.attempts) == ("a", 2)
+
+
+def test_who_lost_a_job_ends_it_no_more(store: Store, clock: Clock, alive: ExitStack) -> None:
+    store.draw("r1", None)
+    clock.now += LEASE + 1
+    store.release()
+    store.draw("r2", None)
+    assert not store.finish("a", "r1", {"a.mp4": "1" * 64})
+    assert not store.fail("a", "r1", "late")
+    assert store.digests() == {}
+    assert store.finish("a", "r2", {"a.mp4": "1" * 64})
+
+
+def test_a_job_of_a_dead_replica_waits_again_at_once(store: Store, alive: ExitStack) -> None:
+    store.draw("r1", None)
+    store.draw("r2", None)
+    alive.close()
+    with held_lock(store.owner_path("r2")):
+        (job,) = store.release()
+        assert (job.name, job.attempts) == ("a", 1)
+        assert states(store) == {"a": "waiting", "b": "running", "c": "waiting"}
+        assert not store.owner_path("r1").exists()
+
+
+def test_a_job_that_kills_every_replica_fails(store: Store) -> None:
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        drawn = store.draw("gone", None)
+        assert drawn is not None and drawn.name == "a"
+        (job,) = store.release()
+        assert job.attempts == attempt
+    assert job.error == f"{MAX_ATTEMPTS} replicas died while they made it"
+    assert store.records()[0].error == job.error
+    assert states(store)["a"] == "failed"
+
+
+def test_a_new_start_forgives_attempts_and_a_stop_is_none(store: Store) -> None:
+    store.draw("r1", None)
+    store.draw("r1", None)
+    assert store.give_back("r1") == ["a", "b"]
+    assert [r.attempts for r in store.records()] == [0, 0, 0]
+    store.draw("gone", None)
+    store.release()
+    assert store.records()[0].attempts == 1
+    store.forgive()
+    assert store.records()[0].attempts == 0
+
+
+def test_a_job_that_failed_keeps_its_error_until_it_is_made_again(store: Store) -> None:
+    store.draw("r1", None)
+    assert store.fail("a", "r1", "NaN", traceback="")
+    assert not store.fail("a", "r1", "the second to speak")
+    store.put([entry("a"), entry("b")], frozenset())
+    assert [(r.name, r.state, r.error) for r in store.records()] == [("a", "failed", "NaN"), ("b", "waiting", None)]
+    store.put([entry("b"), entry("a")], frozenset({"a"}))
+    assert [(r.name, r.state, r.error) for r in store.records()] == [("b", "waiting", None), ("a", "waiting", None)]
+
+
+def test_files_of_jobs_that_are_no_more_are_no_more_listed(store: Store) -> None:
+    for name in ("a", "b"):
+        store.draw("r1", None)
+        store.finish(name, "r1", {f"{name}.mp4": "1" * 64})
+    store.put([entry("b"), entry("c")], frozenset())
+    assert store.checksums_path.read_text() == f"{'1' * 64}  b.mp4\n"
+
+
+def test_a_replica_that_lost_a_job_ends(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heartbeat = Heartbeat(store, "r1")
+    ended: list[int] = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        heartbeat._ended.set()
+
+    monkeypatch.setattr(batch_store, "LEASE", 0.04)
+    monkeypatch.setattr(batch_store, "end_suddenly", end)
+    with heartbeat:
+        store.draw("r1", None)
+        heartbeat.held.add("a")
+        heartbeat._thread.join(0.3)
+        assert ended == []
+        with store._transaction() as connection:
+            connection.execute("UPDATE jobs SET owner = 'r2'")
+        heartbeat._thread.join(30)
+    assert ended == [1]
+    assert "others may make a now" in capsys.readouterr().err
+
+
+def test_locks(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_held(path)
+    with held_lock(path) as first, held_lock(path) as second:
+        assert (first, second, is_held(path)) == (True, False, True)
+    assert not is_held(path)
+
+
+@pytest.mark.parametrize(("shard", "mode"), [(None, "wal"), ((2, 3), "delete")])
+def test_the_journal(tmp_path: Path, shard: tuple[int, int] | None, mode: str) -> None:
+    store = Store(tmp_path, shard)
+    store.create()
+    with store._connected() as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == mode
+
+
+def test_a_folder_that_cannot_hold_a_state(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="choose another folder"):
+        Store(tmp_path / "file").create()
+    (tmp_path / "batch.sqlite").write_text("not a database, but long enough to be read as one" * 100)
+    with pytest.raises(InputError, match="choose another folder"):
+        Store(tmp_path).create()
+
+
+def test_status_tells_all_shards(tmp_path: Path, clock: Clock) -> None:
+    shards = [Store(tmp_path, (i, 2), clock=clock) for i in (1, 2)]
+    for i, shard in enumerate(shards):
+        shard.create()
+        shard.put([entry(f"{name}{i}", predicted=2.0 + 2 * i) for name in "abc"], frozenset())
+    assert [store.path for store in find_stores(tmp_path)] == [shard.path for shard in shards]
+    first, second = shards
+    with held_lock(first.owner_path("r1")):
+        for _ in range(2):
+            first.draw("r1", None)
+        second.draw("gone", None)
+        clock.now += 10
+        first.finish("a0", "r1", {"a0.mp4": "1" * 64})
+        second.fail("a1", "gone", "NaN in the latents")
+        second.draw("gone", None)
+        status = read_status(tmp_path, now=clock.now)
+    told = json.loads(as_json(status))
+    assert told["counts"] == {"waiting": 2, "running": 2, "done": 1, "failed": 1}
+    assert told["replicas"] == 1
+    # 5 s for each second predicted: 10 s of b0 have passed, 10 of c0, 20 of b1 and 20 of c1 are left
+    assert told["seconds_left"] == pytest.approx(50.0)
+    assert [job["error"] for job in told["jobs"] if job["state"] == "failed"] == ["NaN in the latents"]
+    text = as_text(status)
+    assert "1 of 6 done, 2 running, 2 waiting, 1 failed; 1 replicas; time left: 50 s" in text
+    assert "failed   a1  (here): NaN in the latents" in text
+    assert "1 of the running were left behind" in text
+
+
+def test_status_does_not_guess(store: Store) -> None:
+    assert read_status(store.folder).seconds_left is None
+    store.put([], frozenset())
+    assert read_status(store.folder).seconds_left == 0.0
+
+
+def test_status_of_no_batch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no batch was started there"):
+        read_status(tmp_path)

@@ -1,0 +1,156 @@
+"""Replicas that end well, die, or never get going; played by a program that takes jobs and makes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from s2video import replicas
+from s2video.batch_store import MAX_ATTEMPTS, Entry, Store
+from s2video.errors import InputError, S2VideoError
+from s2video.replicas import ReplicaPlan, supervise, visible_gpus
+
+# What a job's name begins with is what happens to its replica.
+PLAYED = """
+import os, signal, sys, time
+from pathlib import Path
+from s2video.batch_store import Store
+from s2video.locks import held_lock
+
+folder, owner = Path(sys.argv[1]), sys.argv[3]
+store = Store(folder)
+if (folder / "broken").exists():
+    sys.exit("out of order")
+with held_lock(store.owner_path(owner)):
+    while (job := store.draw(owner, None)) is not None:
+        if job.name.startswith("kills"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.name.startswith("kills once") or job.name.startswith("long"):
+            (folder / "drawn").touch()
+            try:
+                time.sleep(60)
+            finally:
+                store.give_back(owner)
+        if job.name.startswith("fails"):
+            store.fail(job.name, owner, "its own fault")
+            sys.exit(1)
+        store.finish(job.name, owner, {job.name: "0" * 64})
+"""
+
+
+class PlayedPlan(ReplicaPlan):
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        return [sys.executable, "-c", PLAYED, *arguments]
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(replicas.__file__).parents[1]))
+
+
+def store_of(folder: Path, *names: str) -> Store:
+    store = Store(folder)
+    store.create()
+    jobs = [Entry(name=name, place="here", models="", config="{}", key="k", predicted=None) for name in names]
+    store.put(jobs, frozenset())
+    return store
+
+
+def states(store: Store) -> dict[str, str]:
+    return {record.name: record.state for record in store.records()}
+
+
+def test_the_queue_is_emptied(tmp_path: Path) -> None:
+    store = store_of(tmp_path, *(f"job {i}" for i in range(6)))
+    assert supervise(store, PlayedPlan(2, 1), [str(tmp_path)]) is None
+    assert set(states(store).values()) == {"done"}
+
+
+def test_a_job_that_kills_its_replicas_fails_and_the_others_are_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = store_of(tmp_path, "job 0", "kills all", "job 1", "fails", "job 2")
+    assert supervise(store, PlayedPlan(1, 1), [str(tmp_path)]) is None
+    made = states(store)
+    assert [made.pop("kills all"), made.pop("fails")] == ["failed", "failed"]
+    assert set(made.values()) == {"done"}
+    errors = {record.name: record.error for record in store.records()}
+    assert errors["kills all"] == f"{MAX_ATTEMPTS} replicas died while they made it"
+    assert errors["fails"] == "its own fault"
+    said = capsys.readouterr().err
+    assert said.count("was killed by SIGKILL") == MAX_ATTEMPTS
+    assert "kills all of replica-1-" in said and "goes back into the queue (attempt 1)" in said
+    assert "ended with exit code 1" in said
+    ends = [json.loads(line) for line in (tmp_path / "batch.events.jsonl").read_text().splitlines()]
+    assert [end["code"] for end in ends if end["event"] == "replica ended"].count(-signal.SIGKILL) == MAX_ATTEMPTS
+
+
+def test_replicas_that_never_draw_a_job_are_not_started_for_ever(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "job")
+    (tmp_path / "broken").touch()
+    with pytest.raises(S2VideoError, match="1 videos wait, but every replica ended before"):
+        supervise(store, PlayedPlan(2, 1), [str(tmp_path)])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_passed_on(tmp_path: Path, number: signal.Signals) -> None:
+    store = store_of(tmp_path, "long")
+
+    def stop() -> None:
+        while not (tmp_path / "drawn").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop).start()
+    before = signal.getsignal(number)
+    assert supervise(store, PlayedPlan(1, 1), [str(tmp_path)]) == number
+    assert signal.getsignal(number) is before
+    assert states(store) == {"long": "waiting"} or store.release()[0].attempts == 1
+
+
+def test_the_shares_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    plan = ReplicaPlan(2, 2, ["3", "5", "6", "7"])
+    plan.check()
+    assert [plan.environment(number)["CUDA_VISIBLE_DEVICES"] for number in (1, 2)] == ["3,5", "6,7"]
+    assert plan.environment(1)["OMP_NUM_THREADS"] == "8"
+    assert "OMP_NUM_THREADS" not in ReplicaPlan(1, 1).environment(1)
+    assert plan.command(["replica"])[1:3] == ["-m", "torch.distributed.run"]
+    assert ReplicaPlan(2, 1).command(["replica"]) == [sys.executable, "-m", "s2video", "replica"]
+
+
+@pytest.mark.parametrize("plan", [ReplicaPlan(0, 1), ReplicaPlan(1, 0), ReplicaPlan(2, 2, ["0", "1", "2"])])
+def test_numbers_that_make_no_sense(plan: ReplicaPlan) -> None:
+    with pytest.raises(InputError, match="--replicas"):
+        plan.check()
+
+
+@pytest.mark.parametrize(("variable", "count", "expected"), [("", 2, ["0", "1"]), ("4,6", 2, ["4", "6"]), ("", 0, [])])
+def test_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch, variable: str, count: int, expected: list[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert visible_gpus("auto") == expected
+    assert visible_gpus("cpu") == []
+
+
+def test_a_replica_hears_that_its_starter_is_gone() -> None:
+    """The end of its standard input is a SIGTERM."""
+    code = (
+        "import threading, time; from s2video.ending import stop_at_end_of_stdin\n"
+        "threading.Thread(target=stop_at_end_of_stdin, daemon=True).start(); print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == b"ready\n"
+    assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(60) == -signal.SIGTERM
+    process.stdout.close()

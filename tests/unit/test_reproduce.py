@@ -1,0 +1,85 @@
+"""What is said of a second run: the same to the bit, near enough, or not the same."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sidecar_helpers import made_video
+
+from s2video.cli import main
+from s2video.errors import S2VideoError
+from s2video.reproduce import Remade, config_again, judge
+from s2video.sidecar import latents_record
+from s2video.sidecar_model import Sidecar
+
+LATENTS = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Sidecar:
+    return made_video(tmp_path_factory.mktemp("made") / "clip.mp4", latents=LATENTS).sidecar
+
+
+def remade(sidecar: Sidecar, latents: torch.Tensor, **changes: Any) -> Remade:
+    """A second run under the same circumstances but for `changes`, such as mesh={"world_size": 2}."""
+    recorded = sidecar.as_json()
+    here = {name: recorded[name] | changes.get(name, {}) for name in ("mesh", "machine", "versions")}
+    return Remade(latents_record(latents), here)
+
+
+def test_the_same_to_the_bit(sidecar: Sidecar) -> None:
+    assert "same to the bit" in judge(sidecar, remade(sidecar, LATENTS))
+    said = judge(sidecar, remade(sidecar, LATENTS, machine={"threads": 96}))
+    assert "same to the bit" in said and f"machine.threads was {sidecar.machine.threads} and is 96" in said
+
+
+def test_a_bit_counts_where_nothing_else_has_changed(sidecar: Sidecar) -> None:
+    latents = LATENTS.clone()
+    latents[0, 0, 0, 0, 0] = math.nextafter(float(latents[0, 0, 0, 0, 0]), 9)
+    latents[0, 1, 1, 1, 1] += 1e-6
+    with pytest.raises(S2VideoError, match=r"not reproduced: .*to the bit"):
+        judge(sidecar, remade(sidecar, latents))
+
+
+@pytest.mark.parametrize(
+    "change", [{"mesh": {"world_size": 2}}, {"versions": {"torch": "9.9"}}, {"machine": {"device": "H100"}}]
+)
+def test_probes_decide_where_something_has_changed(sidecar: Sidecar, change: dict[str, Any]) -> None:
+    said = judge(sidecar, remade(sidecar, LATENTS + 4e-4, **change))
+    assert "64 values compared, largest difference 0.0004, allowed 0.001" in said and "was" in said
+    with pytest.raises(S2VideoError, match=r"not reproduced: 64 values compared, largest difference 0\.002"):
+        judge(sidecar, remade(sidecar, LATENTS + 2e-3, **change))
+
+
+def test_other_shapes_are_not_the_same(sidecar: Sidecar) -> None:
+    with pytest.raises(S2VideoError, match="shape"):
+        judge(sidecar, remade(sidecar, LATENTS[:, :2]))
+
+
+def test_the_mesh_is_the_recorded_one_where_the_ranks_allow_it(sidecar: Sidecar) -> None:
+    four = {"world_size": 4, "ring": 2, "ulysses": 2, "branch": 1, "backend": "gloo", "device": "cpu"}
+    recorded = Sidecar.model_validate(sidecar.as_json() | {"mesh": four})
+    parallel = config_again(recorded, world_size=4).parallel
+    assert (parallel.ring, parallel.ulysses, parallel.branch) == (2, 2, 1)
+    parallel = config_again(recorded, world_size=3).parallel
+    assert (parallel.ring, parallel.ulysses, parallel.branch) == (None, None, 1)
+    moved = config_again(recorded, world_size=1, model="elsewhere", device="cuda").model
+    assert (moved.path, moved.device) == ("elsewhere", "cuda")
+
+
+def test_the_original_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_video(tmp_path / "clip.mp4")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("clip.mp4", "clip.mov"):
+        assert main(["reproduce", str(tmp_path / "clip.mp4"), "--output", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.count("would take the place") == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_video(tmp_path / "clip.mp4")
+    for command in (["reproduce"], ["launch", "--nproc", "2", "reproduce"]):
+        assert main([*command, str(tmp_path / "clip.mp4"), "--model", "/no/such/folder"]) == 2
+        assert "/no/such/folder" in capsys.readouterr().err

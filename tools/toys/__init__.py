@@ -1,0 +1,1 @@
+"""Mixtures of Gaussians on which guidance can be held against the exact answer."""
