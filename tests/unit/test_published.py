@@ -56,6 +56,14 @@ OF_HUNYUAN = {
     "single_transformer_blocks.39.proj_mlp.weight": (12288, 3072),
     "proj_out.weight": (64, 3072),
 }
+OF_DUAL_BLOCKS = {
+    "x_embedder.proj.weight": (2048, 65, 1, 1, 1),
+    "transformer_blocks.53.attn.add_q_proj.weight": (2048, 2048),
+    "context_embedder.token_refiner.refiner_blocks.1.norm_out.linear.weight": (4096, 2048),
+    "context_embedder_2.linear_1.weight": (2048, 1472),
+    "image_embedder.linear_1.weight": (1152, 1152),
+    "cond_type_embed.weight": (3, 2048),
+}
 
 # model -> transformer's folder, its tensors, its parameters, shapes of some
 TRANSFORMERS: list[tuple[str, str, int, int, dict[str, tuple[int, ...]]]] = [
@@ -67,6 +75,16 @@ TRANSFORMERS: list[tuple[str, str, int, int, dict[str, tuple[int, ...]]]] = [
     ("Wan-AI/Wan2.2-I2V-A14B-Diffusers", "transformer_2", 1095, 14_288_901_184, OF_IMAGES),
     ("hunyuanvideo-community/HunyuanVideo", "transformer", 1264, 12_821_012_544, OF_HUNYUAN),
     ("hunyuanvideo-community/HunyuanVideo-I2V", "transformer", 1264, 12_821_012_544, OF_HUNYUAN),
+    *(
+        (
+            f"hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-{kind}",
+            "transformer",
+            1801,
+            8_326_608_160,
+            OF_DUAL_BLOCKS,
+        )
+        for kind in ("480p_t2v", "720p_t2v", "480p_i2v", "720p_i2v")
+    ),
 ]
 
 
