@@ -20,12 +20,14 @@ from typing import Literal, TypeVar
 
 import torch
 
-from .batch_plan import file_digest, video_job
-from .batch_store import Heartbeat, Record, Store
+from .batch_plan import video_job
+from .batch_store import Record, Store
 from .config import ParallelConfig, RunConfig
 from .ending import Termination, stop_at_end_of_stdin
 from .errors import S2VideoError, StoppedError, out_of_memory
+from .files import sha256
 from .gpu_room import GpuRoom
+from .heartbeat import Heartbeat
 from .job import Job
 from .locks import held_lock
 from .parallel.collectives import any_rank, gather_objects
@@ -156,8 +158,8 @@ class _Replica:
 
     def _overlaps(self, halfway: _Halfway, config: RunConfig) -> bool:
         """The main rank decides."""
-        if not self._serves(halfway.engine, config):
-            return False
+        if not self._serves(halfway.engine, config) or config.image is not None:
+            return False  # the VAE that decodes is wanted for an image, too
         overlaps = self._overlap == "always"
         if self._overlap == "auto":
             overlaps = self._room.holds(decoding=halfway.engine.config, denoising=config)
@@ -245,14 +247,12 @@ class _Replica:
     def _record_files(self, record: Record, job: Job) -> None:
         if not self._mesh.is_main:
             return
-        digests = {}
-        for path in (job.output, job.sidecar_path):
-            digest = file_digest(path)
-            assert digest is not None, f"{path} was just made"
-            digests[path.relative_to(self._store.folder).as_posix()] = digest
+        frames = sorted(job.place.iterdir()) if job.place.is_dir() else [job.place]
+        files = [*frames, job.sidecar_path]
+        digests = {path.relative_to(self._store.folder).as_posix(): sha256(path) for path in files}
         self._let_go(record)
         if self._store.finish(record.name, self._owner, digests):
-            print(job.output, flush=True)
+            print(job.place, flush=True)
 
     def _record_failure(self, record: Record, error: Exception) -> None:
         """On any rank; the first to speak is heard."""

@@ -20,13 +20,13 @@ from pydantic import BeforeValidator, Field, ValidationError
 from .config import RunConfig, Text, Whole, build_config, origin, read_values
 from .config_text import describe_problems, show
 from .errors import InputError
+from .formats import codec_for, suffix_of
 from .naming import find_collisions, render_name, slug
 from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
 
 MAX_JOBS = 100_000
 RESERVED = "batch."  # what the names of a batch's own files in its folder begin with
 _SEED = "sampling.seed"
-_EXTENSION = "mp4"
 
 
 def _read_shot_source(value: Any) -> Any:
@@ -181,15 +181,20 @@ def _expand(
                 "index": next(index),
                 "seed": seed,
                 "take": take + 1,
-                "ext": _EXTENSION,
+                "ext": suffix_of(config.output.codec).removeprefix("."),
             }
             try:
                 output = output_path(folder, run.name, fields)
+                codec_for(output, config.output.codec)
             except InputError as error:
                 raise InputError(f"{shot.where}: {error}") from None
             finished = build_config(
                 _with(config.model_dump(mode="json"), {_SEED: seed, "output.path": str(output)}), shot.where
             )
+            try:
+                finished.output.spec(output)
+            except InputError as error:
+                raise InputError(f"{shot.where}: {error}") from None
             yield BatchJob(PurePath(output.relative_to(folder)).as_posix(), shot.where, finished)
 
 

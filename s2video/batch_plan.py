@@ -5,7 +5,6 @@ Imports neither torch nor diffusers, save where a setting, or the name of a GPU,
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -13,15 +12,19 @@ from pathlib import Path
 
 from .batch_config import BatchJob
 from .batch_store import Entry, Record, Store
+from .cards import CARDS, Card
 from .config import RunConfig
 from .errors import InputError
+from .files import remove_leftovers, sha256
 from .forecast import Degrees
+from .formats import VideoSpec
 from .identity import checkpoint_digests, job_key
 from .job import Job
 from .models.family import CheckpointInfo
+from .models.images import read_images
 from .models.loading import check_checkpoint, find_checkpoint
 from .plan import make_plan, this_card
-from .requests import check_images, check_output, check_request, read_checkpoint
+from .requests import check_images, check_output, check_request, check_spec, read_checkpoint
 
 
 def video_job(config: RunConfig) -> Job:
@@ -58,10 +61,12 @@ def in_order(jobs: Sequence[BatchJob]) -> list[BatchJob]:
     return [job for _, job in sorted(zip(ranks, jobs, strict=True), key=lambda pair: pair[0])]
 
 
-def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]:
+def find_problems(jobs: Sequence[BatchJob], *, world_size: int, images: bool) -> Iterator[str]:
     """What stands in the way of jobs, a sentence each, as far as that can be known before the models are loaded.
 
-    A missing image is not among them: it may still come, and if not, its job fails alone.
+    Args:
+        images: read them too. Before a run they are not: one that is missing may still come, and if not, its job fails
+            alone.
     """
 
     @cache
@@ -73,6 +78,14 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]
         except InputError as error:
             return str(error)
 
+    @cache
+    def spec_problem(spec: VideoSpec, width: int, height: int) -> str | None:
+        try:
+            check_spec(spec, width, height)
+        except InputError as error:
+            return str(error)
+        return None
+
     for job in jobs:
         found = checkpoint(job.config.model.path, job.config.model.revision)
         if isinstance(found, str):
@@ -81,13 +94,22 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]
         try:
             check_request(job.config, found, world_size=world_size)
             check_images(found, image=job.config.image is not None, last_image=job.config.last_image is not None)
-            check_output(Path(job.config.output.path))
+            output, sampling = Path(job.config.output.path), job.config.sampling
+            check_output(output)
+            if images:
+                read_images(*job.config.image_paths)
+            if (problem := spec_problem(job.config.output.spec(output), sampling.width, sampling.height)) is not None:
+                yield f"{job.where}: {problem}"
         except InputError as error:
             yield f"{job.where}: {error}"
 
 
-def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int) -> list[float | None]:
-    """How long each job's denoising will take on cards like this machine's, by the cost model; None: it cannot say."""
+def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int, card: Card | None = None) -> list[float | None]:
+    """How long each job's denoising takes, by the cost model; None: it cannot say.
+
+    Args:
+        card: None: this machine's. To know a GPU's name takes an import of torch.
+    """
 
     @cache
     def predicted(dumped: str) -> float | None:
@@ -95,7 +117,8 @@ def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int) -> list[float 
         try:
             folder = find_checkpoint(config.model.path, config.model.revision)
             model = config.model.model_copy(update={"path": str(folder)})
-            plan = make_plan(config.model_copy(update={"model": model}), world_size, this_card(config.model.device))
+            target = this_card(config.model.device) if card is None else card
+            plan = make_plan(config.model_copy(update={"model": model}), world_size, target)
         except InputError:
             return None
         degrees = _degrees(config, world_size)
@@ -153,9 +176,9 @@ def spoken(seconds: float | None) -> str:
 
 def register(
     jobs: Sequence[BatchJob],
-    seconds: Sequence[float | None],
     store: Store,
     *,
+    world_size: int,
     force: bool = False,
     retry_failed: bool = False,
 ) -> None:
@@ -164,8 +187,7 @@ def register(
     Only for the process that holds the store's lock. What earlier starts left is kept: a job that they did not end goes
     on from its checkpoint.
     """
-    store.release()
-    store.forgive()
+    store.begin()
     known = {record.name: record for record in store.records()}
     digests = store.digests()
 
@@ -174,8 +196,10 @@ def register(
         return checkpoint_digests(find_checkpoint(path, revision))
 
     entries, again = [], set()
-    predicted = {job.name: value for job, value in zip(jobs, seconds, strict=True)}
-    for job in in_order(jobs):
+    ordered = in_order(jobs)
+    # of no interest in seconds, so any card will do
+    works = predict_seconds(ordered, world_size=world_size, card=CARDS["H100"])
+    for job, work in zip(ordered, works, strict=True):
         key = job_key(job.config, checkpoint(job.config.model.path, job.config.model.revision))
         entries.append(
             Entry(
@@ -184,7 +208,7 @@ def register(
                 models=models_of(job.config),
                 config=job.config.model_dump_json(),
                 key=key,
-                predicted=predicted[job.name],
+                work=work,
             )
         )
         old = known.get(job.name)
@@ -197,6 +221,8 @@ def register(
         elif old.state == "failed" and retry_failed:
             again.add(job.name)
     store.put(entries, frozenset(again))
+    if all(record.state != "running" for record in store.records()):  # else one of an older start is still at work
+        remove_leftovers([store.checksums_path, *(path for job in jobs for path in _files(video_job(job.config)))])
 
 
 def _obsolete(old: Record, key: str, folder: Path, digests: Mapping[str, str], *, force: bool) -> str | None:
@@ -218,10 +244,14 @@ def _discard(job: Job) -> None:
         path.unlink(missing_ok=True)
 
 
+def _files(job: Job) -> tuple[Path, ...]:
+    """All that is ever written for a job."""
+    return job.place, job.sidecar_path, job.latents_path, job.checkpoint_path
+
+
 def file_digest(path: Path) -> str | None:
     """SHA-256 of a file; None where there is none."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError:
         return None

@@ -54,19 +54,19 @@ def _is_alive(store: Store, record: Record) -> bool:
 
 
 def _seconds_left(records: Sequence[Record], alive: int, now: float) -> float | None:
-    """By what the done ones took, in proportion to what was predicted for each; shared by the replicas that live."""
+    """By what the done ones took, in proportion to the work of each; shared by the replicas that live."""
     done = [r for r in records if r.state == "done" and r.seconds is not None]
     rest = [r for r in records if r.state in ("waiting", "running")]
     if not rest:
         return 0.0
     if not done or not alive:
         return None
-    known = all(r.predicted for r in (*done, *rest))
-    weights = [(r.predicted or 1.0) if known else 1.0 for r in done]
+    known = all(r.work for r in (*done, *rest))
+    weights = [(r.work or 1.0) if known else 1.0 for r in done]
     pace = sum(r.seconds or 0.0 for r in done) / sum(weights)
     left = 0.0
     for r in rest:
-        expected = pace * ((r.predicted or 1.0) if known else 1.0)
+        expected = pace * ((r.work or 1.0) if known else 1.0)
         passed = now - r.started if r.state == "running" and r.started is not None else 0.0
         left += max(0.0, expected - passed)
     return left / alive
@@ -108,7 +108,6 @@ def as_json(status: Status) -> str:
                     "attempts": record.attempts,
                     "replica": record.owner,
                     "seconds": record.seconds,
-                    "predicted_seconds": record.predicted,
                     "key": record.key,
                     "error": record.error,
                 }

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .batch_config import RESERVED
-from .ending import end_suddenly
 from .errors import InputError, S2VideoError
 from .files import atomic_path
 from .locks import is_held
@@ -36,7 +33,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     models TEXT NOT NULL,           -- jobs of one group share their loaded models
     config TEXT NOT NULL,           -- JSON, all that makes the video
     key TEXT NOT NULL,              -- digest of all that determines its pixels
-    predicted REAL,                 -- seconds, by the cost model
+    work REAL,                      -- in proportion to other jobs', by the cost model
     state TEXT NOT NULL DEFAULT 'waiting',
     attempts INTEGER NOT NULL DEFAULT 0,
     owner TEXT,                     -- the replica that has it, or had it last
@@ -63,7 +60,7 @@ class Entry:
     models: str
     config: str
     key: str
-    predicted: float | None
+    work: float | None
 
 
 @dataclass(frozen=True)
@@ -141,11 +138,11 @@ class Store:
             connection.executemany("DELETE FROM jobs WHERE name = ?", [(name,) for name in known - kept])
             for position, e in enumerate(entries):
                 connection.execute(
-                    "INSERT INTO jobs (name, position, place, models, config, key, predicted) VALUES (?,?,?,?,?,?,?) "
+                    "INSERT INTO jobs (name, position, place, models, config, key, work) VALUES (?,?,?,?,?,?,?) "
                     "ON CONFLICT (name) DO UPDATE SET position = excluded.position, place = excluded.place, "
                     "models = excluded.models, config = excluded.config, key = excluded.key, "
-                    "predicted = excluded.predicted",
-                    (e.name, position, e.place, e.models, e.config, e.key, e.predicted),
+                    "work = excluded.work",
+                    (e.name, position, e.place, e.models, e.config, e.key, e.work),
                 )
             for name in again:
                 connection.execute("DELETE FROM files WHERE job = ?", (name,))
@@ -244,14 +241,18 @@ class Store:
                 )
                 released.append(Released(row["name"], row["owner"], row["attempts"], error))
         for job in released:
-            self.owner_path(job.owner).unlink(missing_ok=True)
             self.log("released", job=job.name, replica=job.owner, attempt=job.attempts, error=job.error)
         return released
 
-    def forgive(self) -> None:
-        """A new start, by a person: attempts that ended with the batch as a whole do not count."""
+    def begin(self) -> None:
+        """A new start, by a person, before its first replica: attempts that ended with the batch as a whole do not
+        count, and dead replicas' locks are removed."""
+        self.release()
         with self._transaction() as connection:
             connection.execute("UPDATE jobs SET attempts = 0 WHERE state = 'waiting'")
+        for path in self.folder.glob(f"{self._part}replica-*.lock"):
+            if not is_held(path):
+                path.unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
         """All jobs, in their order."""
@@ -296,49 +297,6 @@ class Store:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
-
-
-class Heartbeat:
-    """Renews a replica's leases in a thread, for the time of a block; ends the process if one was lost meanwhile.
-
-    A process that was stopped for long, and runs again, would else write what its successor writes.
-
-    Attributes:
-        held: the jobs that the replica believes to have.
-    """
-
-    def __init__(self, store: Store, owner: str) -> None:
-        self.held: set[str] = set()
-        self._store = store
-        self._owner = owner
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._ended.wait(LEASE / 4):
-            believed = self.held.copy()
-            try:
-                has = self._store.renew(self._owner)
-            except S2VideoError as error:
-                print(f"s2video: {error}", file=sys.stderr, flush=True)
-                continue
-            lost = (believed - has) & self.held  # one that was let go of is not lost
-            if lost:
-                print(
-                    f"s2video: error: {self._owner} was silent for over {LEASE:g} s, and others may make "
-                    f"{', '.join(sorted(lost))} now: it ends",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                end_suddenly(1)
 
 
 def _record(row: sqlite3.Row) -> Record:

@@ -40,7 +40,7 @@ def add_commands(
     batch.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
 
     status = commands.add_parser("status", help="what of a batch is done, and what failed", allow_abbrev=False)
-    status.add_argument("folder", type=Path, metavar="RUN", help="the batch's folder")
+    status.add_argument("folder", type=Path, metavar="RUN", help="the batch's folder, or its run file")
     status.add_argument("--json", action="store_true", help="one JSON object instead of lines")
 
     replica = commands.add_parser("replica", allow_abbrev=False)  # without help: not for people
@@ -54,7 +54,8 @@ def add_commands(
 def run(arguments: argparse.Namespace) -> int:
     """Run one of `COMMANDS`; returns the exit code."""
     if arguments.command == "status":
-        status = read_status(arguments.folder)
+        is_run_file = arguments.folder.suffix in (".yaml", ".yml")
+        status = read_status(load_batch(arguments.folder).folder if is_run_file else arguments.folder)
         print(as_json(status) if arguments.json else as_text(status))
         return 0
     if arguments.command == "replica":
@@ -78,18 +79,20 @@ def _batch(arguments: argparse.Namespace) -> int:
         raise InputError("--replicas and --nproc: not under torchrun, which has started the ranks of one replica")
     world_size = int(os.environ["WORLD_SIZE"]) if is_rank else arguments.nproc
     batch = load_batch(path, arguments.set)
-    _require_usable(batch, world_size)
+    _require_usable(batch, world_size, dry_run=arguments.dry_run)
     jobs = list(batch.jobs)
     if arguments.shard is not None:
         index, count = arguments.shard
         jobs = jobs[index - 1 :: count]
-    device = jobs[0].config.model.device if jobs else "cpu"
-    plan = ReplicaPlan(arguments.replicas, arguments.nproc, [] if is_rank else visible_gpus(device))
+    gpus: Sequence[str] = ()
+    if arguments.replicas > 1 and jobs:  # one takes all that there are
+        gpus = visible_gpus(jobs[0].config.model.device)
+    plan = ReplicaPlan(arguments.replicas, arguments.nproc, gpus)
     plan.check()
-    seconds = predict_seconds(jobs, world_size=world_size)
     is_main = os.environ.get("RANK", "0") == "0"
     if arguments.dry_run:
         if is_main:
+            seconds = predict_seconds(jobs, world_size=world_size)
             print(describe(jobs, seconds, replicas=plan.count, world_size=world_size))
         return 0
     if not jobs:
@@ -102,7 +105,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     with held_lock(store.lock_path) as is_ours:
         if not is_ours:
             raise InputError(f"{batch.folder}: is being made by another process: wait for it, or stop it")
-        register(jobs, seconds, store, force=arguments.force, retry_failed=arguments.retry_failed)
+        register(jobs, store, world_size=world_size, force=arguments.force, retry_failed=arguments.retry_failed)
         waiting = sum(record.state == "waiting" for record in store.records())
         print(f"s2video: {waiting} of {len(jobs)} videos to make in {batch.folder}", file=sys.stderr, flush=True)
         if is_rank:
@@ -117,9 +120,9 @@ def _batch(arguments: argparse.Namespace) -> int:
         return _verdict(store)
 
 
-def _require_usable(batch: Batch, world_size: int) -> None:
+def _require_usable(batch: Batch, world_size: int, *, dry_run: bool) -> None:
     """Raise InputError after saying what is wrong with each shot."""
-    problems = list(dict.fromkeys([*batch.problems, *find_problems(batch.jobs, world_size=world_size)]))
+    problems = list(dict.fromkeys([*batch.problems, *find_problems(batch.jobs, world_size=world_size, images=dry_run)]))
     if not problems:
         return
     if os.environ.get("LOCAL_RANK", "0") == "0":

@@ -7,10 +7,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -169,3 +170,23 @@ def _flush_to_disk(path: Path) -> None:
     """Without this, a power cut soon after the rename can leave an empty file under the final name."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove the temporary files of processes that were killed while they wrote one of `paths`.
+
+    Only where nobody writes them now, nor any other path in their folders.
+    """
+    wanted: dict[Path, set[tuple[str, str]]] = {}
+    for path in paths:
+        wanted.setdefault(path.parent, set()).add((path.stem[:32], path.suffix))
+    for folder, names in wanted.items():
+        with suppress(FileNotFoundError):
+            for entry in list(folder.iterdir()):
+                match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.[^.]+)?", entry.name, re.DOTALL)
+                if match is None or (match[1], match[2] or "") not in names:
+                    continue
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)

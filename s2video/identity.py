@@ -80,13 +80,14 @@ def job_key(config: RunConfig, checkpoint: Mapping[str, str]) -> str:
         "checkpoint": dict(checkpoint),
         "loras": lora_digests(config.model.lora),
         "images": [_file_digest(path) for path in config.image_paths],
+        "audio": _file_digest(None if config.output.audio is None else Path(config.output.audio)),
         "versions": _versions(),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _file_digest(path: Path | None) -> str | None:
-    """Of an image; None where none is given, and where it is missing: then the job fails, and runs when it is there."""
+    """Of an image or a sound; None where none is given, or it is missing: the job fails, and runs when it is there."""
     if path is None or not path.is_file():
         return None
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -37,7 +37,7 @@ def test_all_ranks_come_out_of_a_job_that_fails(ranks: Ranks, tmp_path: Path, fa
     store = Store(tmp_path)
     store.create()
     store.put(
-        [Entry(name=n, place="", models="", config="{}", key="", predicted=None) for n in ("first", "second")],
+        [Entry(name=n, place="", models="", config="{}", key="", work=None) for n in ("first", "second")],
         frozenset(),
     )
     store.draw("r1", None)

@@ -2,25 +2,28 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT
 
 from s2video import batch
 from s2video.batch_config import load_batch
+from s2video.batch_plan import video_job
 from s2video.batch_store import Record, Store
 from s2video.cli import main
 from s2video.ending import Termination
@@ -84,9 +87,9 @@ class Run:
         lines = path.read_text().splitlines() if path.exists() else []
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
-    def wait_until(self, condition: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
+    def wait_until(self, condition: Callable[[], Any], is_alive: Callable[[], bool]) -> None:
         while not condition():
-            assert process.poll() is None, self.said()
+            assert is_alive(), self.said()
             time.sleep(0.02)
 
     def files(self) -> list[str]:
@@ -129,25 +132,41 @@ def check_sums(run: Run) -> None:
     """Every file is listed, and is what the list says."""
     lines = (run.folder / "batch.sha256").read_text().splitlines()
     listed = {name: value for value, name in (line.split("  ") for line in lines)}
-    assert listed == {name: digest(run.folder / name) for name in run.files()}
+    made = [path for path in run.folder.rglob("*") if path.is_file() and not path.name.startswith("batch.")]
+    assert listed == {path.relative_to(run.folder).as_posix(): digest(path) for path in made}
+
+
+def make_batch(file: Path, log: Path) -> None:
+    """In a process of its own: what `s2video batch` does as the one rank of a torchrun."""
+    with log.open("ab") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    os.environ["WORLD_SIZE"] = "1"
+    sys.exit(main(["batch", str(file), "--plain"]))
 
 
 def test_killed_at_ten_random_moments(run: Run) -> None:
     """20 videos are whole, distinct, and those of a run that nobody disturbed."""
     run.write(shots=[PROMPT, "a large blue square"], seeds=10, checkpoint={"every_seconds": 0.05})
+    forks = multiprocessing.get_context("forkserver")  # which has imported torch, so that a start takes no seconds
+    forks.set_forkserver_preload(["s2video.batch", "s2video.cli_batch"])
     moments = random.Random(7)
-    typical = 1.0  # seconds from one video to the next, as far as it is known
+    typical = 0.5  # seconds of a video, as far as it is known
     for start in range(10):
         before = len(run.events("drawn"))
-        process = run.start()
-        run.wait_until(lambda before=before: len(run.events("drawn")) > before, process)
+        maker = forks.Process(target=make_batch, args=(run.file, run.log))
+        maker.start()
+        run.wait_until(lambda before=before: len(run.events("drawn")) > before, maker.is_alive)
         time.sleep(moments.uniform(0, 1.2 * typical))
-        assert process.poll() is None, f"all was done before start {start}: {run.said()}"
-        kill_all(process)
-        with suppress(sqlite3.Error):
-            taken = sorted(r.seconds for r in run.store.records() if r.seconds is not None)
-            typical = taken[len(taken) // 2] if taken else typical
-    assert run.start().wait() == 0, run.said()
+        assert maker.is_alive(), f"all was done before start {start}: {run.said()}"
+        maker.kill()
+        maker.join()
+        taken = sorted(record.seconds for record in run.store.records() if record.seconds is not None)
+        typical = taken[len(taken) // 2] if taken else typical
+    maker = forks.Process(target=make_batch, args=(run.file, run.log))
+    maker.start()
+    maker.join()
+    assert maker.exitcode == 0, run.said()
 
     assert set(run.states().values()) == {"done"} and len(run.states()) == 20
     assert run.files() == sorted(
@@ -157,21 +176,33 @@ def test_killed_at_ten_random_moments(run: Run) -> None:
     digests = {name: digest(run.folder / name) for name in run.states()}
     assert len(set(digests.values())) == 20
     done = [event["job"] for event in run.events("done")]
-    assert sorted(done) == sorted(set(done)) == sorted(digests)
+    assert sorted(done) == sorted(set(done))  # but for a kill between state and log, all of them
     jobs = load_batch(run.file).jobs
     engine = Engine(jobs[0].config, progress="none")
     for job in jobs[::7]:
         undisturbed = run.file.parent / "undisturbed" / job.name
-        make_video(
-            engine.with_config(job.config), Job(job.config.prompt or "", "", job.config.sampling.seed, undisturbed)
-        )
+        make_video(engine.with_config(job.config), replace(video_job(job.config), output=undisturbed))
         assert digest(undisturbed) == digests[job.name]
+
+
+def test_kill_of_all_processes_at_once(run: Run) -> None:
+    """As the command line starts them: what was running waits, and is made by the next start."""
+    run.write(seeds=3)
+    process = run.start()
+    run.wait_until(lambda: run.events("drawn"), lambda: process.poll() is None)
+    kill_all(process)
+    assert run.start().wait() == 0, run.said()
+    assert list(run.states().values()) == ["done"] * 3
+    assert [record.attempts for record in run.records().values()] == [1] * 3
+    check_sums(run)
 
 
 def test_one_of_two_replicas_is_killed(run: Run) -> None:
     run.write(seeds=6)
     process = run.start("--replicas", "2")
-    run.wait_until(lambda: len({event["replica"] for event in run.events("drawn")}) == 2, process)
+    run.wait_until(
+        lambda: len({event["replica"] for event in run.events("drawn")}) == 2, lambda: process.poll() is None
+    )
     victim = run.events("drawn")[-1]["replica"]
     (pid,) = (p for p in children(process.pid) if victim.encode() in Path(f"/proc/{p}/cmdline").read_bytes())
     os.kill(pid, signal.SIGKILL)
@@ -184,7 +215,7 @@ def test_one_of_two_replicas_is_killed(run: Run) -> None:
 def test_sigterm_stops_at_a_steps_end_and_the_next_start_resumes(run: Run) -> None:
     run.write(seeds=2, sampling={**run.values["sampling"], "num_inference_steps": 200})
     process = run.start()
-    run.wait_until(lambda: run.log.exists() and "step 20/200" in run.said(), process)
+    run.wait_until(lambda: run.log.exists() and "step 20/200" in run.said(), lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
     assert "stopped with 0 of 2 videos done: the same command goes on" in run.said()
@@ -292,6 +323,51 @@ def test_what_changed_is_made_again_and_nothing_else(here: Run) -> None:
     assert again() == []
 
 
+def test_a_sequence_is_checked_frame_by_frame(here: Run) -> None:
+    here.write(output={"codec": "png"})
+    assert here.main() == 0
+    assert here.states() == {"001_s0.png": "done"}
+    assert here.files() == ["001_s0", "001_s0.json"]
+    assert sorted(path.name for path in (here.folder / "001_s0").iterdir()) == [
+        f"001_s0.{n}.png" for n in range(1001, 1006)
+    ]
+    check_sums(here)
+    assert here.main() == 0
+    assert len(here.events("drawn")) == 1
+    (here.folder / "001_s0" / "001_s0.1003.png").unlink()
+    assert here.main() == 0
+    assert len(here.events("drawn")) == 2
+    check_sums(here)
+
+
+def test_a_missing_image_fails_alone_and_is_made_when_it_is_there(
+    here: Run, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "there.png")
+    shots = [{"prompt": "a", "image": str(tmp_path / name)} for name in ("missing.png", "there.png")]
+    here.write(shots=shots, model={"path": str(checkpoint_of("wan-i2v")), "device": "cpu"})
+    assert here.main() == 1
+    assert here.states() == {"001_s0.mp4": "failed", "002_s0.mp4": "done"}
+    assert "missing.png: cannot be read" in (here.records()["001_s0.mp4"].error or "")
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "missing.png")
+    assert here.main() == 0
+    Image.new("RGB", (32, 32), "green").save(tmp_path / "there.png")
+    assert here.main() == 0
+    assert [event["job"] for event in here.events("drawn")] == ["001_s0.mp4", "002_s0.mp4", "001_s0.mp4", "002_s0.mp4"]
+
+
+def test_what_writes_the_format_is_asked_for_before_anything_starts(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.write(shots=[PROMPT, "another"], output={"codec": "dnxhr"})
+    assert run.main() == 2
+    assert capsys.readouterr().err.count("dnxhr takes pictures from 256x120 px on") == 2
+    run.write(output={"ffmpeg": "/nowhere/ffmpeg"})
+    assert run.main("--dry-run") == 2
+    assert capsys.readouterr().err.count("cannot start ffmpeg") == 2
+    assert not run.folder.exists()
+
+
 def test_a_dry_run_tells_all_and_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.write(shots=["a", "b"], sweep={"guidance.s2_scale": [0, 0.25]})
     assert run.main("--dry-run", "--replicas", "2") == 0
@@ -371,7 +447,9 @@ def test_two_ranks_under_torchrun_go_on_after_a_failure(run: Run) -> None:
     check_sums(run)
 
 
-def test_the_slurm_script_makes_a_shard(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slurm_script_makes_a_shard(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     srun = run.file.parent / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text('#!/bin/sh\nwhile case "$1" in --*) true;; *) false;; esac; do shift; done\nexec "$@"\n')
@@ -392,7 +470,8 @@ def test_the_slurm_script_makes_a_shard(run: Run, monkeypatch: pytest.MonkeyPatc
     assert finished.returncode == 0, finished.stderr
     assert run.files() == ["001_s1.json", "001_s1.mp4"]
     assert (run.folder / "batch.2-of-2.sqlite").exists()
-    assert main(["status", str(run.folder), "--json"]) == 0
+    assert main(["status", str(run.file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["done"] == 1
 
 
 def test_a_stop_while_one_job_is_decoded_beside_another(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:

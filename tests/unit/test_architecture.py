@@ -47,7 +47,7 @@ FLOORS: dict[int, list[str]] = {
     ],
     4: [f"integrations.{name}" for name in ("blocks", "pipelines", "guider")]
     + ["pipeline", "production", "saved_latents", "requests", "plan", "selftest", "launcher", "cli", "__main__"]
-    + ["batch", "batch_store", "batch_plan", "batch_status", "replicas", "cli_batch"]
+    + ["batch", "batch_store", "heartbeat", "batch_plan", "batch_status", "replicas", "cli_batch"]
     + ["describe", "reproduce", "page", "cli_review", "api"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from s2video import batch_store
+from s2video import batch_store, heartbeat
 from s2video.batch_status import as_json, as_text, read_status
-from s2video.batch_store import LEASE, MAX_ATTEMPTS, Entry, Heartbeat, Store, find_stores
+from s2video.batch_store import LEASE, MAX_ATTEMPTS, Entry, Store, find_stores
 from s2video.errors import InputError
+from s2video.heartbeat import Heartbeat
 from s2video.locks import held_lock, is_held
 
 
@@ -46,8 +47,8 @@ def alive(store: Store) -> Iterator[ExitStack]:
         yield stack
 
 
-def entry(name: str, *, models: str = "small", key: str = "k", predicted: float | None = 1.0) -> Entry:
-    return Entry(name=name, place="here", models=models, config="{}", key=key, predicted=predicted)
+def entry(name: str, *, models: str = "small", key: str = "k", work: float | None = 1.0) -> Entry:
+    return Entry(name=name, place="here", models=models, config="{}", key=key, work=work)
 
 
 def states(store: Store) -> dict[str, str]:
@@ -136,7 +137,6 @@ def test_a_job_of_a_dead_replica_waits_again_at_once(store: Store, alive: ExitSt
         (job,) = store.release()
         assert (job.name, job.attempts) == ("a", 1)
         assert states(store) == {"a": "waiting", "b": "running", "c": "waiting"}
-        assert not store.owner_path("r1").exists()
 
 
 def test_a_job_that_kills_every_replica_fails(store: Store) -> None:
@@ -158,8 +158,13 @@ def test_a_new_start_forgives_attempts_and_a_stop_is_none(store: Store) -> None:
     store.draw("gone", None)
     store.release()
     assert store.records()[0].attempts == 1
-    store.forgive()
-    assert store.records()[0].attempts == 0
+    store.draw("gone", None)
+    for owner in ("replica-1-x", "replica-2-y"):
+        store.owner_path(owner).touch()
+    with held_lock(store.owner_path("replica-1-x")):
+        store.begin()
+        assert [path.name for path in store.folder.glob("*.lock")] == ["batch.replica-1-x.lock"]
+    assert [(r.state, r.attempts) for r in store.records()] == [("waiting", 0)] * 3
 
 
 def test_a_job_that_failed_keeps_its_error_until_it_is_made_again(store: Store) -> None:
@@ -183,23 +188,23 @@ def test_files_of_jobs_that_are_no_more_are_no_more_listed(store: Store) -> None
 def test_a_replica_that_lost_a_job_ends(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    heartbeat = Heartbeat(store, "r1")
+    beating = Heartbeat(store, "r1")
     ended: list[int] = []
 
     def end(code: int) -> None:
         ended.append(code)
-        heartbeat._ended.set()
+        beating._ended.set()
 
-    monkeypatch.setattr(batch_store, "LEASE", 0.04)
-    monkeypatch.setattr(batch_store, "end_suddenly", end)
-    with heartbeat:
+    monkeypatch.setattr(heartbeat, "LEASE", 0.04)
+    monkeypatch.setattr(heartbeat, "end_suddenly", end)
+    with beating:
         store.draw("r1", None)
-        heartbeat.held.add("a")
-        heartbeat._thread.join(0.3)
+        beating.held.add("a")
+        beating._thread.join(0.3)
         assert ended == []
         with store._transaction() as connection:
             connection.execute("UPDATE jobs SET owner = 'r2'")
-        heartbeat._thread.join(30)
+        beating._thread.join(30)
     assert ended == [1]
     assert "others may make a now" in capsys.readouterr().err
 
@@ -233,7 +238,7 @@ def test_status_tells_all_shards(tmp_path: Path, clock: Clock) -> None:
     shards = [Store(tmp_path, (i, 2), clock=clock) for i in (1, 2)]
     for i, shard in enumerate(shards):
         shard.create()
-        shard.put([entry(f"{name}{i}", predicted=2.0 + 2 * i) for name in "abc"], frozenset())
+        shard.put([entry(f"{name}{i}", work=2.0 + 2 * i) for name in "abc"], frozenset())
     assert [store.path for store in find_stores(tmp_path)] == [shard.path for shard in shards]
     first, second = shards
     with held_lock(first.owner_path("r1")):
@@ -248,7 +253,7 @@ def test_status_tells_all_shards(tmp_path: Path, clock: Clock) -> None:
     told = json.loads(as_json(status))
     assert told["counts"] == {"waiting": 2, "running": 2, "done": 1, "failed": 1}
     assert told["replicas"] == 1
-    # 5 s for each second predicted: 10 s of b0 have passed, 10 of c0, 20 of b1 and 20 of c1 are left
+    # 5 s for each unit of work: 10 s of b0 have passed, 10 of c0, 20 of b1 and 20 of c1 are left
     assert told["seconds_left"] == pytest.approx(50.0)
     assert [job["error"] for job in told["jobs"] if job["state"] == "failed"] == ["NaN in the latents"]
     text = as_text(status)

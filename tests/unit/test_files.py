@@ -2,13 +2,16 @@
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from s2video.errors import InputError
-from s2video.files import atomic_folder, atomic_path, write_json
+from s2video.files import atomic_folder, atomic_path, remove_leftovers, write_json
 
 
 def test_the_final_name_appears_only_after_the_block(tmp_path: Path) -> None:
@@ -107,6 +110,19 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path, obj: object, 
     assert os.listdir(tmp_path) == ["x.json"]
 
 
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    long = "x" * 40
+    leftovers = [".a.0123abcd.mp4", f".{long[:32]}.0123abcd.json", ".a.latents.0123abcd.safetensors"]
+    others = ["a.mp4", ".b.0123abcd.mp4", ".a.0123abcd.mov", ".a.0123abc.mp4", ".a.mp4", f".{long}.0123abcd.json"]
+    for name in leftovers + others:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".s.0123abcd").mkdir()
+    (tmp_path / ".s.0123abcd" / "s.1001.png").write_text("")
+    paths = ["a.mp4", f"{long}.json", "a.latents.safetensors", "s"]
+    remove_leftovers([*(tmp_path / name for name in paths), tmp_path / "nowhere" / "a.mp4"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
 # Folders
 
 
@@ -187,3 +203,19 @@ def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "shot", is_ours) as temporary:
         fill(temporary, "1.exr")
     assert contents(tmp_path) == ["shot/1.exr"]
+
+
+def test_kill_9_leaves_the_old_folder(tmp_path: Path) -> None:
+    fill(tmp_path / "shot", "1.exr")
+    script = (
+        "import pathlib, sys, os, signal\n"
+        "from s2video.files import atomic_folder\n"
+        "with atomic_folder(pathlib.Path(sys.argv[1]), lambda name: True) as folder:\n"
+        "    (folder / '2.exr').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "shot")], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    assert contents(tmp_path / "shot") == ["1.exr"]
+    assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == ["shot"]

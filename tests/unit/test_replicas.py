@@ -58,7 +58,7 @@ def path(monkeypatch: pytest.MonkeyPatch) -> None:
 def store_of(folder: Path, *names: str) -> Store:
     store = Store(folder)
     store.create()
-    jobs = [Entry(name=name, place="here", models="", config="{}", key="k", predicted=None) for name in names]
+    jobs = [Entry(name=name, place="here", models="", config="{}", key="k", work=None) for name in names]
     store.put(jobs, frozenset())
     return store
 
