@@ -191,6 +191,10 @@ def _expand(
             finished = build_config(
                 _with(config.model_dump(mode="json"), {_SEED: seed, "output.path": str(output)}), shot.where
             )
+            try:
+                finished.output.spec(output)
+            except InputError as error:
+                raise InputError(f"{shot.where}: {error}") from None
             yield BatchJob(PurePath(output.relative_to(folder)).as_posix(), shot.where, finished)
 
 

@@ -21,6 +21,7 @@ from .formats import VideoSpec
 from .identity import checkpoint_digests, job_key
 from .job import Job
 from .models.family import CheckpointInfo
+from .models.images import read_images
 from .models.loading import check_checkpoint, find_checkpoint
 from .plan import make_plan, this_card
 from .requests import check_images, check_output, check_request, check_spec, read_checkpoint
@@ -60,10 +61,12 @@ def in_order(jobs: Sequence[BatchJob]) -> list[BatchJob]:
     return [job for _, job in sorted(zip(ranks, jobs, strict=True), key=lambda pair: pair[0])]
 
 
-def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]:
+def find_problems(jobs: Sequence[BatchJob], *, world_size: int, images: bool) -> Iterator[str]:
     """What stands in the way of jobs, a sentence each, as far as that can be known before the models are loaded.
 
-    A missing image is not among them: it may still come, and if not, its job fails alone.
+    Args:
+        images: read them too. Before a run they are not: one that is missing may still come, and if not, its job fails
+            alone.
     """
 
     @cache
@@ -93,6 +96,8 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int) -> Iterator[str]
             check_images(found, image=job.config.image is not None, last_image=job.config.last_image is not None)
             output, sampling = Path(job.config.output.path), job.config.sampling
             check_output(output)
+            if images:
+                read_images(*job.config.image_paths)
             if (problem := spec_problem(job.config.output.spec(output), sampling.width, sampling.height)) is not None:
                 yield f"{job.where}: {problem}"
         except InputError as error:

@@ -79,7 +79,7 @@ def _batch(arguments: argparse.Namespace) -> int:
         raise InputError("--replicas and --nproc: not under torchrun, which has started the ranks of one replica")
     world_size = int(os.environ["WORLD_SIZE"]) if is_rank else arguments.nproc
     batch = load_batch(path, arguments.set)
-    _require_usable(batch, world_size)
+    _require_usable(batch, world_size, dry_run=arguments.dry_run)
     jobs = list(batch.jobs)
     if arguments.shard is not None:
         index, count = arguments.shard
@@ -120,9 +120,9 @@ def _batch(arguments: argparse.Namespace) -> int:
         return _verdict(store)
 
 
-def _require_usable(batch: Batch, world_size: int) -> None:
+def _require_usable(batch: Batch, world_size: int, *, dry_run: bool) -> None:
     """Raise InputError after saying what is wrong with each shot."""
-    problems = list(dict.fromkeys([*batch.problems, *find_problems(batch.jobs, world_size=world_size)]))
+    problems = list(dict.fromkeys([*batch.problems, *find_problems(batch.jobs, world_size=world_size, images=dry_run)]))
     if not problems:
         return
     if os.environ.get("LOCAL_RANK", "0") == "0":

@@ -11,7 +11,7 @@ from .captions import Caption, caption_bar
 from .errors import InputError, S2VideoError
 from .ffmpeg import TAG_BT709, Ffmpeg, h264_mp4, raw_input
 from .files import atomic_path
-from .formats import VideoSpec
+from .formats import VideoSpec, codec_for
 from .video import VideoInfo, probe_video
 
 MIN_HEIGHT = 384  # px; smaller videos are enlarged by a whole factor up to here
@@ -43,6 +43,7 @@ def compare_videos(
         InputError: a video, a caption or a path cannot be used.
         S2VideoError: ffmpeg failed.
     """
+    codec_for(path, "h264")
     infos = (probe_video(left), probe_video(right))
     for info in infos:
         if not (info.fps > 0 and info.num_frames > 0):

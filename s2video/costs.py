@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 from .errors import InputError
 from .masks import MaskSpec
 
+_TOKENS_OF_AN_IMAGE = 257  # 16 x 16 and one for all, of CLIP ViT-H/14 at 224 pixels: Wan's only image encoder
+
 
 class Share(NamedTuple):
     """What one rank holds of a pass: `tokens` of the video's `total`; in attention, `heads` for `group` tokens."""
@@ -131,7 +133,12 @@ class _Derived:
 
 @dataclass(frozen=True)
 class WanCosts(_Derived):
-    """`WanTransformer3DModel` of text to video."""
+    """`WanTransformer3DModel`, from text or with images.
+
+    Attributes:
+        image_dim, num_images: D_image of the image encoder's features, and of how many images the transformer sees
+            them; 0, 0 where it sees none.
+    """
 
     num_blocks: int
     num_heads: int
@@ -144,6 +151,8 @@ class WanCosts(_Derived):
     patch_size: tuple[int, int, int]
     cross_attn_norm: bool
     time_per_token: bool
+    image_dim: int
+    num_images: int
     joint_text = False
 
     @classmethod
@@ -165,22 +174,30 @@ class WanCosts(_Derived):
             patch_size=tuple(config.get("patch_size", (1, 2, 2))),
             cross_attn_norm=config.get("cross_attn_norm", True),
             time_per_token=bool(config.get("expand_timesteps", False)),
+            image_dim=config.get("image_dim") or 0,
+            num_images=0 if config.get("image_dim") is None else 1 if config.get("pos_embed_seq_len") is None else 2,
         )
 
+    @property
+    def num_image_tokens(self) -> int:
+        return _TOKENS_OF_AN_IMAGE * self.num_images
+
     def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches of L_local tokens; the timestep, once or for each of them, and its modulation of 6·D; the text,
-        through two layers."""
+        """Patches of L_local tokens; the timestep, once or for each of them, and its modulation of 6·D; the text and
+        the images' features, through two layers each."""
         width = self.width
         patches = tokens * math.prod(self.patch_size) * self.in_channels
         time = (self.freq_dim + 7 * width) * (tokens if self.time_per_token else 1)
-        return Work(2 * width * (patches + time + num_text * (self.text_dim + width)))
+        images = self.num_image_tokens * self.image_dim * (self.image_dim + width)
+        return Work(2 * width * (patches + time + num_text * (self.text_dim + width)) + 2 * images)
 
     def block(self, index: int, share: Share, num_text: int) -> Work:
-        """Linear: Q, K, V, out of self-attention, Q and out of cross-attention, feed-forward; K and V of the text."""
-        width, tokens = self.width, share.tokens
+        """Linear: Q, K, V, out of self-attention, Q and out of cross-attention, feed-forward; K and V of the text, and
+        others of the images."""
+        width, tokens, told = self.width, share.tokens, num_text + self.num_image_tokens
         return Work(
-            linear=2 * width * (tokens * (6 * width + 2 * self.mlp_width) + num_text * 2 * width),
-            attention=4 * tokens * num_text * width,
+            linear=2 * width * (tokens * (6 * width + 2 * self.mlp_width) + told * 2 * width),
+            attention=4 * tokens * told * width,
             exchanged=4 * share.group * share.total * share.heads * self.head_dim,
         )
 
@@ -191,7 +208,8 @@ class WanCosts(_Derived):
         width, mlp = self.width, self.mlp_width
         attention = 4 * _linear(width, width) + 2 * width  # with the norms of Q and K
         norms_and_tables = (2 * width if self.cross_attn_norm else 0) + 6 * width
-        return 2 * attention + _linear(width, mlp) + _linear(mlp, width) + norms_and_tables
+        of_images = 2 * _linear(width, width) + width if self.num_images else 0
+        return 2 * attention + of_images + _linear(width, mlp) + _linear(mlp, width) + norms_and_tables
 
     def root_parameters(self) -> int:
         width = self.width
@@ -203,6 +221,11 @@ class WanCosts(_Derived):
             + _linear(self.text_dim, width)
             + _linear(width, width)
         )
+        if self.num_images:
+            of_images, norms = self.image_dim, 2 * (self.image_dim + width)
+            embedders += _linear(of_images, of_images) + _linear(of_images, width) + norms
+        if self.num_images == 2:
+            embedders += self.num_image_tokens * self.image_dim  # what tells the first image from the last
         return embedders + _linear(width, self.patch_channels) + 2 * width
 
 

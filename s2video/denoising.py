@@ -75,7 +75,7 @@ class Denoiser:
             batch_branches=guidance.batch_branches,
         )
         if self._rival is not None:
-            return self._rival.combine(predictions, step)
+            return self._rival.combine(predictions, step, cfg_scale=cfg_scale)
         return combine(
             predictions,
             cfg_scale=cfg_scale,

@@ -16,6 +16,7 @@ def describe(sidecar: Sidecar, video: Path) -> str:
         "video": f"{video}: {_state(sidecar, video)}",
         "prompt": sidecar.prompt,
         "negative prompt": sidecar.negative_prompt or "(none)",
+        "images": ", ".join(image.path for image in sidecar.images) or "(none)",
         "seeds": f"noise {sidecar.seed}, masks {sidecar.mask_seed}",
         "model": f"{sidecar.model}, {len(sidecar.weights)} files of weights",
         "picture": f"{config.sampling.width}x{config.sampling.height} px, {config.sampling.num_frames} frames, "

@@ -7,15 +7,15 @@ and links beyond it.
 import base64
 import io
 import os
-import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from .batch_config import RESERVED
+from .batch_store import find_stores
 from .errors import InputError
 from .files import atomic_path
 from .sheet import strip
@@ -34,33 +34,27 @@ class Failure(NamedTuple):
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """Those that the state of a batch lists, of all its shards; none where there is no batch in the folder.
-
-    Raises:
-        InputError: a state that cannot be read.
-    """
-    failures = []
-    for path in sorted(folder.glob("batch.*sqlite")):
-        try:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-                rows = connection.execute("SELECT name, error FROM jobs WHERE state = 'failed' ORDER BY position")
-                failures += [Failure(name, error or "no reason is known") for name, error in rows]
-        except sqlite3.Error as error:
-            raise InputError(f"{path}: cannot be read as the state of a batch ({error})") from None
-    return failures
+    """Those that the state of a batch lists, of all its shards; none where there is no batch in the folder."""
+    if not any(folder.glob(f"{RESERVED}*sqlite")):
+        return []
+    records = [record for store in find_stores(folder) for record in store.records()]
+    return [Failure(r.name, f"{r.place}: {r.error}") for r in records if r.state == "failed"]
 
 
 def write_page(
     videos: Sequence[MadeVideo], failures: Sequence[Failure], path: Path, *, title: str, embed_below: int = 8_000_000
 ) -> None:
-    """Write the page.
+    """Write the page. A video that is not there although its sidecar is counts as failed.
 
     Args:
         embed_below: bytes; a video file below this size is part of the page, others are linked, relative to it.
 
     Raises:
-        InputError: nothing to show, a video that is not there, or a path that cannot be used.
+        InputError: nothing to show, or a path that cannot be used.
     """
+    gone = [video for video in videos if not video.path.exists()]
+    videos = [video for video in videos if video.path.exists()]
+    failures = [*failures, *(Failure(video.path.name, "its sidecar is there, the video is not") for video in gone)]
     if not videos and not failures:
         raise InputError(f"no videos for {path}: expected a folder in which videos lie beside their sidecars")
     settings = [_settings(video.sidecar) for video in videos]
@@ -99,14 +93,20 @@ def mask_picture(sidecar: Sidecar) -> str:
 
 def _settings(sidecar: Sidecar) -> dict[str, str]:
     """All that decides and describes a video, beside what is shown in another way."""
-    config = sidecar.config.model_dump(mode="json", exclude={"prompt": True, "output": {"path"}})
-    del config["sampling"]["seed"]
-    values: dict[str, Any] = {"negative_prompt": config.pop("negative_prompt")}
-    values |= {f"{section}.{key}": value for section, fields in config.items() for key, value in fields.items()}
+    shown = {"prompt", "image", "last_image", "output.path", "sampling.seed"}
+    values = {key: value for key, value in _flat(sidecar.config.model_dump(mode="json")) if key not in shown}
     values |= {f"mesh.{key}": value for key, value in sidecar.mesh.model_dump().items()}
     values |= {f"machine.{key}": value for key, value in sidecar.machine.model_dump().items()}
     values |= {f"version of {name}": version for name, version in sidecar.versions.items()}
     return {key: "–" if value is None or value == "" else str(value) for key, value in values.items()}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _shared(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -125,6 +125,7 @@ def _card(video: MadeVideo, own: Mapping[str, str], page: Path, embed_below: int
     if sidecar.masks:
         masks = f'<p class="soft">blocks left out: blocks upwards, steps to the right</p>\n{mask_picture(sidecar)}'
     record = {f"seconds: {key.removesuffix('_seconds')}": f"{value:g}" for key, value in sidecar.timings.items()}
+    record |= {f"image {number}": image.path for number, image in enumerate(sidecar.images, 1)}
     record |= {"SHA-256 of the file": sidecar.output.sha256, "SHA-256 of the latents": sidecar.latents.sha256}
     return "\n".join(
         [
@@ -142,8 +143,6 @@ def _card(video: MadeVideo, own: Mapping[str, str], page: Path, embed_below: int
 
 def _picture(video: MadeVideo, page: Path, embed_below: int) -> str:
     path, size = video.path, video.sidecar.config.sampling
-    if not path.exists():
-        raise InputError(f"{path}: not there, though its sidecar is: move both together")
     look = ' class="small"' if size.width < SMALL else ""
     shape = f'width="{size.width}" height="{size.height}"{look}'
     kind = _KINDS.get(path.suffix)

@@ -206,7 +206,6 @@ class Engine:
         """
         self.mesh.watch.meet()  # the main rank loads more than the others
         mask_seed = self.mask_seed(seeds, mask_seed)
-        check_images(self.checkpoint, image=images is not None, last_image=images is not None and bool(images.last))
         if images is not None:
             images = images.fitted(self.config.sampling.width, self.config.sampling.height)
         scheduler = copy.deepcopy(self._scheduler)  # it keeps state from step to step
@@ -215,6 +214,7 @@ class Engine:
         num_steps = len(scheduler.timesteps)
         statement = self._statement(prompts, seeds, negative_prompt, mask_seed, images, scheduler)
         require_agreement(statement | {"resume": checkpoints is not None and checkpoints.resume}, self.mesh.world)
+        check_images(self.checkpoint, image=images is not None, last_image=images is not None and bool(images.last))
         latents, first_step = self._noise(seeds), 0
         if checkpoints is not None:
             latents, first_step = checkpoints.begin(statement, scheduler, latents)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -176,10 +176,7 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
             max(shape.height, shape.width),
             world_size,
         ),
-        # streamed, a layer at a time is on the device
-        text_encoder_bytes=0
-        if config.model.stream_text_encoder
-        else sizes["text_encoder"] * _item_bytes(config.model.text_encoder_dtype),
+        text_encoder_bytes=_encoder_bytes(config, sizes),
         keeps_text_encoder=not (config.model.offload_text_encoder or config.model.stream_text_encoder),
     )
     candidates, refused = [], []
@@ -267,11 +264,22 @@ def _candidate(degrees: Degrees, step: Step, card: Card, given: dict[str, int]) 
 
 
 def _num_parameters(folder: Path, published: bool) -> dict[str, int]:
-    """Of the VAE and of all text encoders together."""
+    """Of the VAE, of all text encoders together, and of the image encoder, if there is one."""
     if published:
         return {name: int(count) for name, count in read_json(folder / "parameters.json").items()}
     encoders = sorted(f for f in folder.glob("text_encoder*") if f.is_dir())
-    return {"vae": num_parameters(folder / "vae"), "text_encoder": sum(map(num_parameters, encoders))}
+    sizes = {"vae": num_parameters(folder / "vae"), "text_encoder": sum(map(num_parameters, encoders))}
+    images = folder / "image_encoder"
+    return sizes | ({"image_encoder": num_parameters(images)} if images.is_dir() else {})
+
+
+def _encoder_bytes(config: RunConfig, sizes: Mapping[str, int]) -> float:
+    """Of the weights of text and image encoders, while they encode. Offloaded, they take turns."""
+    model = config.model
+    # streamed, a layer at a time is on the device
+    text = 0 if model.stream_text_encoder else sizes["text_encoder"] * _item_bytes(model.text_encoder_dtype)
+    images = sizes.get("image_encoder", 0) * _item_bytes(model.image_encoder_dtype)
+    return max(text, images) if model.offload_text_encoder else text + images
 
 
 def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], longer_side: int, world_size: int) -> float:

@@ -64,12 +64,15 @@ class Rival:
         self._begin(step)
         return (self._layers,) if self._layers and self._guider._is_slg_enabled() else ()
 
-    def combine(self, predictions: Predictions, step: int) -> Tensor:
+    def combine(self, predictions: Predictions, step: int, *, cfg_scale: float | None = None) -> Tensor:
         """The guided prediction of this step, in float32; steps come in order.
 
         Args:
             predictions: with one sub prediction for each of `masks(step)`.
+            cfg_scale: λ of this step; None: that of the settings.
         """
+        if cfg_scale is not None:
+            self._guider.guidance_scale = cfg_scale
         self._begin(step)
         made = (predictions.cond, predictions.uncond, *predictions.subs)
         names = self._guider._input_predictions  # in this order

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,9 @@ def load_loras(transformer: Any, loras: Sequence[LoraConfig], component: str, pi
             raise InputError(f"model.lora: {path}: {pipeline} cannot make a LoRA of its tensors ({error})") from None
         prefix = "transformer" if any(key.startswith("transformer.") for key in state) else None
         _check_layers(path, transformer, {key.removeprefix("transformer."): value for key, value in state.items()})
-        transformer.load_lora_adapter(state, prefix=prefix, metadata=metadata, adapter_name=f"lora_{number}")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are meant
+            transformer.load_lora_adapter(state, prefix=prefix, metadata=metadata, adapter_name=f"lora_{number}")
     transformer.set_adapters([f"lora_{number + 1}" for number in range(len(loras))], [lora.scale for lora in loras])
     transformer.eval().requires_grad_(False)
 

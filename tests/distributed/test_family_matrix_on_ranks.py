@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
-from ranks import RankPool
+from ranks import RankError, RankPool
+from tiny_wan_i2v import KINDS, image
 
 from s2video.config import RunConfig
 from s2video.models.images import Images
@@ -45,3 +46,18 @@ def test_worlds_agree(
     for latents in together:
         torch.testing.assert_close(latents, alone(name), atol=1e-4, rtol=0)
         assert torch.equal(latents, together[0])
+
+
+def sample_otherwise_on_rank_1(mesh: Mesh, config: RunConfig, images: Images, others: Images | None) -> torch.Tensor:
+    return sample(mesh, config, others if mesh.world.rank == 1 else images)
+
+
+@pytest.mark.parametrize("others", [Images(image(3)), None], ids=["another image", "none"])
+def test_ranks_with_different_images_all_stop(
+    ranks: Callable[[int], RankPool], checkpoint_of: Callable[[str], Path], others: Images | None
+) -> None:
+    kind = KINDS["wan2.2-i2v"]
+    with pytest.raises(RankError) as caught:
+        ranks(2).run(sample_otherwise_on_rank_1, kind.config(checkpoint_of("wan2.2-i2v")), kind.images, others)
+    assert caught.value.kinds == ["AgreementError"] * 2
+    assert all(message is not None and "images" in message for message in caught.value.messages)

@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from ranks import RankPool
 from test_failures import Job, start  # noqa: F401  (a fixture)
 from tiny import PROMPT, tiny_config
+from tiny_wan22 import a14b_config
 
 from s2video.cli import main
 from s2video.config import RunConfig
@@ -97,6 +98,16 @@ def test_taken_up_on_other_ranks(ranks: Ranks, tiny_checkpoint: Path, tmp_path: 
     on(ranks, before, interrupted, config, False, 3, path)
     latents = on(ranks, after, resumed, config, False, path)
     torch.testing.assert_close(latents, whole(None, config, False), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_on_either_side_of_the_turn_of_two_transformers(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, step: int
+) -> None:
+    """The second takes over after two steps."""
+    config = a14b_config(checkpoint_of("wan2.2-t2v"))
+    interrupted(None, config, False, step, tmp_path / "clip.mp4")
+    assert torch.equal(resumed(None, config, False, tmp_path / "clip.mp4"), whole(None, config, False))
 
 
 def test_sigterm_while_denoising(

@@ -357,6 +357,18 @@ def test_a_missing_image_fails_alone_and_is_made_when_it_is_there(
     assert [event["job"] for event in here.events("drawn")] == ["001_s0.mp4", "002_s0.mp4", "001_s0.mp4", "002_s0.mp4"]
 
 
+def test_what_writes_the_format_is_asked_for_before_anything_starts(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.write(shots=[PROMPT, "another"], output={"codec": "dnxhr"})
+    assert run.main() == 2
+    assert capsys.readouterr().err.count("dnxhr takes pictures from 256x120 px on") == 2
+    run.write(output={"ffmpeg": "/nowhere/ffmpeg"})
+    assert run.main("--dry-run") == 2
+    assert capsys.readouterr().err.count("cannot start ffmpeg") == 2
+    assert not run.folder.exists()
+
+
 def test_a_dry_run_tells_all_and_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.write(shots=["a", "b"], sweep={"guidance.s2_scale": [0, 0.25]})
     assert run.main("--dry-run", "--replicas", "2") == 0

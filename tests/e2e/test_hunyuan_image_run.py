@@ -17,8 +17,9 @@ from tiny_hunyuan import (
 )
 from torch import Tensor
 
+from s2video.costs import read_costs
 from s2video.models.images import Images
-from s2video.models.loading import load_conditioners, load_vae
+from s2video.models.loading import load_conditioners, load_vae, read_family, read_json
 from s2video.pipeline import Engine
 
 
@@ -77,3 +78,19 @@ def test_llava_loads_whole_from_names_as_published(tiny_hunyuan_image_checkpoint
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         assert torch.equal(got[name], tensor), name
+
+
+def test_plans_count_the_text_with_its_image(tiny_hunyuan_image_checkpoint: Path) -> None:
+    family = read_family(tiny_hunyuan_image_checkpoint)
+    pipeline = family.build_pipeline(load_conditioners(tiny_hunyuan_image_checkpoint, torch.float32), None)
+    costs = read_costs(read_json(tiny_hunyuan_image_checkpoint / "transformer" / "config.json"))
+    with torch.no_grad():
+        text, *_ = family.encode(
+            pipeline,
+            [PROMPT],
+            images=IMAGES,
+            is_negative=False,
+            max_sequence_length=MAX_SEQUENCE_LENGTH,
+            device=torch.device("cpu"),
+        )
+    assert text.shape[1] == costs.num_text(MAX_SEQUENCE_LENGTH)

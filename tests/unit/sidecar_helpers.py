@@ -19,7 +19,13 @@ NUM_BLOCKS, STEPS = 6, 8
 
 
 def made_video(
-    path: Path, *, prompt: str = "a red wall", seed: int = 7, latents: torch.Tensor | None = None, **guidance: Any
+    path: Path,
+    *,
+    prompt: str = "a red wall",
+    seed: int = 7,
+    latents: torch.Tensor | None = None,
+    images: Any = (),
+    **guidance: Any,
 ) -> MadeVideo:
     """Write `path` and its sidecar."""
     config = build_config(
@@ -34,6 +40,7 @@ def made_video(
         config,
         prompt=prompt,
         negative_prompt="",
+        images=images,
         seed=seed,
         mask_seed=seed,
         num_blocks=NUM_BLOCKS,

@@ -263,10 +263,16 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
         ["patch_size"],
     ),
     "another pipeline": (checkpoint(lambda c: edit_json(c / "model_index.json", _class_name="FluxPipeline")), ["Flux"]),
-    "Wan 2.2": (
+    "second transformer missing": (
         checkpoint(lambda c: edit_json(c / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])),
-        ["Wan 2.2"],
+        ["transformer_2/ is missing"],
     ),
+    "boundary of a single transformer": (
+        checkpoint(lambda c: edit_json(c / "model_index.json", boundary_ratio=0.875)),
+        ["boundary_ratio", "expected null", "came 0.875"],
+    ),
+    "scale of a second transformer": (setting("guidance.cfg_scale_2=3"), ["guidance.cfg_scale_2", "has one"]),
+    "a single transformer offloaded": (setting("model.offload_experts=true"), ["model.offload_experts", "streamed"]),
     "weights missing": (checkpoint(lambda c: (c / WEIGHTS).unlink()), ["transformer", "safetensors"]),
     "weights empty": (checkpoint(lambda c: truncate(c / WEIGHTS, 0)), [WEIGHTS]),
     "weights cut off": (checkpoint(lambda c: truncate(c / WEIGHTS, 5000)), [WEIGHTS]),

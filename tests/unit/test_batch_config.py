@@ -204,6 +204,26 @@ def test_videos_in_one_place_are_refused(tmp_path: Path) -> None:
     assert "a.mp4 would lie where A.mp4 does" in problem and "shot 2" in problem and "shot 1" in problem
 
 
+def test_names_follow_the_format(tmp_path: Path) -> None:
+    shots = ["x", {"prompt": "y", "output.codec": "dnxhr"}, {"prompt": "z", "output.codec": "exr"}]
+    batch = load(tmp_path, {"shots": shots, "folder": "out"})
+    assert [job.name for job in batch.jobs] == ["001_s0.mp4", "002_s0.mov", "003_s0.exr"]
+    assert batch.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "fragment"),
+    [
+        ({"name": "{shot}.mp4", "output": {"codec": "prores"}}, "ends in .mov"),
+        ({"output": {"codec": "png", "timecode": "01:00:00:00"}}, "no place for a timecode"),
+        ({"name": "{shot}.avi"}, "ends in .mp4, .mov, .png or .exr"),
+    ],
+)
+def test_formats_that_do_not_fit(tmp_path: Path, more: dict[str, Any], fragment: str) -> None:
+    problems = load(tmp_path, {**SHOTS, **more}).problems
+    assert len(problems) == 2 and all(fragment in problem and "shot" in problem for problem in problems)
+
+
 def test_names_are_made_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Mapping[str, object]] = []
 

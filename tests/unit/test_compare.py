@@ -177,6 +177,7 @@ def test_a_sheet_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         ["compare", "none.mp4", "none.mp4", "-o", "x.mp4"],
         ["compare", "{clip}", "{text}", "-o", "{folder}/x.mp4"],
+        ["compare", "{clip}", "{clip}", "-o", "{folder}/x.mov"],
         ["sheet", "{folder}/empty", "-o", "{folder}/x.png"],
         ["sheet", "{clip}", "-o", "{folder}/x.gif"],
         ["sheet", "{clip}", "-o", "{folder}/x.png", "--columns", "0"],

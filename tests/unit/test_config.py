@@ -251,3 +251,51 @@ def test_wan_configs_have_the_published_settings(name: str, model: str, size: tu
     assert (config.guidance.cfg_scale, config.guidance.s2_scale) == (5.0, 0.25)
     assert config.output.fps == 16
     assert config.negative_prompt.startswith("色调艳丽，过曝") and config.negative_prompt.endswith("倒着走")
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "size", "steps", "shift", "scale"),
+    [
+        ("wan2.1-i2v-14b-480p", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", (832, 480), 40, 3.0, 5.0),
+        ("wan2.1-i2v-14b-720p", "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", (1280, 720), 40, 5.0, 5.0),
+        ("wan2.1-flf2v-14b-720p", "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", (1280, 720), 50, 16.0, 5.0),
+        ("wan2.2-i2v-a14b", "Wan-AI/Wan2.2-I2V-A14B-Diffusers", (1280, 720), 40, 5.0, 3.5),
+    ],
+)
+def test_configs_for_images_have_the_published_settings(
+    name: str, model: str, size: tuple[int, int], steps: int, shift: float, scale: float
+) -> None:
+    config, t2v = load_config(CONFIGS / f"{name}.yaml"), load_config(CONFIGS / "wan2.1-t2v-14b-720p.yaml")
+    assert config.model == t2v.model.model_copy(update={"path": model})
+    assert (config.sampling.width, config.sampling.height, config.sampling.num_frames) == (*size, 81)
+    assert (config.sampling.num_inference_steps, config.sampling.flow_shift) == (steps, shift)
+    assert (config.guidance.cfg_scales, config.guidance.s2_scale) == ((scale, scale), 0.25)
+    assert (config.negative_prompt, config.output.fps) == (t2v.negative_prompt, 16)
+    assert config.image_paths == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "size", "steps", "scales", "fps"),
+    [
+        ("t2v-a14b", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", (1280, 720, 81), 40, (4.0, 3.0), 16),
+        ("ti2v-5b", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", (1280, 704, 121), 50, (5.0, 5.0), 24),
+        (
+            "t2v-a14b-lightning",
+            "rockapaper/Wan2.2-T2V-A14B-Merge-Lightning-V1.0-Diffusers",
+            (1280, 720, 81),
+            4,
+            (1.0, 1.0),
+            16,
+        ),
+    ],
+)
+def test_wan_2_2_configs_have_the_published_settings(
+    name: str, model: str, size: tuple[int, int, int], steps: int, scales: tuple[float, float], fps: int
+) -> None:
+    config = load_config(CONFIGS / f"wan2.2-{name}.yaml")
+    sampling, guidance = config.sampling, config.guidance
+    assert (config.model.path, config.model.dtype, config.model.vae_dtype) == (model, "bfloat16", "float32")
+    assert (sampling.width, sampling.height, sampling.num_frames) == size
+    assert (sampling.num_inference_steps, config.output.fps) == (steps, fps)
+    assert (guidance.cfg_scales, guidance.s2_scale) == (scales, 0.25)
+    assert all(guidance.mask_spec().active(step, steps) for step in range(steps)) == (steps == 4)

@@ -29,6 +29,13 @@ def run_wan_with_times(model: WanTransformer3DModel, latents: torch.Tensor) -> N
     model(latents, torch.empty(1, num_tokens), torch.empty(1, NUM_TEXT, model.config.text_dim))
 
 
+def run_wan_with_images(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
+    """Its cross-attention takes the last 512 tokens for the text."""
+    num_images = 1 if model.config.pos_embed_seq_len is None else 2
+    images = torch.empty(num_images, 257, model.config.image_dim)
+    model(latents, torch.empty(1), torch.empty(1, 512, model.config.text_dim), images)
+
+
 def run_hunyuan(model: HunyuanVideoTransformer3DModel, latents: torch.Tensor) -> None:
     model(
         latents,
@@ -58,6 +65,20 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], Callable[..., None]]] = {
         {"num_attention_heads": 3, "attention_head_dim": 14, "text_dim": 6, "freq_dim": 8, "ffn_dim": 50}
         | {"num_layers": 1, "patch_size": (2, 2, 2), "cross_attn_norm": False, "rope_max_seq_len": 64},
         run_wan,
+    ),
+    "Wan with an image": (
+        WanTransformer3DModel,
+        {"num_attention_heads": 5, "attention_head_dim": 12, "text_dim": 18, "freq_dim": 32, "ffn_dim": 94}
+        | {"num_layers": 3, "in_channels": 7, "out_channels": 3, "rope_max_seq_len": 64}
+        | {"image_dim": 10, "added_kv_proj_dim": 60},
+        run_wan_with_images,
+    ),
+    "Wan with two images": (
+        WanTransformer3DModel,
+        {"num_attention_heads": 5, "attention_head_dim": 12, "text_dim": 18, "freq_dim": 32, "ffn_dim": 94}
+        | {"num_layers": 2, "rope_max_seq_len": 64}
+        | {"image_dim": 10, "added_kv_proj_dim": 60, "pos_embed_seq_len": 514},
+        run_wan_with_images,
     ),
     "HunyuanVideo": (
         HunyuanVideoTransformer3DModel,
@@ -94,7 +115,8 @@ def test_flops_and_parameters_are_those_of_the_module(name: str) -> None:
     expands = {"expand_timesteps": run is run_wan_with_times}
     costs = read_costs({"_class_name": kind.__name__, **settings, **expands})
     num_tokens = 5 * 7 * (3 if "2 frames" in name else 6)
-    assert whole_pass(costs, num_tokens, NUM_TEXT).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    num_text = 512 if run is run_wan_with_images else NUM_TEXT
+    assert whole_pass(costs, num_tokens, num_text).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
     blocks = sum(costs.block_parameters(index) for index in range(costs.num_blocks))
     assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
 

@@ -62,7 +62,7 @@ def test_sizes_of_hunyuan_video(tiny_hunyuan_checkpoint: Path, field: str, value
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "image to video": (
         lambda folder: edit_json(folder / "transformer/config.json", image_condition_type="token_replace"),
-        "token_replace.*text-to-video",
+        "image_condition_type: None was expected with HunyuanVideoPipeline, came 'token_replace'",
     ),
     "another transformer": (
         lambda folder: edit_json(folder / "model_index.json", transformer=["diffusers", "WanTransformer3DModel"]),
@@ -85,6 +85,17 @@ def test_what_is_refused(copy: Path, name: str) -> None:
     with pytest.raises(InputError, match=message):
         loading.check_checkpoint(copy)
         read_checkpoint(copy)
+
+
+@pytest.mark.parametrize("kind", ["latent_concat", None])
+def test_other_forms_of_image_to_video_are_refused(
+    tiny_hunyuan_image_checkpoint: Path, tmp_path: Path, kind: str | None
+) -> None:
+    assert read_checkpoint(tiny_hunyuan_image_checkpoint).image == "required"
+    folder = Path(shutil.copytree(tiny_hunyuan_image_checkpoint, tmp_path / "image"))
+    edit_json(folder / "transformer/config.json", image_condition_type=kind)
+    with pytest.raises(InputError, match=f"'token_replace' was expected .*, came {kind!r}.*HunyuanVideo-I2V$"):
+        read_checkpoint(folder)
 
 
 def test_llama_3_is_tokenized_as_its_file_says(tiny_hunyuan_checkpoint: Path) -> None:

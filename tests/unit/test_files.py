@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -200,3 +203,19 @@ def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "shot", is_ours) as temporary:
         fill(temporary, "1.exr")
     assert contents(tmp_path) == ["shot/1.exr"]
+
+
+def test_kill_9_leaves_the_old_folder(tmp_path: Path) -> None:
+    fill(tmp_path / "shot", "1.exr")
+    script = (
+        "import pathlib, sys, os, signal\n"
+        "from s2video.files import atomic_folder\n"
+        "with atomic_folder(pathlib.Path(sys.argv[1]), lambda name: True) as folder:\n"
+        "    (folder / '2.exr').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "shot")], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    assert contents(tmp_path / "shot") == ["1.exr"]
+    assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == ["shot"]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import tiny_hunyuan15
 import torch
-from diffusers import HunyuanVideo15Transformer3DModel
 from tiny_hunyuan15 import CHANNELS, NUM_BLOCKS
 
 from s2video.cards import read_card
@@ -92,7 +91,7 @@ def test_masks_are_counted_right_whatever_the_dtype(tiny_hunyuan15_checkpoint: P
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_checkpoints(name: str) -> None:
-    """Their configs, their transformer, and a plan of their runs."""
+    """Their configs, and a plan of their runs."""
     config = load_config(CONFIGS / f"hunyuanvideo-1.5-{name}.yaml")
     (size, shift), (task, resolution) = PUBLISHED[name], name.split("-")
     assert config.model.path == f"hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-{resolution}_{task}"
@@ -104,20 +103,8 @@ def test_published_checkpoints(name: str) -> None:
     folder = loading.ASSETS / "published" / config.model.path.replace("/", "--")
     info = read_checkpoint(folder)
     assert (info.num_blocks, info.image) == (54, "required" if task == "i2v" else "none")
-    with torch.device("meta"):
-        values = loading.read_json(folder / "transformer" / "config.json")
-        model = HunyuanVideo15Transformer3DModel.from_config(values)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert len(shapes) == 1801
-    assert shapes["x_embedder.proj.weight"] == (2048, 65, 1, 1, 1)
-    assert shapes["transformer_blocks.53.attn.add_q_proj.weight"] == (2048, 2048)
-    assert shapes["context_embedder_2.linear_1.weight"] == (2048, 1472)
-    assert shapes["image_embedder.linear_1.weight"] == (1152, 1152)
 
     plan = make_plan(config, 8, read_card("H100", []))
-    costs = plan.step.model
-    blocks = sum(costs.block_parameters(index) for index in range(54))
-    assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
     assert plan.step.num_tokens == 31 * (size[1] // 16) * (size[0] // 16)
     assert plan.step.num_text == 1000 + 256 + (729 if task == "i2v" else 0)
     assert plan.best.fits and plan.step.has_uncond

@@ -58,7 +58,9 @@ def test_missing_shard_is_named(copy: Path) -> None:
 
 def test_another_pipeline_is_refused(copy: Path) -> None:
     (copy / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(InputError, match=r"of WanPipeline or HunyuanVideoPipeline .* says 'FluxPipeline'"):
+    with pytest.raises(
+        InputError, match=r"of WanPipeline or WanImageToVideoPipeline or HunyuanVideoPipeline .* says 'FluxPipeline'"
+    ):
         loading.check_checkpoint(copy)
 
 

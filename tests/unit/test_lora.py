@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT, SIZE, build_transformer, random_lora, tiny_config
 from tiny_hunyuan import build_transformer as build_hunyuan_transformer
 from tiny_pipelines import build_hunyuan_video_15
+from tiny_wan22 import a14b_config, build_a14b
 from torch import Tensor, nn
 
 from s2video.cli import main
@@ -91,15 +92,20 @@ def lora_file(tmp_path: Path) -> Path:
 
 def reference(checkpoint: Path, loras: dict[Path, float]) -> Tensor:
     pipe = WanPipeline.from_pretrained(checkpoint, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
     for path in loras:
         pipe.load_lora_weights(str(path), adapter_name=path.stem)
     pipe.set_adapters([path.stem for path in loras], list(loras.values()))
+    return latents_of(pipe)
+
+
+def latents_of(pipe: Any, **scales: float) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
     latents: Tensor = pipe(
         PROMPT,
         **SIZE,
         num_inference_steps=6,
         guidance_scale=5.0,
+        **scales,
         generator=torch.Generator().manual_seed(3),
         max_sequence_length=MAX_SEQUENCE_LENGTH,
         output_type="latent",
@@ -118,6 +124,22 @@ def test_the_engine_makes_what_the_pipeline_makes(tiny_checkpoint: Path, lora_fi
     for others in ([], given[:1], [given[0], {**given[1], "scale": 0.5}]):
         other = Engine(tiny_config(tiny_checkpoint, lora=others, s2_scale=0.0)).sample([PROMPT], [3])
         assert (other - got).abs().max() > 1e-2, others
+
+
+@pytest.mark.parametrize("offload_experts", [False, True])
+def test_each_transformer_of_wan_22_has_its_own(lora_file: Path, tmp_path: Path, offload_experts: bool) -> None:
+    second = lora_file.with_name("two.safetensors")
+    save_file(random_lora(build_transformer(), seed=1), second)
+    folder = build_a14b(tmp_path / "wan")
+    lora = [{"path": str(lora_file)}, {"path": str(second), "component": "transformer_2", "scale": 0.5}]
+    config = a14b_config(folder, lora=lora, s2_scale=0.0)
+    model = config.model.model_copy(update={"offload_experts": offload_experts})
+    pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.load_lora_weights(str(lora_file), adapter_name="one")
+    pipe.load_lora_weights(str(second), adapter_name="two", load_into_transformer_2=True)
+    pipe.transformer_2.set_adapters("two", 0.5)
+    got = Engine(config.model_copy(update={"model": model})).sample([PROMPT], [3])
+    assert torch.equal(got, latents_of(pipe, guidance_scale_2=2.0))
 
 
 def test_a_file_that_the_transformer_saved(tiny_checkpoint: Path, lora_file: Path, tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 import base64
 import re
-import shutil
-import sqlite3
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +10,7 @@ from urllib.parse import unquote
 import pytest
 from sidecar_helpers import NUM_BLOCKS, STEPS, made_video
 
+from s2video.batch_store import Entry, Store
 from s2video.cli import main
 from s2video.errors import InputError
 from s2video.page import Failure, mask_picture, read_failures, write_page
@@ -88,7 +88,13 @@ def test_settings_stand_once_where_they_are_shared(tmp_path: Path) -> None:
     videos = [made_video(tmp_path / f"{n}.mp4", s2_scale=n / 10) for n in (1, 2)]
     write_page(videos, [], tmp_path / "index.html", title="run")
     text = Reader(tmp_path / "index.html").text
-    assert text.count("guidance.s2_scale") == 2 and text.count("guidance.cfg_scale") == 1
+    assert text.count("guidance.s2_scale") == 2 and text.count("guidance.rescale") == 1
+
+
+def test_images_are_named(tmp_path: Path) -> None:
+    images = [{"path": "/shots/first <1>.png", "digest": "0" * 64}]
+    write_page([made_video(tmp_path / "a.mp4", images=images)], [], tmp_path / "index.html", title="run")
+    assert "/shots/first <1>.png" in Reader(tmp_path / "index.html").text
 
 
 def test_masks_are_drawn(tmp_path: Path) -> None:
@@ -101,20 +107,18 @@ def test_masks_are_drawn(tmp_path: Path) -> None:
 
 def test_failures_come_from_the_state_of_a_batch(tmp_path: Path) -> None:
     made_video(tmp_path / "a.mp4")
-    for name, job in (("batch.sqlite", "b.mp4"), ("batch.1-of-2.sqlite", "c.mp4")):
-        connection = sqlite3.connect(tmp_path / name)
-        connection.execute("CREATE TABLE jobs (name, position, state, error)")
-        connection.execute("INSERT INTO jobs VALUES (?, 1, 'failed', 'no image x.png')", (job,))
-        connection.execute("INSERT INTO jobs VALUES ('a.mp4', 0, 'done', NULL)")
-        connection.commit()
-        connection.close()
-    assert read_failures(tmp_path) == [Failure("c.mp4", "no image x.png"), Failure("b.mp4", "no image x.png")]
+    for shard, failing in ((None, "b.mp4"), ((1, 2), "c.mp4")):
+        store = Store(tmp_path, shard)
+        store.create()
+        job = Entry(name=failing, place="shots.csv, line 3", models="", config="{}", key="", predicted=None)
+        store.put([job, replace(job, name="a.mp4")], frozenset())
+        assert store.draw("one", None) is not None
+        assert store.fail(failing, "one", "no image x.png")
+    expected = [Failure(name, "shots.csv, line 3: no image x.png") for name in ("c.mp4", "b.mp4")]
+    assert read_failures(tmp_path) == expected
     assert main(["page", str(tmp_path)]) == 0
     text = Reader(tmp_path / "index.html").text
-    assert "1 video, 2 failed" in text and "no image x.png" in text
-    (tmp_path / "batch.sqlite").write_text("no database")
-    with pytest.raises(InputError, match=r"batch\.sqlite"):
-        read_failures(tmp_path)
+    assert "1 video, 2 failed" in text and text.count("no image x.png") == 2
 
 
 def test_a_page_of_a_run_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,8 +130,14 @@ def test_a_page_of_a_run_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_sidecar_without_its_video(tmp_path: Path) -> None:
-    video = made_video(tmp_path / "a.mp4")
-    shutil.move(video.path, tmp_path / "b.mp4")
-    with pytest.raises(InputError, match=r"a\.mp4: not there"):
-        write_page([video], [], tmp_path / "index.html", title="run")
+    videos = [made_video(tmp_path / name) for name in ("a.mp4", "b.mp4")]
+    videos[0].path.unlink()
+    write_page(videos, [], tmp_path / "index.html", title="run")
+    page = Reader(tmp_path / "index.html")
+    assert "1 video, 1 failed" in page.text and len(page.all("video")) == 1
+
+
+def test_nothing_to_show(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no videos"):
+        write_page([], [], tmp_path / "index.html", title="run")
     assert not (tmp_path / "index.html").exists()

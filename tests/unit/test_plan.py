@@ -281,6 +281,48 @@ def test_hunyuan_video_is_planned_too() -> None:
     assert [str(mesh) for mesh, _ in plan.refused] == ["1 × 4 × 2", "2 × 2 × 2", "4 × 1 × 2"]
 
 
+def test_images_are_planned_too() -> None:
+    """Their tokens in cross-attention, and the image encoder's weights, in turn with those of the text encoder."""
+    i2v = ROOT / "configs" / "wan2.1-i2v-14b-480p.yaml"
+    plan = planned(8, config=i2v)
+    assert plan.published and plan.step.num_tokens == 32760
+    without: Any = plan.step.model
+    text_only = forecast(Degrees(1, 8, 1), replace(plan.step, model=replace(without, num_images=0)), H100)
+    assert text_only.seconds < forecast(Degrees(1, 8, 1), plan.step, H100).seconds
+    text, images = 5680910336 * 2, 632076800 * 4
+    assert plan.step.text_encoder_bytes == text
+    assert planned(8, "model.offload_text_encoder=false", config=i2v).step.text_encoder_bytes == text + images
+    assert planned(8, "model.stream_text_encoder=true", config=i2v).step.text_encoder_bytes == images
+
+
+def test_two_transformers_weigh_twice_unless_one_rests() -> None:
+    a14b = ROOT / "configs" / "wan2.2-t2v-a14b.yaml"
+    both, one = (planned(8, f"model.offload_experts={x}", config=a14b).best.forecast for x in ("false", "true"))
+    model = planned(8, config=a14b).step.model
+    weights = 2 * (model.root_parameters() + sum(map(model.block_parameters, range(40))))
+    assert both.memory_bytes - one.memory_bytes == pytest.approx(weights) == pytest.approx(28.6e9, rel=0.01)
+    assert both.seconds == one.seconds
+    sharded = planned(8, "parallel.weights=fsdp", config=a14b).best.forecast
+    assert both.memory_bytes - sharded.memory_bytes > 45e9
+    refused = planned(8, "guidance.cfg_scale_2=1", config=a14b)
+    assert refused.step.has_uncond and "guidance.cfg_scale_2 1 there is no uncond" in refused.refused[0][1]
+
+
+def test_a_time_for_each_token_is_planned() -> None:
+    """Wan 2.2 TI2V 5B, 704 x 1280, 121 frames: 31 x 22 x 40 tokens of 32 pixels."""
+    plan = planned(8, config=ROOT / "configs" / "wan2.2-ti2v-5b.yaml")
+    assert plan.published and plan.step.num_tokens == 27280 and plan.step.model.time_per_token
+    model: Any = plan.step.model
+    denoising = replace(plan.step, decoding_bytes=0, text_encoder_bytes=0)
+    each, once = (
+        forecast(Degrees(1, 1, 1), replace(denoising, model=replace(model, time_per_token=x)), H100)
+        for x in (True, False)
+    )
+    modulation = 6 * (2 * 2 + 4) * 27280 * 3072  # of two branches in bfloat16, and once in float32
+    assert each.memory_bytes - once.memory_bytes == pytest.approx(modulation)
+    assert 1.003 < each.seconds / once.seconds < 1.01
+
+
 def test_planning_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from s2video.cli import main;"

@@ -83,6 +83,16 @@ def test_it_is_what_the_guider_makes(name: str) -> None:
         assert torch.equal(got, by_its_own_manners(guider, step)), step
 
 
+@pytest.mark.parametrize("name", GUIDERS)
+def test_a_step_may_have_a_scale_of_its_own(name: str) -> None:
+    """Of two transformers each has its λ."""
+    told, set_so = (Rival(guidance(**GUIDERS[name][0], cfg_scale=x), NUM_STEPS, Memory()) for x in (7.0, 2.0))
+    for step in range(NUM_STEPS):
+        made = predictions(step)
+        made = made._replace(subs=made.subs if told.masks(step) else ())
+        assert torch.equal(told.combine(made, step, cfg_scale=2.0), set_so.combine(made, step))
+
+
 def test_momentum_is_of_one_run_and_outlasts_its_interruption() -> None:
     config = guidance(**GUIDERS["apg"][0])
     memory = Memory()

@@ -116,10 +116,18 @@ def test_where_sidecars_are_found(tmp_path: Path) -> None:
 
 
 def test_inspect_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    video = made_video(tmp_path / "clip.mp4", s2_scale=0.5)
+    images = [{"path": "/shots/first.png", "digest": "0" * 64}]
+    video = made_video(tmp_path / "clip.mp4", s2_scale=0.5, images=images)
     assert main(["inspect", str(video.path)]) == 0
     out = capsys.readouterr().out
-    for expected in ("a red wall", "noise 7", "s2_scale 0.5", "as it was written", video.sidecar.latents.sha256):
+    for expected in (
+        "a red wall",
+        "/shots/first.png",
+        "noise 7",
+        "s2_scale 0.5",
+        "as it was written",
+        video.sidecar.latents.sha256,
+    ):
         assert expected in out
     rows = [line.split() for line in out.splitlines() if line.strip().startswith("block ")]
     assert [int(row[1]) for row in rows] == list(range(NUM_BLOCKS))
