@@ -177,9 +177,9 @@ def test_no_masks_are_drawn(engine: Engine) -> None:
         other.config,
         prompt=PROMPT,
         negative_prompt="",
+        images=[],
         seed=7,
         mask_seed=7,
-        images=(),
         num_blocks=6,
         num_steps=NUM_STEPS,
     )
