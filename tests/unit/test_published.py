@@ -73,6 +73,7 @@ OF_DUAL_BLOCKS = {
 
 # model -> transformer's folder, its tensors, its parameters, shapes of some
 TRANSFORMERS: list[tuple[str, str, int, int, dict[str, tuple[int, ...]]]] = [
+    ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "transformer", 825, 1_418_996_800, {}),
     ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "transformer", 1095, 14_288_491_584, OF_TEXT),
     ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "transformer", 1303, 16_394_878_784, OF_FEATURES),
     ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "transformer", 1303, 16_394_878_784, OF_FEATURES),
@@ -122,8 +123,15 @@ def test_transformers(
     assert len(tensors) == num_tensors
     assert sum(tensor.numel() for tensor in tensors.values()) == num_parameters
     assert {name: tuple(tensors[name].shape) for name in shapes} == shapes
+
+
+@pytest.mark.parametrize(
+    "config", sorted(PUBLISHED.glob("*/transformer*/config.json")), ids=lambda config: "/".join(config.parts[-3:-1])
+)
+def test_transformers_weigh_what_plans_count_on(config: Path) -> None:
     costs = read_costs(values(config))
-    assert costs.root_parameters() + sum(map(costs.block_parameters, range(costs.num_blocks))) == num_parameters
+    counted = costs.root_parameters() + sum(map(costs.block_parameters, range(costs.num_blocks)))
+    assert counted == sum(p.numel() for p in on_meta(config).parameters())
 
 
 @pytest.mark.parametrize("folder", sorted(PUBLISHED.iterdir()), ids=lambda folder: folder.name)
