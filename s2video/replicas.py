@@ -84,6 +84,11 @@ class _Signals:
     received: list[int] = field(default_factory=list)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        self.processes.append(process)
+        if self.received:  # while it was starting
+            process.send_signal(signal.SIGTERM)
+
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-C too: a batch stops at a step's end."""
         self.received.append(number)
@@ -135,7 +140,7 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
                     )
                 for number in free[: states.count("waiting")]:
                     running[number] = _start(plan, number, arguments)
-                    signals.processes.append(running[number].process)
+                    signals.add(running[number].process)
             elif "running" not in states and not running:
                 return None
             time.sleep(_INTERVAL)

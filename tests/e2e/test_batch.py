@@ -345,7 +345,8 @@ def test_a_missing_image_fails_alone_and_is_made_when_it_is_there(
 ) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "there.png")
     shots = [{"prompt": "a", "image": str(tmp_path / name)} for name in ("missing.png", "there.png")]
-    here.write(shots=shots, model={"path": str(checkpoint_of("wan-i2v")), "device": "cpu"})
+    sampling = {**here.values["sampling"], "max_sequence_length": 512}  # the only one that this family takes
+    here.write(shots=shots, model={"path": str(checkpoint_of("wan-i2v")), "device": "cpu"}, sampling=sampling)
     assert here.main() == 1
     assert here.states() == {"001_s0.mp4": "failed", "002_s0.mp4": "done"}
     assert "missing.png: cannot be read" in (here.records()["001_s0.mp4"].error or "")
