@@ -72,7 +72,7 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
 def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[Sidecar, RunConfig]:
     """All that can be said of a reproduction before torch is imported. Raises InputError."""
     from .models.loading import check_checkpoint, find_checkpoint
-    from .reproduce import config_again
+    from .reproduce import config_again, images_again
 
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
@@ -85,6 +85,7 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
     folder = find_checkpoint(config.model.path, config.model.revision)
     check_checkpoint(folder)
     check_request(config, read_checkpoint(folder), world_size=world_size)
+    images_again(sidecar)
     return sidecar, config
 
 

@@ -15,6 +15,7 @@ from .errors import InputError, S2VideoError
 from .sidecar_model import LatentsRecord, Sidecar
 
 if TYPE_CHECKING:  # the command line answers bad input before torch is imported
+    from .models.images import Images
     from .pipeline import Engine
 
 TOLERANCE = 1e-3
@@ -49,6 +50,24 @@ def config_again(
     return build_config(values, "the sidecar's config")
 
 
+def images_again(sidecar: Sidecar) -> Images | None:
+    """The images that the video was made from. Raises InputError where one is gone, or is another picture."""
+    from .models.images import read_images
+
+    images = read_images(*_image_paths(sidecar))
+    for image, digest in zip(sidecar.images, [] if images is None else images.digests(), strict=True):
+        if image.digest != digest:
+            raise InputError(
+                f"image {image.path}: is not the picture that the video was made from: bring that one back"
+            )
+    return images
+
+
+def _image_paths(sidecar: Sidecar) -> tuple[Path | None, Path | None]:
+    first, last = (*(Path(image.path) for image in sidecar.images), None, None)[:2]
+    return first, last
+
+
 def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade | None:
     """Denoise once more; with `output` make the video and its sidecar too. All ranks call it together.
 
@@ -59,7 +78,6 @@ def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade 
         InputError: on all ranks, where the weights or the images are not those that made the video.
     """
     from .job import Job
-    from .models.images import read_images
     from .parallel.collectives import gather_objects
     from .production import denoise, finish
     from .sidecar import latents_record, machine, versions
@@ -69,18 +87,13 @@ def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade 
     problem = gather_objects(problem, mesh.world)[0]
     if problem is not None:
         raise InputError(problem)
-    first, last = (*(Path(image.path) for image in sidecar.images), None, None)[:2]
-    images = read_images(first, last)
-    for image, digest in zip(sidecar.images, [] if images is None else images.digests(), strict=True):
-        if image.digest != digest:
-            raise InputError(
-                f"image {image.path}: is not the picture that the video was made from: bring that one back"
-            )
+    images = images_again(sidecar)
     if output is None:
         latents = engine.sample(
             [sidecar.prompt], [sidecar.seed], negative_prompt=sidecar.negative_prompt, images=images
         )
     else:
+        first, last = _image_paths(sidecar)
         job = Job(sidecar.prompt, sidecar.negative_prompt, sidecar.seed, output, image=first, last_image=last)
         denoised = denoise(engine, job)
         assert denoised is not None, "a job without `resume` is always made"

@@ -292,6 +292,8 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
 def _check_loras(config: RunConfig, checkpoint: CheckpointInfo) -> None:
     from .models.lora import find_lora, require_peft
 
+    if not checkpoint.takes_lora:
+        raise InputError("model.lora: diffusers loads no LoRA for this checkpoint's pipeline: leave it out")
     require_peft()
     if config.parallel.weights != "replicated":
         raise InputError(

@@ -46,6 +46,7 @@ class CheckpointInfo:
         image: whether a first image has to be given.
         last_image: whether a last image has to be given with the first, or may be.
         text_length: tokens of text, padding included, that the transformer counts on; None: any number.
+        takes_lora: whether diffusers loads LoRAs for its pipeline.
     """
 
     num_blocks: int
@@ -60,6 +61,7 @@ class CheckpointInfo:
     image: Literal["none", "optional", "required"] = "none"
     last_image: Literal["none", "optional", "required"] = "none"
     text_length: int | None = None
+    takes_lora: bool = True
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
         latent_channels=CHANNELS,
         vae_class="AutoencoderKLHunyuanVideo15",
         image=image,
+        takes_lora=False,
     )
     weighted = {"text_encoder", "text_encoder_2", "transformer", "vae"}
     weighted |= {"image_encoder"} if image == "required" else set()

@@ -174,6 +174,13 @@ def test_no_masks_are_drawn(engine: Engine) -> None:
     other = engine.with_guidance(method="apg")
     assert other.sample([PROMPT] * 2, [7, 8]).shape[0] == 2
     facts = job_facts(
-        other.config, prompt=PROMPT, negative_prompt="", seed=7, mask_seed=7, num_blocks=6, num_steps=NUM_STEPS
+        other.config,
+        prompt=PROMPT,
+        negative_prompt="",
+        images=[],
+        seed=7,
+        mask_seed=7,
+        num_blocks=6,
+        num_steps=NUM_STEPS,
     )
     assert facts["masks"] == []
