@@ -21,7 +21,7 @@ def attempts(mesh: Mesh, folder: Path, failing: tuple[int, ...]) -> list[str | N
     store = Store(folder)
     replica = _Replica(store, "r1", mesh, ParallelConfig(), "auto", "none", Termination())
     results = []
-    for record in [r for r in store.records() if r.state == "running"]:
+    for record in store.records():
 
         def act(name: str = record.name) -> str:
             if name == "first" and mesh.world.rank in failing:
