@@ -36,7 +36,7 @@ from .config_text import (
     show,
 )
 from .errors import InputError
-from .formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
+from .media.formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
 
 if TYPE_CHECKING:
     from .masks import MaskSpec

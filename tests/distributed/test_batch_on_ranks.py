@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from ranks import RankPool
 
-from s2video.batch import _Replica
-from s2video.batch_store import Entry, Store
+from s2video.batch.replica import _Replica
+from s2video.batch.store import Entry, Store
 from s2video.config import ParallelConfig
 from s2video.ending import Termination
 from s2video.errors import InputError

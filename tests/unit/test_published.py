@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from s2video.config import load_config
-from s2video.costs import read_costs
 from s2video.models.loading import ASSETS, read_family
+from s2video.planning.costs import read_costs
 from s2video.requests import check_request, read_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
