@@ -16,12 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from s2video.config import ParallelConfig
 from s2video.geometry import LatentShape
 from s2video.models.decoder import DecodeMode, FrameDecoder
 from s2video.models.loading import find_checkpoint, load_vae
 from s2video.parallel.mesh import Mesh, init_mesh
 from s2video.parallel.traffic import count_traffic
+from s2video.settings import ParallelConfig
 
 SIZE = {"num_frames": 33, "height": 256, "width": 256}
 MODES: tuple[DecodeMode, ...] = ("serial", "sharded")

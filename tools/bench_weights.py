@@ -25,7 +25,6 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from s2video.config import ParallelConfig
 from s2video.files import write_json
 from s2video.forward import predict
 from s2video.models.base import Conditioning
@@ -36,6 +35,7 @@ from s2video.parallel.mesh import Mesh, init_mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.parallel.weights import BlockWeights
 from s2video.records.sidecar import versions
+from s2video.settings import ParallelConfig
 
 BLOCKS = ("blocks",)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from bench import scaled_wan
 
-from s2video.config import ParallelConfig
 from s2video.files import write_json
 from s2video.forward import predict
 from s2video.geometry import split_evenly
@@ -23,6 +22,7 @@ from s2video.models.wan import WanBlockModel
 from s2video.parallel.collectives import gather_objects
 from s2video.parallel.mesh import Mesh, build_mesh, init_mesh
 from s2video.parallel.traffic import count_traffic, ring_minimum, ulysses_minimum
+from s2video.settings import ParallelConfig
 
 LATENT_SHAPE = (5, 26, 32)
 FLOAT = 4  # bytes

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "s2video"
 # A module imports from its own floor and from those below it.
 NAMES = {
     0: """
-        config config_text ending errors files geometry guidance masks rivals version batch.config batch.locks
+        config config_text ending errors files geometry guidance masks rivals settings version batch.config batch.locks
         batch.shots media.colour media.formats media.naming media.timecode planning.cards planning.costs
-        records.sidecar_model
+        planning.costs_wan planning.costs_hunyuan planning.work         records.sidecar_model
     """,
     1: """
         parallel.agreement parallel.attention parallel.collectives parallel.halo parallel.lead parallel.mesh
