@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.json:
             write_json(args.json, report)
     print(table(report["sections"], {name: SECTIONS[name].title for name in args.sections}))
+    if args.quick:
+        print("\n--quick: of miniature models, whatever a line calls them; these ratios say nothing about cost")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def as_loop(folder: Path, num_videos: int, num_steps: int) -> None:
 
 def diffusers_loop(mesh: Mesh, folder: str, num_videos: int, num_steps: int) -> None:
     """What one writes with diffusers."""
-    pipeline = WanPipeline.from_pretrained(find_checkpoint("shapes-wan"), torch_dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(find_checkpoint("shapes-wan"), dtype=torch.float32)
     spec = VideoSpec(build_config(config(num_steps)).output.fps)
     for seed, prompt in enumerate(PROMPTS[:num_videos]):
         frames = pipeline(

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def peak(mesh: Mesh, num_frames: int, height: int, width: int) -> int:
             pass
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         before = memory_status("VmRSS")
-        write_video(decode_frames(vae, latents), Path(folder) / "out.mp4", VideoSpec(8.0), metadata={})
+        write_video(decode_frames(vae, latents), Path(folder) / "out.mp4", VideoSpec(Fraction(8)), metadata={})
     return memory_status("VmHWM") - before
 
 

@@ -108,8 +108,8 @@ def in_flops(options: Options) -> Section:
     rows: list[Row] = []
     raw: dict[str, Any] = {}
     for name, (config, latent_shape) in cases.items():
-        with torch.device("meta"):
-            step = wan_step(random_model(config, torch.device("meta"), torch.bfloat16), latent_shape, num_text=512)
+        with torch.device("meta"):  # blocks make tensors of their own
+            step = wan_step(random_model(config, torch.device("meta")), latent_shape, num_text=512)
             blocks = step.model.num_blocks
             by_step = [
                 step_masks(MaskSpec(), num_blocks=blocks, seed=0, step=i, num_steps=num_steps) for i in range(num_steps)

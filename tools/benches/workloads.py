@@ -61,12 +61,13 @@ def random_model(config: Mapping[str, Any], device: torch.device = CPU, dtype: t
 
     Args:
         config: as its config.json has it.
+        device: on the meta device there are no weights, and no dtype but float32.
     """
     kind = getattr(diffusers, config["_class_name"])
     with init_empty_weights(include_buffers=False):
         model = kind.from_config(config)
     if device.type == "meta":
-        return model.to(dtype).eval()
+        return model.eval()
     in_float32 = set(kind._keep_in_fp32_modules or ())
     generator = torch.Generator(device).manual_seed(0)
     values = {}
