@@ -27,7 +27,7 @@ from benches.rows import Section, table
 from benches.workloads import Options
 
 from s2video.files import write_json
-from s2video.sidecar import versions
+from s2video.records.sidecar import versions
 
 
 class Entry(NamedTuple):

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 WAN_VAE = "AutoencoderKLWan"
 HUNYUAN15_VAE = "AutoencoderKLHunyuanVideo15"
-# What a class loads beside its own checkpoints: a layer at the end is left away.
-_LOADED_AS = {"CLIPVisionModelWithProjection": "CLIPVisionModel"}
+_AS_GOOD = {"CLIPVisionModel": "CLIPVisionModelWithProjection"}  # the same with a layer more, which nobody asks for
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,9 @@ class Family(ABC):
         for name in self.weighted:
             expected, entry = self.components[name], index.values.get(name)
             named = str(entry[-1]) if isinstance(entry, list) and entry else ""
-            if _LOADED_AS.get(named, named) != expected:
+            if named == _AS_GOOD.get(expected):
+                self.components[name] = named
+            elif named != expected:
                 raise InputError(f"{index.path}: {name}: {expected} was expected, came {entry!r}")
 
     @property

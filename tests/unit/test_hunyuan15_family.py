@@ -10,12 +10,12 @@ import tiny_hunyuan15
 import torch
 from tiny_hunyuan15 import CHANNELS, NUM_BLOCKS
 
-from s2video.cards import read_card
 from s2video.config import load_config
 from s2video.errors import InputError
 from s2video.models import loading
 from s2video.models.hunyuan15_family import HunyuanVideo15
-from s2video.plan import make_plan
+from s2video.planning.cards import read_card
+from s2video.planning.plan import make_plan
 from s2video.requests import CheckpointInfo, read_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -19,8 +19,8 @@ from torch import Tensor
 from s2video.config import build_config
 from s2video.guidance import Predictions
 from s2video.pipeline import Engine
+from s2video.records.sidecar import job_facts
 from s2video.rivals import Rival
-from s2video.sidecar import job_facts
 
 NUM_STEPS = 6
 SLG = {"scale": 1.5, "start": 0.0, "stop": 0.7, "layers": [2, 4]}

@@ -13,12 +13,12 @@ from benches.rows import Row, Section, counted, measured
 from benches.weights import memory_status
 from benches.workloads import Options, apart
 from s2video.geometry import LatentShape
+from s2video.media.video import VideoSpec, write_video
 from s2video.models.decoder import DecodeMode, FrameDecoder
 from s2video.models.loading import find_checkpoint, load_vae
 from s2video.models.vae import decode_frames
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
-from s2video.video import VideoSpec, write_video
 
 # glibc: what is freed goes back at once, so that the high-water mark is what was in use, not what was kept for later
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}

@@ -20,7 +20,6 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 import s2video
-from s2video.costs import SubWork
 from s2video.forward import predict
 from s2video.guidance import Predictions
 from s2video.masks import MaskSpec, dropped_blocks
@@ -28,6 +27,7 @@ from s2video.models.base import Conditioning
 from s2video.models.loading import read_json
 from s2video.models.wan import WanBlockModel
 from s2video.parallel.mesh import Mesh
+from s2video.planning.costs import SubWork
 
 CPU = torch.device("cpu")
 TOOLS = Path(__file__).resolve().parents[1]
