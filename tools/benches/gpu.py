@@ -31,7 +31,7 @@ from s2video.guidance import Predictions, combine
 from s2video.models.base import Conditioning
 from s2video.models.hunyuan_video import HunyuanVideoBlockModel
 from s2video.models.vae import decode_frames, denormalize, to_frames
-from s2video.planning.costs import SubWork
+from s2video.planning.work import SubWork
 
 SMALL, LARGE = "Wan-AI--Wan2.1-T2V-1.3B-Diffusers", "Wan-AI--Wan2.1-T2V-14B-Diffusers"
 HUNYUAN = "hunyuanvideo-community--HunyuanVideo"

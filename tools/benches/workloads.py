@@ -27,7 +27,7 @@ from s2video.models.base import Conditioning
 from s2video.models.loading import read_json
 from s2video.models.wan import WanBlockModel
 from s2video.parallel.mesh import Mesh
-from s2video.planning.costs import SubWork
+from s2video.planning.work import SubWork
 
 CPU = torch.device("cpu")
 TOOLS = Path(__file__).resolve().parents[1]
