@@ -17,14 +17,14 @@ from .config import RunConfig, build_config, load_config
 from .config_text import parse_yaml
 from .errors import InputError
 from .files import write_json
-from .formats import Codec, place_of
+from .media.formats import Codec, place_of
+from .media.video import write_video
 from .models.images import Images, read_images
 from .models.loading import ASSETS
 from .pipeline import Engine, OnStep
-from .plan import resolve_parallel
+from .planning.plan import resolve_parallel
 from .progress import Style
-from .sidecar import container_metadata, job_facts, make_sidecar, run_facts
-from .video import write_video
+from .records.sidecar import container_metadata, job_facts, make_sidecar, run_facts
 
 
 @dataclass(frozen=True)
