@@ -5,6 +5,7 @@
 What the models do not say is not in it: which values suit a checkpoint, `s2video.requests` asks.
 """
 
+import itertools
 import json
 import types
 from collections.abc import Iterable, Iterator
@@ -14,17 +15,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from s2video.batch_config import RunFile
+from s2video.batch.config import RunFile
 from s2video.config import LoraConfig, RunConfig
 
 HEAD = """# Settings
 
 Made by `python tools/config_reference.py` from the models that check the settings (`s2video/config.py`,
-`s2video/batch_config.py`); a test holds it current. `configs/shapes.yaml` has all settings of a run in one file.
+`s2video/batch/config.py`); a test holds it current. `configs/shapes.yaml` has all settings of a run in one file.
 
 A config is a YAML file with these sections. What it leaves out has its default. `--set guidance.s2_scale=0.3` changes a
-setting for one run; in Python, `s2video.load(..., guidance={"s2_scale": 0.3})`. Unknown keys, wrong kinds and values out
-of bounds are refused in one line, with exit code 2.
+setting for one run; in Python, `s2video.load(..., guidance={"s2_scale": 0.3})`. Unknown keys, wrong kinds and values
+out of bounds are refused in one line, with exit code 2.
 """
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true, false", Fraction: "number, ratio", Any: "any"}
 
@@ -94,8 +95,8 @@ def _words(kind: Any) -> str:
     if origin is dict:
         return "mapping"
     if origin is Annotated:
-        constraints = (c for item in kind.__metadata__ for c in (item.metadata if isinstance(item, FieldInfo) else [item]))
-        return _bounded(_words(arguments[0]), constraints)
+        fields = [item for item in kind.__metadata__ if isinstance(item, FieldInfo)]
+        return _bounded(_words(arguments[0]), itertools.chain.from_iterable(field.metadata for field in fields))
     return "mapping" if isinstance(kind, type) and issubclass(kind, BaseModel) else WORDS[kind]
 
 

@@ -6,8 +6,8 @@
     python tools/vbench.py collect runs/vbench/wan-1.3b.yaml
     python tools/vbench.py flicker runs/vbench/wan-1.3b/vbench/s2_scale-0.25
 
-docs/evidence/protocol.md tells the rest. VBench's prompts come from VBench's own file: none are kept here. Exit codes: 0
-done, 1 videos are missing, 2 the input cannot be used.
+docs/evidence/protocol.md tells the rest. VBench's prompts come from VBench's own file: none are kept here. Exit codes:
+0 done, 1 videos are missing, 2 the input cannot be used.
 """
 
 import argparse
@@ -15,16 +15,17 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from s2video.batch_config import load_batch
+from s2video.batch.config import load_batch
 from s2video.config import read_values
 from s2video.errors import InputError, S2VideoError
 from s2video.files import atomic_folder, atomic_path, write_json
-from s2video.video import read_video
+from s2video.media.video import read_video
 
 FLICKER = "temporal_flickering"
 DIMENSIONS = (
@@ -91,7 +92,9 @@ def read_info(path: Path) -> dict[str, set[str]]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"info {path}: cannot be read ({error.strerror}): it comes with `pip install vbench`") from None
+        raise InputError(
+            f"info {path}: cannot be read ({error.strerror}): it comes with `pip install vbench`"
+        ) from None
     except ValueError as error:
         raise InputError(f"info {path}: not usable as JSON: {error}") from None
     if not isinstance(entries, list) or not entries:
@@ -109,7 +112,9 @@ def _entry(entry: Any, where: str) -> tuple[str, list[str]]:
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(dimensions, list):
         raise InputError(f"{where}: expected an object with prompt_en, a text, and dimension, a list; came others")
     if unknown := [name for name in dimensions if name not in DIMENSIONS]:
-        raise InputError(f"{where}: expected dimensions of VBench 0.1.5, came {unknown[0]!r}: is this VBench's own file?")
+        raise InputError(
+            f"{where}: expected dimensions of VBench 0.1.5, came {unknown[0]!r}: is this VBench's own file?"
+        )
     if set(prompt) & {"/", "\0"} or len(video_name(prompt, SEEDS_PER_PROMPT).encode()) > MAX_NAME_BYTES:
         raise InputError(f"{where}: VBench names files by the prompt, and no file name can hold {prompt[:60]!r}")
     return prompt, dimensions
@@ -204,7 +209,9 @@ def flicker(args: argparse.Namespace) -> None:
         if prompts is not None:
             videos = [video for video in videos if video.stem.rpartition("-")[0] in prompts]
         if not videos:
-            raise InputError(f"{folder}: expected .mp4 files{'' if prompts is None else ' of such prompts'}, found none")
+            raise InputError(
+                f"{folder}: expected .mp4 files{'' if prompts is None else ' of such prompts'}, found none"
+            )
         scores = {video.name: flicker_score(video) for video in videos}
         mean = sum(scores.values()) / len(scores)
         results[str(folder)] = {FLICKER: mean, "videos": scores}
@@ -222,8 +229,8 @@ def flicker_score(video: Path) -> float:
     frames = read_video(video)
     if len(frames) < 2:
         raise InputError(f"{video}: expected at least two frames, came {len(frames)}")
-    pairs = zip(frames[:-1], frames[1:], strict=True)  # one at a time: a video is large in more than 8 bits
-    total = sum(int((after.short() - before.short()).abs().sum()) for before, after in pairs)
+    # a pair at a time: a whole video is large in more than 8 bits
+    total = sum(int((after.short() - before.short()).abs().sum()) for before, after in pairwise(frames))
     return 1 - total / (255 * frames[1:].numel())
 
 

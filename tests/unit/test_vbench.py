@@ -12,11 +12,11 @@ import yaml
 from vbench import DIMENSIONS, FLICKER, flicker_score, main, read_info
 from video_helpers import LOSSLESS, noise, solid
 
-from s2video.batch_config import load_batch
+from s2video.batch.config import load_batch
 from s2video.cli import main as s2video
 from s2video.config import load_config
 from s2video.errors import InputError
-from s2video.video import VideoSpec, read_video, write_video
+from s2video.media.video import VideoSpec, read_video, write_video
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPES = CONFIGS / "shapes.yaml"
