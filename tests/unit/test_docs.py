@@ -22,6 +22,7 @@ import s2video
 from s2video import cli
 from s2video.batch.config import load_batch
 from s2video.config import load_config
+from s2video.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -167,18 +168,38 @@ def test_the_reader_finds_commands_in_all_their_places() -> None:
     assert [c.words[1] for c in inline() if "tools/bench.py" in c.words]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "s2video generate --config configs/shapes.yaml --scale 3",
+        "s2video launch --nproc 2 t2v --config configs/shapes.yaml --scale 3",
+        "s2video render",
+        "python tools/vbench.py prepare --information x",
+        "python tools/models_table.py --json",
+        "torchrun --nproc-per-node 2 launch/t2v.py --config configs/shapes.yaml --scale 3",
+        "sbatch --array=1-2 launch/slurm/batch.sbatch --scale 3",
+    ],
+)
+def test_what_the_parsers_do_not_take_is_found(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((InputError, SystemExit, AssertionError)):
+        parse(tuple(line.split()), monkeypatch)
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.document}: {' '.join(command.words)[:60]}")
 def test_commands(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert command.words[0] in OURS + FOREIGN, "a program that this test does not know"
     if command.words[0] in FOREIGN:
-        assert command.is_marked
+        assert command.is_marked, "say in a comment what it needs"
         return
     ours = ("configs/", "launch/", "tools/", "examples/", "tests/")
     assert [word for word in command.words if word.startswith(ours) and not Path(word).exists()] == []
     for parsed in parse(command.words, monkeypatch):
         check_needs(command, parsed)
     if not command.is_marked:
+        assert command.kind in RUN_BY, (
+            "say in a comment what it needs or how long it takes, or name the test that runs it"
+        )
         test, evidence = RUN_BY[command.kind]
         assert evidence in (ROOT / test).read_text(encoding="utf-8")
 
