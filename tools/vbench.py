@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 
 from s2video.batch.config import load_batch
-from s2video.config import read_values
+from s2video.config import load_config, read_values
 from s2video.errors import InputError, S2VideoError
 from s2video.files import atomic_folder, atomic_path, write_json
+from s2video.media.formats import suffix_of
 from s2video.media.video import read_video
 
 FLICKER = "temporal_flickering"
@@ -130,6 +131,9 @@ def prepare(args: argparse.Namespace) -> None:
     info, output = read_info(args.info), args.output
     if output.suffix != ".yaml":
         raise InputError(f"--output: expected a name that ends in .yaml, came {output.name!r}")
+    codec = load_config(args.config, args.set).output.codec
+    if suffix_of(codec) != ".mp4":
+        raise InputError(f"output.codec: VBench wants .mp4 files, came {codec}: use auto")
     values = read_values(args.config, args.set)
     for key in ("prompt", "image", "last_image"):
         values.pop(key, None)

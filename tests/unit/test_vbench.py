@@ -125,9 +125,14 @@ def test_what_is_not_vbenchs_file_is_refused(tmp_path: Path, entries: Any, words
 def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = ["--info", str(tmp_path / "none.json"), "--config", str(SHAPES), "--output", str(tmp_path / "run.yaml")]
     assert main(["prepare", *missing]) == 2
+    missing[1] = str(info_file(tmp_path))
+    assert main(["prepare", *missing, "--set", "output.codec=prores"]) == 2
+    assert main(["prepare", *missing, "--set", "guidance.cfg_scal=3"]) == 2
     assert main(["flicker", str(tmp_path)]) == 2
+    said = ("cannot be read", "wants .mp4 files, came prores", "unknown key", "expected .mp4 files, found none")
     lines = capsys.readouterr().err.splitlines()
-    assert "cannot be read" in lines[0] and "expected .mp4 files, found none" in lines[1] and len(lines) == 2
+    assert len(lines) == len(said) and all(words in line for words, line in zip(said, lines, strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["info.json"]
 
 
 def test_there_are_sixteen_dimensions() -> None:
