@@ -22,8 +22,8 @@ from s2video.settings import LoraConfig
 HEAD = """# Settings
 
 Made by `python tools/config_reference.py` from the models that check the settings (`s2video/settings.py`,
-`s2video/config.py`, `s2video/batch/config.py`); a test holds it current. `configs/shapes.yaml` has all settings of a run
-in one file.
+`s2video/config.py`, `s2video/batch/config.py`); a test holds it current. `configs/shapes.yaml` has all settings of a
+run in one file.
 
 A config is a YAML file with these sections. What it leaves out has its default. `--set guidance.s2_scale=0.3` changes a
 setting for one run; in Python, `s2video.load(..., guidance={"s2_scale": 0.3})`. Unknown keys, wrong kinds and values
