@@ -58,7 +58,7 @@ class RunFile(RunConfig):
 
     shots: Annotated[str | list[Any], BeforeValidator(_read_shot_source)] = Field(
         default=[],  # refused
-        description="a list, each a prompt or a mapping of settings; or the path of a .jsonl, .csv or .txt file",
+        description="required: a list, each a prompt or a mapping of settings; or a .jsonl, .csv or .txt file",
     )
     sweep: Annotated[dict[str, list[Any]], BeforeValidator(_read_grid)] = Field(
         default={}, description="settings, each with a list of values: every combination of them is made of every shot"

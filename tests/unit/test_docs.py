@@ -1,0 +1,289 @@
+"""What README and docs tell people to type: real parsers take it, its files exist, and it is run or says why not.
+
+A command that needs what not everybody has, or much time, says so in a comment: "# needs published weights, 8 GPUs",
+"# takes minutes". All others are of kinds that the tests of RUN_BY run.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch.distributed.run
+
+import s2video
+from s2video import cli
+from s2video.batch.config import load_batch
+from s2video.config import load_config
+from s2video.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OURS = ("s2video", "python", ".venv/bin/python", "bash", "torchrun", "sbatch")
+FOREIGN = ("pip", "uv", "git", "unzip", "vbench")
+SCRIPTS_OF_OTHERS = ("static_filter.py",)  # VBench's
+FORMULA = re.compile(r"[A-Z][\w\[\]]* = ")
+RUN_BY = {
+    "s2video generate": ("tests/e2e/test_generate.py", '"generate"'),
+    "s2video batch": ("tests/e2e/test_batch.py", '"batch"'),
+    "s2video status": ("tests/e2e/test_batch.py", '"status"'),
+    "s2video decode": ("tests/e2e/test_generate.py", '"decode"'),
+    "s2video inspect": ("tests/unit/test_sidecar.py", '"inspect"'),
+    "s2video reproduce": ("tests/unit/test_reproduce.py", '"reproduce"'),
+    "s2video compare": ("tests/unit/test_compare.py", '"compare"'),
+    "s2video sheet": ("tests/unit/test_compare.py", '"sheet"'),
+    "s2video page": ("tests/unit/test_page.py", '"page"'),
+    "s2video plan": ("tests/unit/test_plan.py", '"plan"'),
+    "s2video selftest": ("tests/distributed/test_selftest.py", "selftest"),
+    "s2video launch": ("tests/e2e/test_multinode.py", '"launch"'),
+    "python -m": ("tests/unit/test_architecture.py", '"-m"'),
+    "python tools/evaluate.py": ("tests/unit/test_evaluate.py", "main("),
+    "python tools/vbench.py": ("tests/unit/test_vbench.py", "main("),
+    "python tools/models_table.py": ("tests/unit/test_models_table.py", "table()"),
+    "python tools/config_reference.py": ("tests/unit/test_config_reference.py", "reference()"),
+}
+
+
+class Command(NamedTuple):
+    """One command of a document; `comment` is what stands behind a "#"."""
+
+    document: str
+    words: tuple[str, ...]
+    comment: str
+
+    @property
+    def is_marked(self) -> bool:
+        return re.search(r"\b(needs|takes) ", self.comment) is not None
+
+    @property
+    def kind(self) -> str:
+        """As RUN_BY has it."""
+        return f"{self.words[0].removeprefix('.venv/bin/')} {self.words[1]}"
+
+
+def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Blocks of code with their language, "indented" for those without fences."""
+    language: str | None = None
+    lines: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("```"):
+            if language is not None and language != "indented":
+                yield language, lines
+                language, lines = None, []
+            else:
+                language, lines = line[3:].strip(), []
+        elif language in (None, "indented"):
+            if line.startswith("    "):
+                language = "indented"
+                lines.append(line.strip())
+            elif language == "indented":
+                yield language, lines
+                language, lines = None, []
+        else:
+            lines.append(line)
+
+
+def commands() -> Iterator[Command]:
+    for document in DOCUMENTS:
+        name = document.relative_to(ROOT).as_posix()
+        for language, lines in blocks(document.read_text(encoding="utf-8")):
+            if language in ("indented", "sh"):
+                for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
+                    if not FORMULA.match(line):
+                        comment = re.search(r"\s#\s(.*)$", line)
+                        yield Command(name, tuple(shlex.split(line, comments=True)), comment[1] if comment else "")
+
+
+def inline() -> Iterator[Command]:
+    """Commands within sentences, with an option at least."""
+    for document in DOCUMENTS:
+        text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text):
+            words = span.split()
+            if words and words[0] in OURS and "--" in span:
+                yield Command(document.relative_to(ROOT).as_posix(), tuple(shlex.split(span)), "")
+
+
+COMMANDS = list(commands())
+
+
+def parse(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
+    """What the real parsers make of it; they raise for what they do not take."""
+    program, *arguments = words
+    if program == "s2video":
+        parsed = cli._parser().parse_args(arguments)
+        if parsed.command != "launch":
+            return [parsed]
+        task = {"t2v": "generate", "i2v": "generate"}.get(parsed.task, parsed.task)
+        return [parsed, cli._parser().parse_args([task, *parsed.arguments])]
+    if program == "torchrun":
+        launched = torch.distributed.run.get_args_parser().parse_args(arguments)
+        called = re.search(r'main\(\["(\w+)"', (ROOT / launched.training_script).read_text(encoding="utf-8"))
+        assert called is not None
+        return [launched, cli._parser().parse_args([called[1], *launched.training_script_args])]
+    if program == "sbatch":
+        own = [word for word in arguments if not word.startswith("--array=")]
+        assert own[0] == "launch/slurm/batch.sbatch"
+        return [cli._parser().parse_args(["batch", *own[1:]])]
+    script = arguments[0]
+    if program != "bash" and script not in ("-m", *SCRIPTS_OF_OTHERS):
+        parse_by_script(script, arguments[1:], monkeypatch)
+    return []
+
+
+class Parsed(Exception):
+    pass
+
+
+def parse_by_script(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a script up to the end of its argument parser."""
+    if "ArgumentParser" not in (ROOT / script).read_text(encoding="utf-8"):
+        assert not [argument for argument in arguments if argument.startswith("-")], f"{script} takes no options"
+        return
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self: argparse.ArgumentParser, given: list[str] | None = None) -> None:
+        parse_args(self, given)
+        raise Parsed
+
+    with monkeypatch.context() as patched, pytest.raises(Parsed):
+        patched.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        patched.setattr(sys, "argv", [script, *(a for a in arguments if not a.startswith(">"))])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def test_the_reader_finds_commands_in_all_their_places() -> None:
+    heads = {(command.document, command.words[:2]) for command in COMMANDS}
+    assert ("README.md", ("bash", "launch/demo.sh")) in heads
+    assert ("docs/quickstart.md", ("s2video", "plan")) in heads
+    assert ("docs/evidence/protocol.md", ("python", "tools/vbench.py")) in heads
+    assert any(command.words[-2:] == ("--output", "fox.mp4") and command.is_marked for command in COMMANDS)
+    assert [c.words[1] for c in inline() if "tools/bench.py" in c.words]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "s2video generate --config configs/shapes.yaml --scale 3",
+        "s2video launch --nproc 2 t2v --config configs/shapes.yaml --scale 3",
+        "s2video render",
+        "python tools/vbench.py prepare --information x",
+        "python tools/models_table.py --json",
+        "torchrun --nproc-per-node 2 launch/t2v.py --config configs/shapes.yaml --scale 3",
+        "sbatch --array=1-2 launch/slurm/batch.sbatch --scale 3",
+    ],
+)
+def test_what_the_parsers_do_not_take_is_found(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((InputError, SystemExit, AssertionError)):
+        parse(tuple(line.split()), monkeypatch)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.document}: {' '.join(command.words)[:60]}")
+def test_commands(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert command.words[0] in OURS + FOREIGN, "a program that this test does not know"
+    if command.words[0] in FOREIGN:
+        assert command.is_marked, "say in a comment what it needs"
+        return
+    ours = ("configs/", "launch/", "tools/", "examples/", "tests/")
+    assert [word for word in command.words if word.startswith(ours) and not Path(word).exists()] == []
+    for parsed in parse(command.words, monkeypatch):
+        check_needs(command, parsed)
+    if not command.is_marked:
+        assert command.kind in RUN_BY, (
+            "say in a comment what it needs or how long it takes, or name the test that runs it"
+        )
+        test, evidence = RUN_BY[command.kind]
+        assert evidence in (ROOT / test).read_text(encoding="utf-8")
+
+
+def check_needs(command: Command, parsed: argparse.Namespace) -> None:
+    """The settings exist; published weights and many GPUs are not asked for without a word."""
+    path = getattr(parsed, "run_file", None) or getattr(parsed, "config", None)
+    if path is not None and path.parts[0] == "configs":
+        if parsed.command == "batch":
+            assert not load_batch(path, parsed.set).problems
+        else:
+            model = load_config(path, getattr(parsed, "set", ())).model.path
+            assert model == "shapes-wan" or parsed.command == "plan" or "published weights" in command.comment
+    if str(getattr(parsed, "nproc", "")) == "8" or str(getattr(parsed, "nproc_per_node", "")) == "8":
+        assert "GPUs" in command.comment
+
+
+@pytest.mark.parametrize(
+    "command", list(inline()), ids=lambda command: f"{command.document}: {' '.join(command.words)[:60]}"
+)
+def test_commands_within_sentences_have_known_options(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their arguments may be placeholders."""
+    monkeypatch.chdir(ROOT)
+    program, *arguments = command.words
+    if program != "s2video":
+        if "pytest" not in arguments:
+            parse(command.words, monkeypatch)
+        return
+    (subparsers,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    known = set(subparsers.choices[arguments[0]]._option_string_actions)
+    if arguments[0] == "launch":
+        known |= set(subparsers.choices["generate"]._option_string_actions)
+    assert {word for word in arguments if word.startswith("--")} <= known
+
+
+def test_other_blocks_hold_no_commands() -> None:
+    for document in DOCUMENTS:
+        for language, lines in blocks(document.read_text(encoding="utf-8")):
+            assert language in ("", "sh", "python", "yaml", "indented")
+            assert language in ("sh", "indented") or not [
+                line for line in lines if line.split()[:1] in ([p] for p in OURS)
+            ]
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    return [
+        (document.relative_to(ROOT).as_posix(), "\n".join(lines))
+        for document in DOCUMENTS
+        for language, lines in blocks(document.read_text(encoding="utf-8"))
+        if language == "python"
+    ]
+
+
+@pytest.mark.parametrize(("document", "source"), python_blocks())
+def test_python_calls_us_as_we_are(document: str, source: str) -> None:
+    """Every call of `s2video.x(...)` has arguments that x takes."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            if isinstance(owner, ast.Name) and owner.id == "s2video":
+                keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg is not None}
+                inspect.signature(getattr(s2video, node.func.attr)).bind(*node.args, **keywords)
+
+
+def test_examples_of_the_plugin_run() -> None:
+    """Those that need no published weights; each makes 17 frames with the model inside the package."""
+    sources = [source for document, source in python_blocks() if document == "docs/plugin.md"]
+    runnable = [source for source in sources if "# needs published weights" not in source]
+    assert len(runnable) == 2 < len(sources)
+    for source in runnable:
+        names: dict[str, object] = {}
+        exec(compile(source, "docs/plugin.md", "exec"), names)
+        (frames,) = names["frames"]  # type: ignore[misc, attr-defined]
+        assert len(frames) == 17
+
+
+def test_links_lead_somewhere_and_the_readme_leads_everywhere() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        document = waiting.pop()
+        reached.add(document)
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            path = (document.parent / target).resolve()
+            assert path.exists(), f"{document.name}: {target}"
+            if path.suffix == ".md" and path not in reached:
+                waiting.append(path)
+    assert set(DOCUMENTS) <= reached
