@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import s2video
-from s2video.page import write_page
-from s2video.sidecar_model import videos_in
+from s2video.records.page import write_page
+from s2video.records.sidecar_model import videos_in
 
 PROMPT = "a large green triangle moving up and a small yellow circle moving right on a black background"
 

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from .config import RunConfig, build_config, load_config
+from .config_text import parse_yaml
 from .errors import InputError
 from .files import write_json
-from .formats import Codec, place_of
+from .media.formats import Codec, place_of
+from .media.video import write_video
 from .models.images import Images, read_images
-from .models.loading import ASSETS, EMBEDDED
+from .models.loading import ASSETS
 from .pipeline import Engine, OnStep
-from .plan import resolve_parallel
+from .planning.plan import resolve_parallel
 from .progress import Style
-from .sidecar import container_metadata, job_facts, make_sidecar, run_facts
-from .video import write_video
+from .records.sidecar import container_metadata, job_facts, make_sidecar, run_facts
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,9 @@ def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settin
 
 
 def _recipe(model: str) -> RunConfig:
-    """The settings that suit a model: those of its config in configs/, which the package carries with the model."""
-    folder = model if model in EMBEDDED else f"published/{model.replace('/', '--')}"
-    recipe = ASSETS / folder / "recipe.yaml"
-    return load_config(recipe) if recipe.is_file() else RunConfig()
+    """The settings that suit a model: those of its config in configs/, of which the package has a copy."""
+    recipes = parse_yaml((ASSETS / "recipes.yaml").read_text(encoding="utf-8"), "recipes.yaml")
+    return build_config(recipes.get(model, {}), f"the recipe of {model}")
 
 
 def _with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

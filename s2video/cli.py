@@ -21,8 +21,8 @@ from .cli_review import add_reproduce_arguments, add_review_commands, check_repr
 from .config import RunConfig, build_config, load_config
 from .ending import Termination
 from .errors import InputError, S2VideoError, StoppedError, out_of_memory
-from .formats import FORMATS, Codec, codec_for, suffix_of
 from .launcher import LaunchPlan, launch, report_exit_code
+from .media.formats import FORMATS, Codec, codec_for, suffix_of
 from .requests import (
     VideoRequest,
     check_images,
@@ -278,7 +278,7 @@ def _generate(checked: _Checked) -> int:
     from .job import Job
     from .parallel.mesh import init_mesh
     from .pipeline import Engine
-    from .plan import resolve_parallel
+    from .planning.plan import resolve_parallel
     from .production import make_video
 
     config = resolve_parallel(checked.config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -320,7 +320,7 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from .saved_latents import decode_latents
+    from .records.saved_latents import decode_latents
 
     try:
         with Termination().handled():
@@ -331,8 +331,8 @@ def _decode(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from .cards import read_card
-    from .plan import as_json, as_table, make_plan
+    from .planning.cards import read_card
+    from .planning.plan import as_json, as_table, make_plan
 
     config = load_config(arguments.config, arguments.set)
     plan = make_plan(config, arguments.world, read_card(arguments.card, arguments.set_card))

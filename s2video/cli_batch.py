@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .batch_config import Batch, BatchJob, load_batch
-from .batch_plan import describe, find_problems, predict_seconds, register
-from .batch_status import as_json, as_text, read_status
-from .batch_store import Store
+from .batch.config import Batch, BatchJob, load_batch
+from .batch.locks import held_lock
+from .batch.plan import describe, find_problems, predict_seconds, register
+from .batch.replicas import ReplicaPlan, supervise, visible_gpus
+from .batch.status import as_json, as_text, read_status
+from .batch.store import Store
 from .config import RunConfig
 from .errors import InputError, S2VideoError, StoppedError
-from .locks import held_lock
-from .replicas import ReplicaPlan, supervise, visible_gpus
 
 COMMANDS = ("batch", "status", "replica")
 
@@ -133,7 +133,7 @@ def _require_usable(batch: Batch, world_size: int, *, dry_run: bool) -> None:
 
 def _run_as_rank(store: Store, jobs: Sequence[BatchJob], batch: Batch, plain: bool) -> int:
     """Under torchrun, whose ranks are the one replica."""
-    from .batch import run_replica
+    from .batch.replica import run_replica
 
     owner = f"replica-1-{os.urandom(4).hex()}"
     run_replica(store, jobs[0].config, owner, overlap=batch.overlap, progress="plain" if plain else "auto")
@@ -141,7 +141,7 @@ def _run_as_rank(store: Store, jobs: Sequence[BatchJob], batch: Batch, plain: bo
 
 
 def _replica(arguments: argparse.Namespace) -> int:
-    from .batch import run_replica
+    from .batch.replica import run_replica
 
     store = Store(arguments.folder, arguments.shard)
     config = RunConfig.model_validate_json(store.records()[0].config)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from .ending import Termination
 from .errors import InputError, S2VideoError, out_of_memory
+from .records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 from .requests import check_output, check_request, check_spec, read_checkpoint
-from .sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 
 if TYPE_CHECKING:
-    from .captions import Caption
     from .config import RunConfig
-    from .sidecar_model import Sidecar
+    from .media.captions import Caption
+    from .records.sidecar_model import Sidecar
 
 
 def add_review_commands(commands: Any) -> None:
@@ -72,7 +72,7 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
 def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[Sidecar, RunConfig]:
     """All that can be said of a reproduction before torch is imported. Raises InputError."""
     from .models.loading import check_checkpoint, find_checkpoint
-    from .reproduce import config_again
+    from .records.reproduce import config_again, images_again
 
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
@@ -85,6 +85,7 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
     folder = find_checkpoint(config.model.path, config.model.revision)
     check_checkpoint(folder)
     check_request(config, read_checkpoint(folder), world_size=world_size)
+    images_again(sidecar)
     return sidecar, config
 
 
@@ -99,7 +100,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(path.read_text(encoding="utf-8"), end="")
         return 0
-    from .describe import describe
+    from .records.describe import describe
 
     print(describe(sidecar, path.with_name(sidecar.output.name)))
     return 0
@@ -112,7 +113,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
     from .parallel.mesh import init_mesh
     from .pipeline import Engine
-    from .reproduce import judge, make_again
+    from .records.reproduce import judge, make_again
 
     try:
         with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
@@ -131,11 +132,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     titles = arguments.labels or [path.stem for path in arguments.videos]
     captions = (_caption(left, titles[0]), _caption(right, titles[1]))
     if arguments.mode == "sheet":
-        from .sheet import contact_sheet
+        from .media.sheet import contact_sheet
 
         contact_sheet(list(zip(arguments.videos, captions, strict=True)), arguments.output, font=arguments.font)
     else:
-        from .compare import compare_videos
+        from .media.compare import compare_videos
 
         compare_videos(left, right, arguments.output, captions, mode=arguments.mode, font=arguments.font)
     print(arguments.output)
@@ -143,7 +144,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _sheet(arguments: argparse.Namespace) -> int:
-    from .sheet import contact_sheet
+    from .media.sheet import contact_sheet
 
     if arguments.columns < 1:
         raise InputError(f"--columns: expected a value >= 1, came {arguments.columns}")
@@ -159,7 +160,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
 
 
 def _page(arguments: argparse.Namespace) -> int:
-    from .page import read_failures, write_page
+    from .records.page import read_failures, write_page
 
     folder: Path = arguments.folder
     if not folder.is_dir():
@@ -185,7 +186,7 @@ def _existing(video: Path, *, sequence: bool = False) -> Path:
 
 def _caption(video: Path, title: str) -> Caption:
     """The title, and prompt and seed where a sidecar tells them."""
-    from .captions import Caption
+    from .media.captions import Caption
 
     try:
         sidecar = read_sidecar(find_sidecar(video))

@@ -36,7 +36,7 @@ from .config_text import (
     show,
 )
 from .errors import InputError
-from .formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
+from .media.formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
 
 if TYPE_CHECKING:
     from .masks import MaskSpec
@@ -236,8 +236,6 @@ class GuidanceConfig(_Section):
                 f"expected rescale 0, came {self.rescale:g}: the steps that cfg_zero_star.zero_init_steps makes zero "
                 "have no spread to be rescaled; set one of the two to 0"
             )
-        if self.cfg_scale_2 is not None:
-            raise ValueError(f"expected no cfg_scale_2, for method is {self.method}: it has one scale for all steps")
         if self.method == "slg" and not self.slg.layers:
             raise ValueError("expected slg.layers to name the blocks that its pass leaves out, came none")
         return self

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .formats import place_of
+from .media.formats import place_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoints
 from .config import RunConfig, build_config
 from .denoising import Denoiser
 from .ending import Termination
@@ -36,9 +35,10 @@ from .parallel.agreement import require_agreement
 from .parallel.collectives import any_rank
 from .parallel.mesh import Mesh, resolve_device
 from .progress import Progress, Style
+from .records.checkpoint import Checkpoints
+from .records.sidecar import versions
 from .requests import check_images, check_request, read_checkpoint
 from .sampler import sample
-from .sidecar import versions
 
 OnStep = Callable[[int, int], object]
 Around = Callable[[Denoiser, Tensor, Tensor, int], Tensor]

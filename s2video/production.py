@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import Checkpoints
 from .files import write_json
 from .job import Job
+from .media.video_queue import write_video_meanwhile
 from .models.images import read_images
 from .parallel.collectives import gather_objects
 from .pipeline import Engine
-from .sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
-from .video_queue import write_video_meanwhile
+from .records.checkpoint import Checkpoints
+from .records.sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from typing import Literal, NamedTuple
 from .config import RunConfig
 from .config_text import read_text
 from .errors import InputError
-from .exr import check_openimageio
-from .ffmpeg import check_encoder
 from .files import check_replaceable
-from .formats import Codec, VideoSpec, codec_for, is_frame_name, place_of, suffix_of
+from .media.exr import check_openimageio
+from .media.ffmpeg import check_encoder
+from .media.formats import Codec, VideoSpec, codec_for, is_frame_name, place_of, suffix_of
+from .media.naming import find_collisions, render_name, slug
 from .models.family import WAN_VAE, CheckpointInfo, JsonFile
-from .naming import find_collisions, render_name, slug
 
 _PIPELINE_MULTIPLE = 16  # pixels; diffusers' pipelines take no other sizes, and results are held against them
 
@@ -292,6 +292,8 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
 def _check_loras(config: RunConfig, checkpoint: CheckpointInfo) -> None:
     from .models.lora import find_lora, require_peft
 
+    if not checkpoint.takes_lora:
+        raise InputError("model.lora: diffusers loads no LoRA for this checkpoint's pipeline: leave it out")
     require_peft()
     if config.parallel.weights != "replicated":
         raise InputError(

@@ -26,14 +26,14 @@ from .forward import predict
 from .geometry import split_evenly
 from .guidance import Predictions
 from .masks import step_masks
+from .media.video import VideoSpec, probe_video, read_video, write_video
 from .models import loading
 from .models.base import Conditioning
 from .models.wan import WanBlockModel
 from .parallel.collectives import gather_objects, gather_tokens, heads_from_tokens, tokens_from_heads
 from .parallel.mesh import Mesh, build_mesh
 from .pipeline import Engine
-from .sidecar import versions
-from .video import VideoSpec, probe_video, read_video, write_video
+from .records.sidecar import versions
 
 PROMPT = "a small red circle moving left and a large blue square moving up on a gray background"
 WORLDS_AGREE = 1e-4  # float32 latents of mean 0 and deviation 1

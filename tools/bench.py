@@ -38,7 +38,7 @@ from s2video.models.vae import decode_frames
 from s2video.models.wan import WanBlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.pipeline import Engine
-from s2video.sidecar import versions
+from s2video.records.sidecar import versions
 
 ALONE = Mesh(torch.device("cpu"))
 # glibc: what is freed goes back at once, so that the high-water mark is what was in use, not what was kept for later
@@ -194,7 +194,7 @@ def print_engine(result: dict[str, Any]) -> None:
 
 def decode_peak(num_frames: int) -> float:
     """MiB above the level before decoding, for this process; `/proc` has the high-water mark and can reset it."""
-    from s2video.video import VideoSpec, write_video
+    from s2video.media.video import VideoSpec, write_video
 
     def status(field: str) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()

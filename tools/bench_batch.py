@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from s2video.files import write_json
-from s2video.sidecar import versions
+from s2video.records.sidecar import versions
 
 SHAPES = ("red circle", "green triangle", "blue square", "cyan circle", "yellow square")
 DIRECTIONS = ("left", "right", "up", "down")
@@ -85,8 +85,8 @@ def plain_loop(folder: Path, args: argparse.Namespace) -> None:
     from diffusers import WanPipeline
 
     from s2video.config import build_config
+    from s2video.media.video import VideoSpec, write_video
     from s2video.models.loading import find_checkpoint
-    from s2video.video import VideoSpec, write_video
 
     pipeline = WanPipeline.from_pretrained(find_checkpoint("shapes-wan"), torch_dtype=torch.float32)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

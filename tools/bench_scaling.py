@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from bench import scaled_wan
 
-from s2video.cards import CARDS
 from s2video.config import ParallelConfig, load_config
 from s2video.files import write_json
 from s2video.forward import predict
@@ -29,7 +28,8 @@ from s2video.masks import MaskSpec, dropped_blocks
 from s2video.models.base import Conditioning
 from s2video.models.wan import WanBlockModel
 from s2video.parallel.mesh import Mesh, build_mesh, init_mesh
-from s2video.plan import make_plan
+from s2video.planning.cards import CARDS
+from s2video.planning.plan import make_plan
 
 LATENT_SHAPE = (5, 26, 32)
 WINDOW = 0.8  # of the steps

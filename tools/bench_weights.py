@@ -35,7 +35,7 @@ from s2video.parallel.attention import AttentionPlan
 from s2video.parallel.mesh import Mesh, init_mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.parallel.weights import BlockWeights
-from s2video.sidecar import versions
+from s2video.records.sidecar import versions
 
 BLOCKS = ("blocks",)
 

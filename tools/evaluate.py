@@ -33,7 +33,7 @@ from s2video.files import write_json
 from s2video.models.loading import weight_digests
 from s2video.pipeline import Engine
 from s2video.progress import Progress
-from s2video.sidecar import versions
+from s2video.records.sidecar import versions
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 Key = TypeVar("Key")

@@ -7,10 +7,10 @@ Nothing is measured, and no checkpoint is read: sizes are the published ones.
 
 from pathlib import Path
 
-from s2video.cards import CARDS
 from s2video.config import load_config
-from s2video.forecast import GIGA
-from s2video.plan import Plan, make_plan
+from s2video.planning.cards import CARDS
+from s2video.planning.forecast import GIGA
+from s2video.planning.plan import Plan, make_plan
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SPECIAL = {

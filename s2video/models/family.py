@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 WAN_VAE = "AutoencoderKLWan"
 HUNYUAN15_VAE = "AutoencoderKLHunyuanVideo15"
-# What a class loads beside its own checkpoints: a layer at the end is left away.
-_LOADED_AS = {"CLIPVisionModelWithProjection": "CLIPVisionModel"}
+_AS_GOOD = {"CLIPVisionModel": "CLIPVisionModelWithProjection"}  # the same with a layer more, which nobody asks for
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class CheckpointInfo:
         image: whether a first image has to be given.
         last_image: whether a last image has to be given with the first, or may be.
         text_length: tokens of text, padding included, that the transformer counts on; None: any number.
+        takes_lora: whether diffusers loads LoRAs for its pipeline.
     """
 
     num_blocks: int
@@ -60,6 +60,7 @@ class CheckpointInfo:
     image: Literal["none", "optional", "required"] = "none"
     last_image: Literal["none", "optional", "required"] = "none"
     text_length: int | None = None
+    takes_lora: bool = True
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ class Family(ABC):
         for name in self.weighted:
             expected, entry = self.components[name], index.values.get(name)
             named = str(entry[-1]) if isinstance(entry, list) and entry else ""
-            if _LOADED_AS.get(named, named) != expected:
+            if named == _AS_GOOD.get(expected):
+                self.components[name] = named
+            elif named != expected:
                 raise InputError(f"{index.path}: {name}: {expected} was expected, came {entry!r}")
 
     @property

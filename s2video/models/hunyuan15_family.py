@@ -51,6 +51,7 @@ class HunyuanVideo15(Family):
             temporal_factor=vae.count("temporal_compression_ratio", 4),
             latent_channels=channels,
             vae_class=self.components["vae"],
+            takes_lora=False,
         )
 
     def build_pipeline(self, conditioners: Mapping[str, Any], vae: Any) -> Any:

@@ -70,8 +70,8 @@ def load_loras(transformer: Any, loras: Sequence[LoraConfig], component: str, pi
         pipeline: diffusers' name of the checkpoint's pipeline.
 
     Raises:
-        InputError: a pipeline that has no LoRA, a file that it cannot read, one none of whose layers the transformer
-            has, and one whose layers are of other sizes.
+        InputError: a file that the pipeline cannot read, one none of whose layers the transformer has, and one whose
+            layers are of other sizes.
     """
     loras = [lora for lora in loras if lora.component == component]
     if not loras:
@@ -79,8 +79,6 @@ def load_loras(transformer: Any, loras: Sequence[LoraConfig], component: str, pi
     import diffusers
 
     kind = getattr(diffusers, pipeline)
-    if not hasattr(kind, "lora_state_dict"):
-        raise InputError(f"model.lora: diffusers loads no LoRA for {pipeline}: leave it out")
     for number, lora in enumerate(loras, 1):
         path = find_lora(lora.path)
         try:

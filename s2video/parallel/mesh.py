@@ -96,7 +96,7 @@ def resolve_degrees(parallel: ParallelConfig, world_size: int) -> dict[str, int]
             `plan.resolve_parallel` turns into degrees.
     """
     if parallel.degrees == "auto" and world_size > 1:
-        raise InputError("parallel.degrees: auto has to be resolved (s2video.plan.resolve_parallel) before this")
+        raise InputError("parallel.degrees: auto has to be resolved before this, by planning.plan.resolve_parallel")
     given = {name: d for name, d in (("ring", parallel.ring), ("ulysses", parallel.ulysses)) if d is not None}
     if parallel.branch > 1:
         given["branch"] = parallel.branch

@@ -16,6 +16,7 @@ from torch import Tensor
 from s2video.config import RunConfig, build_config
 from s2video.geometry import LatentShape
 from s2video.job import Job
+from s2video.media.video import probe_video
 from s2video.models.decoder import DecodeMode, FrameDecoder
 from s2video.models.vae import decode_frames, denormalize, to_frames
 from s2video.parallel.halo import fill_halos
@@ -23,7 +24,6 @@ from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.pipeline import Engine
 from s2video.production import make_video
-from s2video.video import probe_video
 
 Ranks = Callable[[int], RankPool]
 Form = Literal["plain", "residual", "hunyuan", "hunyuan15"]

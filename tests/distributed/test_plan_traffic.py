@@ -13,8 +13,6 @@ from ranks import RankPool, laid_out
 from tiny import PROMPT, tiny_config
 
 from s2video.config import RunConfig, build_config
-from s2video.costs import SubWork, read_costs
-from s2video.forecast import Degrees, Step, sent_bytes
 from s2video.forward import predict
 from s2video.models.base import BlockModel, Conditioning
 from s2video.models.hunyuan_video import HunyuanVideoBlockModel
@@ -22,7 +20,9 @@ from s2video.models.wan import WanBlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.pipeline import Engine
-from s2video.plan import resolve_parallel
+from s2video.planning.costs import SubWork, read_costs
+from s2video.planning.forecast import Degrees, Step, sent_bytes
+from s2video.planning.plan import resolve_parallel
 
 Ranks = Callable[[int], RankPool]
 MASKS = ((4,), (2, 4), (2, 3))

@@ -14,8 +14,8 @@ from s2video.job import Job
 from s2video.parallel.mesh import Mesh
 from s2video.pipeline import Engine
 from s2video.production import make_video
-from s2video.reproduce import Remade, config_again, judge, make_again
-from s2video.sidecar_model import Sidecar, read_sidecar
+from s2video.records.reproduce import Remade, config_again, judge, make_again
+from s2video.records.sidecar_model import Sidecar, read_sidecar
 
 Ranks = Callable[[int], RankPool]
 

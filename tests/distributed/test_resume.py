@@ -58,7 +58,7 @@ def resumed(mesh: Mesh | None, config: RunConfig, euler: bool, path: Path) -> to
     maker = engine(mesh, config, euler)
     kept: list[torch.Tensor] = []
 
-    def keeps(latents: torch.Tensor) -> Generator[torch.Tensor, None, None]:
+    def keeps(latents: torch.Tensor, *, alone: bool = False) -> Generator[torch.Tensor, None, None]:
         kept.append(latents)
         yield torch.zeros(1, 64, 64, 3)
 

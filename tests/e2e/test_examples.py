@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from s2video.sidecar_model import videos_in
-from s2video.video import probe_video
+from s2video.media.video import probe_video
+from s2video.records.sidecar_model import videos_in
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -19,9 +19,9 @@ from tiny import NUM_BLOCKS, PROMPT, tiny_config
 
 from s2video.cli import main
 from s2video.masks import step_masks
+from s2video.media.video import probe_video, read_video
 from s2video.models.loading import weight_digests
-from s2video.sidecar import latents_record
-from s2video.video import probe_video, read_video
+from s2video.records.sidecar import latents_record
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 6

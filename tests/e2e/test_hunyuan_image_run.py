@@ -17,10 +17,13 @@ from tiny_hunyuan import (
 )
 from torch import Tensor
 
-from s2video.costs import read_costs
+from s2video.ending import Termination
+from s2video.errors import StoppedError
 from s2video.models.images import Images
 from s2video.models.loading import load_conditioners, load_vae, read_family, read_json
 from s2video.pipeline import Engine
+from s2video.planning.costs import read_costs
+from s2video.records.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +97,21 @@ def test_plans_count_the_text_with_its_image(tiny_hunyuan_image_checkpoint: Path
             device=torch.device("cpu"),
         )
     assert text.shape[1] == costs.num_text(MAX_SEQUENCE_LENGTH)
+
+
+class TermAtOnce(Termination):
+    @property
+    def requested(self) -> bool:
+        return True
+
+
+def test_what_is_taken_up_is_not_mixed_with_the_image_again(engine: Engine, tmp_path: Path) -> None:
+    def checkpoints(engine: Engine, *, resume: bool) -> Checkpoints:
+        path = tmp_path / "x.checkpoint"
+        return Checkpoints(path, engine.mesh, engine.denoising_weights, every_seconds=None, resume=resume)
+
+    stopped = Engine(engine.config, termination=TermAtOnce())
+    with pytest.raises(StoppedError, match="after step 1 of 4"):
+        stopped.sample([PROMPT], [3], images=IMAGES, checkpoints=checkpoints(stopped, resume=False))
+    got = engine.sample([PROMPT], [3], images=IMAGES, checkpoints=checkpoints(engine, resume=True))
+    assert torch.equal(got, engine.sample([PROMPT], [3], images=IMAGES))

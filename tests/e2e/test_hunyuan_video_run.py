@@ -15,8 +15,8 @@ from tiny_hunyuan import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, NUM_DUAL, PROMPT, SIZE
 
 from s2video.config import build_config
 from s2video.masks import step_masks
+from s2video.media.video import probe_video
 from s2video.pipeline import Engine
-from s2video.video import probe_video
 
 REPOSITORY = Path(__file__).parents[2]
 NEGATIVE = "blue, large"

@@ -15,9 +15,9 @@ from tiny import PROMPT
 from tiny_wan_i2v import KINDS, image
 
 from s2video.cli import main
+from s2video.media.video import probe_video
 from s2video.models.images import Images
 from s2video.pipeline import Engine
-from s2video.video import probe_video
 
 REPOSITORY = Path(__file__).parents[2]
 FIRST, LAST = image(1, (200, 80)), image(2, (56, 40))  # neither has the video's size

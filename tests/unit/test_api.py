@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from recipes import RECIPES, recipes
 from torch import Tensor
 
 import s2video
-from s2video.api import TextToVideo, _recipe
-from s2video.config import build_config, load_config
+from s2video.api import TextToVideo, _recipe, _with_settings
+from s2video.config import RunConfig, build_config, load_config
 from s2video.errors import InputError, StoppedError
+from s2video.media.video import probe_video, read_video
 from s2video.pipeline import Engine
-from s2video.reproduce import config_again, judge, make_again
-from s2video.sidecar_model import find_sidecar, read_sidecar
-from s2video.video import probe_video, read_video
+from s2video.records.reproduce import config_again, judge, make_again
+from s2video.records.sidecar_model import find_sidecar, read_sidecar
 
 ROOT = Path(s2video.__file__).parents[1]
 PROMPT = "a large red circle moving left on a gray background"
@@ -124,15 +126,15 @@ def test_false_calls_off(engine: TextToVideo, call: str) -> None:
 
 
 def test_models_come_with_the_settings_of_their_configs() -> None:
-    """Those in the package, without prompt and path, are those in configs/."""
-    files = sorted((ROOT / "configs").glob("*.yaml"))
-    assert len(files) >= 4
-    for file in files:
-        expected = load_config(file).model_dump(mode="json")
-        recipe = _recipe(expected["model"]["path"]).model_dump(mode="json")
-        for values in (expected, recipe):
-            del values["prompt"], values["output"]["path"]
-        assert recipe == expected, file
+    """After a change of configs/: python tools/recipes.py"""
+    assert yaml.safe_load(RECIPES.read_text(encoding="utf-8")) == recipes()
+    expected = load_config(ROOT / "configs" / "wan2.1-t2v-14b-720p.yaml").model_dump(mode="json")
+    recipe = _with_settings(_recipe("Wan-AI/Wan2.1-T2V-14B-Diffusers"), {"model.path": expected["model"]["path"]})
+    loaded = recipe.model_dump(mode="json")
+    for values in (expected, loaded):
+        del values["prompt"], values["output"]["path"]
+    assert loaded == expected
+    assert _recipe("some/other") == RunConfig()
 
 
 def test_a_yaml_file_can_be_loaded(tmp_path: Path) -> None:

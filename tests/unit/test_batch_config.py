@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from s2video import batch_config
-from s2video.batch_config import Batch, RunFile, load_batch
+from s2video.batch import config as batch_config
+from s2video.batch.config import Batch, RunFile, load_batch
 from s2video.config import RunConfig
 from s2video.errors import InputError
 

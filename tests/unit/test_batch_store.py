@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from s2video import batch_store, heartbeat
-from s2video.batch_status import as_json, as_text, read_status
-from s2video.batch_store import LEASE, MAX_ATTEMPTS, Entry, Store, find_stores
+from s2video.batch import heartbeat
+from s2video.batch import store as batch_store
+from s2video.batch.heartbeat import Heartbeat
+from s2video.batch.locks import held_lock, is_held
+from s2video.batch.status import as_json, as_text, read_status
+from s2video.batch.store import LEASE, MAX_ATTEMPTS, Entry, Store, find_stores
 from s2video.errors import InputError
-from s2video.heartbeat import Heartbeat
-from s2video.locks import held_lock, is_held
 
 
 class Clock:
@@ -75,7 +76,7 @@ def test_many_processes_draw_no_job_twice(tmp_path: Path) -> None:
     store.create()
     store.put([entry(f"{i:02d}") for i in range(40)], frozenset())
     code = (
-        "import sys; from pathlib import Path; from s2video.batch_store import Store\n"
+        "import sys; from pathlib import Path; from s2video.batch.store import Store\n"
         "store = Store(Path(sys.argv[1]))\n"
         "while (job := store.draw(sys.argv[2], None)) is not None: print(job.name)"
     )

@@ -8,9 +8,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from s2video.checkpoint import Checkpoints
 from s2video.errors import InputError, S2VideoError, StoppedError
 from s2video.parallel.mesh import Mesh
+from s2video.records.checkpoint import Checkpoints
 from s2video.sampler import sample
 
 NUM_STEPS = 8

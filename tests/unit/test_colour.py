@@ -5,7 +5,7 @@ import pytest
 import torch
 from video_helpers import BLUE, RED, bt709
 
-from s2video.colour import linear_light, pixels
+from s2video.media.colour import linear_light, pixels
 
 
 def picture(*rows: list[tuple[float, float, float]]) -> torch.Tensor:

@@ -13,9 +13,9 @@ from diffusers import HunyuanVideo15Transformer3DModel, HunyuanVideoTransformer3
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2video.costs import HunyuanVideo15Costs, Share, SubWork, read_costs, whole_pass
 from s2video.errors import InputError
 from s2video.masks import MaskSpec
+from s2video.planning.costs import HunyuanVideo15Costs, Share, SubWork, read_costs, whole_pass
 
 NUM_TEXT = 7
 

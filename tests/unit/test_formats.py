@@ -13,8 +13,8 @@ import pytest
 import torch
 from video_helpers import BLACK, BLUE, GRAY, GREEN, RED, WHITE, assert_tagged_bt709, bt709, stored_planes
 
-from s2video.formats import FORMATS, Codec, VideoSpec, place_of
-from s2video.video import VideoInfo, probe_video, write_video
+from s2video.media.formats import FORMATS, Codec, VideoSpec, place_of
+from s2video.media.video import VideoInfo, probe_video, write_video
 
 COLOURS = [RED, GREEN, BLUE, WHITE, BLACK, GRAY, (0.9, 0.4, 0.1), (0.1, 0.3, 0.2)]
 PATCH = 32  # px

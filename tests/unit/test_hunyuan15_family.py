@@ -10,12 +10,12 @@ import tiny_hunyuan15
 import torch
 from tiny_hunyuan15 import CHANNELS, NUM_BLOCKS
 
-from s2video.cards import read_card
 from s2video.config import load_config
 from s2video.errors import InputError
 from s2video.models import loading
 from s2video.models.hunyuan15_family import HunyuanVideo15
-from s2video.plan import make_plan
+from s2video.planning.cards import read_card
+from s2video.planning.plan import make_plan
 from s2video.requests import CheckpointInfo, read_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -41,6 +41,7 @@ def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
         latent_channels=CHANNELS,
         vae_class="AutoencoderKLHunyuanVideo15",
         image=image,
+        takes_lora=False,
     )
     weighted = {"text_encoder", "text_encoder_2", "transformer", "vae"}
     weighted |= {"image_encoder"} if image == "required" else set()

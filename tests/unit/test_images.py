@@ -19,8 +19,8 @@ from tiny_wan_i2v import KINDS, image
 
 from s2video.errors import InputError
 from s2video.models.images import Images, read_images
+from s2video.records.sidecar import is_sidecar_of, job_facts
 from s2video.requests import check_images, check_request, read_checkpoint
-from s2video.sidecar import is_sidecar_of, job_facts
 
 Checkpoints = Callable[[str], Path]
 

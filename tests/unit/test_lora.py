@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from diffusers import HunyuanVideo15Pipeline, HunyuanVideoPipeline, WanPipeline
+from diffusers import HunyuanVideoPipeline, WanPipeline
 from peft import LoraConfig as LoraAdapter
 from safetensors.torch import save_file
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT, SIZE, build_transformer, random_lora, tiny_config
 from tiny_hunyuan import build_transformer as build_hunyuan_transformer
-from tiny_pipelines import build_hunyuan_video_15
 from tiny_wan22 import a14b_config, build_a14b
 from torch import Tensor, nn
 
 from s2video.cli import main
-from s2video.config import LoraConfig
+from s2video.config import LoraConfig, build_config
 from s2video.errors import InputError
 from s2video.models import lora
 from s2video.pipeline import Engine
+from s2video.requests import check_request, read_checkpoint
 
 
 def original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -205,14 +205,11 @@ def test_files_of_something_else_are_refused(state: dict[str, Tensor], said: str
         lora.load_loras(build_transformer(), [LoraConfig(path=str(tmp_path))], "transformer", "WanPipeline")
 
 
-def test_pipelines_without_lora_are_refused(lora_file: Path) -> None:
-    with pytest.raises(InputError, match="no LoRA for HunyuanVideo15Pipeline"):
-        lora.load_loras(
-            build_hunyuan_video_15()[0].transformer,
-            [LoraConfig(path=str(lora_file))],
-            "transformer",
-            HunyuanVideo15Pipeline.__name__,
-        )
+def test_pipelines_without_lora_are_refused(tiny_hunyuan15_checkpoint: Path, lora_file: Path) -> None:
+    values = tiny_config(tiny_hunyuan15_checkpoint).model_dump(mode="json")
+    values["model"]["lora"] = [{"path": str(lora_file)}]
+    with pytest.raises(InputError, match="loads no LoRA for this checkpoint's pipeline"):
+        check_request(build_config(values), read_checkpoint(tiny_hunyuan15_checkpoint))
 
 
 def test_without_peft(tiny_checkpoint: Path, lora_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

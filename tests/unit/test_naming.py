@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 import pytest
 
 from s2video.errors import InputError
-from s2video.naming import MAX_NAME_BYTES, find_collisions, render_name, slug
+from s2video.media.naming import MAX_NAME_BYTES, find_collisions, render_name, slug
 
 FIELDS = {"show": "Moon", "shot": "sh010", "version": 7, "seed": 2**63 - 1, "scale": 0.25, "ext": "exr", "empty": ""}
 STUDIO = "{show}_{shot}_v{version:03d}_s{seed}.{ext}"

@@ -14,10 +14,10 @@ from video_helpers import noise
 
 from s2video.config import build_config
 from s2video.errors import InputError, S2VideoError
-from s2video.exr import ExrSequence
-from s2video.formats import FORMATS, Codec, VideoSpec, place_of
+from s2video.media.exr import ExrSequence
+from s2video.media.formats import FORMATS, Codec, VideoSpec, place_of
+from s2video.media.video import write_video
 from s2video.requests import check_output, check_spec, plan_videos
-from s2video.video import write_video
 
 FPS = Fraction(24)
 SEQUENCES: list[Codec] = ["png", "exr"]
@@ -129,7 +129,7 @@ def test_an_ffmpeg_that_drops_a_frame_of_a_sequence(tmp_path: Path) -> None:
 
 def test_without_openimageio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "OpenImageIO", None)
-    monkeypatch.setattr("s2video.exr.find_spec", lambda name: None)
+    monkeypatch.setattr("s2video.media.exr.find_spec", lambda name: None)
     spec = VideoSpec(FPS, codec="exr")
     with pytest.raises(InputError, match=r"pip install 's2video\[exr\]'"):
         check_spec(spec, 64, 64)

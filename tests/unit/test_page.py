@@ -10,10 +10,10 @@ from urllib.parse import unquote
 import pytest
 from sidecar_helpers import NUM_BLOCKS, STEPS, made_video
 
-from s2video.batch_store import Entry, Store
+from s2video.batch.store import Entry, Store
 from s2video.cli import main
 from s2video.errors import InputError
-from s2video.page import Failure, mask_picture, read_failures, write_page
+from s2video.records.page import Failure, mask_picture, read_failures, write_page
 
 EVIL = "</h3><script>alert(1)</script>\"'&<b>猫"
 
@@ -110,7 +110,7 @@ def test_failures_come_from_the_state_of_a_batch(tmp_path: Path) -> None:
     for shard, failing in ((None, "b.mp4"), ((1, 2), "c.mp4")):
         store = Store(tmp_path, shard)
         store.create()
-        job = Entry(name=failing, place="shots.csv, line 3", models="", config="{}", key="", predicted=None)
+        job = Entry(name=failing, place="shots.csv, line 3", models="", config="{}", key="", work=None)
         store.put([job, replace(job, name="a.mp4")], frozenset())
         assert store.draw("one", None) is not None
         assert store.fail(failing, "one", "no image x.png")

@@ -13,16 +13,16 @@ import yaml
 from tiny import MAX_SEQUENCE_LENGTH, SIZE
 
 import s2video
-from s2video.cards import CARDS, Card, guess_card, read_card
 from s2video.cli import main
 from s2video.config import ParallelConfig, RunConfig, build_config, load_config
-from s2video.costs import SubWork, read_costs
 from s2video.errors import InputError
-from s2video.forecast import Degrees, Step, forecast
 from s2video.masks import MaskSpec
 from s2video.models.loading import ASSETS, num_parameters
 from s2video.parallel.mesh import resolve_degrees
-from s2video.plan import Plan, make_plan, resolve_parallel
+from s2video.planning.cards import CARDS, Card, guess_card, read_card
+from s2video.planning.costs import SubWork, read_costs
+from s2video.planning.forecast import Degrees, Step, forecast
+from s2video.planning.plan import Plan, make_plan, resolve_parallel
 from s2video.requests import check_request, read_checkpoint
 
 ROOT = Path(s2video.__file__).resolve().parents[1]

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from s2video.config import load_config
-from s2video.costs import read_costs
 from s2video.models.loading import ASSETS, read_family
+from s2video.planning.costs import read_costs
 from s2video.requests import check_request, read_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,6 +35,12 @@ OF_TEXT = {
     "patch_embedding.weight": (5120, 16, 1, 2, 2),
     "condition_embedder.time_proj.weight": (30720, 5120),
     "blocks.39.attn2.to_k.weight": (5120, 5120),
+}
+OF_5B = {
+    "patch_embedding.weight": (3072, 48, 1, 2, 2),
+    "condition_embedder.time_proj.weight": (18432, 3072),
+    "blocks.29.ffn.net.0.proj.weight": (14336, 3072),
+    "proj_out.weight": (192, 3072),
 }
 OF_IMAGES = {"patch_embedding.weight": (5120, 36, 1, 2, 2), "proj_out.weight": (64, 5120)}
 OF_FEATURES = OF_IMAGES | {
@@ -67,10 +73,14 @@ OF_DUAL_BLOCKS = {
 
 # model -> transformer's folder, its tensors, its parameters, shapes of some
 TRANSFORMERS: list[tuple[str, str, int, int, dict[str, tuple[int, ...]]]] = [
+    ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "transformer", 825, 1_418_996_800, {}),
     ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "transformer", 1095, 14_288_491_584, OF_TEXT),
     ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "transformer", 1303, 16_394_878_784, OF_FEATURES),
     ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "transformer", 1303, 16_394_878_784, OF_FEATURES),
     ("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", "transformer", 1304, 16_395_536_704, OF_BOTH),
+    ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "transformer", 1095, 14_288_491_584, OF_TEXT),
+    ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "transformer_2", 1095, 14_288_491_584, OF_TEXT),
+    ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "transformer", 825, 4_999_787_712, OF_5B),
     ("Wan-AI/Wan2.2-I2V-A14B-Diffusers", "transformer", 1095, 14_288_901_184, OF_IMAGES),
     ("Wan-AI/Wan2.2-I2V-A14B-Diffusers", "transformer_2", 1095, 14_288_901_184, OF_IMAGES),
     ("hunyuanvideo-community/HunyuanVideo", "transformer", 1264, 12_821_012_544, OF_HUNYUAN),
@@ -113,8 +123,15 @@ def test_transformers(
     assert len(tensors) == num_tensors
     assert sum(tensor.numel() for tensor in tensors.values()) == num_parameters
     assert {name: tuple(tensors[name].shape) for name in shapes} == shapes
+
+
+@pytest.mark.parametrize(
+    "config", sorted(PUBLISHED.glob("*/transformer*/config.json")), ids=lambda config: "/".join(config.parts[-3:-1])
+)
+def test_transformers_weigh_what_plans_count_on(config: Path) -> None:
     costs = read_costs(values(config))
-    assert costs.root_parameters() + sum(map(costs.block_parameters, range(costs.num_blocks))) == num_parameters
+    counted = costs.root_parameters() + sum(map(costs.block_parameters, range(costs.num_blocks)))
+    assert counted == sum(p.numel() for p in on_meta(config).parameters())
 
 
 @pytest.mark.parametrize("folder", sorted(PUBLISHED.iterdir()), ids=lambda folder: folder.name)
@@ -140,7 +157,7 @@ def test_image_encoders_weigh_what_plans_count_on() -> None:
         folder = folder_of(f"Wan-AI/{model}")
         named = values(folder / "model_index.json")["image_encoder"][1]
         assert values(folder / "parameters.json")["image_encoder"] == counts[named]
-        assert read_family(folder).components["image_encoder"] == "CLIPVisionModel"
+        assert read_family(folder).components["image_encoder"] == named
 
 
 def test_text_encoders_of_hunyuan_video_weigh_what_plans_count_on() -> None:

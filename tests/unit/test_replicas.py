@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from s2video import replicas
-from s2video.batch_store import MAX_ATTEMPTS, Entry, Store
+from s2video.batch import replicas
+from s2video.batch.replicas import ReplicaPlan, supervise, visible_gpus
+from s2video.batch.store import MAX_ATTEMPTS, Entry, Store
 from s2video.errors import InputError, S2VideoError
-from s2video.replicas import ReplicaPlan, supervise, visible_gpus
 
 # What a job's name begins with is what happens to its replica.
 PLAYED = """
 import os, signal, sys, time
 from pathlib import Path
-from s2video.batch_store import Store
-from s2video.locks import held_lock
+from s2video.batch.store import Store
+from s2video.batch.locks import held_lock
 
 folder, owner = Path(sys.argv[1]), sys.argv[3]
 store = Store(folder)

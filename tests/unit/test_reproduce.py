@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from sidecar_helpers import made_video
 
 from s2video.cli import main
-from s2video.errors import S2VideoError
-from s2video.reproduce import Remade, config_again, judge
-from s2video.sidecar import latents_record
-from s2video.sidecar_model import Sidecar
+from s2video.errors import InputError, S2VideoError
+from s2video.records.reproduce import Remade, config_again, images_again, judge
+from s2video.records.sidecar import latents_record
+from s2video.records.sidecar_model import Sidecar
 
 LATENTS = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -83,3 +84,11 @@ def test_a_checkpoint_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture
     for command in (["reproduce"], ["launch", "--nproc", "2", "reproduce"]):
         assert main([*command, str(tmp_path / "clip.mp4"), "--model", "/no/such/folder"]) == 2
         assert "/no/such/folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "message"), [("gone.png", "gone.png"), ("other.png", "not the picture")])
+def test_images_that_are_not_those(tmp_path: Path, name: str, message: str) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "other.png")
+    images = [{"path": str(tmp_path / name), "digest": "0" * 64}]
+    with pytest.raises(InputError, match=message):
+        images_again(made_video(tmp_path / "clip.mp4", images=images).sidecar)

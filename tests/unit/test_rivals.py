@@ -19,8 +19,8 @@ from torch import Tensor
 from s2video.config import build_config
 from s2video.guidance import Predictions
 from s2video.pipeline import Engine
+from s2video.records.sidecar import job_facts
 from s2video.rivals import Rival
-from s2video.sidecar import job_facts
 
 NUM_STEPS = 6
 SLG = {"scale": 1.5, "start": 0.0, "stop": 0.7, "layers": [2, 4]}
@@ -174,6 +174,13 @@ def test_no_masks_are_drawn(engine: Engine) -> None:
     other = engine.with_guidance(method="apg")
     assert other.sample([PROMPT] * 2, [7, 8]).shape[0] == 2
     facts = job_facts(
-        other.config, prompt=PROMPT, negative_prompt="", seed=7, mask_seed=7, num_blocks=6, num_steps=NUM_STEPS
+        other.config,
+        prompt=PROMPT,
+        negative_prompt="",
+        images=[],
+        seed=7,
+        mask_seed=7,
+        num_blocks=6,
+        num_steps=NUM_STEPS,
     )
     assert facts["masks"] == []

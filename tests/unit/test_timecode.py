@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 
 from s2video.errors import InputError
-from s2video.timecode import Timecode
+from s2video.media.timecode import Timecode
 
 NTSC = Fraction(30000, 1001)
 

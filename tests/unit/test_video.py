@@ -30,9 +30,9 @@ from video_helpers import (
     stored_planes,
 )
 
-from s2video import video
 from s2video.errors import InputError
-from s2video.video import VideoSpec, probe_video, read_video, write_video
+from s2video.media import video
+from s2video.media.video import VideoSpec, probe_video, read_video, write_video
 
 COLOURS = [RED, GREEN, BLUE, WHITE, BLACK, GRAY, (1, 1, 0), (0, 1, 1), (1, 0, 1), (0.9, 0.4, 0.1), (0.1, 0.3, 0.2)]
 PATCH = 32  # px

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from video_helpers import RED, SPEC, noise, solid
 
-from s2video.captions import Caption
-from s2video.compare import compare_videos
 from s2video.errors import InputError, NumericalError, S2VideoError
-from s2video.video import VideoSpec, write_video
+from s2video.media.captions import Caption
+from s2video.media.compare import compare_videos
+from s2video.media.video import VideoSpec, write_video
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from video_helpers import LOSSLESS, SPEC, noise
 
-from s2video import video_queue
 from s2video.errors import NumericalError, S2VideoError
-from s2video.video import read_video, write_video
-from s2video.video_queue import CHUNKS_AHEAD, write_video_meanwhile
+from s2video.media import video_queue
+from s2video.media.video import read_video, write_video
+from s2video.media.video_queue import CHUNKS_AHEAD, write_video_meanwhile
 
 
 class Source:

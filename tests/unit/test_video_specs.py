@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from s2video.errors import InputError
-from s2video.formats import FORMATS, Codec, VideoSpec, codec_for, frame_name, is_frame_name, place_of, suffix_of
-from s2video.video import write_video
+from s2video.media.formats import FORMATS, Codec, VideoSpec, codec_for, frame_name, is_frame_name, place_of, suffix_of
+from s2video.media.video import write_video
 
 FPS = Fraction(24000, 1001)
 

@@ -20,14 +20,14 @@ from s2video.config import RunConfig, build_config
 from s2video.errors import InputError
 from s2video.job import Job
 from s2video.masks import step_masks
+from s2video.media.video import probe_video
 from s2video.models import loading
 from s2video.models.experts import Expert, Experts
 from s2video.parallel.weights import WHOLE
 from s2video.pipeline import Engine
 from s2video.production import make_video
+from s2video.records.saved_latents import decode_latents
 from s2video.requests import check_request, read_checkpoint
-from s2video.saved_latents import decode_latents
-from s2video.video import probe_video
 
 CheckpointOf = Callable[[str], Path]
 A14B, TI2V, TI2V_WITH_IMAGE = "wan2.2-t2v", "wan2.2-ti2v", "wan2.2-ti2v, with an image"

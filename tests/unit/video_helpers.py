@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s2video.video import VideoSpec, probe_video
+from s2video.media.video import VideoSpec, probe_video
 
 SPEC = VideoSpec(Fraction(16))
 LOSSLESS = VideoSpec(Fraction(16), crf=0)

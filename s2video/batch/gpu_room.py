@@ -1,0 +1,49 @@
+"""Whether a GPU holds the decoding of one video beside the denoising of the next. Knows sizes and bytes, no models."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from ..config import RunConfig
+
+_USABLE = 0.9  # of a GPU's memory: the rest is lost to fragments and other libraries
+
+
+class GpuRoom:
+    """Tells by the peaks of both, once each was measured by itself; before that, it says no. On a CPU always yes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._is_gpu = device.type == "cuda"
+        self._peaks: dict[tuple[str, int, int, int], int] = {}  # bytes; of a decoding, beside what was there before
+
+    def enter_thread(self) -> None:
+        """Make the device a new thread's own, as it is the main thread's."""
+        if self._is_gpu:
+            torch.cuda.set_device(self._device)
+
+    @contextmanager
+    def measured(self, what: Literal["denoising", "decoding"], config: RunConfig) -> Iterator[None]:
+        """Take the measure of the block, beside which nothing else must run on the device."""
+        if not self._is_gpu:
+            yield
+            return
+        before = torch.cuda.memory_allocated(self._device) if what == "decoding" else 0
+        torch.cuda.reset_peak_memory_stats(self._device)
+        yield
+        self._peaks[_key(what, config)] = torch.cuda.max_memory_allocated(self._device) - before
+
+    def holds(self, decoding: RunConfig, denoising: RunConfig) -> bool:
+        """Whether both can be on the device at the same time."""
+        if not self._is_gpu:
+            return True
+        needed = [self._peaks.get(_key("decoding", decoding)), self._peaks.get(_key("denoising", denoising))]
+        total = torch.cuda.get_device_properties(self._device).total_memory
+        return None not in needed and sum(n for n in needed if n is not None) <= _USABLE * total
+
+
+def _key(what: str, config: RunConfig) -> tuple[str, int, int, int]:
+    sampling = config.sampling
+    return what, sampling.width, sampling.height, sampling.num_frames

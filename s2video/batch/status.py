@@ -1,0 +1,117 @@
+"""What `s2video status` says of a batch: what is done, what runs, what failed and why, and how long the rest takes.
+
+Reads the store, or the stores of all shards; changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .locks import is_held
+from .plan import spoken
+from .store import Record, Store, find_stores
+
+
+@dataclass(frozen=True)
+class Status:
+    """A batch at one moment.
+
+    Attributes:
+        records: of all shards.
+        alive: replicas that live.
+        stale: running jobs whose replica is gone; the next start makes them again.
+        seconds_left: None where nothing is known of it.
+    """
+
+    folder: Path
+    records: tuple[Record, ...]
+    alive: int
+    stale: int
+    seconds_left: float | None
+
+    def count(self, state: str) -> int:
+        return sum(record.state == state for record in self.records)
+
+
+def read_status(folder: Path, *, now: float | None = None) -> Status:
+    """Raises InputError where no batch was started in the folder."""
+    stores = find_stores(folder)
+    records = [(store, record) for store in stores for record in store.records()]
+    owners = {(s.path, r.owner): _is_alive(s, r) for s, r in records if r.state == "running"}
+    stale = sum(not owners[s.path, r.owner] for s, r in records if r.state == "running")
+    alive = sum(owners.values())
+    plain = tuple(record for _, record in records)
+    left = _seconds_left(plain, alive, time.time() if now is None else now)
+    return Status(folder, plain, alive, stale, left)
+
+
+def _is_alive(store: Store, record: Record) -> bool:
+    return record.owner is not None and is_held(store.owner_path(record.owner))
+
+
+def _seconds_left(records: Sequence[Record], alive: int, now: float) -> float | None:
+    """By what the done ones took, in proportion to the work of each; shared by the replicas that live."""
+    done = [r for r in records if r.state == "done" and r.seconds is not None]
+    rest = [r for r in records if r.state in ("waiting", "running")]
+    if not rest:
+        return 0.0
+    if not done or not alive:
+        return None
+    known = all(r.work for r in (*done, *rest))
+    weights = [(r.work or 1.0) if known else 1.0 for r in done]
+    pace = sum(r.seconds or 0.0 for r in done) / sum(weights)
+    left = 0.0
+    for r in rest:
+        expected = pace * ((r.work or 1.0) if known else 1.0)
+        passed = now - r.started if r.state == "running" and r.started is not None else 0.0
+        left += max(0.0, expected - passed)
+    return left / alive
+
+
+def as_text(status: Status) -> str:
+    """For people."""
+    done, failed = status.count("done"), status.count("failed")
+    waiting, running = status.count("waiting"), status.count("running")
+    left = "unknown" if status.seconds_left is None else spoken(status.seconds_left)
+    lines = [
+        f"{status.folder}: {done} of {len(status.records)} done, {running} running, {waiting} waiting, "
+        f"{failed} failed; {status.alive} replicas; time left: {left}"
+    ]
+    if status.stale:
+        lines.append(f"{status.stale} of the running were left behind by replicas that died; the next start goes on")
+    for record in status.records:
+        if record.state == "running":
+            lines.append(f"running  {record.name}  ({record.owner}, attempt {record.attempts})")
+    for record in status.records:
+        if record.state == "failed":
+            lines.append(f"failed   {record.name}  ({record.place}): {record.error}")
+    return "\n".join(lines)
+
+
+def as_json(status: Status) -> str:
+    """For machines: one JSON object."""
+    return json.dumps(
+        {
+            "folder": str(status.folder),
+            "counts": {state: status.count(state) for state in ("waiting", "running", "done", "failed")},
+            "replicas": status.alive,
+            "seconds_left": status.seconds_left,
+            "jobs": [
+                {
+                    "name": record.name,
+                    "place": record.place,
+                    "state": record.state,
+                    "attempts": record.attempts,
+                    "replica": record.owner,
+                    "seconds": record.seconds,
+                    "key": record.key,
+                    "error": record.error,
+                }
+                for record in status.records
+            ],
+        }
+    )

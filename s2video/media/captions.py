@@ -1,0 +1,144 @@
+"""Text above pictures, drawn by Pillow: ffmpeg's own drawtext is missing from many builds, and needs a system's font.
+
+Knows nothing of videos.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import InputError
+
+MAX_LINES = 3  # of a caption's text; what is longer ends in "..."
+LINE_SPACING = 1.3
+RAISED_SIZE, RAISED_BY = 0.6, 0.35  # superscripts, as shares of the font's size
+
+Font = ImageFont.FreeTypeFont
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A `title`, and below it a smaller `text`, wrapped.
+
+    The title is drawn as it is given, or refused; in the text, letters that the font lacks become "?".
+    """
+
+    title: str
+    text: str = ""
+
+
+def caption_bar(
+    captions: Sequence[tuple[Caption, int, int]],
+    total_width: int,
+    *,
+    size: int,
+    font: Path | None = None,
+    centred: bool = True,
+) -> NDArray[np.uint8]:
+    """White text on black, uint8 [h, total_width, 3], h even.
+
+    Args:
+        captions: each with the column where it starts and the columns that it may take.
+        size: of the titles, in pixels; texts have 0.7 of it.
+        font: a TrueType or OpenType file; None takes Pillow's own, which has ASCII.
+
+    Raises:
+        InputError: the font cannot be read, or lacks a letter of a title.
+    """
+    small = max(11, round(size * 0.7))
+    wrapped = [_wrapped(caption.text, _load(font, small), columns) for caption, _, columns in captions]
+    text_height = round(max(map(len, wrapped)) * small * LINE_SPACING)
+    image = Image.new("RGB", (total_width, (2 * size + text_height + 1) // 2 * 2))
+    draw = ImageDraw.Draw(image)
+    for (caption, start, columns), lines in zip(captions, wrapped, strict=True):
+        _draw_title(draw, caption.title, start, columns, size, font, centred=centred)
+        for number, line in enumerate(lines):
+            x = start + ((columns - _load(font, small).getlength(line)) / 2 if centred else 0)
+            y = 2 * size + number * small * LINE_SPACING
+            draw.text((x, y - 0.2 * size), line, font=_load(font, small), fill="#ccc")
+    return np.asarray(image)
+
+
+def _draw_title(
+    draw: ImageDraw.ImageDraw, title: str, start: int, columns: int, size: int, font: Path | None, *, centred: bool
+) -> None:
+    runs = label_runs(title)
+    for text, _ in runs:
+        for letter in text:
+            if not _has(_load(font, size), letter):
+                raise InputError(
+                    f"caption {title!r}: the font has no {letter!r}; name one that has with --font FILE.ttf"
+                )
+
+    def width(size: float) -> float:
+        return sum(_load(font, size * (RAISED_SIZE if raised else 1)).getlength(text) for text, raised in runs)
+
+    fitting = float(size)
+    while fitting > 6 and width(fitting) > columns:
+        fitting -= 1
+    x = start + ((columns - width(fitting)) / 2 if centred else 0)
+    for text, raised in runs:
+        letters = _load(font, fitting * (RAISED_SIZE if raised else 1))
+        y = size * 1.35 - (RAISED_BY * fitting if raised else 0)
+        draw.text((x, y), text, font=letters, fill="white", anchor="ls")
+        x += letters.getlength(text)
+
+
+def label_runs(label: str) -> list[tuple[str, bool]]:
+    """Cut a label into runs of (text, whether it stands raised): "S²" -> [("S", False), ("2", True)]."""
+    runs = []
+    for raised, letters in groupby(label, key=lambda letter: unicodedata.decomposition(letter).startswith("<super>")):
+        text = "".join(letters)
+        runs.append((unicodedata.normalize("NFKD", text) if raised else text, raised))
+    return runs
+
+
+def _wrapped(text: str, font: Font, columns: int) -> list[str]:
+    """At most `MAX_LINES` lines of at most `columns` pixels; words are kept whole where they fit on a line."""
+    legible = "".join(_legible(" ".join(text.split()), font))
+    lines: list[str] = []
+    while legible and len(lines) < MAX_LINES:
+        line = _fitting(legible, font, columns)
+        if len(line) < len(legible) and len(lines) == MAX_LINES - 1:
+            lines.append(_fitting(legible, font, columns - font.getlength("...")) + "...")
+            break
+        if len(line) < len(legible) and " " in line.strip() and legible[len(line)] != " ":
+            line = line.rpartition(" ")[0]
+        lines.append(line)
+        legible = legible[len(line) :].lstrip()
+    return lines
+
+
+def _fitting(text: str, font: Font, columns: float) -> str:
+    """The longest beginning of a text that is at most so wide, one letter at least."""
+    length = len(text)
+    while length > 1 and font.getlength(text[:length]) > columns:
+        length -= 1
+    return text[:length]
+
+
+def _legible(text: str, font: Font) -> Iterator[str]:
+    for letter in text:
+        plain = unicodedata.normalize("NFKD", letter)[0]
+        yield next((known for known in (letter, plain) if _has(font, known)), "?")
+
+
+def _has(font: Font, letter: str) -> bool:
+    return letter == " " or (letter.isprintable() and bytes(font.getmask(letter)) != bytes(font.getmask("\uffff")))
+
+
+@cache
+def _load(path: Path | None, size: float) -> Font:
+    try:
+        font = ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)
+    except OSError as error:
+        raise InputError(f"font {path}: cannot be read as a font ({error}): give a .ttf or .otf file") from None
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font

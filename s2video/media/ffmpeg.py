@@ -1,0 +1,141 @@
+"""An ffmpeg process that is fed pixels, and the arguments that are the same for every video of ours.
+
+Knows nothing of tensors, of colour conversion, and of where the file goes.
+"""
+
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import imageio_ffmpeg
+from numpy.typing import NDArray
+
+from ..ending import at_sudden_end
+from ..errors import InputError, S2VideoError
+from .formats import VideoSpec
+
+# Since ffmpeg 7.1 the options -color_primaries and -color_trc alone change nothing; this filter sets all four tags.
+TAG_SRGB = "setparams=color_primaries=bt709:color_trc=iec61966-2-1:colorspace=gbr:range=pc"
+TAG_BT709 = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
+
+
+class Ffmpeg:
+    """An ffmpeg process fed through its standard input, ended whole with the block, or killed by an exception.
+
+    `program` is the one to start; None: the one that imageio-ffmpeg brings.
+    """
+
+    def __init__(self, arguments: Sequence[str | bytes], program: Path | None = None) -> None:
+        try:
+            command: list[str | Path] = [
+                program or bundled_ffmpeg(),
+                "-nostdin",
+                "-hide_banner",
+                "-loglevel",
+                "error",
+                "-y",
+            ]
+            self._process = subprocess.Popen(
+                [*command, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                # Ctrl-C is for this process; the file is its to give up or to finish.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise S2VideoError(f"cannot start ffmpeg ({error}); {_remedy(program)}") from error
+        assert self._process.stdin is not None and self._process.stderr is not None
+        self._stdin = self._process.stdin
+        self._stderr = self._process.stderr
+        self._last_lines: deque[bytes] = deque(maxlen=8)
+        # ffmpeg would stop, and this process with it, once nobody reads what it complains about.
+        self._reader = threading.Thread(target=self._last_lines.extend, args=(self._stderr,), daemon=True)
+        self._reader.start()
+        self._killed_at_sudden_end = at_sudden_end(self._process.kill)
+
+    def send(self, pixels: NDArray[Any]) -> None:
+        """Hand over pixels; waits while ffmpeg has enough, which is what bounds the memory."""
+        try:
+            self._stdin.write(pixels.reshape(-1).data)
+        except OSError as error:
+            raise self._failure() from error
+
+    def __enter__(self) -> "Ffmpeg":
+        self._killed_at_sudden_end.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._killed_at_sudden_end.__exit__(None, None, None)
+            with suppress(OSError):  # what is left in the buffer has nowhere to go
+                self._stdin.close()
+            self._reader.join()
+            self._stderr.close()
+
+    def _finish(self) -> None:
+        try:
+            self._stdin.close()
+        except OSError as error:
+            raise self._failure() from error
+        if self._process.wait() != 0:
+            raise self._failure()
+
+    def _failure(self) -> S2VideoError:
+        status = self._process.wait()
+        self._reader.join()
+        reason = b"".join(self._last_lines).decode("utf-8", "replace").strip()
+        return S2VideoError(f"ffmpeg ended with status {status}: {reason or 'it gave no reason'}")
+
+
+def raw_input(pixel_format: str, width: int, height: int, fps: Fraction) -> list[str]:
+    """Arguments: the pixels that are sent are frames of this kind."""
+    size, rate = f"{width}x{height}", f"{fps.numerator}/{fps.denominator}"
+    return ["-f", "rawvideo", "-pixel_format", pixel_format, "-video_size", size, "-framerate", rate, "-i", "pipe:0"]
+
+
+def h264_mp4(crf: int) -> list[str]:
+    """Arguments: encode to H.264 in an MP4 file. `crf` is x264's constant rate factor."""
+    spec = VideoSpec(Fraction(1), crf)
+    return [*spec.encoder_arguments(), *spec.container_arguments()]
+
+
+def bundled_ffmpeg() -> Path:
+    """The program that imageio-ffmpeg brings, or IMAGEIO_FFMPEG_EXE names. Raises S2VideoError where there is none."""
+    try:
+        return Path(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        raise S2VideoError(f"cannot start ffmpeg ({error}); {_remedy(None)}") from error
+
+
+def check_encoder(name: str, program: Path | None = None) -> None:
+    """Raise InputError unless this ffmpeg starts and has the encoder."""
+    path = program or bundled_ffmpeg()
+    try:
+        listed = subprocess.run([path, "-hide_banner", "-encoders"], stdin=subprocess.DEVNULL, capture_output=True)
+    except OSError as error:
+        raise InputError(f"cannot start ffmpeg ({error}); {_remedy(program)}") from error
+    if listed.returncode != 0:
+        raise InputError(f"{path} does not list its encoders: it is no ffmpeg that works; {_remedy(program)}")
+    names = [words[1] for words in map(bytes.split, listed.stdout.splitlines()) if len(words) > 1]
+    if name.encode() not in names:
+        raise InputError(
+            f"{path} has no encoder {name}: choose another output.codec, or an ffmpeg that has it (output.ffmpeg)"
+        )
+
+
+def _remedy(program: Path | None) -> str:
+    return "reinstall imageio-ffmpeg" if program is None else "check the path in output.ffmpeg"

@@ -1,0 +1,223 @@
+"""The kinds of files a video can be written to, and what can be asked of each.
+
+`FORMATS` is the whole table: a new format is a row of it. Knows no pixels and starts nothing.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from ..errors import InputError
+from .timecode import Timecode
+
+MAX_RATE_TERM = 1_001_000  # ffmpeg rounds a frame rate whose numerator or denominator is larger
+MAX_EXR_TIMECODE_RATE = 30  # an EXR header counts the frames of a second up to here
+MAX_START_NUMBER = 2**30  # ffmpeg counts frames in 32 bits
+
+Codec = Literal["h264", "h265", "prores", "dnxhr", "png", "exr"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file.
+
+    suffix: what its paths end in.
+    pixel_format: how frames are handed to the encoder, by ffmpeg's name; rgbh is half floats, which OpenImageIO takes.
+    encoder: ffmpeg's name for it; None: OpenImageIO.
+    encoding, container: ffmpeg's options for the encoder, and for the file around it.
+    has_crf: whether the encoder takes a constant rate factor.
+    sound: how a sound track is encoded; None: there is no place for one.
+    has_timecode: whether there is a place for a timecode.
+    is_sequence: a file a frame, all in one folder.
+    multiple, least: of width and height in pixels; the first must be a multiple of `multiple` and at least `least`.
+    """
+
+    suffix: str
+    pixel_format: str
+    encoder: str | None
+    encoding: tuple[str, ...] = ()
+    container: tuple[str, ...] = ()
+    has_crf: bool = False
+    sound: tuple[str, ...] | None = None
+    has_timecode: bool = True
+    is_sequence: bool = False
+    multiple: tuple[int, int] = (1, 1)
+    least: tuple[int, int] = (1, 1)
+
+
+# faststart puts the index in front, so that a browser plays the file while it loads.
+_MP4 = ("-movflags", "+faststart", "-f", "mp4")
+_MOV = ("-f", "mov")
+_AAC = ("-c:a", "aac", "-b:a", "320k")
+_PCM = ("-c:a", "pcm_s24le")
+
+FORMATS: dict[Codec, Format] = {
+    "h264": Format(
+        suffix=".mp4",
+        pixel_format="yuv420p",
+        encoder="libx264",
+        encoding=("-pix_fmt", "yuv420p"),
+        container=_MP4,
+        has_crf=True,
+        sound=_AAC,
+        multiple=(2, 2),
+    ),
+    "h265": Format(
+        suffix=".mp4",
+        pixel_format="yuv420p10le",
+        encoder="libx265",
+        # x265 has a log of its own, which would be taken for the reason of a failure
+        encoding=("-pix_fmt", "yuv420p10le", "-x265-params", "log-level=error"),
+        container=("-tag:v", "hvc1", *_MP4),  # Apple's players want this tag
+        has_crf=True,
+        sound=_AAC,
+        multiple=(2, 2),
+        least=(16, 16),
+    ),
+    "prores": Format(
+        suffix=".mov",
+        pixel_format="yuv422p10le",
+        encoder="prores_ks",
+        encoding=("-profile:v", "hq", "-vendor", "apl0", "-pix_fmt", "yuv422p10le"),
+        container=_MOV,
+        sound=_PCM,
+        multiple=(2, 1),
+    ),
+    "dnxhr": Format(
+        suffix=".mov",
+        pixel_format="yuv422p10le",
+        encoder="dnxhd",
+        encoding=("-profile:v", "dnxhr_hqx", "-pix_fmt", "yuv422p10le"),
+        container=_MOV,
+        sound=_PCM,
+        # ffmpeg's encoder refuses smaller pictures, and crashes on other widths (seen in 9.0)
+        multiple=(16, 2),
+        least=(256, 120),
+    ),
+    "png": Format(
+        suffix=".png",
+        pixel_format="rgb48le",
+        encoder="png",
+        encoding=("-pix_fmt", "rgb48be"),
+        container=("-f", "image2"),
+        has_timecode=False,
+        is_sequence=True,
+    ),
+    "exr": Format(suffix=".exr", pixel_format="rgbh", encoder=None, is_sequence=True),
+}
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """How a video is written.
+
+    fps: frames a second, exact; numerator and denominator at most 1,001,000.
+    crf: constant rate factor of H.264 and H.265, 0 (H.264: lossless, but few players take it) to 51 (worst).
+    timecode: of the first frame, HH:MM:SS:FF.
+    audio: a file whose first sound track goes with the video: cut at its end, or followed by silence up to there.
+    start_number: of the first frame's file in a sequence.
+    ffmpeg: the program; None: the one that imageio-ffmpeg brings.
+    """
+
+    fps: Fraction
+    crf: int = 18
+    codec: Codec = "h264"
+    timecode: str | None = None
+    audio: Path | None = None
+    start_number: int = 1001
+    ffmpeg: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.fps > 0 and max(self.fps.numerator, self.fps.denominator) <= MAX_RATE_TERM):
+            raise InputError(
+                f"expected a frame rate above 0 whose terms are at most {MAX_RATE_TERM}, got {self.fps}; "
+                "give it as a whole number or as a fraction such as 24000/1001"
+            )
+        if not 0 <= self.crf <= 51:
+            raise InputError(f"expected a crf from 0 to 51, got {self.crf}")
+        if not 0 <= self.start_number <= MAX_START_NUMBER:
+            raise InputError(f"expected a start number from 0 to {MAX_START_NUMBER}, got {self.start_number}")
+        if self.audio is not None and self.format.sound is None:
+            raise InputError(f"a {self.codec} sequence has no place for sound: set output.audio to null")
+        if self.timecode is not None:
+            if not self.format.has_timecode:
+                raise InputError(f"a {self.codec} sequence has no place for a timecode: set output.timecode to null")
+            timecode = Timecode.parse(self.timecode, self.fps)
+            if self.codec == "exr" and timecode.rate > MAX_EXR_TIMECODE_RATE:
+                raise InputError(
+                    f"an EXR header has no timecode above {MAX_EXR_TIMECODE_RATE} frames a second, and this is "
+                    f"{self.fps}: set output.timecode to null"
+                )
+
+    @property
+    def format(self) -> Format:
+        return FORMATS[self.codec]
+
+    def encoder_arguments(self) -> list[str]:
+        """For ffmpeg: the encoder and its settings."""
+        assert self.format.encoder is not None, "OpenImageIO is no part of ffmpeg"
+        crf = ["-crf", str(self.crf)] if self.format.has_crf else []
+        return ["-c:v", self.format.encoder, *crf, *self.format.encoding]
+
+    def container_arguments(self) -> list[str]:
+        """For ffmpeg: the kind of file; what follows is its name."""
+        timecode = [] if self.timecode is None else ["-timecode", self.timecode]
+        numbers = ["-start_number", str(self.start_number)] if self.format.is_sequence else []
+        return [*timecode, *numbers, *self.format.container]
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise InputError unless the format takes frames of this size."""
+        (across, down), (least_width, least_height) = self.format.multiple, self.format.least
+        if min(width, height) <= 0 or width % across or height % down:
+            what = {(1, 1): "a width and height", (2, 2): "an even width and height", (2, 1): "an even width"}
+            wanted = what.get((across, down), f"a width that is a multiple of {across} and an even height")
+            raise InputError(
+                f"expected {wanted} above 0, got {width}x{height} px; {self.codec} takes no other pictures"
+            )
+        if width < least_width or height < least_height:
+            raise InputError(
+                f"{self.codec} takes pictures from {least_width}x{least_height} px on, got {width}x{height} px: "
+                "make the video larger, or choose another output.codec"
+            )
+
+
+def codec_for(path: Path, codec: Codec | Literal["auto"] = "auto") -> Codec:
+    """The codec of a file called `path`; auto: by its suffix. Raises InputError where the two do not fit."""
+    if not path.stem.strip("."):  # the folder of "..exr" would be the one above
+        raise InputError(f"output {path}: expected a name before the suffix, came {path.name!r}")
+    if codec != "auto":
+        if path.suffix != FORMATS[codec].suffix:
+            raise InputError(
+                f"output {path}: expected a name that ends in {FORMATS[codec].suffix}, as files of codec {codec} do, "
+                f"came {path.name!r}"
+            )
+        return codec
+    for name, format in FORMATS.items():
+        if format.suffix == path.suffix:
+            return name
+    suffixes = list(dict.fromkeys(format.suffix for format in FORMATS.values()))
+    raise InputError(
+        f"output {path}: expected a name that ends in {', '.join(suffixes[:-1])} or {suffixes[-1]}, came {path.name!r}"
+    )
+
+
+def suffix_of(codec: Codec | Literal["auto"]) -> str:
+    """What the path of a video ends in; auto: that of h264."""
+    return FORMATS["h264" if codec == "auto" else codec].suffix
+
+
+def place_of(path: Path) -> Path:
+    """What a video called `path` appears as: a file of that name, or for a sequence X.exr the folder X."""
+    return path.with_suffix("") if FORMATS[codec_for(path)].is_sequence else path
+
+
+def frame_name(path: Path, number: int) -> str:
+    """The name of one frame's file in a sequence called `path`: X.1001.exr."""
+    return f"{path.stem}.{number:04d}{path.suffix}"
+
+
+def is_frame_name(path: Path, name: str) -> bool:
+    """Whether a file of this name is one frame of a sequence called `path`."""
+    return re.fullmatch(rf"{re.escape(path.stem)}\.\d{{4,}}{re.escape(path.suffix)}", name, re.ASCII) is not None

@@ -1,0 +1,124 @@
+"""File names from templates such as "{show}_{shot}_v{version:03d}_s{seed}.{ext}".
+
+A template is what its author wrote, so what is wrong in it is refused. A value may be anything, a prompt or a cell of a
+table, so what cannot stand in a file name is replaced in it. What comes out is a relative path that stays below the
+folder it is meant for, and that Linux, macOS and Windows can all hold. Knows no formats and looks at no disk.
+"""
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from string import Formatter
+
+from ..errors import InputError
+
+MAX_NAME_BYTES = 200  # of the 255 that file systems take: the files beside X have longer suffixes
+_UNSAFE = frozenset('<>:"|?*\\/')
+_RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}  # devices on Windows, whatever the suffix
+_RESERVED |= {f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"}
+
+
+def render_name(template: str, fields: Mapping[str, object]) -> PurePath:
+    """The relative path that a template and its fields make.
+
+    Args:
+        template: text with fields in braces and "/" between folders; "{{" and "}}" are braces. A field may have a
+            format: ":03d" or ":d" for whole numbers (also in text, as a table has them), ":.2f" or ":06.2f" for
+            numbers, ":.40" for the beginning of a text.
+        fields: texts and numbers. In what they become, each run of white space and of characters that some system
+            forbids (/ \\ : * ? " < > |, control and other invisible ones) becomes one "_".
+
+    Raises:
+        InputError: an unknown field (the nearest right one is named) or format; a path that is absolute, leaves its
+            folder, or has a name that is empty, hidden, longer than 200 bytes, reserved on Windows, ends in a dot or a
+            space, or begins with "-" or "~".
+    """
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(f"name {template!r}: {error}: write {{field}}, or {{{{ and }}}} for braces") from None
+    text = ""
+    for literal, field, spec, conversion in parsed:
+        if any(_is_unsafe(character) and character != "/" for character in literal):
+            raise InputError(f'name {template!r}: expected no \\ : * ? " < > | or control characters in {literal!r}')
+        text += literal
+        if field is not None:
+            if conversion is not None:
+                raise InputError(f"name {template!r}: expected {{{field}}} without !{conversion}")
+            text += _safe(_formatted(template, fields, field, spec or ""))
+    if template.startswith("/"):
+        raise InputError(f"name {template!r}: expected a relative path, came {text!r}")
+    names = text.split("/")
+    for name in names:
+        if problem := _problem(name):
+            raise InputError(f"name {template!r}: {name!r} {problem}")
+    return PurePath(*names)
+
+
+def find_collisions(paths: Iterable[PurePath]) -> list[tuple[int, ...]]:
+    """Groups of indices whose videos, or the files beside them, would take each other's place.
+
+    Names that differ in case, in composed and decomposed letters, or in the suffix alone, collide.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, path in enumerate(paths):
+        name = unicodedata.normalize("NFC", str(path.with_suffix("")))
+        groups.setdefault(unicodedata.normalize("NFC", name.casefold()), []).append(index)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def slug(text: str, max_letters: int = 48) -> str:
+    """Lower-case words of letters and digits with "-" between them, of at most so many letters; "video" if none is."""
+    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
+    short = "-".join(words)[: max_letters + 1]
+    if len(short) > max_letters:
+        short = short[:max_letters] if "-" not in short else short.rpartition("-")[0]
+    return short.encode()[: MAX_NAME_BYTES // 2].decode(errors="ignore").rstrip("-") or "video"
+
+
+def _formatted(template: str, fields: Mapping[str, object], field: str, spec: str) -> str:
+    if field not in fields:
+        near = difflib.get_close_matches(field, fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(fields)}"
+        raise InputError(f"name {template!r}: unknown field {field!r}: {hint}")
+    value = fields[field]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"name {template!r}: field {field} is {value!r}: expected text or a number")
+    if re.fullmatch(r"0\d{1,2}d?|d", spec) and re.fullmatch(r"-?\d{1,40}", str(value), re.ASCII):
+        return format(int(value), spec)
+    if re.fullmatch(r"(0\d{1,2})?\.\d{1,2}f", spec) and isinstance(value, int | float):
+        return format(value, spec)
+    if re.fullmatch(r"\.\d{1,3}", spec) and isinstance(value, str):
+        return format(value, spec)
+    if spec:
+        raise InputError(
+            f"name {template!r}: format {spec!r} does not suit field {field}, {value!r}: expected one such as 03d for "
+            "whole numbers, .2f for numbers, .40 for text"
+        )
+    return str(value)
+
+
+def _is_unsafe(character: str) -> bool:
+    return character in _UNSAFE or unicodedata.category(character)[0] == "C"
+
+
+def _safe(text: str) -> str:
+    text = unicodedata.normalize("NFC", text)
+    marked = "".join("/" if _is_unsafe(character) or character.isspace() else character for character in text)
+    return re.sub("/+", "_", marked)
+
+
+def _problem(name: str) -> str | None:
+    if not name.strip("_"):
+        return 'is no name: a field is empty, or there is a "/" too many'
+    if name[0] in ".-~":
+        return f'begins with "{name[0]}": put a letter before it'
+    if name[-1] in ". ":
+        return "ends in a dot or a space, which Windows drops"
+    if name.split(".")[0].rstrip(" ").upper() in _RESERVED:
+        return "is the name of a device on Windows: choose another"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"is longer than {MAX_NAME_BYTES} bytes: shorten a field, as in {{prompt:.40}}"
+    return None

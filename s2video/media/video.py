@@ -1,0 +1,270 @@
+"""Frames -> a file or a sequence of files, as they come; video file -> frames.
+
+The colours: RGB in [0, 1] becomes Y'CbCr with the BT.709 matrix in limited range, and the file says so in all four
+tags; PNG keeps the values, as sRGB; EXR has them as linear light. Knows nothing of models and latents.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import InputError, NumericalError, S2VideoError
+from ..files import atomic_folder, atomic_path
+from .colour import pixels
+from .exr import ExrSequence
+from .ffmpeg import TAG_BT709, TAG_SRGB, Ffmpeg, raw_input
+from .formats import VideoSpec, codec_for, is_frame_name, place_of
+
+MAX_METADATA_BYTES = 100_000  # Linux takes at most 128 KiB in one argument of a program
+# What MP4 has its own names for. Any other key makes ffmpeg store all of them as free-form keys.
+STANDARD_METADATA = frozenset({"title", "artist", "comment", "description", "synopsis", "copyright", "genre", "album"})
+USE_BUNDLED = "use the ffmpeg that imageio-ffmpeg brings (unset IMAGEIO_FFMPEG_EXE)"
+SAMPLE_RATE = 48_000  # Hz; of every sound track
+
+# Code points of ITU-T H.273, which the tags are, by ffmpeg's names.
+PRIMARIES = {1: "bt709", 2: "unknown", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 9: "bt2020", 12: "smpte432"}
+TRANSFERS = {1: "bt709", 2: "unknown", 4: "gamma22", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1", 16: "smpte2084"}
+MATRICES = {0: "gbr", 1: "bt709", 2: "unknown", 5: "bt470bg", 6: "smpte170m", 9: "bt2020nc"}
+RANGES = {0: "unknown", 1: "tv", 2: "pc"}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file or sequence is.
+
+    The colour tags have ffmpeg's names ("bt709", "tv"), or "unknown" where there is none.
+    """
+
+    path: Path
+    width: int
+    height: int
+    num_frames: int
+    fps: Fraction
+    primaries: str
+    transfer: str
+    matrix: str
+    color_range: str
+    metadata: Mapping[str, str]
+
+
+def write_video(frames: Iterable[Tensor], path: Path, spec: VideoSpec, *, metadata: Mapping[str, str]) -> VideoInfo:
+    """Encode frames to a file, or to a folder of files, as they come.
+
+    Args:
+        frames: float32 tensors [t, H, W, 3], RGB in [0, 1] (values outside are clamped), t may differ; H and W as the
+            format wants them. Each is taken when the one before has gone to the encoder, so memory does not grow with
+            the length.
+        path: has the suffix of the format. A file appears under this name when it is complete, and not before; a
+            sequence X.exr likewise as the folder X with the files X.1001.exr, X.1002.exr, … in it.
+        metadata: text for the container. Keys are letters, digits, "_", "." and "-"; empty texts are left out.
+            With keys that MP4 knows (title, comment, ...) only, every player shows them; other keys are stored too, but
+            then all are in a form that fewer players show. An EXR header has each under its key, a PNG has none.
+
+    Raises:
+        InputError: path, metadata or frames cannot be used.
+        NumericalError: a frame has NaN or infinite values.
+        S2VideoError: the encoder failed.
+    After any exception nothing new is at `path`, and neither a temporary file nor a process is left.
+    """
+    codec_for(path, spec.codec)
+    _metadata_arguments(metadata)  # refused before any frame is made
+    with _place(path, spec) as temporary:
+        singles = _single_frames(frames, spec)
+        first = next(singles, None)
+        if first is None:
+            raise InputError(f"no frames came for {path}; expected at least one")
+        height, width, _ = first.shape
+        num_frames = 0
+        with _encoder(temporary, path, spec, (width, height), metadata) as send:
+            for frame in chain([first], singles):
+                send(pixels(frame, spec.format.pixel_format))
+                num_frames += 1
+        if spec.audio is not None:
+            _add_sound(temporary, spec, num_frames, metadata)
+        return _checked(temporary, path, spec, width, height, num_frames)
+
+
+def probe_video(path: Path) -> VideoInfo:
+    """Read size, rate, tags and metadata of a video file, and count its frames without decoding them.
+
+    Raises:
+        InputError: not there, or not a video file.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        codec = stream.codec_context
+        num_frames = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+        return VideoInfo(
+            path=path,
+            width=codec.width,
+            height=codec.height,
+            num_frames=num_frames,
+            fps=Fraction(stream.average_rate or 0),
+            primaries=PRIMARIES.get(codec.color_primaries, str(codec.color_primaries)),
+            transfer=TRANSFERS.get(codec.color_trc, str(codec.color_trc)),
+            matrix=MATRICES.get(codec.colorspace, str(codec.colorspace)),
+            color_range=RANGES.get(codec.color_range, str(codec.color_range)),
+            metadata=dict(container.metadata),
+        )
+
+
+def read_video(path: Path) -> Tensor:
+    """Decode a whole video file to RGB, uint8 [T, H, W, 3].
+
+    Raises:
+        InputError: not there, or not a video file.
+    """
+    if not path.is_file():
+        raise InputError(f"no video file at {path}")
+    frames = _read_with_decord(path)
+    return torch.from_numpy(_read_with_pyav(path) if frames is None else frames)
+
+
+def _metadata_arguments(metadata: Mapping[str, str]) -> list[str | bytes]:
+    arguments: list[str | bytes] = []
+    for key, text in metadata.items():
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+            raise InputError(f'metadata key {key!r}: expected letters, digits, "_", "." and "-" only')
+        try:
+            encoded = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"metadata {key!r} is not text that UTF-8 can hold: {error.reason}") from error
+        if b"\0" in encoded or len(encoded) > MAX_METADATA_BYTES:
+            raise InputError(
+                f"metadata {key!r}: expected at most {MAX_METADATA_BYTES} bytes without NUL, got {len(encoded)} bytes"
+            )
+        arguments += ["-metadata", key.encode() + b"=" + encoded]
+    if not metadata.keys() <= STANDARD_METADATA:
+        arguments += ["-movflags", "+use_metadata_tags"]
+    return arguments
+
+
+def _single_frames(chunks: Iterable[Tensor], spec: VideoSpec) -> Iterator[Tensor]:
+    """Cut chunks [t, H, W, 3] into checked frames [H, W, 3]."""
+    index, size = 0, None
+    for chunk in chunks:
+        if not (isinstance(chunk, Tensor) and chunk.dtype == torch.float32 and chunk.ndim == 4 and chunk.shape[3] == 3):
+            came = f"{chunk.dtype} {list(chunk.shape)}" if isinstance(chunk, Tensor) else type(chunk).__name__
+            raise InputError(f"expected frames as float32 tensors [t, H, W, 3], got {came} after {index} frames")
+        spec.check_size(chunk.shape[2], chunk.shape[1])
+        size = size or chunk.shape[1:3]
+        if chunk.shape[1:3] != size:
+            raise InputError(
+                f"frame {index} is {chunk.shape[2]}x{chunk.shape[1]} px, the frames before it are "
+                f"{size[1]}x{size[0]} px; all frames of a video need one size"
+            )
+        for frame in chunk.detach():
+            if not bool(torch.isfinite(frame).all()):
+                raise NumericalError(f"frame {index} has NaN or infinite values, so there is no picture to write")
+            yield frame
+            index += 1
+
+
+@contextmanager
+def _encoder(
+    temporary: Path, path: Path, spec: VideoSpec, size: tuple[int, int], metadata: Mapping[str, str]
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Yield what takes a frame's pixels; all are written when the block ends well."""
+    if spec.format.encoder is None:
+        yield ExrSequence(temporary, path, spec, metadata).send
+        return
+    target, tag, texts = f"file:{temporary}", TAG_BT709, _metadata_arguments(metadata)
+    if spec.format.is_sequence:
+        # in ffmpeg's names of sequences, % has a meaning
+        target = f"file:{temporary / path.stem}".replace("%", "%%") + f".%04d{path.suffix}"
+        tag, texts = TAG_SRGB, []
+    source = [*raw_input(spec.format.pixel_format, *size, spec.fps), "-vf", tag]
+    with Ffmpeg(
+        [*source, *spec.encoder_arguments(), *texts, *spec.container_arguments(), target], spec.ffmpeg
+    ) as ffmpeg:
+        yield ffmpeg.send
+
+
+def _add_sound(video: Path, spec: VideoSpec, num_frames: int, metadata: Mapping[str, str]) -> None:
+    """Put the sound track beside the pictures of a finished file, exactly as long as they are.
+
+    Not in one go with the pictures: ffmpeg's `-shortest` leaves sound that ends before or after them (seen in 9.0).
+    """
+    assert spec.format.sound is not None
+    num_samples = round(num_frames / spec.fps * SAMPLE_RATE)
+    length = f"aresample={SAMPLE_RATE},apad,atrim=end_sample={num_samples}"
+    inputs = ["-i", f"file:{video}", "-i", f"file:{spec.audio}", "-map", "0:v", "-map", "1:a:0", "-map_metadata", "-1"]
+    sound = ["-c:v", "copy", "-af", length, *spec.format.sound]
+    with atomic_path(video) as temporary:
+        texts = _metadata_arguments(metadata)
+        with Ffmpeg([*inputs, *sound, *texts, *spec.container_arguments(), f"file:{temporary}"], spec.ffmpeg):
+            pass  # it reads files, and ends by itself
+
+
+def _place(path: Path, spec: VideoSpec) -> AbstractContextManager[Path]:
+    if spec.format.is_sequence:
+        return atomic_folder(place_of(path), partial(is_frame_name, path))
+    return atomic_path(path)
+
+
+def _checked(temporary: Path, path: Path, spec: VideoSpec, width: int, height: int, num_frames: int) -> VideoInfo:
+    """What the finished file says of itself, under its final name; an error if that is not what was sent."""
+    try:
+        info = _probe_sequence(temporary, spec) if spec.format.is_sequence else probe_video(temporary)
+    except InputError as error:
+        raise S2VideoError(f"ffmpeg ended well but left no video for {path}; {USE_BUNDLED}") from error
+    if (info.width, info.height, info.num_frames) != (width, height, num_frames):
+        raise S2VideoError(
+            f"ffmpeg wrote {info.num_frames} frames of {info.width}x{info.height} px for {path}, "
+            f"expected {num_frames} of {width}x{height}; {USE_BUNDLED}"
+        )
+    return replace(info, path=path)
+
+
+def _probe_sequence(folder: Path, spec: VideoSpec) -> VideoInfo:
+    frames = sorted(folder.iterdir())
+    if not frames:
+        raise InputError(f"no frames in {folder}")
+    return replace(probe_video(frames[-1]), num_frames=len(frames), fps=spec.fps)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
+    """A container with a video stream; everything that is wrong with the file becomes an InputError."""
+    try:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise InputError(f"{path} has no video stream")
+            yield container
+    except av.FFmpegError as error:
+        raise InputError(f"cannot read {path} as a video: {error.strerror}") from error
+
+
+def _read_with_decord(path: Path) -> NDArray[np.uint8] | None:
+    """Frames [T, H, W, 3], or None where decord is not installed or cannot read the file."""
+    try:
+        import decord
+    except (ImportError, OSError):  # there are no wheels for arm64, and OSError is a wheel without its libraries
+        return None
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        frames: NDArray[np.uint8] = reader.get_batch(range(len(reader))).asnumpy()
+        return frames
+    except (decord.DECORDError, RuntimeError):
+        return None
+
+
+def _read_with_pyav(path: Path) -> NDArray[np.uint8]:
+    with _opened(path) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    if not frames:
+        raise InputError(f"{path} has no frames")
+    return np.stack(frames)

@@ -1,0 +1,359 @@
+"""One mesh on one card: predicted work, bytes, memory and seconds of a denoising step.
+
+A model of costs, not a measurement. Work and time are those of the busiest rank: shards are uneven where tokens or
+heads do not divide, and ranks wait for one another in every block. Bytes are counted as `parallel.traffic` counts
+them, and agree with it to the byte (but for "weights", where padding and what stays in float32 are left out);
+broadcasts and objects, exchanged once a job, are in neither. A transfer hides behind computation only where the engine
+lets it: ring blocks, and weights that are fetched ahead.
+
+Held against published figures (H100, bfloat16; per step, text encoding and decoding left out here but not there):
+
+- Wan 2.1 14B, 480p, 81 frames, CFG, one card: 9.5 s predicted; diffusers 9.77, others 5.18 to 8.93 with faster
+  kernels. On 8 cards, Ulysses: 1.3 s predicted; published 0.75 to 2.94, so scaling is on the hopeful side.
+- The same on 2 cards: cond and uncond side by side beat Ulysses by 3 % predicted; published (SGLang, H200) 11 %.
+- HunyuanVideo, 720p, 129 frames, no uncond pass, xDiT on 1, 2, 4, 8 cards: 38.1, 18.5, 10.3, 6.8 s;
+  predicted 38.9, 19.7, 9.9, 5.0. The published ones contain a share that does not shrink.
+
+The H100's two shares in `cards` were fitted to the first figure of each; nothing here was measured by this project.
+
+Memory is a rough sum: weights, states of the live branches, the working set of one block, and on the main rank the
+VAE with its decoding peak, or the text encoder. The factors of the working set and of the decoding peak are peaks of
+diffusers' own modules, traced on the meta device; allocator fragmentation is not in them.
+
+Dimension letters as in `costs`. Batch size is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from ..geometry import split_evenly
+from ..parallel.traffic import ring_minimum, ulysses_minimum
+from .cards import Card
+from .costs import Share, SubWork, TransformerCosts, Work, whole_pass
+
+Weights = Literal["replicated", "fsdp", "zero3", "streamed"]
+Phase = Literal["text encoding", "denoising", "decoding"]
+
+GIGA = 1e9
+_BESIDE_A_TRANSFER = 1.05  # an estimate: sending and receiving occupy a part of the card
+
+
+class Degrees(NamedTuple):
+    """The size of every axis of a mesh, slowest varying first."""
+
+    ring: int
+    ulysses: int
+    branch: int
+
+    @property
+    def world_size(self) -> int:
+        return self.ring * self.ulysses * self.branch
+
+    def __str__(self) -> str:
+        return " × ".join(map(str, self))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What decides the cost of a step beside mesh and card.
+
+    Attributes:
+        num_tokens, num_text: L and M.
+        item_bytes: of one number in the transformer's dtype.
+        has_uncond: whether there is an uncond pass; with two transformers, whether the one or the other has it.
+        sub: the sub branches of a step in the window.
+        window_share: share of the steps that lie in it.
+        weights: where the transformer's weights are.
+        num_transformers: that are on the device at a time, one of which runs.
+        vae_bytes, decoding_bytes: weights of the VAE, and what decoding needs beside them, on the main rank.
+        text_encoder_bytes: its weights, on the main rank.
+        keeps_text_encoder: whether they stay while denoising.
+    """
+
+    model: TransformerCosts
+    num_tokens: int
+    num_text: int
+    item_bytes: int
+    has_uncond: bool
+    sub: SubWork
+    window_share: float = 1.0
+    weights: Weights = "replicated"
+    num_transformers: int = 1
+    vae_bytes: float = 0.0
+    decoding_bytes: float = 0.0
+    text_encoder_bytes: float = 0.0
+    keeps_text_encoder: bool = False
+
+    @property
+    def carried_text(self) -> int:
+        """Text tokens that travel through the blocks with the video."""
+        return self.num_text if self.model.joint_text else 0
+
+    @property
+    def prediction_bytes(self) -> int:
+        """Of one branch's prediction, whole."""
+        return self.num_tokens * self.model.patch_channels * self.item_bytes
+
+    def full_passes(self, degrees: Degrees) -> int:
+        """Of one rank: cond and uncond, or one of them where they run side by side."""
+        return 2 if self.has_uncond and degrees.branch == 1 else 1
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The prediction for one mesh. Per step: the mean over all steps of the run.
+
+    Attributes:
+        passes: work of the busiest rank, in forward passes of the whole model.
+        sent_bytes: of the rank that sends most.
+        memory_bytes: of the rank that needs most, while `phase` lasts.
+        seconds, seconds_in_window: of a step; the second with sub branches, as those in the window have them.
+    """
+
+    passes: float
+    sent_bytes: float
+    memory_bytes: float
+    phase: Phase
+    seconds: float
+    seconds_in_window: float
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Ranks that share the tokens of one branch. As in the engine: ulysses varies fastest, shards may be uneven."""
+
+    ring: int
+    ulysses: int
+    tokens: tuple[int, ...]
+    heads: tuple[int, ...]
+
+    @cached_property
+    def groups(self) -> tuple[int, ...]:
+        """Tokens of each Ulysses group, around the ring."""
+        return tuple(sum(self.tokens[i : i + self.ulysses]) for i in range(0, len(self.tokens), self.ulysses))
+
+    @cached_property
+    def busiest(self) -> Share:
+        return Share(max(self.tokens), max(self.heads), max(self.groups), sum(self.tokens))
+
+    def block_bytes(self, rank: int, step: Step) -> dict[str, int]:
+        """Sent by a rank of this layout in one block of one branch."""
+        model, (group, place) = step.model, divmod(rank, self.ulysses)
+        own = self.tokens[group * self.ulysses : (group + 1) * self.ulysses]
+        width = self.heads[place] * model.head_dim
+        traded = ulysses_minimum(own, self.heads, model.head_dim, shared=step.carried_text)[place]
+        return {
+            "all_to_all": traded * step.item_bytes,
+            "send": ring_minimum(self.groups, width)[group] * step.item_bytes,
+            # the text's outputs and log-sum-exps, in float32
+            "all_gather": step.carried_text * (width + self.heads[place]) * 4 * (self.ring - 1),
+        }
+
+    def gather_bytes(self, step: Step) -> int:
+        """Sent by every rank so that all have the prediction of one branch: the longest shard, to each other rank."""
+        return max(self.tokens) * step.model.patch_channels * step.item_bytes * (len(self.tokens) - 1)
+
+
+def layouts(degrees: Degrees, step: Step) -> tuple[_Layout, _Layout]:
+    """Who shares the tokens of cond (and of uncond), and who those of sub; the same without a branch axis."""
+    shards = [shard.length for shard in split_evenly(step.num_tokens, degrees.ring * degrees.ulysses)]
+    parts = [part.length for shard in shards for part in split_evenly(shard, degrees.branch)]
+
+    def layout(ulysses: int, tokens: list[int]) -> _Layout:
+        heads = split_evenly(step.model.num_heads, ulysses)
+        return _Layout(degrees.ring, ulysses, tuple(tokens), tuple(shard.length for shard in heads))
+
+    return layout(degrees.ulysses, shards), layout(degrees.ulysses * degrees.branch, parts)
+
+
+def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[str, float]:
+    """What a rank of the world sends in one step with these sub branches, by kind of collective."""
+    model, sub = step.model, step.sub
+    full, merged = layouts(degrees, step)
+    passes = step.full_passes(degrees)
+    once, again = full.block_bytes(rank // degrees.branch, step), merged.block_bytes(rank, step)
+    sent: dict[str, float] = {
+        kind: passes * model.num_blocks * once[kind] + sum(sub.runs) * again[kind] for kind in once
+    }
+    sent["all_gather"] += passes * full.gather_bytes(step) + sub.count * merged.gather_bytes(step)
+    if degrees.branch == 2:
+        sent["all_gather"] += step.prediction_bytes
+        if rank % 2 == 0:  # cond's ranks hand tokens to their partners
+            sent["all_to_all"] += sub.forks * _handed_bytes(merged.tokens[rank + 1], step)
+    if step.weights in ("fsdp", "zero3"):
+        sent["weights"] = _block_weights(step) * (degrees.world_size - 1) / degrees.world_size
+    return sent
+
+
+def _handed_bytes(tokens: int, step: Step) -> int:
+    return (tokens + step.carried_text) * step.model.width * step.item_bytes
+
+
+def _block_weights(step: Step) -> int:
+    return sum(map(step.model.block_parameters, range(step.model.num_blocks))) * step.item_bytes
+
+
+def forecast(degrees: Degrees, step: Step, card: Card) -> Forecast:
+    """The prediction for one mesh of `degrees.world_size` such cards."""
+    outside_window = replace(step, sub=SubWork((0.0,) * step.model.num_blocks, 0.0, 0.0))
+    fetched = _fetch_seconds(degrees, step, card)
+    means, in_window = [0.0, 0.0, 0.0], 0.0
+    for kind, share in ((outside_window, 1 - step.window_share), (step, step.window_share)):
+        cost = _step_cost(degrees, kind, card)
+        sent = max(sum(sent_bytes(degrees, kind, rank).values()) for rank in range(degrees.world_size))
+        in_window = max(cost.seconds, fetched)
+        means = [mean + share * x for mean, x in zip(means, (cost.work, sent, in_window), strict=True)]
+    memory, phase = _memory(degrees, step, card)
+    return Forecast(
+        passes=means[0] / whole_pass(step.model, step.num_tokens, step.num_text).total,
+        sent_bytes=means[1],
+        memory_bytes=memory,
+        phase=phase,
+        seconds=means[2],
+        seconds_in_window=in_window,
+    )
+
+
+class _Cost(NamedTuple):
+    """FLOPs and seconds of the busiest rank."""
+
+    work: float = 0.0
+    seconds: float = 0.0
+
+
+def _sum(costs: Iterable[_Cost]) -> _Cost:
+    return _Cost(*(math.fsum(kind) for kind in zip(*costs, strict=True)))
+
+
+def _step_cost(degrees: Degrees, step: Step, card: Card) -> _Cost:
+    full, merged = layouts(degrees, step)
+    model, sub, passes = step.model, step.sub, step.full_passes(degrees)
+    costs = [
+        _pass_cost(degrees, full, (float(passes),) * model.num_blocks, passes, step, card),
+        _pass_cost(degrees, merged, sub.runs, sub.count, step, card),
+        _local_cost(model.embed(full.busiest.tokens, step.num_text), passes, step, card),
+    ]
+    if degrees.branch == 2:
+        partners = _link(card, 2, degrees)
+        handed = sub.forks * _transfer(_handed_bytes(merged.busiest.tokens, step), partners, card)
+        costs.append(_Cost(0.0, handed + _transfer(step.prediction_bytes, partners, card)))
+        if sub.count:  # text and timestep once more, with the rotary embedding of other tokens
+            costs.append(_local_cost(model.embed(0, step.num_text), 1, step, card))
+    return _sum(costs)
+
+
+def _pass_cost(
+    degrees: Degrees, layout: _Layout, runs: Sequence[float], projections: float, step: Step, card: Card
+) -> _Cost:
+    """Each block so many times as `runs` says, and projections, gathered among all ranks of the layout."""
+    model, busiest = step.model, layout.busiest
+    sent = [layout.block_bytes(rank, step) for rank in range(len(layout.tokens))]
+    most = {kind: max(s[kind] for s in sent) for kind in sent[0]}
+    blocks = []
+    for index, times in enumerate(runs):
+        part = model.block(index, busiest, step.num_text)
+        blocks.append(_Cost(times * part.total, times * _block_seconds(degrees, layout, part, most, step, card)))
+    gathered = _transfer(layout.gather_bytes(step), _link(card, degrees.world_size, degrees), card)
+    local = _local_cost(model.project(busiest.tokens), projections, step, card)
+    return _sum([*blocks, local, _Cost(0.0, projections * gathered)])
+
+
+def _local_cost(part: Work, times: float, step: Step, card: Card) -> _Cost:
+    linear, attention = _rates(step, card)
+    return _Cost(times * part.total, times * (part.linear / linear + part.attention / attention))
+
+
+def _rates(step: Step, card: Card) -> tuple[float, float]:
+    """FLOPs a second, outside attention and in it."""
+    peak = (card.tflops_half if step.item_bytes == 2 else card.tflops_float32) * 1e12
+    return peak * card.matmul_share, peak * card.attention_share
+
+
+def _block_seconds(
+    degrees: Degrees, layout: _Layout, part: Work, sent: dict[str, int], step: Step, card: Card
+) -> float:
+    local = _local_cost(part, 1, step, card).seconds
+    if layout.ulysses > 1:  # there and back; each of four tensors is copied into a buffer and out of one
+        group = _link(card, degrees.ulysses * degrees.branch, degrees)
+        local += _transfer(sent["all_to_all"], group, card) + card.latency_us * 1e-6
+        copied = 16 * layout.busiest.tokens * step.model.width * step.item_bytes
+        local += copied / (card.memory_gbs * GIGA)
+    shared = part.exchanged / _rates(step, card)[1]
+    if layout.ring == 1:
+        return local + shared
+    # all blocks of keys but the last are computed while the next one is under way
+    everyone = _link(card, degrees.world_size, degrees)
+    passing = _transfer(sent["send"] / (layout.ring - 1), everyone, card)
+    block = shared / layout.ring
+    around = (layout.ring - 1) * max(block * _BESIDE_A_TRANSFER, passing) + block
+    # each block's output becomes float32 and is merged: about 20 bytes read and written for every number
+    outputs = layout.busiest.group * layout.busiest.heads * step.model.head_dim
+    merging = layout.ring * 20 * outputs / (card.memory_gbs * GIGA)
+    return local + around + merging + _transfer(sent["all_gather"], everyone, card)
+
+
+def _link(card: Card, span: int, degrees: Degrees) -> float:
+    """Bytes a second between `span` neighbouring ranks; the slowest link decides."""
+    inside = degrees.world_size <= card.node_size or card.node_size % span == 0
+    return (card.intra_gbs if inside else card.inter_gbs) * GIGA * card.link_share
+
+
+def _transfer(count: float, bandwidth: float, card: Card) -> float:
+    return count / bandwidth + card.latency_us * 1e-6 if count else 0.0
+
+
+def _fetch_seconds(degrees: Degrees, step: Step, card: Card) -> float:
+    """Of a step's weights; the next block's come while the current one is computed."""
+    weights = _block_weights(step)
+    if step.weights == "replicated":
+        return 0.0
+    if step.weights == "streamed":
+        return weights / (card.host_gbs * GIGA * card.link_share)
+    others = (degrees.world_size - 1) / degrees.world_size
+    return _transfer(weights * others, _link(card, degrees.world_size, degrees), card)
+
+
+def _memory(degrees: Degrees, step: Step, card: Card) -> tuple[float, Phase]:
+    """Bytes of the main rank, which holds VAE and text encoder beside its share, at the worst moment; and which."""
+    kept = step.text_encoder_bytes if step.keeps_text_encoder else 0.0
+    phases: dict[Phase, float] = {
+        "denoising": kept + _activation_bytes(degrees, step),
+        "text encoding": step.text_encoder_bytes,
+        "decoding": kept + step.decoding_bytes,
+    }
+    phase = max(phases, key=lambda name: phases[name])
+    return card.reserved_gb * GIGA + _weight_bytes(degrees, step) + step.vae_bytes + phases[phase], phase
+
+
+def _weight_bytes(degrees: Degrees, step: Step) -> float:
+    """Of all transformers, on one rank. Where they are fetched, two blocks of each are whole at a time."""
+    root, blocks = step.model.root_parameters() * step.item_bytes, _block_weights(step)
+    if step.weights == "replicated":
+        return step.num_transformers * (root + blocks)
+    two = 2 * max(map(step.model.block_parameters, range(step.model.num_blocks))) * step.item_bytes
+    return step.num_transformers * (root + two + (0 if step.weights == "streamed" else blocks / degrees.world_size))
+
+
+def _activation_bytes(degrees: Degrees, step: Step) -> float:
+    """States, one block's working set, rotary tables, and the predictions in float32.
+
+    The working set, in bytes for a token and a channel, with b bytes a number: 12 + 5b around the rotary embedding of
+    Q and K, 15b around an all-to-all, (2·D_mlp/D + 3.4)·b in the feed-forward. A time for each token adds 6b for every
+    pass and 24 for the block that runs.
+    """
+    model, size, text = step.model, step.item_bytes, step.carried_text
+    full, merged = layouts(degrees, step)
+    states = step.full_passes(degrees) * (max(full.tokens) + text) + step.sub.count * (max(merged.tokens) + text)
+    feed_forward = (2 * model.mlp_width / model.width + 3.4) * size
+    working = max(12 + 5 * size, 15 * size if merged.ulysses > 1 else 0, feed_forward)
+    modulation = 0
+    if model.time_per_token:
+        modulation = 6 * (step.full_passes(degrees) * size + 4) * max(full.tokens)
+    rotary = 2 * step.num_tokens * model.head_dim * 4
+    predictions = (4 + 2 * step.sub.count) * step.num_tokens * model.patch_channels * 4
+    return (states * size + (max(full.tokens) + text) * working + modulation) * model.width + rotary + predictions

@@ -1,0 +1,376 @@
+"""`s2video plan` and `parallel: auto`: every mesh that so many ranks can form, as the cost model sees it, best first.
+
+Reads a checkpoint's JSON files and the headers of its weights, no weights; of published models that are not at hand,
+the published values in `assets/published`. Imports neither torch nor diffusers, save where a setting that only they
+know has to be checked. How costs are predicted stands in `forecast`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import GuidanceConfig, ParallelConfig, RunConfig
+from ..errors import InputError
+from ..geometry import LatentShape
+from ..models.family import HUNYUAN15_VAE, WAN_VAE
+from ..models.loading import ASSETS, EMBEDDED, find_checkpoint, num_parameters, read_json
+from ..requests import check_request, read_checkpoint
+from .cards import CARDS, Card, guess_card
+from .costs import SubWork, read_costs
+from .forecast import GIGA, Degrees, Forecast, Step, forecast
+
+_PUBLISHED = ASSETS / "published"
+_AS_CONFIGURED = "as in the config"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A legal mesh, what is predicted for it, and what is odd about it."""
+
+    degrees: Degrees
+    forecast: Forecast
+    fits: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a number of ranks can do with a run.
+
+    Attributes:
+        candidates: legal meshes, best first: those that fit into the card's memory, then by seconds a step.
+        refused: the others that one could think of, as text, and why each of them is none.
+        published: whether published values stand in for the checkpoint.
+        num_active: steps in the window.
+    """
+
+    world_size: int
+    card: Card
+    model: str
+    published: bool
+    step: Step
+    num_steps: int
+    num_active: int
+    candidates: tuple[Candidate, ...]
+    refused: tuple[tuple[str, str], ...]
+
+    @property
+    def best(self) -> Candidate:
+        return self.candidates[0]
+
+
+def make_plan(config: RunConfig, world_size: int, card: Card) -> Plan:
+    """Hold all meshes of `world_size` ranks against one another.
+
+    Raises:
+        InputError: a number of ranks below 1, or a model or setting that `generate` would refuse too.
+    """
+    if world_size < 1:
+        raise InputError(f"--world: expected a number of ranks >= 1, came {world_size}")
+    folder, published = _find_json(config)
+    return _plan_for(config, world_size, card, folder, published)
+
+
+def resolve_parallel(config: RunConfig, world_size: int) -> RunConfig:
+    """The same run with the best mesh in the place of `parallel: auto`; any other run as it is.
+
+    Every rank comes to the same mesh, for it depends on the config, the checkpoint, the number of ranks, and the card,
+    which is guessed from the GPU's name. (Ranks with different GPUs may differ, and are stopped by `build_mesh`.)
+
+    Raises:
+        InputError: as `make_plan` does.
+    """
+    if config.parallel.degrees == "given":
+        return config
+    folder = find_checkpoint(config.model.path, config.model.revision)
+    best = _plan_for(config, world_size, this_card(config.model.device), folder, published=False).best
+    return config.model_copy(update={"parallel": _with_degrees(config.parallel, best.degrees)})
+
+
+def this_card(device: str) -> Card:
+    """The card that `model.device` means on this machine, as its name tells; its node is what torchrun started here."""
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    of_cpu = CARDS["cpu"].model_copy(update={"node_size": local_size})
+    if device == "cpu":
+        return of_cpu
+    import torch
+
+    if not torch.cuda.is_available():
+        return of_cpu
+    properties = torch.cuda.get_device_properties(0)
+    return guess_card(properties.name).model_copy(
+        update={"node_size": local_size, "memory_gb": properties.total_memory / GIGA}
+    )
+
+
+def _with_degrees(parallel: ParallelConfig, degrees: Degrees) -> ParallelConfig:
+    return parallel.model_copy(update={"degrees": "given", **degrees._asdict()})
+
+
+def _find_json(config: RunConfig) -> tuple[Path, bool]:
+    """A folder with a checkpoint's JSON files, and whether it holds published values instead."""
+    path = config.model.path
+    if path in EMBEDDED or Path(path).expanduser().is_dir():
+        return find_checkpoint(path), False
+    folder = _PUBLISHED / path.replace("/", "--")
+    if folder.is_dir():
+        return folder, True
+    known = ", ".join(sorted(f.name.replace("--", "/") for f in _PUBLISHED.iterdir()))
+    raise InputError(
+        f"model.path: no folder {path!r}, and its values are not known here ({known} are): "
+        "download the checkpoint and give its folder"
+    )
+
+
+def _sub_work(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> tuple[SubWork, int]:
+    """What the sub branches run in a step that has them, and how many steps have."""
+    if guidance.method == "slg":
+        from ..rivals import Rival  # brings torch
+
+        rival = Rival(guidance, num_steps)
+        sub = SubWork.of_masks([guidance.slg.layers], num_blocks, share_prefix=guidance.share_prefix)
+        return sub, sum(bool(rival.masks(step)) for step in range(num_steps))
+    spec = guidance.mask_spec()
+    sub = SubWork.expected(spec, num_blocks, share_prefix=guidance.share_prefix)
+    return sub, sum(spec.active(step, num_steps) for step in range(num_steps)) if guidance.uses_s2 else 0
+
+
+def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, published: bool) -> Plan:
+    info = read_checkpoint(folder)
+    # The machine that plans need not be the one that runs, and meshes are looked at one by one below.
+    model = config.model.model_copy(update={"device": "auto"})
+    check_request(config.model_copy(update={"parallel": ParallelConfig(), "model": model}), info)
+    num_steps = config.sampling.num_inference_steps
+    sub, num_active = _sub_work(config.guidance, info.num_blocks, num_steps)
+    sampling = config.sampling
+    shape = LatentShape.from_pixels(
+        num_frames=sampling.num_frames,
+        height=sampling.height,
+        width=sampling.width,
+        temporal_factor=info.temporal_factor,
+        spatial_factor=info.spatial_factor,
+    )
+    path = folder / "transformer" / "config.json"
+    costs = read_costs(read_json(path) | {"expand_timesteps": info.time_per_token}, path)
+    sizes = _num_parameters(folder, published)
+    step = Step(
+        model=costs,
+        num_tokens=shape.tokens(info.patch_size).num_tokens,
+        num_text=costs.num_text(sampling.max_sequence_length),
+        item_bytes=_item_bytes(config.model.dtype),
+        has_uncond=config.guidance.cfg_scales != (1, 1),
+        sub=sub,
+        window_share=num_active / num_steps,
+        weights=config.parallel.weights,
+        num_transformers=1 if info.boundary_ratio is None or config.model.offload_experts else 2,
+        vae_bytes=sizes["vae"] * _item_bytes(config.model.vae_dtype),
+        decoding_bytes=_decoding_bytes(
+            config,
+            info.vae_class,
+            read_json(folder / "vae" / "config.json"),
+            max(shape.height, shape.width),
+            world_size,
+        ),
+        text_encoder_bytes=_encoder_bytes(config, sizes),
+        keeps_text_encoder=not (config.model.offload_text_encoder or config.model.stream_text_encoder),
+    )
+    candidates, refused = [], []
+    given = _given_degrees(config.parallel)
+    for degrees, reason in _meshes(config, world_size):
+        if reason is None:
+            candidates.append(_candidate(degrees, step, card, given))
+        else:
+            refused.append((degrees, reason))
+    if given and not any(_AS_CONFIGURED in candidate.notes for candidate in candidates):
+        said = " × ".join(f"{name} {degree}" for name, degree in given.items())
+        refused.append((said, f"the config's degrees make no legal mesh of {world_size} ranks"))
+    candidates.sort(key=lambda c: (not c.fits, c.forecast.seconds, c.degrees))
+    return Plan(
+        world_size=world_size,
+        card=card,
+        model=config.model.path,
+        published=published,
+        step=step,
+        num_steps=num_steps,
+        num_active=num_active,
+        candidates=tuple(candidates),
+        refused=tuple(refused),
+    )
+
+
+def _meshes(config: RunConfig, world_size: int) -> Iterator[tuple[Any, str | None]]:
+    """Every ring × ulysses × branch of so many ranks, and why it is refused, if it is."""
+    from_ring = _ring_refusal(config)
+    for branch in (1, 2):
+        if world_size % branch:
+            yield (
+                f"ring × ulysses × {branch}",
+                f"ring × ulysses × branch {branch} is never {world_size}: branch must divide the number of ranks",
+            )
+            continue
+        rest = world_size // branch
+        for ring in (ring for ring in range(1, rest + 1) if rest % ring == 0):
+            degrees = Degrees(ring, rest // ring, branch)
+            named = f"ring {ring} × ulysses {degrees.ulysses} × branch {branch} = {world_size}: "
+            if branch == 2 and 1 in config.guidance.cfg_scales:
+                scale = "cfg_scale" if config.guidance.cfg_scale == 1 else "cfg_scale_2"
+                yield degrees, named + f"with guidance.{scale} 1 there is no uncond to run beside cond"
+            elif ring > 1 and from_ring is not None:
+                yield degrees, named + from_ring
+            else:
+                yield degrees, None
+
+
+def _ring_refusal(config: RunConfig) -> str | None:
+    if config.model.attention_backend is None:
+        return None
+    from ..parallel.ring import check_backend
+
+    try:
+        check_backend(config.model.attention_backend)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _given_degrees(parallel: ParallelConfig) -> dict[str, int]:
+    """What the config says of the mesh; nothing where it leaves it to the number of ranks."""
+    given = {name: d for name, d in (("ring", parallel.ring), ("ulysses", parallel.ulysses)) if d is not None}
+    return given | {"branch": parallel.branch} if given or parallel.branch > 1 else {}
+
+
+def _candidate(degrees: Degrees, step: Step, card: Card, given: dict[str, int]) -> Candidate:
+    predicted = forecast(degrees, step, card)
+    fits = card.memory_gb is None or predicted.memory_bytes <= card.memory_gb * GIGA
+    notes = []
+    if given and degrees._asdict().items() >= given.items():
+        notes.append(_AS_CONFIGURED)
+    if not fits:
+        notes.append(f"does not fit into {card.memory_gb:g} GB while {predicted.phase}")
+    heads = step.model.num_heads
+    for ulysses in sorted({degrees.ulysses, degrees.ulysses * degrees.branch}):
+        if ulysses > heads:
+            notes.append(f"{ulysses - heads} of {ulysses} ranks idle in attention: {heads} heads")
+        elif heads % ulysses:
+            notes.append(f"{heads} heads on {ulysses} ranks: up to {-(-heads // ulysses)} each")
+    if degrees.world_size > card.node_size and card.node_size % (degrees.ulysses * degrees.branch):
+        notes.append("all-to-all between nodes")
+    return Candidate(degrees, predicted, fits, tuple(notes))
+
+
+def _num_parameters(folder: Path, published: bool) -> dict[str, int]:
+    """Of the VAE, of all text encoders together, and of the image encoder, if there is one."""
+    if published:
+        return {name: int(count) for name, count in read_json(folder / "parameters.json").items()}
+    encoders = sorted(f for f in folder.glob("text_encoder*") if f.is_dir())
+    sizes = {"vae": num_parameters(folder / "vae"), "text_encoder": sum(map(num_parameters, encoders))}
+    images = folder / "image_encoder"
+    return sizes | ({"image_encoder": num_parameters(images)} if images.is_dir() else {})
+
+
+def _encoder_bytes(config: RunConfig, sizes: Mapping[str, int]) -> float:
+    """Of the weights of text and image encoders, while they encode. Offloaded, they take turns."""
+    model = config.model
+    # streamed, a layer at a time is on the device
+    text = 0 if model.stream_text_encoder else sizes["text_encoder"] * _item_bytes(model.text_encoder_dtype)
+    images = sizes.get("image_encoder", 0) * _item_bytes(model.image_encoder_dtype)
+    return max(text, images) if model.offload_text_encoder else text + images
+
+
+def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], longer_side: int, world_size: int) -> float:
+    """What a rank that decodes needs at its worst moment beside the VAE's weights.
+
+    Wan's decoder, a latent frame at a time: 51 numbers for each pixel and channel of its widest stage, of the whole
+    picture, of a strip of its `longer_side` (in latents), or of a tile. HunyuanVideo's, always in tiles of 256 × 256
+    pixels: 9.2 such numbers for each of a tile's 17 frames, or 6 in version 1.5, where a tile has all frames. By tiles,
+    the main rank also holds the frames, twice.
+    """
+    sampling, size, mode = config.sampling, _item_bytes(config.model.vae_dtype), config.parallel.decode
+    pixels = sampling.width * sampling.height
+    tile, frames = min(pixels, 256**2), 2 * 3 * pixels * sampling.num_frames
+    if vae_class != WAN_VAE:
+        channels = vae.get("block_out_channels", [128])[0]
+        each = 6 * sampling.num_frames if vae_class == HUNYUAN15_VAE else 9.2 * min(sampling.num_frames, 17)
+        return (each * channels * tile + frames) * size
+    channels = vae.get("decoder_base_dim") or vae.get("base_dim", 96)
+    each = 51 * channels / (vae.get("patch_size") or 1) ** 2
+    if mode == "tiled":
+        return (each * tile + frames) * size
+    ranks = 1 if mode == "serial" else min(world_size, longer_side)
+    return each * pixels * -(-longer_side // ranks) / longer_side * size
+
+
+def _item_bytes(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+def as_table(plan: Plan) -> str:
+    """For people: what the plan is for, the meshes in aligned columns, and those refused."""
+    step, card = plan.step, plan.card
+    passes = f"cond 1, uncond {1 if step.has_uncond else 0}, "
+    passes += f"sub {step.sub.passes:.3g} in {plan.num_active} of {plan.num_steps} steps"
+    memory = f" of {card.memory_gb:g} GB" if card.memory_gb is not None else ""
+    source = "published values, the checkpoint was not read" if plan.published else "the checkpoint's files"
+    lines = [
+        f"{plan.model} ({source}): {step.model.num_blocks} blocks, {step.num_tokens} tokens",
+        f"{plan.world_size} × {card.name}{memory}, {min(plan.world_size, card.node_size)} to a node; all that follows "
+        "is predicted, not measured",
+        f"passes through the model, sub on average: {passes}",
+        "",
+    ]
+    rows = [("ring × ulysses × branch", "passes/step", "sent MB/step", "memory GB", "s/step", "note")]
+    for candidate in plan.candidates:
+        f = candidate.forecast
+        rows.append(
+            (
+                str(candidate.degrees),
+                f"{f.passes:.3f}",
+                f"{f.sent_bytes / 1e6:.1f}",
+                f"{f.memory_bytes / GIGA:.1f}",
+                f"{f.seconds:.4g}",
+                "; ".join(candidate.notes),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]
+        lines.append("  ".join(cells).rstrip())
+    lines += [
+        "",
+        "Of the busiest rank; a step is the mean over the run; memory at its highest, be it while denoising, encoding",
+        "text or decoding. Not possible:",
+    ]
+    lines += [f"  {mesh}: {reason}" for mesh, reason in plan.refused]
+    lines.append(f"  any other degrees: ring × ulysses × branch must equal {plan.world_size}, and branch 1 or 2")
+    return "\n".join(lines)
+
+
+def as_json(plan: Plan) -> str:
+    """For machines: the same facts in SI units, one JSON object."""
+    step = plan.step
+    return json.dumps(
+        {
+            "predicted": True,
+            "model": plan.model,
+            "published_values": plan.published,
+            "world_size": plan.world_size,
+            "card": plan.card.model_dump(),
+            "num_blocks": step.model.num_blocks,
+            "num_tokens": step.num_tokens,
+            "passes": {"cond": 1, "uncond": int(step.has_uncond), "sub": step.sub.passes},
+            "num_steps": plan.num_steps,
+            "num_active_steps": plan.num_active,
+            "meshes": [
+                {**c.degrees._asdict(), **asdict(c.forecast), "fits": c.fits, "notes": list(c.notes)}
+                for c in plan.candidates
+            ],
+            "refused": [{"mesh": str(mesh), "reason": reason} for mesh, reason in plan.refused],
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
