@@ -33,7 +33,7 @@ from s2video.models.loading import weight_digests
 from s2video.parallel.mesh import init_mesh
 from s2video.pipeline import Around, Engine
 from s2video.progress import Progress
-from s2video.sidecar import versions
+from s2video.records.sidecar import versions
 
 FACTOR = 2.0
 

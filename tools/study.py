@@ -127,7 +127,7 @@ class Study:
                 config.guidance,
                 num_blocks=self._sampler.num_blocks,
                 num_steps=config.sampling.num_inference_steps,
-                mask_seed=mask_seed,
+                mask_seed=mask_seed if config.guidance.uses_s2 else 0,
             )
             row |= {"seed": seed_of(clip, take), "mask_seed": mask_seed, "evaluations": round(passes, 4)}
         return row | measure_clip(clip.scene, frames) | {"features": [round(x, 4) for x in features.tolist()]}

@@ -5,15 +5,16 @@ A cell that several parts of the study need (plain CFG, S² as configured) has o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from evaluate import Clip, draw_clips
 
 from s2video.config import GuidanceConfig, RunConfig, build_config
-from s2video.costs import SubWork
 from s2video.errors import InputError
 from s2video.guidance import needs_uncond
 from s2video.masks import step_masks
+from s2video.planning.costs import SubWork
 from s2video.rivals import Rival
 
 LAMBDAS, OMEGAS = (1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 1.0)
@@ -184,11 +185,13 @@ def _word(value: Any) -> str:
     return "_".join(map(_word, value)) or "none" if isinstance(value, list) else f"{value:g}"
 
 
+@cache  # a clip costs what the one before it did, unless masks are drawn
 def evaluations(guidance: GuidanceConfig, *, num_blocks: int, num_steps: int, mask_seed: int) -> float:
     """What one clip costs, in passes through the whole network, blocks counting alike; a sub pass from its fork on."""
     masks: list[tuple[tuple[int, ...], ...]] = []
     if guidance.method == "slg":
-        masks = [Rival(guidance, num_steps).masks(step) for step in range(num_steps)]
+        rival = Rival(guidance, num_steps)
+        masks = [rival.masks(step) for step in range(num_steps)]
     elif guidance.uses_s2:
         spec = guidance.mask_spec()
         masks = [
