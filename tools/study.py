@@ -78,7 +78,7 @@ class Study:
     def write_plan(self, plan: dict[str, tuple[Point, ...]]) -> None:
         """What the report reads: which cells belong to which part."""
         parts = {
-            part: [{"at": point.at, "cell": point.cell.name, "title": point.cell.title} for point in points]
+            part: [{"at": point.at, "title": point.title, "cell": point.cell.name} for point in points]
             for part, points in plan.items()
         }
         write_json(self._work / "plan.json", {**self._facts, "parts": parts})

@@ -1,6 +1,7 @@
 """tools/study.py and its report: what is planned, what is kept, and that a stopped run goes on to the same end."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from shapes.world import Scene, render
 from shapes_helpers import next_color, understand
 from studies.plan import Cell, Counts, Take, cost_ratio, evaluations, make_plan, mask_seed_of, seed_of
 from studies.records import Records, read_records
-from studies.summary import value_of
+from studies.summary import summarize, value_of
+from studies.tables import tables
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from torch import Tensor
 
@@ -100,7 +102,7 @@ def test_cells_are_what_they_are_called() -> None:
     assert [point.cell.takes for point in plan["masks"]] == [(Take(0, i),) for i in range(5)]
     assert [point.cell.takes for point in plan["seeds"]] == [(Take(i, 0),) for i in range(5)]
     grid = {tuple(point.at): point.cell.name for point in plan["grid"]}
-    assert grid[3.0, 0.25] == "side" and grid[3.0, 0.0] == plan["naive"][0].cell.name
+    assert grid[3.0, 0.25] == "side" and grid[3.0, 0.0] == plan["naive"][0].cell.name == plan["drop"][0].cell.name
 
 
 def test_a_config_without_s2_is_refused() -> None:
@@ -233,7 +235,7 @@ def test_the_report_shows_who_is_wrong(tmp_path: Path, capsys: pytest.CaptureFix
     assert main["s2"]["both"]["evaluations"] == pytest.approx(70, abs=4) and main["cfg"]["both"]["evaluations"] == 60
     assert {"frechet"} <= main["s2"]["both"]["mean"].keys()
     assert summary["spread"]["masks"]["all"]["of_means"] == 0
-    assert all("both" not in entry for entry in summary["parts"]["grid"] if entry["title"].startswith("λ"))
+    assert all("both" not in entry for entry in summary["parts"]["grid"] if entry["at"][0] != 3)
 
     printed = capsys.readouterr().out
     assert "| S² | +100.0 (+100.0 to +100.0) |" in printed and "| not run yet |" in printed
@@ -254,6 +256,14 @@ def test_what_is_not_whole_has_no_numbers(tmp_path: Path, capsys: pytest.Capture
     assert [entry["made"] for entry in naive] == [2, 0, 0]
     assert "both" in naive[0] and "both" not in naive[1]
     assert "not run yet" in capsys.readouterr().out
+
+
+def test_the_page_has_a_place_for_every_table(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(FakeSampler(breaks_after=0), tmp_path, "--parts", "naive")
+    titles = re.findall(r"^\*\*.+\*\*$", tables(summarize(tmp_path, resamples=2)), re.MULTILINE)
+    page = (ROOT / "docs" / "evidence" / "video.md").read_text(encoding="utf-8")
+    assert len(titles) == 14 and [title for title in titles if f"\n{title}\n" not in page] == []
 
 
 def test_values_that_do_not_exist_are_not_zero() -> None:

@@ -23,7 +23,6 @@ WINDOWS = ((0.4, 0.6), (0.3, 0.7), (0.2, 0.8), (0.1, 0.9), (0.0, 1.0))
 NUM_SPREAD = 5  # mask seeds at one noise seed, and noise seeds at one mask seed
 NAIVE_DRAWS = 4
 SEEDS_APART, MASK_SEEDS = 1_000_000, 500_000_000  # between takes; where the masks' seeds begin
-SYMBOLS = {"cfg_scale": "λ", "s2_scale": "ω", "num_draws": "N"}
 NUM_SHOWN = 12  # captions whose frames are kept, as many of each number of things
 
 Set = Literal["main", "side", "reference"]
@@ -45,7 +44,6 @@ class Cell:
 
     Attributes:
         name: of its file.
-        title: for people.
         clips: which set.
         takes: each clip is made once for each.
         guidance, num_steps: in place of the config's; None: the config's own.
@@ -53,7 +51,6 @@ class Cell:
     """
 
     name: str
-    title: str
     clips: Set = "side"
     takes: tuple[Take, ...] = (FIRST,)
     guidance: Mapping[str, Any] = field(default_factory=dict)
@@ -74,9 +71,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Point:
-    """A cell in its place in a part of the study: `at` is what varies there (a name, λ and ω, a count, …)."""
+    """A cell in its place in a part of the study: `at` is what varies there, for machines, `title` for people."""
 
     at: Any
+    title: str
     cell: Cell
 
 
@@ -138,46 +136,44 @@ def make_plan(
         changed = {name: value for name, value in guidance.items() if value != values[name]}
         seeds = {name: value for name, value in take._asdict().items() if value}
         name = "-".join(["side", *(f"{name}-{_word(value)}" for name, value in (changed | seeds).items())])
-        title = ", ".join(f"{SYMBOLS.get(name, name)} = {value}" for name, value in (changed | seeds).items())
-        return Cell(name, "CFG" if changed == {"s2_scale": 0.0} else title or "S²", "side", (take,), changed)
-
-    def points(cells: Mapping[Any, Cell]) -> tuple[Point, ...]:
-        return tuple(Point(at, cell) for at, cell in cells.items())
+        return Cell(name, "side", (take,), changed)
 
     longer = round(config.sampling.num_inference_steps * cost_ratio(base, num_blocks, config))
     cfg = {"s2_scale": 0.0}
     takes = tuple(Take(i, i) for i in range(seeds))
-    main = [
-        Cell("main-cond", "cond only", "main", takes, {"cfg_scale": 1.0, **cfg}),
-        Cell("main-cfg", "CFG", "main", takes, cfg),
-        Cell("main-cfg-longer", f"CFG, {longer} steps", "main", takes, cfg, num_steps=longer),
-        Cell("main-cfg-zero-star", "CFG-Zero*", "main", takes, {"method": "cfg_zero_star", **cfg}),
-        Cell("main-slg", "SLG", "main", takes, {"method": "slg", "slg": {"layers": list(slg_layers)}, **cfg}),
-        Cell("main-s2", "S²", "main", takes),
-    ]
+    zero_star = {"method": "cfg_zero_star", **cfg}
+    slg = {"method": "slg", "slg": {"layers": list(slg_layers)}, **cfg}
+    scales, omegas = sorted({*LAMBDAS, base.cfg_scale}), sorted({*OMEGAS, base.s2_scale})
+    plain = Point("cfg", "CFG", side(**cfg))
+    first = side(drop_count=1, never_drop=[], band=[0, 0])
     return {
         "truth": (
-            Point("truth", Cell("truth", "the renderer", "main", renders=True)),
-            Point("reference", Cell("reference", "the renderer, other clips", "reference", renders=True)),
+            Point("truth", "the renderer", Cell("truth", "main", renders=True)),
+            Point("reference", "the renderer, other clips", Cell("reference", "reference", renders=True)),
         ),
-        "main": tuple(Point(cell.name.removeprefix("main-"), cell) for cell in main),
-        "naive": points({"cfg": side(**cfg), 1: side(), NAIVE_DRAWS: side(num_draws=NAIVE_DRAWS)}),
+        "main": (
+            Point("cond", "cond only", Cell("main-cond", "main", takes, {"cfg_scale": 1.0, **cfg})),
+            Point("cfg", "CFG", Cell("main-cfg", "main", takes, cfg)),
+            Point("cfg-longer", f"CFG, {longer} steps", Cell("main-cfg-longer", "main", takes, cfg, num_steps=longer)),
+            Point("cfg-zero-star", "CFG-Zero*", Cell("main-cfg-zero-star", "main", takes, zero_star)),
+            Point("slg", "SLG", Cell("main-slg", "main", takes, slg)),
+            Point("s2", "S²", Cell("main-s2", "main", takes)),
+        ),
+        "naive": (plain, *(Point(n, f"N = {n}", side(num_draws=n)) for n in (1, NAIVE_DRAWS))),
         "grid": tuple(
-            Point([scale, w], side(cfg_scale=scale, s2_scale=w))
-            for scale in sorted({*LAMBDAS, base.cfg_scale})
-            for w in sorted({*OMEGAS, base.s2_scale})
+            Point([scale, w], f"λ = {scale:g}, ω = {w:g}", side(cfg_scale=scale, s2_scale=w))
+            for scale in scales
+            for w in omegas
         ),
-        "drop": points({count: side(drop_count=count) for count in DROP_COUNTS}),
-        "first": points(
-            {"cfg": side(**cfg), "another": side(drop_count=1)}
-            | {"first": side(drop_count=1, never_drop=[], band=[0, 0])}
+        "drop": tuple(Point(n, str(n) if n else "0, that is CFG", side(drop_count=n)) for n in DROP_COUNTS),
+        "first": (
+            plain,
+            Point("another", "one, never the first", side(drop_count=1)),
+            Point("first", "always the first", first),
         ),
-        "window": (
-            Point("cfg", side(**cfg)),
-            *(Point(list(window), side(window=list(window))) for window in WINDOWS),
-        ),
-        "masks": points({i: side(Take(0, i)) for i in range(NUM_SPREAD)}),
-        "seeds": points({i: side(Take(i, 0)) for i in range(NUM_SPREAD)}),
+        "window": (plain, *(Point(list(w), f"{w[0]:g} to {w[1]:g}", side(window=list(w))) for w in WINDOWS)),
+        "masks": tuple(Point(i, f"mask seed {i}", side(Take(0, i))) for i in range(NUM_SPREAD)),
+        "seeds": tuple(Point(i, f"noise seed {i}", side(Take(i, 0))) for i in range(NUM_SPREAD)),
     }
 
 

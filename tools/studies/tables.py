@@ -16,6 +16,7 @@ NAMES = {
 PERCENT = {*SHARES, *SWAPS}
 PER_MILLE = {"flicker", "static_flicker"}
 LOOKS = ("frechet", "flicker", "static_flicker", "saturation", "num_extra")
+SPREAD_NAMES = {"masks": "masks, one noise", "seeds": "noise, one mask seed"}
 GROUPS = {"1": "one thing", "2": "two things", "both": "all captions"}
 
 
@@ -47,6 +48,8 @@ def _titled(title: str, rows: Sequence[str]) -> list[str]:
 
 
 def _table(entries: Sequence[Entry], head: Sequence[str], cells: Callable[[Entry], list[str]]) -> list[str]:
+    if not any("both" in entry for entry in entries):
+        return ["Not run yet."]
     lines = [_row(head), _row(["---"] * len(head))]
     for entry in entries:
         if "both" in entry:
@@ -89,15 +92,13 @@ def _short(entries: Sequence[Entry]) -> list[str]:
 
 
 def _spread(spreads: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    head = ["over", "mean", "SD of the means", "coefficient of variation, %", "SD of a clip"]
+    if not spreads:
+        return ["Not run yet."]
+    head = ["what differs", "mean", "SD of the means", "coefficient of variation, %", "SD of a clip"]
     lines = [_row(head), _row(["---"] * len(head))]
-    for part, name in (("masks", "5 mask seeds, one noise"), ("seeds", "5 noise seeds, one mask seed")):
-        if part not in spreads:
-            lines.append(_row([name, "not run yet", "", "", ""]))
-            continue
-        found = spreads[part]["all"]
-        numbers = [100 * (found[key] or 0.0) for key in ("mean", "of_means", "variation", "of_clips")]
-        lines.append(_row([name, *(f"{value:.2f}" for value in numbers)]))
+    for part, found in spreads.items():
+        numbers = [100 * (found["all"][key] or 0.0) for key in ("mean", "of_means", "variation", "of_clips")]
+        lines.append(_row([SPREAD_NAMES[part], *(f"{value:.2f}" for value in numbers)]))
     return lines
 
 
