@@ -19,6 +19,7 @@ from s2video.files import atomic_path
 
 from .summary import read_cell
 
+MARKERS = "os^Dv*"
 INK, TRUTH, HOT = "#1f4e79", "#9aa5b1", "#c0392b"
 SHOWN = {"main-cfg": "CFG", "main-s2": "S²"}  # in this order from the top
 Entry = Mapping[str, Any]
@@ -29,7 +30,7 @@ def draw_all(summary: Mapping[str, Any], work: Path, folder: Path) -> list[Path]
     parts = {part: [entry for entry in entries if "both" in entry] for part, entries in summary["parts"].items()}
     is_whole = {part: len(parts[part]) == len(entries) for part, entries in summary["parts"].items()}
     drawn = []
-    if parts["main"]:
+    if any("evaluations" in entry["both"] for entry in parts["main"]):
         drawn.append(pareto(parts["main"], folder / "study-pareto.png"))
     if is_whole["grid"]:
         drawn.append(heat_maps(parts["grid"], folder / "study-grid.png"))
@@ -43,20 +44,23 @@ def draw_all(summary: Mapping[str, Any], work: Path, folder: Path) -> list[Path]
 
 
 def pareto(entries: Sequence[Entry], path: Path) -> Path:
-    """% of attributes right against what a clip cost, each number of things apart."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    """% of attributes right against what a clip cost, each number of things apart; the line joins what none betters."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axis, group, title in zip(axes, ("1", "2"), ("one thing", "two things"), strict=True):
-        for entry in entries:
+        front: list[tuple[float, float]] = []
+        made = [entry for entry in entries if "evaluations" in entry[group]]
+        for entry, marker in zip(sorted(made, key=lambda entry: entry[group]["evaluations"]), MARKERS, strict=False):
             value, low, high = (100 * x for x in entry[group]["mean"]["all"])
-            if "evaluations" not in entry[group]:
-                axis.axhline(value, color=TRUTH, linewidth=1, linestyle="--")
-                continue
-            color = HOT if entry["at"] == "s2" else INK
             cost = entry[group]["evaluations"]
-            axis.errorbar(cost, value, [[value - low], [high - value]], fmt="o", color=color, capsize=3, linewidth=1)
-            axis.annotate(entry["title"], (cost, value), (5, 4), textcoords="offset points", fontsize=8, color=color)
+            color = HOT if entry["at"] == "s2" else INK
+            errors = [[value - low], [high - value]]
+            style = {"color": color, "markerfacecolor": "none", "capsize": 3, "linewidth": 0.8, "label": entry["title"]}
+            axis.errorbar(cost, value, errors, fmt=marker, **style)
+            if not front or value > front[-1][1]:
+                front.append((cost, value))
+        axis.plot(*zip(*front, strict=True), color=TRUTH, linewidth=1, drawstyle="steps-post", zorder=0)
         axis.set(xlabel="passes through the network, a clip", ylabel="% of attributes right", title=title)
-        axis.margins(x=0.2)
+        axis.legend(fontsize=8, frameon=False)
     return _save(figure, path)
 
 
