@@ -341,9 +341,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _selftest(arguments: argparse.Namespace) -> int:
-    from .config import ParallelConfig
     from .parallel.mesh import init_mesh
     from .selftest import format_row, run_selftest
+    from .settings import ParallelConfig
 
     failed = 0
     with Termination().handled(), init_mesh(ParallelConfig(timeout_seconds=60), arguments.device) as mesh:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import GuidanceConfig
 from .forward import predict
 from .guidance import Predictions, combine, needs_uncond
 from .masks import step_masks
@@ -14,6 +13,7 @@ from .models.base import Conditioning, Given
 from .models.experts import Experts
 from .parallel.mesh import Mesh
 from .rivals import Rival
+from .settings import GuidanceConfig
 
 
 class Denoiser:

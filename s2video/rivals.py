@@ -11,8 +11,8 @@ from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarG
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 from torch import Tensor
 
-from .config import GuidanceConfig
 from .guidance import Predictions
+from .settings import GuidanceConfig
 
 _MOMENTUM = "guidance_momentum"
 

@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from ..config import RunConfig, Text, Whole, build_config, origin, read_values
+from ..config import RunConfig, build_config, origin, read_values
 from ..config_text import describe_problems, show
 from ..errors import InputError
 from ..media.formats import codec_for, suffix_of
 from ..media.naming import find_collisions, render_name, slug
+from ..settings import Text, Whole
 from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
 
 MAX_JOBS = 100_000

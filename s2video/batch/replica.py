@@ -20,7 +20,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from ..config import ParallelConfig, RunConfig
+from ..config import RunConfig
 from ..ending import Termination, stop_at_end_of_stdin
 from ..errors import S2VideoError, StoppedError, out_of_memory
 from ..files import sha256
@@ -32,6 +32,7 @@ from ..pipeline import Engine
 from ..planning.plan import resolve_parallel
 from ..production import Denoised, denoise, finish
 from ..progress import Style
+from ..settings import ParallelConfig
 from .gpu_room import GpuRoom
 from .heartbeat import Heartbeat
 from .locks import held_lock

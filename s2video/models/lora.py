@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import LoraConfig
 from ..errors import InputError
+from ..settings import LoraConfig
 from .loading import download, read_header
 
 if TYPE_CHECKING:  # the command line looks for files before it spends seconds on importing torch

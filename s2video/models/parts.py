@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..config import ParallelConfig
 from ..errors import InputError
 from ..parallel.mesh import Mesh, in_own_group
 from ..parallel.weights import WHOLE, BlockWeights, ShardedWeights, StreamedWeights
 from ..parallel.zero3 import Zero3Weights
+from ..settings import ParallelConfig
 from .loading import load_transformer, read_json, weight_files
 
 

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
-from ..config import ParallelConfig
 from ..errors import AgreementError, InputError, S2VideoError
+from ..settings import ParallelConfig
 from .watch import Watch, connect
 
 

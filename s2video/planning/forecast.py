@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 from ..geometry import split_evenly
 from ..parallel.traffic import ring_minimum, ulysses_minimum
 from .cards import Card
-from .costs import Share, SubWork, TransformerCosts, Work, whole_pass
+from .work import Share, SubWork, TransformerCosts, Work, whole_pass
 
 Weights = Literal["replicated", "fsdp", "zero3", "streamed"]
 Phase = Literal["text encoding", "denoising", "decoding"]

@@ -14,15 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import GuidanceConfig, ParallelConfig, RunConfig
+from ..config import RunConfig
 from ..errors import InputError
 from ..geometry import LatentShape
 from ..models.family import HUNYUAN15_VAE, WAN_VAE
 from ..models.loading import ASSETS, EMBEDDED, find_checkpoint, num_parameters, read_json
 from ..requests import check_request, read_checkpoint
+from ..settings import GuidanceConfig, ParallelConfig
 from .cards import CARDS, Card, guess_card
-from .costs import SubWork, read_costs
+from .costs import read_costs
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
+from .work import SubWork
 
 _PUBLISHED = ASSETS / "published"
 _AS_CONFIGURED = "as in the config"

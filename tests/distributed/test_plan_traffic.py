@@ -20,9 +20,10 @@ from s2video.models.wan import WanBlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.pipeline import Engine
-from s2video.planning.costs import SubWork, read_costs
+from s2video.planning.costs import read_costs
 from s2video.planning.forecast import Degrees, Step, sent_bytes
 from s2video.planning.plan import resolve_parallel
+from s2video.planning.work import SubWork
 
 Ranks = Callable[[int], RankPool]
 MASKS = ((4,), (2, 4), (2, 3))

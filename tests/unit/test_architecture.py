@@ -15,9 +15,9 @@ PACKAGE = ROOT / "s2video"
 # A module imports from its own floor and from those below it.
 NAMES = {
     0: """
-        config config_text ending errors files geometry guidance masks rivals version batch.config batch.locks
+        config config_text ending errors files geometry guidance masks rivals settings version batch.config batch.locks
         batch.shots media.colour media.formats media.naming media.timecode planning.cards planning.costs
-        records.sidecar_model
+        planning.costs_wan planning.costs_hunyuan planning.work records.sidecar_model
     """,
     1: """
         parallel.agreement parallel.attention parallel.collectives parallel.halo parallel.lead parallel.mesh
@@ -96,7 +96,7 @@ def test_every_module_has_a_floor() -> None:
 
 def test_the_reader_of_imports_sees_them() -> None:
     """Lazy, relative and absolute ones; else the next tests would pass on anything."""
-    assert "masks" in IMPORTS["config"]
+    assert "masks" in IMPORTS["settings"]
     assert "errors" in IMPORTS["models.loading"]
     assert {"pipeline", "requests", "parallel.mesh"} <= IMPORTS["cli"]
     assert any("errors" in IMPORTS[module] for module in ("media.video", "media.ffmpeg"))

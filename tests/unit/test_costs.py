@@ -15,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from s2video.errors import InputError
 from s2video.masks import MaskSpec
-from s2video.planning.costs import HunyuanVideo15Costs, Share, SubWork, read_costs, whole_pass
+from s2video.planning.costs import read_costs
+from s2video.planning.costs_hunyuan import HunyuanVideo15Costs
+from s2video.planning.work import Share, SubWork, whole_pass
 
 NUM_TEXT = 7
 

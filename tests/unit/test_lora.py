@@ -18,11 +18,12 @@ from tiny_wan22 import a14b_config, build_a14b
 from torch import Tensor, nn
 
 from s2video.cli import main
-from s2video.config import LoraConfig, build_config
+from s2video.config import build_config
 from s2video.errors import InputError
 from s2video.models import lora
 from s2video.pipeline import Engine
 from s2video.requests import check_request, read_checkpoint
+from s2video.settings import LoraConfig
 
 
 def original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import NUM_BLOCKS, build_transformer, tiny_config
 from torch import nn
 
-from s2video.config import ParallelConfig, build_config
+from s2video.config import build_config
 from s2video.errors import InputError
 from s2video.forward import predict
 from s2video.models.base import Conditioning
@@ -23,6 +23,7 @@ from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.parallel.weights import FetchedWeights, Handle, StreamedWeights
 from s2video.requests import check_request, read_checkpoint
+from s2video.settings import ParallelConfig
 
 BLOCKS = ("blocks",)
 

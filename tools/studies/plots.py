@@ -48,8 +48,8 @@ def pareto(entries: Sequence[Entry], path: Path) -> Path:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axis, group, title in zip(axes, ("1", "2"), ("one thing", "two things"), strict=True):
         front: list[tuple[float, float]] = []
-        made = [entry for entry in entries if "evaluations" in entry[group]]
-        for entry, marker in zip(sorted(made, key=lambda entry: entry[group]["evaluations"]), MARKERS, strict=False):
+        made = [(entry, m) for entry, m in zip(entries, MARKERS, strict=False) if "evaluations" in entry[group]]
+        for entry, marker in sorted(made, key=lambda pair: pair[0][group]["evaluations"]):
             value, low, high = (100 * x for x in entry[group]["mean"]["all"])
             cost = entry[group]["evaluations"]
             color = HOT if entry["at"] == "s2" else INK

@@ -1,0 +1,216 @@
+"""tools/bench.py: its arithmetic, its counts, its table, and every section in miniature. No time is asserted."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import bench
+import pytest
+import torch
+from benches import batch, decode, engine, step, weights
+from benches.rows import Row, Section, counted, measured, table
+from benches.workloads import CPU, Options, random_model, s2_over_cfg, scaled_step, scaled_wan, wan_step
+
+from s2video.batch.config import load_batch
+from s2video.config import load_config
+from s2video.parallel.mesh import Mesh
+
+QUICK = Options(masks=2, repeats=2, quick=True)
+GPU_SECTIONS = [name for name in bench.SECTIONS if name.startswith("gpu")]
+DOCUMENT = Path(bench.__file__).resolve().parents[1] / "docs" / "evidence" / "cost.md"
+
+
+@pytest.mark.parametrize(("num_blocks", "shared"), [(30, 1.325), (40, 1.35), (60, 1.38)])
+def test_expected_cost(num_blocks: int, shared: float) -> None:
+    """A tenth dropped, never the first: the first dropped block is number 1 + (L − 1 − d)/(d + 1) on average."""
+    dropped = num_blocks // 10
+    first = 1 + (num_blocks - 1 - dropped) / (dropped + 1)
+    assert s2_over_cfg(num_blocks) == pytest.approx(1 + (num_blocks - first - dropped) / (2 * num_blocks))
+    assert s2_over_cfg(num_blocks) == pytest.approx(shared, abs=0.005)
+    assert s2_over_cfg(num_blocks, share_prefix=False) == pytest.approx(1.45)
+
+
+def test_cost_of_masks() -> None:
+    assert s2_over_cfg(30, [(4, 16, 18)]) == pytest.approx(1 + 23 / 60)
+    assert s2_over_cfg(30, [(4, 16, 18), (29,)]) == pytest.approx(1 + 23 / 120)
+    assert s2_over_cfg(30, [(4, 16, 18)], share_prefix=False) == pytest.approx(1 + 27 / 60)
+
+
+def test_a_row_has_the_median_of_the_turns_ratios() -> None:
+    """Not the ratio of medians: the third turn was slow for both ways."""
+    row = measured("x", [3.0, 2.0, 50.0, 2.0, 1.0], [2.0, 2.0, 40.0, 1.0, 1.0], "1")
+    assert (row.ratio, row.spread) == (1.25, (1.0, 1.5))
+    assert measured("x", [3.0], [2.0], "1").spread == (1.5, 1.5)
+
+
+def test_the_table_has_a_line_for_what_was_not_run() -> None:
+    section = Section([Row("a / b", 1.25, (1.0, 1.5), "1.2"), counted("bytes", 1.0, "1 (5 MiB)")])
+    assert table({"second": section.as_json()}, {"first": "The first", "second": "The second"}).splitlines()[2:] == [
+        "| The first | not run | | |",
+        "| a / b | 1.250 | 1.000 to 1.500 | 1.2 |",
+        "| bytes | 1.000 | counted | 1 (5 MiB) |",
+    ]
+
+
+def test_live_bytes() -> None:
+    outside = torch.ones(500)
+    with step.LiveBytes() as memory:
+        first = outside + 1  # 2000 bytes
+        second = first.view(5, 100) * 2  # 4000
+        del first
+        third = outside.view(50, 10).t()  # somebody else's
+        second = second.add_(1)
+    assert (memory.peak, memory.live, third.shape) == (4000, 2000, (10, 50))
+
+
+def test_memory_grows_by_one_state() -> None:
+    section = step.in_memory(QUICK)
+    peaks = section.raw["peak_beside_weights"]
+    assert peaks["s2"] - peaks["cfg"] == section.raw["state"] == 6 * 24 * 4
+
+
+def test_flops_are_those_of_the_blocks_that_run() -> None:
+    """A block's FLOPs for each block of the sub branch, beside two whole passes and the sub branch's own projection."""
+    one = scaled_step(quick=True)
+    cfg, *subs = step.count_flops(one, [(), ((5,),), ((4,),), ((1,),), ((1, 5),)])
+    block = subs[1] - subs[0]
+    assert [count - subs[0] for count in subs] == [0, block, 4 * block, 3 * block]
+    assert 0 < subs[0] - cfg < block
+    for masks in (((2, 4),), ((3,),), ((1, 2, 3, 5),)):  # counted anew, not taken from one that left as many
+        (count,) = step.count_flops(one, [masks])
+        assert count - subs[0] == (6 - masks[0][0] - len(masks[0])) * block
+
+
+def test_flops_of_a_run() -> None:
+    section = step.in_flops(QUICK)
+    raw = section.raw["tiny Wan"]
+    assert len(raw["s2_by_step"]) == 10 and raw["s2_by_step"][0] == raw["cfg"] < max(raw["s2_by_step"])
+    assert section.rows[1].ratio == pytest.approx(sum(raw["s2_by_step"]) / raw["cfg"] / 10)
+    assert section.rows[1].ratio < section.rows[0].ratio  # the first and the last step are CFG
+
+
+def test_seconds_of_a_step_by_way_repeat_and_mask() -> None:
+    section = step.by_the_clock(QUICK)
+    times = section.raw["Wan 1.3B scaled down"]["seconds"]
+    assert {way: torch.tensor(t).shape for way, t in times.items()} == dict.fromkeys(
+        ("cfg", "shared", "recomputed"), (2, 2)
+    )
+    rows = step.step_rows("x", 6, [(1,), (3,)], {"cfg": [[2, 2]], "shared": [[2, 3]], "recomputed": [[3, 3]]})
+    assert [row.ratio for row in rows] == [1.25, 1.5]
+    assert "1.250 for the masks drawn, 1.167 expected" in rows[0].held_against
+
+
+def test_whole_runs() -> None:
+    section = engine.runs(QUICK)
+    assert [len(draws) for draws in section.raw["masks"]] == [1, 1, 1]  # of three steps all lie in the window
+    assert section.raw["seconds"].keys() == {"s2", "cfg"}
+    assert engine.against_diffusers(QUICK).raw["bitwise_equal"]
+
+
+def test_streamed_weights(tmp_path: Path) -> None:
+    size = weights.save_transformer(tmp_path, scaled_wan(quick=True))
+    section = weights.streamed(tmp_path, (1, 4, 6), 1)
+    assert section.raw["bitwise_equal"]
+    assert section.rows[0].ratio == 3
+    assert size == sum(p.nbytes for p in random_model(scaled_wan(quick=True)).parameters())
+    assert 0 <= weights.load_peak(Mesh(CPU), str(tmp_path), "streamed") < 2**30
+
+
+def test_decoding_in_this_process() -> None:
+    assert decode.peak(Mesh(CPU), 5, 32, 32) > 0
+
+
+def test_the_loop_over_diffusers(tmp_path: Path) -> None:
+    batch.diffusers_loop(Mesh(CPU), str(tmp_path), 1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.mp4"]
+
+
+def test_batch_and_processes_make_the_same_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(batch, "run_s2video", lambda *arguments: calls.append(arguments))
+    batch.as_batch(tmp_path, 3, 2)
+    batch.as_processes(tmp_path, 3, 2)
+    jobs = load_batch(Path(calls[0][1])).jobs
+    configs = []
+    for call in calls[1:]:
+        given = dict(zip(call[1::2], call[2::2], strict=True))
+        configs.append(
+            load_config(Path(given["--config"]), [f"prompt={given['--prompt']}", f"sampling.seed={given['--seed']}"])
+        )
+    assert len(jobs) == 3 and {config.guidance.s2_scale for config in configs} == {0.0}
+    assert [job.config.prompt for job in jobs] == [config.prompt for config in configs] == batch.PROMPTS[:3]
+    assert [job.config.sampling for job in jobs] == [config.sampling for config in configs]
+
+
+@pytest.mark.parametrize("name", GPU_SECTIONS)
+def test_a_gpu_section_in_miniature(name: str) -> None:
+    section = bench.SECTIONS[name].run(QUICK)
+    assert section.rows and all(math.isfinite(row.ratio) and row.ratio > 0 for row in section.rows)
+    json.dumps(section.as_json())
+    if name == "gpu-decode":
+        assert section.raw["tiny"]["difference"] == 0
+    if name == "gpu-dtype":
+        assert 1e-4 < section.rows[0].ratio < 0.1
+    if name == "gpu-backends":
+        assert "native" in section.raw["seconds"]
+        assert section.raw["seconds"].keys() | section.raw["absent"].keys() == set(bench.gpu.BACKENDS)
+
+
+def test_random_models_keep_float32_where_the_class_does() -> None:
+    model = random_model(scaled_wan(quick=True), dtype=torch.bfloat16)
+    assert model.blocks[0].scale_shift_table.dtype == torch.float32
+    assert model.blocks[0].ffn.net[2].weight.dtype == model.proj_out.weight.dtype == torch.bfloat16
+    again = random_model(scaled_wan(quick=True), dtype=torch.bfloat16)
+    assert torch.equal(model.proj_out.weight, again.proj_out.weight)
+    assert wan_step(model, (1, 4, 6)).latents.dtype == torch.bfloat16
+
+
+def test_a_report_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "report.json"
+    bench.main(["--quick", "--threads", "1", "--sections", "memory", "gpu-dtype", "--json", str(file)])
+    printed = capsys.readouterr().out
+    report = json.loads(file.read_text())
+    expected = {"command", "date", "machine", "device", "cpus", "threads", "quick", "versions", "sections"}
+    assert report.keys() == expected and report["threads"] == 1
+    assert report["versions"].keys() >= {"torch", "diffusers", "python"}
+    assert report["sections"].keys() == {"memory", "gpu-dtype"}
+    for section in report["sections"].values():
+        assert section.keys() == {"rows", "raw"}
+        assert all(row.keys() == asdict(counted("", 1, "")).keys() for row in section["rows"])
+    shown = bench.show([file]).splitlines()
+    assert len(shown) == 2 + len(bench.SECTIONS)
+    assert [line for line in shown if "not run" not in line] == printed.splitlines()[:4]
+
+
+def test_of_several_reports_the_last_counts(tmp_path: Path) -> None:
+    for name, ratio in (("a", 1.0), ("b", 2.0)):
+        section: dict[str, Any] = Section([counted("bytes", ratio, "")]).as_json()
+        (tmp_path / name).write_text(json.dumps({"sections": {"traffic": section}}))
+    assert "| bytes | 2.000 |" in bench.show([tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sections", "gpu-wan"], "--device cuda, got cpu"),
+        (["--sections", "nothing"], "invalid choice"),
+        (["--device", "cuda"], "torch finds no GPU here"),
+    ],
+)
+def test_what_cannot_be_run(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        bench.parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_the_document_shows_what_was_measured() -> None:
+    """If not: python tools/bench.py --show FILE …, into the document."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    files = [DOCUMENT.parents[2] / word for word in text.split("--show ")[1].splitlines()[0].split()]
+    assert bench.show(files) in text
+    assert not any(json.loads(file.read_text(encoding="utf-8"))["quick"] for file in files)

@@ -1,0 +1,84 @@
+"""Whole runs of the embedded model: S² against CFG, and this engine against diffusers' pipeline."""
+
+import torch
+from diffusers import WanPipeline
+
+from benches.rows import Section, measured
+from benches.workloads import Options, s2_over_cfg, take_turns
+from s2video.config import RunConfig, build_config
+from s2video.masks import step_masks
+from s2video.pipeline import Engine
+
+PROMPT = "a small red circle moving left and a large blue square moving up on a gray background"
+PAPER_SECONDS = 1.38  # Table 5: 28 steps, text to image
+
+
+def config(options: Options) -> RunConfig:
+    return build_config(
+        {
+            "model": {"path": "shapes-wan", "device": "cpu"},
+            "sampling": {
+                "num_inference_steps": 3 if options.quick else 20,
+                "max_sequence_length": 64,
+                "num_frames": 5 if options.quick else 17,
+            },
+            "guidance": {"cfg_scale": 5.0},
+        }
+    )
+
+
+def runs(options: Options) -> Section:
+    """From prompt to latents; the text is encoded once, before the clock starts."""
+    s2 = Engine(config(options), progress="none")
+    cfg = s2.with_guidance(s2_scale=0.0)
+    num_steps, spec = s2.config.sampling.num_inference_steps, s2.config.guidance.mask_spec()
+    by_step = [
+        step_masks(spec, num_blocks=s2.num_blocks, seed=0, step=step, num_steps=num_steps) for step in range(num_steps)
+    ]
+    masks = [draws[0] for draws in by_step if draws]
+    times = take_turns(
+        {"s2": lambda: s2.sample([PROMPT], [0]), "cfg": lambda: cfg.sample([PROMPT], [0])}, options.repeats
+    )
+    drawn, expected = (1 + len(masks) / num_steps * (s2_over_cfg(s2.num_blocks, m) - 1) for m in (masks, None))
+    row = measured(
+        f"S²/CFG, seconds of a run of {num_steps} steps, shapes-wan ({s2.num_blocks} blocks)",
+        times["s2"],
+        times["cfg"],
+        f"{drawn:.3f} for the masks drawn, {expected:.3f} expected; the paper's {PAPER_SECONDS} for its own setting",
+    )
+    return Section([row], {"masks": by_step, "seconds": times})
+
+
+def against_diffusers(options: Options) -> Section:
+    """CFG, the same weights and seed; the pipeline encodes its text in every run, and the engine keeps it."""
+    engine = Engine(config(options), progress="none").with_guidance(s2_scale=0.0)
+    sampling = engine.config.sampling
+    pipeline = WanPipeline.from_pretrained(engine.folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def ours() -> torch.Tensor:
+        return engine.sample([PROMPT], [0])
+
+    def theirs() -> torch.Tensor:
+        latents: torch.Tensor = pipeline(
+            PROMPT,
+            height=sampling.height,
+            width=sampling.width,
+            num_frames=sampling.num_frames,
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=engine.config.guidance.cfg_scale,
+            generator=torch.Generator().manual_seed(0),
+            max_sequence_length=sampling.max_sequence_length,
+            output_type="latent",
+        ).frames
+        return latents
+
+    equal = torch.equal(ours(), theirs())
+    times = take_turns({"ours": ours, "diffusers": theirs}, options.repeats)
+    row = measured(
+        "CFG here / diffusers' `WanPipeline`, seconds of a run, shapes-wan",
+        times["ours"],
+        times["diffusers"],
+        f"at most 1.02; latents bitwise {'equal' if equal else 'DIFFERENT'}",
+    )
+    return Section([row], {"seconds": times, "bitwise_equal": equal})

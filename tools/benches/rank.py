@@ -1,0 +1,25 @@
+"""One process of `workloads.apart`: python -m benches.rank MODULE.FUNCTION ARGUMENTS FILE, perhaps under torchrun."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from s2video.files import write_json
+from s2video.parallel.collectives import gather_objects
+from s2video.parallel.mesh import init_mesh
+from s2video.settings import ParallelConfig
+
+
+def main() -> None:
+    function, arguments, answer = sys.argv[1:]
+    module, name = function.split(".")
+    run = getattr(importlib.import_module(f"benches.{module}"), name)
+    with init_mesh(ParallelConfig(), "cpu") as mesh:
+        answers = gather_objects(run(mesh, **json.loads(arguments)), mesh.world)
+        if mesh.is_main:
+            write_json(Path(answer), answers)
+
+
+if __name__ == "__main__":
+    main()
