@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from evaluate import Clip, draw_clips, positive_number
+from evaluate import Clip, draw_clips, positive_number, whole_number
 from shapes.detector import read_scene, score
 from torch import Tensor
 
@@ -198,7 +198,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", type=Path, required=True, help="YAML file of the model and its sampling")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override of the config, such as model.path=F")
-    add("--captions", type=int, default=0, help="so many held-out captions of shapes, half of them of two things")
+    add(
+        "--captions",
+        type=whole_number,
+        default=0,
+        help="so many held-out captions of shapes, half of them of two things",
+    )
     add("--prompts", type=Path, help="text file, a prompt a line; default: the config's prompt")
     add(
         "--steps", type=positive_number, default=5, help="steps, spread over the run, in which predictions are compared"
