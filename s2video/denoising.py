@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .forward import predict
-from .guidance import combine, needs_uncond
+from .guidance import Predictions, combine, needs_uncond
 from .masks import step_masks
 from .models.base import Conditioning, Given
 from .models.experts import Experts
@@ -59,21 +59,30 @@ class Denoiser:
 
     def __call__(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         """Noisy latents [B, C, T, H, W] -> the guided prediction, float32 of that shape."""
+        return self.guide(self.predictions(latents, timestep, self._masks(step)), timestep, step)
+
+    def predictions(self, latents: Tensor, timestep: Tensor, masks: Sequence[Sequence[int]]) -> Predictions:
+        """What the network says of these latents: cond, uncond where λ ≠ 1, and a sub prediction for each mask."""
         guidance = self._guidance
         index = self._experts.index_at(timestep)
-        expert, cfg_scale = self._experts.take_turn(index), guidance.cfg_scales[index]
-        predictions = predict(
+        expert = self._experts.take_turn(index)
+        return predict(
             expert.model,
             self._given.model_input(latents.to(self._dtype)),
             timestep.expand(latents.shape[0]),
             mesh=self._mesh,
             cond=self._cond,
-            uncond=self._uncond if needs_uncond(cfg_scale) else None,
-            masks=self._masks(step),
+            uncond=self._uncond if needs_uncond(guidance.cfg_scales[index]) else None,
+            masks=masks,
             weights=expert.weights,
             share_prefix=guidance.share_prefix,
             batch_branches=guidance.batch_branches,
         )
+
+    def guide(self, predictions: Predictions, timestep: Tensor, step: int) -> Tensor:
+        """The guided prediction, float32, from those of one step; steps come in order."""
+        guidance = self._guidance
+        cfg_scale = guidance.cfg_scales[self._experts.index_at(timestep)]
         if self._rival is not None:
             return self._rival.combine(predictions, step, cfg_scale=cfg_scale)
         return combine(

@@ -85,6 +85,7 @@ def predict(
                 fork = _fork(branches[0].state, plan, sub_context, mesh)
                 for i in (i for i, at in enumerate(forks) if at == index):
                     subs[i] = _Branch(sub_context, fork, frozenset(masks[i]))
+                del fork  # cond moves on, and its state here would stay in memory to the end of the step
             running = [b for b in (*branches, *subs) if b is not None and index not in b.dropped]
             if batch_branches:
                 for _, together in groupby(running, key=lambda branch: branch.context.attention):

@@ -41,6 +41,7 @@ from .requests import check_images, check_request, read_checkpoint
 from .sampler import sample
 
 OnStep = Callable[[int, int], object]
+Around = Callable[[Denoiser, Tensor, Tensor, int], Tensor]
 _OF_JOBS = ("prompt", "negative_prompt", "image", "last_image")  # settings that are only defaults of the command line
 
 
@@ -188,6 +189,7 @@ class Engine:
         images: Images | None = None,
         checkpoints: Checkpoints | None = None,
         on_step: OnStep | None = None,
+        around: Around | None = None,
     ) -> Tensor:
         """Denoise one latent for each (prompt, seed), as one batch: float32 [B, C, T, H, W], equal on all ranks.
 
@@ -197,6 +199,9 @@ class Engine:
             images: that the videos start from or end with, the same on all ranks; of any size.
             checkpoints: where there are some, the batch can be taken up again.
             on_step: called after each step with (steps done, steps in all); where it returns False, it asks to stop.
+            around: for measurements: called in the place of the denoiser, with (denoiser, latents, timestep, step), on
+                all ranks alike, it returns the step's prediction. Nothing compares it between ranks, and a sidecar does
+                not know of it.
 
         Raises:
             InputError: images that the checkpoint does not take, or that are missing.
@@ -224,7 +229,7 @@ class Engine:
 
         def denoise_in_sight(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
             self.mesh.watch.report("denoising", step + 1, num_steps)
-            return denoise(latents, timestep, step)
+            return around(denoise, latents, timestep, step) if around else denoise(latents, timestep, step)
 
         def step_done(done: int, total: int, latents: Tensor) -> None:
             progress(done, total)

@@ -124,21 +124,21 @@ def sheet_cells(report: Mapping[tuple[str, int], Sequence[Result]]) -> list[Cell
         columns = [report[method, num_things][: SHEET_CLIPS // len(groups)] for method in methods]
         for results in zip(*columns, strict=True):
             strips = [
-                Strip(METHOD_NAMES[method], _remark(result), result.frames)
+                Strip(METHOD_NAMES[method], remark(result.scores), result.frames)
                 for method, result in zip(methods, results, strict=True)
             ]
             cells.append(Cell(results[0].clip.caption, tuple(strips)))
     return cells
 
 
-def _remark(result: Result) -> str:
+def remark(scores: Scores) -> str:
     """Such as "wrong: first color, shape; second all; background"; nothing if all is right."""
     parts = []
-    for i, ordinal in enumerate(("first", "second")[: len(result.clip.scene.things)]):
-        wrong = [name for name in ATTRIBUTES if not result.scores[f"objects.{i}.{name}"]]
+    for i, ordinal in enumerate(("first", "second")):
+        wrong = [name for name in ATTRIBUTES if not scores.get(f"objects.{i}.{name}", True)]
         if wrong:
             parts.append(f"{ordinal} " + ("all" if len(wrong) == len(ATTRIBUTES) else ", ".join(wrong)))
-    if not result.scores["background"]:
+    if not scores["background"]:
         parts.append("background")
     return "wrong: " + "; ".join(parts) if parts else ""
 

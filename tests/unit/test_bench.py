@@ -65,10 +65,19 @@ def test_live_bytes() -> None:
     assert (memory.peak, memory.live, third.shape) == (4000, 2000, (10, 50))
 
 
-def test_memory_grows_by_one_state() -> None:
+@pytest.mark.parametrize("mask", [(1,), (3,), (1, 3), (5,)])
+def test_memory_grows_by_one_state(mask: tuple[int, ...]) -> None:
+    """The sub branch's; what it forked from is let go as soon as cond has moved on."""
+    one = scaled_step(quick=True)
+    state = one.model.num_tokens(one.latents) * 24 * 4
+    assert step.peak_bytes(lambda: one([mask]), CPU) - step.peak_bytes(lambda: one(), CPU) == state
+
+
+def test_memory_of_a_step() -> None:
     section = step.in_memory(QUICK)
-    peaks = section.raw["peak_beside_weights"]
-    assert peaks["s2"] - peaks["cfg"] == section.raw["state"] == 6 * 24 * 4
+    raw, (row,) = section.raw, section.rows
+    assert raw["peak_beside_weights"]["s2"] - raw["peak_beside_weights"]["cfg"] == raw["state"] == 6 * 24 * 4
+    assert row.ratio - 1 == pytest.approx(raw["state"] / (raw["weights"] + raw["peak_beside_weights"]["cfg"]))
 
 
 def test_flops_are_those_of_the_blocks_that_run() -> None:

@@ -1,8 +1,6 @@
 """tools/evaluate.py with engines that render what a caption says, or something else: the figures must show which."""
 
 import json
-import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,21 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from shapes import report
-from shapes.world import COLORS, HELD_OUT, Scene, Thing, _place, render
+from shapes.world import COLORS, HELD_OUT, Scene, render
+from shapes_helpers import next_color, understand
 from torch import Tensor
 
 from s2video.errors import InputError, NumericalError
-
-THING = re.compile(r"a (small|large) (\w+) (\w+) moving (\w+)")
-
-
-def understand(text: str, seed: int) -> Scene:
-    """The scene of a full caption, at places drawn from the seed."""
-    things = [Thing(color, shape, size, direction) for size, color, shape, direction in THING.findall(text)]
-    rng = random.Random(seed)
-    while (placed := _place(rng, things)) is None:
-        pass
-    return Scene(placed, text.split(" on a ")[1].split()[0])
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,7 @@ class FakeSampler:
         self.calls.append({"prompts": list(prompts), "seeds": list(seeds), "mask_seed": mask_seed, **self.guidance})
         scenes = [understand(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         if self.wrong_when(self.guidance):
-            scenes = [Scene(tuple(map(_next_color, scene.things)), scene.background) for scene in scenes]
+            scenes = [Scene(tuple(map(next_color, scene.things)), scene.background) for scene in scenes]
         return render(scenes)[0]
 
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
@@ -54,11 +42,6 @@ class FakeSampler:
         frames = (latents[0].permute(1, 2, 3, 0) + 1) / 2
         yield frames[:1]
         yield from frames[1:].split(4)
-
-
-def _next_color(thing: Thing) -> Thing:
-    names = list(COLORS)
-    return replace(thing, color=names[(names.index(thing.color) + 1) % len(names)])
 
 
 def run(sampler: FakeSampler, folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -180,7 +163,7 @@ def test_sheet_shows_the_first_captions(tmp_path: Path) -> None:
     for index, prompt in enumerate(sampler.calls[0]["prompts"]):
         cell = pixels[:, index * cell_width : (index + 1) * cell_width]
         (thing,) = understand(prompt, 0).things
-        wrong, right = (_rows_of_color(cell, name) for name in (_next_color(thing).color, thing.color))
+        wrong, right = (_rows_of_color(cell, name) for name in (next_color(thing).color, thing.color))
         assert len(wrong) > 20 and len(right) > 20 and wrong.max() < right.min(), prompt
 
 

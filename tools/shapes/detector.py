@@ -290,22 +290,26 @@ def _direction(dx: float, dy: float) -> str | None:
     return max(DIRECTIONS, key=lambda name: dx * DIRECTIONS[name][0] + dy * DIRECTIONS[name][1])
 
 
+def match(scene: Scene, reading: Reading) -> tuple[Found | None, ...]:
+    """What was found for each of the caption's things: so that most attributes are right, among equals most colours."""
+
+    def rights(order: tuple[Found | None, ...]) -> tuple[int, int]:
+        judged = [_judge(thing, seen) for thing, seen in zip(scene.things, order, strict=True)]
+        return sum(sum(row.values()) for row in judged), sum(row["color"] for row in judged)
+
+    found: list[Found | None] = [*reading.objects, *[None] * len(scene.things)]
+    return max(itertools.permutations(found, len(scene.things)), key=rights)
+
+
 def score(scene: Scene, reading: Reading) -> dict[str, bool | float]:
     """Which attributes of `scene` the reading has right.
 
     "background" and "objects.0.color", "objects.0.shape", … (in the caption's order) are right or wrong; "color",
     "shape", "size" and "direction" are shares of the things, "all" is the share of all attributes with the background,
-    and "perfect" says whether that is 1. Found things are given to the caption's things so that most attributes are
-    right, and among equals most colours; a thing that was not found has all its attributes wrong.
+    and "perfect" says whether that is 1. Found things are given to the caption's things by `match`; a thing that was
+    not found has all its attributes wrong.
     """
-    found: list[Found | None] = [*reading.objects, *[None] * len(scene.things)]
-    best: list[dict[str, bool]] = max(
-        (
-            [_judge(thing, seen) for thing, seen in zip(scene.things, order, strict=True)]
-            for order in itertools.permutations(found, len(scene.things))
-        ),
-        key=lambda judged: (sum(sum(row.values()) for row in judged), sum(row["color"] for row in judged)),
-    )
+    best = [_judge(thing, seen) for thing, seen in zip(scene.things, match(scene, reading), strict=True)]
     result: dict[str, bool | float] = {"background": scene.background == reading.background}
     result |= {f"objects.{i}.{name}": right for i, row in enumerate(best) for name, right in row.items()}
     rights = list(result.values())
