@@ -47,6 +47,7 @@ RUN_BY = {
     "s2video launch": ("tests/e2e/test_multinode.py", '"launch"'),
     "python -m": ("tests/unit/test_architecture.py", '"-m"'),
     "python tools/evaluate.py": ("tests/unit/test_evaluate.py", "main("),
+    "python tools/bench.py": ("tests/unit/test_bench.py", "main("),
     "python tools/vbench.py": ("tests/unit/test_vbench.py", "main("),
     "python tools/models_table.py": ("tests/unit/test_models_table.py", "table()"),
     "python tools/config_reference.py": ("tests/unit/test_config_reference.py", "reference()"),
