@@ -46,6 +46,8 @@ RUN_BY = {
     "s2video selftest": ("tests/distributed/test_selftest.py", "selftest"),
     "s2video launch": ("tests/e2e/test_multinode.py", '"launch"'),
     "python -m": ("tests/unit/test_architecture.py", '"-m"'),
+    "python tools/bench.py": ("tests/unit/test_bench.py", "bench.main("),
+    "python tools/study_report.py": ("tests/unit/test_study.py", "study_report.main("),
     "python tools/evaluate.py": ("tests/unit/test_evaluate.py", "main("),
     "python tools/vbench.py": ("tests/unit/test_vbench.py", "main("),
     "python tools/models_table.py": ("tests/unit/test_models_table.py", "table()"),
