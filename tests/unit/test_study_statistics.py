@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from shapes.features import FrechetReference, frechet_distance
-from studies.statistics import Bootstrap, Sample, estimate_of_sets, spread
+from studies.statistics import Bootstrap, Sample, estimate, spread
 
 CAPTIONS = 200
 
@@ -16,10 +16,10 @@ def sample(values: np.ndarray, captions: np.ndarray | None = None) -> Sample:
 
 def test_an_interval_has_the_width_of_theory() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, CAPTIONS)
-    estimate = Bootstrap(CAPTIONS, resamples=4000).mean(sample(values))
+    found = Bootstrap(CAPTIONS, resamples=4000).mean(sample(values))
     half = 1.96 * values.std() / CAPTIONS**0.5
-    assert estimate.value == pytest.approx(values.mean())
-    assert (estimate.low, estimate.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.04)
+    assert found.value == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.04)
 
 
 def test_a_paired_difference_is_far_surer_than_its_two_sides() -> None:
@@ -90,4 +90,4 @@ def test_a_statistic_of_sets_sees_the_same_draws_everywhere() -> None:
     bootstrap, captions = Bootstrap(30, resamples=400), np.arange(30).repeat(2)
     values = np.random.default_rng(5).normal(size=60)
     value, resampled = bootstrap.of_sets(captions, lambda weights: float(np.average(values, weights=weights)))
-    assert estimate_of_sets(value, resampled) == pytest.approx(bootstrap.mean(sample(values, captions)))
+    assert estimate(value, resampled) == pytest.approx(bootstrap.mean(sample(values, captions)))

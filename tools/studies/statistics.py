@@ -56,11 +56,11 @@ class Bootstrap:
         self._weights = np.stack([np.bincount(draw, minlength=num_captions) for draw in draws])  # [R, C]
 
     def mean(self, sample: Sample) -> Estimate:
-        return _estimate(sample.mean, self._means(sample))
+        return estimate(sample.mean, self._means(sample))
 
     def difference(self, sample: Sample, base: Sample) -> Estimate:
         """The mean of one less that of the other."""
-        return _estimate(sample.mean - base.mean, self._means(sample) - self._means(base))
+        return estimate(sample.mean - base.mean, self._means(sample) - self._means(base))
 
     def of_sets(
         self, captions: np.ndarray, statistic: Callable[[np.ndarray | None], float]
@@ -80,15 +80,12 @@ class Bootstrap:
             return (self._weights @ sums) / (self._weights @ counts)
 
 
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
+def estimate(value: float, resampled: np.ndarray) -> Estimate:
+    """The value with the middle 95 % of what resampling made of it [R]; NaN where no resample has a value."""
     if np.isnan(resampled).all():
         return Estimate(value, float("nan"), float("nan"))
     low, high = np.nanpercentile(resampled, (2.5, 97.5))
     return Estimate(value, float(low), float(high))
-
-
-def estimate_of_sets(value: float, resampled: np.ndarray) -> Estimate:
-    return _estimate(value, resampled)
 
 
 class Spread(NamedTuple):

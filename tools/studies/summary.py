@@ -19,7 +19,7 @@ from shapes.world import ATTRIBUTES
 from s2video.errors import InputError
 
 from .records import read_records
-from .statistics import Bootstrap, Estimate, Sample, estimate_of_sets, spread
+from .statistics import Bootstrap, Estimate, Sample, estimate, spread
 
 Row = Mapping[str, Any]
 SHARES = (*ATTRIBUTES, "background", "all", "perfect")
@@ -144,9 +144,9 @@ def _add_frechet(
     for cell, rows, entry in zip(cells, some, entries, strict=True):
         if cell.is_whole:
             value, resampled = of(rows)
-            entry["both"]["mean"]["frechet"] = estimate_of_sets(value, resampled)
+            entry["both"]["mean"]["frechet"] = estimate(value, resampled)
             if base_of is not None:
-                change = estimate_of_sets(value - base_of[0], resampled - base_of[1])
+                change = estimate(value - base_of[0], resampled - base_of[1])
                 entry["both"]["difference"]["frechet"] = change
 
 
