@@ -79,16 +79,16 @@ def time_ranks(mesh: Mesh, num_frames: int, side: int, repeats: int) -> dict[str
 
 
 def on_ranks(options: Options) -> Section:
-    size = {"num_frames": 5, "side": 64} if options.quick else {"num_frames": 33, "side": 256}
-    by_rank = apart("decode.time_ranks", num_ranks=2, repeats=options.repeats, **size)
+    num_frames, side = (5, 64) if options.quick else (33, 256)
+    by_rank = apart("decode.time_ranks", num_ranks=2, num_frames=num_frames, side=side, repeats=options.repeats)
     times = by_rank[0]["seconds"]
     row = measured(
-        f"One rank / 2 ranks, seconds of decoding {size['side']}x{size['side']}x{size['num_frames']}, shapes-wan",
+        f"One rank / 2 ranks, seconds of decoding {side}x{side}x{num_frames}, shapes-wan",
         times["serial"],
         times["sharded"],
         f"at least 1.7; largest difference {by_rank[0]['difference']:.0e}",
     )
-    return Section([row], {"by_rank": by_rank, **size})
+    return Section([row], {"by_rank": by_rank, "num_frames": num_frames, "side": side})
 
 
 def bench(options: Options) -> Section:
