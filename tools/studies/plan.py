@@ -14,7 +14,7 @@ from s2video.config import GuidanceConfig, RunConfig, build_config
 from s2video.errors import InputError
 from s2video.guidance import needs_uncond
 from s2video.masks import step_masks
-from s2video.planning.costs import SubWork
+from s2video.planning.work import SubWork
 from s2video.rivals import Rival
 
 LAMBDAS, OMEGAS = (1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 1.0)
