@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benches.rows import Row, Section, counted, measured
+from benches.rows import Row, Section, measured
 from benches.weights import memory_status
 from benches.workloads import Options, apart
 from s2video.geometry import LatentShape
@@ -44,9 +44,10 @@ def memory(options: Options) -> Section:
     size = {"height": 32, "width": 32} if options.quick else {"height": 240, "width": 416}
     short, long = (5, 9) if options.quick else (17, 161)
     peaks = {n: apart("decode.peak", environment=GIVE_BACK, num_frames=n, **size)[0] for n in (short, long)}
-    row = counted(
+    row = measured(
         f"{long} frames / {short} frames, {size['width']}x{size['height']}, decoded to MP4: peak memory above the base",
-        peaks[long] / peaks[short],
+        [peaks[long]],
+        [peaks[short]],
         f"1 ± 0.1 ({peaks[long] / 2**20:.0f} MiB, {peaks[short] / 2**20:.0f} MiB)",
     )
     return Section([row], {"peak_bytes": {str(n): value for n, value in peaks.items()}, **size})
