@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benches.rows import Row, Section, counted, measured
+from benches.rows import Row, Section, measured
 from benches.weights import memory_status
 from benches.workloads import Options, apart
 from s2video.geometry import LatentShape
@@ -44,9 +44,10 @@ def memory(options: Options) -> Section:
     size = {"height": 32, "width": 32} if options.quick else {"height": 240, "width": 416}
     short, long = (5, 9) if options.quick else (17, 161)
     peaks = {n: apart("decode.peak", environment=GIVE_BACK, num_frames=n, **size)[0] for n in (short, long)}
-    row = counted(
+    row = measured(
         f"{long} frames / {short} frames, {size['width']}x{size['height']}, decoded to MP4: peak memory above the base",
-        peaks[long] / peaks[short],
+        [peaks[long]],
+        [peaks[short]],
         f"1 ± 0.1 ({peaks[long] / 2**20:.0f} MiB, {peaks[short] / 2**20:.0f} MiB)",
     )
     return Section([row], {"peak_bytes": {str(n): value for n, value in peaks.items()}, **size})
@@ -79,16 +80,16 @@ def time_ranks(mesh: Mesh, num_frames: int, side: int, repeats: int) -> dict[str
 
 
 def on_ranks(options: Options) -> Section:
-    size = {"num_frames": 5, "side": 64} if options.quick else {"num_frames": 33, "side": 256}
-    by_rank = apart("decode.time_ranks", num_ranks=2, repeats=options.repeats, **size)
+    num_frames, side = (5, 64) if options.quick else (33, 256)
+    by_rank = apart("decode.time_ranks", num_ranks=2, num_frames=num_frames, side=side, repeats=options.repeats)
     times = by_rank[0]["seconds"]
     row = measured(
-        f"One rank / 2 ranks, seconds of decoding {size['side']}x{size['side']}x{size['num_frames']}, shapes-wan",
+        f"One rank / 2 ranks, seconds of decoding {side}x{side}x{num_frames}, shapes-wan",
         times["serial"],
         times["sharded"],
         f"at least 1.7; largest difference {by_rank[0]['difference']:.0e}",
     )
-    return Section([row], {"by_rank": by_rank, **size})
+    return Section([row], {"by_rank": by_rank, "num_frames": num_frames, "side": side})
 
 
 def bench(options: Options) -> Section:
