@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Arguments are the process's own where `argv` is None."""
     try:
         code = _run(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
     except InputError as error:
         if not error.told and (error.told is False or _speaks_for_host()):
             _say(str(error))
@@ -73,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not error.told:
             _say(str(error) if rank is None else f"rank {rank}: {error}")
         code = 1
+    except BrokenPipeError:  # whoever read our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes there when Python ends
+        code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         code = 130
     report_exit_code(code)

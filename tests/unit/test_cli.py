@@ -131,3 +131,13 @@ def test_signals_are_passed_on(
     sender.join()
     assert seen.read_text() == str(int(number))
     assert signal.getsignal(number) == before
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """As in `s2video inspect X | head`."""
+    gone, pipe = os.pipe()
+    os.close(gone)
+    command = [sys.executable, "-m", "s2video", "inspect", "--schema"]
+    finished = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    os.close(pipe)
+    assert (finished.returncode, finished.stderr) == (128 + signal.SIGPIPE, "")
