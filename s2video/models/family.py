@@ -82,6 +82,25 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """What the text encoders are asked to read.
+
+    Attributes:
+        texts: the prompts.
+        max_sequence_length: tokens of an embedding; longer prompts are cut off.
+        device: where the encoders are.
+        images: the video's, where the family's `text_sees_image`; else None.
+        is_negative: these are prompts of the uncond pass.
+    """
+
+    texts: list[str]
+    max_sequence_length: int
+    device: torch.device
+    images: Images | None = None
+    is_negative: bool = False
+
+
 class Family(ABC):
     """One checkpoint of one pipeline of diffusers.
 
@@ -152,22 +171,8 @@ class Family(ABC):
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel: ...
 
     @abstractmethod
-    def encode(
-        self,
-        pipeline: Any,
-        prompts: list[str],
-        *,
-        images: Images | None,
-        is_negative: bool,
-        max_sequence_length: int,
-        device: torch.device,
-    ) -> tuple[Tensor, ...]:
-        """Prompts -> tensors with a row for each, through diffusers' pipeline of tokenizers and text encoders.
-
-        Args:
-            images: as the video's, where `text_sees_image`; else None.
-            is_negative: these are prompts of the uncond pass.
-        """
+    def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
+        """Prompts -> tensors with a row for each, through diffusers' pipeline of tokenizers and text encoders."""
 
     @abstractmethod
     def conditioning(self, *rows: Tensor) -> Conditioning:
@@ -186,8 +191,11 @@ class Family(ABC):
             pipeline: diffusers' pipeline of the conditioners and the VAE.
             images: of the video's size in pixels.
             latents: [1, C, T, H, W], for their shape.
+
+        Raises:
+            InputError: where the family takes none, which `CheckpointInfo.image` says.
         """
-        raise NotImplementedError(self.pipeline)
+        raise InputError(f"image: {self.pipeline} takes none")
 
     def given(self, latents: Tensor, *encoded: Tensor) -> Given:
         """What stands fixed in a video of latents [B, C, T, H, W], which give shape, device and dtype.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
-from .family import HUNYUAN15_VAE, CheckpointInfo, Family, JsonFile
+from .family import HUNYUAN15_VAE, CheckpointInfo, Family, JsonFile, Prompts
 from .hunyuan_family import set_even_sigmas
 
 if TYPE_CHECKING:
@@ -63,20 +63,13 @@ class HunyuanVideo15(Family):
 
         return HunyuanVideo15BlockModel(transformer, attention_backend=attention_backend)
 
-    def encode(
-        self,
-        pipeline: Any,
-        prompts: list[str],
-        *,
-        images: Images | None,
-        is_negative: bool,
-        max_sequence_length: int,
-        device: torch.device,
-    ) -> tuple[Tensor, ...]:
+    def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
         """Qwen's text [B, max_sequence_length, D_text] and its mask, the template around each prompt being the
         pipeline's; ByT5's of what the prompts put in quotes, [B, M_2, D_text_2], and its mask."""
-        pipeline.tokenizer_max_length = max_sequence_length
-        text, mask, text_2, mask_2 = pipeline.encode_prompt(prompts, device=device, batch_size=len(prompts))
+        pipeline.tokenizer_max_length = prompts.max_sequence_length
+        text, mask, text_2, mask_2 = pipeline.encode_prompt(
+            prompts.texts, device=prompts.device, batch_size=len(prompts.texts)
+        )
         return text, mask.int(), text_2, mask_2.int()  # as numbers of a small dtype, masks could not be counted
 
     def conditioning(self, *rows: Tensor) -> Conditioning:

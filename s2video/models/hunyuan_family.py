@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
-from .family import CheckpointInfo, Family, JsonFile
+from .family import CheckpointInfo, Family, JsonFile, Prompts
 
 if TYPE_CHECKING:
     import torch
@@ -62,19 +62,14 @@ class HunyuanVideo(Family):
 
         return HunyuanVideoBlockModel(transformer, attention_backend=attention_backend)
 
-    def encode(
-        self,
-        pipeline: Any,
-        prompts: list[str],
-        *,
-        images: Images | None,
-        is_negative: bool,
-        max_sequence_length: int,
-        device: torch.device,
-    ) -> tuple[Tensor, ...]:
+    def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
         """LLaMA's text [B, max_sequence_length, D_text], CLIP's pooled [B, D_pooled], and the text's mask, the template
         around each prompt being the pipeline's."""
-        return tuple(pipeline.encode_prompt(prompts, device=device, max_sequence_length=max_sequence_length))
+        return tuple(
+            pipeline.encode_prompt(
+                prompts.texts, device=prompts.device, max_sequence_length=prompts.max_sequence_length
+            )
+        )
 
     def conditioning(self, *rows: Tensor) -> Conditioning:
         from .base import Conditioning
@@ -103,16 +98,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
         return replace(super().describe(transformer, vae), image="required")
 
-    def encode(
-        self,
-        pipeline: Any,
-        prompts: list[str],
-        *,
-        images: Images | None,
-        is_negative: bool,
-        max_sequence_length: int,
-        device: torch.device,
-    ) -> tuple[Tensor, ...]:
+    def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
         """As `HunyuanVideo`'s, tokens of the image standing before those of the prompt.
 
         Uncond sees a black image, and as many tokens of it as the pipeline takes unasked: every second one.
@@ -120,15 +106,18 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
         import torch
         from PIL import Image
 
-        assert images is not None
-        if is_negative:
-            seen: dict[str, Any] = {"image": Image.new("RGB", images.first.size)}
+        assert prompts.images is not None
+        image = prompts.images.first
+        if prompts.is_negative:
+            seen: dict[str, Any] = {"image": Image.new("RGB", image.size)}
         else:
-            seen = {"image": images.first, "image_embed_interleave": 4}
+            seen = {"image": image, "image_embed_interleave": 4}
         # one by one: the pipeline takes one image, and finds the end of a prompt that was cut off only if it is alone
         encoded = [
-            pipeline.encode_prompt(prompt=prompt, device=device, max_sequence_length=max_sequence_length, **seen)
-            for prompt in prompts
+            pipeline.encode_prompt(
+                prompt=text, device=prompts.device, max_sequence_length=prompts.max_sequence_length, **seen
+            )
+            for text in prompts.texts
         ]
         return tuple(torch.cat(rows) for rows in zip(*encoded, strict=True))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..parallel.collectives import broadcast_tensors
 from ..parallel.mesh import Mesh
 from .base import Conditioning
-from .family import Family
+from .family import Family, Prompts
 from .images import Images
 from .tokens import pad_text
 
@@ -82,7 +82,9 @@ class TextEncoder:
         if missing:
             encoded = None
             if self._pipeline is not None:
-                encoded = self._encode(list(missing.values()), max_sequence_length, images, is_negative)
+                encoded = self._encode(
+                    Prompts(list(missing.values()), max_sequence_length, self._mesh.device, images, is_negative)
+                )
             received = broadcast_tensors(encoded, self._mesh.world, self._mesh.device)
             for key, *rows in zip(missing, *(tensor.split(1) for tensor in received), strict=True):
                 # a part of its own for each, or one that stays would keep all of them
@@ -95,20 +97,11 @@ class TextEncoder:
         return batch
 
     @torch.no_grad()
-    def _encode(
-        self, prompts: list[str], max_sequence_length: int, images: Images | None, is_negative: bool
-    ) -> tuple[Tensor, ...]:
+    def _encode(self, prompts: Prompts) -> tuple[Tensor, ...]:
         if not self._stream:
             for encoder in self._encoders:
                 encoder.to(self._mesh.device)
-        encoded = self._family.encode(
-            self._pipeline,
-            prompts,
-            images=images,
-            is_negative=is_negative,
-            max_sequence_length=max_sequence_length,
-            device=self._mesh.device,
-        )
+        encoded = self._family.encode(self._pipeline, prompts)
         if self._offload and not self._stream:
             for encoder in self._encoders:
                 encoder.to("cpu")

@@ -7,10 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
-from .family import WAN_VAE, CheckpointInfo, Family, JsonFile, is_count
-
-# In a cross-attention that sees image tokens too, diffusers takes the last 512 tokens for the text.
-_TEXT_BESIDE_IMAGES = 512
+from .family import WAN_VAE, CheckpointInfo, Family, JsonFile, Prompts, is_count
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +15,9 @@ if TYPE_CHECKING:
 
     from .base import BlockModel, Conditioning, Given
     from .images import Images
+
+# In a cross-attention that sees image tokens too, diffusers takes the last 512 tokens for the text.
+_TEXT_BESIDE_IMAGES = 512
 
 
 class Wan(Family):
@@ -66,19 +66,13 @@ class Wan(Family):
 
         return WanBlockModel(transformer, attention_backend=attention_backend)
 
-    def encode(
-        self,
-        pipeline: Any,
-        prompts: list[str],
-        *,
-        images: Images | None,
-        is_negative: bool,
-        max_sequence_length: int,
-        device: torch.device,
-    ) -> tuple[Tensor, ...]:
+    def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
         """[B, max_sequence_length, D_text], zero after each prompt's end: Wan attends to the padding."""
         text, _ = pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=max_sequence_length, device=device
+            prompts.texts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=prompts.max_sequence_length,
+            device=prompts.device,
         )
         return (text,)
 

@@ -13,6 +13,7 @@ from tiny_hunyuan15 import CHANNELS, NUM_BLOCKS
 from s2video.config import load_config
 from s2video.errors import InputError
 from s2video.models import loading
+from s2video.models.family import Prompts
 from s2video.models.hunyuan15_family import HunyuanVideo15
 from s2video.planning.cards import read_card
 from s2video.planning.plan import make_plan
@@ -73,14 +74,7 @@ def test_masks_are_counted_right_whatever_the_dtype(tiny_hunyuan15_checkpoint: P
     pipeline = family.build_pipeline(conditioners, tiny_hunyuan15.build_vae())
     prompt = "word " * 40
     with torch.no_grad():
-        rows = family.encode(
-            pipeline,
-            [prompt, f'"{prompt}"'],
-            images=None,
-            is_negative=False,
-            max_sequence_length=1000,
-            device=torch.device("cpu"),
-        )
+        rows = family.encode(pipeline, Prompts([prompt, f'"{prompt}"'], 1000, torch.device("cpu")))
     plain, quoted = (family.conditioning(*(tensor[i : i + 1] for tensor in rows)) for i in range(2))
     tokens = conditioners["tokenizer"](prompt).input_ids
     assert plain.text_lengths is not None and 0 < plain.text_lengths[0] - len(tokens) < 20  # parts of the template
