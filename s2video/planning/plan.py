@@ -144,9 +144,12 @@ def _sub_work(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> tupl
 
 def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, published: bool) -> Plan:
     info = read_checkpoint(folder)
-    # The machine that plans need not be the one that runs, and meshes are looked at one by one below.
+    # The machine that plans need not be the one that runs, and meshes are looked at one by one below. Where weights are
+    # decides what else goes; fsdp stands for zero3, which would ask for DeepSpeed here.
     model = config.model.model_copy(update={"device": "auto"})
-    check_request(config.model_copy(update={"parallel": ParallelConfig(), "model": model}), info)
+    weights = "fsdp" if config.parallel.weights == "zero3" else config.parallel.weights
+    parallel = ParallelConfig(weights=weights)
+    check_request(config.model_copy(update={"parallel": parallel, "model": model}), info)
     num_steps = config.sampling.num_inference_steps
     sub, num_active = _sub_work(config.guidance, info.num_blocks, num_steps)
     sampling = config.sampling

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch.distributed.run
@@ -275,9 +275,9 @@ def test_examples_of_the_plugin_run() -> None:
     runnable = [source for source in sources if "# needs published weights" not in source]
     assert len(runnable) == 2 < len(sources)
     for source in runnable:
-        names: dict[str, object] = {}
+        names: dict[str, Any] = {}
         exec(compile(source, "docs/plugin.md", "exec"), names)
-        (frames,) = names["frames"]  # type: ignore[misc, attr-defined]
+        (frames,) = names["frames"]
         assert len(frames) == 17
 
 

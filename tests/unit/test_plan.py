@@ -310,6 +310,17 @@ def test_two_transformers_weigh_twice_unless_one_rests() -> None:
     assert refused.step.has_uncond and "guidance.cfg_scale_2 1 there is no uncond" in refused.refused[0][1]
 
 
+@pytest.mark.parametrize("weights", ["fsdp", "zero3", "streamed"])
+def test_what_the_engine_refuses_with_shared_out_weights_is_not_planned(weights: str) -> None:
+    with pytest.raises(InputError, match=r"model\.offload_experts: moves whole transformers"):
+        planned(
+            8,
+            f"parallel.weights={weights}",
+            "model.offload_experts=true",
+            config=ROOT / "configs" / "wan2.2-t2v-a14b.yaml",
+        )
+
+
 def test_a_time_for_each_token_is_planned() -> None:
     """Wan 2.2 TI2V 5B, 704 x 1280, 121 frames: 31 x 22 x 40 tokens of 32 pixels."""
     plan = planned(8, config=ROOT / "configs" / "wan2.2-ti2v-5b.yaml")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def bench(options: Options) -> Section:
         for way, make in ways.items():
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                times[way].append(seconds(lambda make=make, folder=folder: make(folder, num_videos, num_steps)))  # type: ignore[misc]
+                times[way].append(seconds(partial(make, folder, num_videos, num_steps)))
                 made = len(list((folder / way).glob("*.mp4")))
                 assert made == num_videos, f"{way} made {made} videos"
     what = f"{num_videos} videos of {num_steps} steps, shapes-wan, seconds of"

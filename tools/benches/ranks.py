@@ -1,5 +1,6 @@
 """Two ranks of one thread each against one such rank: a step's seconds by mesh, and what the ranks send."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def time_meshes(world: Mesh, quick: bool, repeats: int) -> dict[str, dict[str, l
             for kind, drawn in masks.items():
                 dist.barrier()
                 if name != "one rank" or world.is_main:
-                    taken = seconds(lambda drawn=drawn, mesh=mesh: step(drawn, mesh=mesh))  # type: ignore[misc]
+                    taken = seconds(partial(step, drawn, mesh=mesh))
                     if repeat > 0:  # the first one is for warming up
                         times[name][kind].append(taken)
     return times

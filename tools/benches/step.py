@@ -6,6 +6,7 @@ stands beside the arithmetic for those masks, and beside its expectation over al
 
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def time_step(
             times[way].append([])
         for mask in masks:
             for way, run in ways.items():
-                times[way][-1].append(seconds(lambda run=run, mask=mask: run(mask), step.device))  # type: ignore[misc]
+                times[way][-1].append(seconds(partial(run, mask), step.device))
     return times
 
 
