@@ -1,6 +1,5 @@
 """Batches of real videos: killed, stopped, failing, changed, on several replicas and ranks."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -10,90 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from batch_run import REPOSITORY, Run, check_sums, children, digest, kill_all, make_batch
 from PIL import Image
-from tiny import MAX_SEQUENCE_LENGTH, PROMPT
+from tiny import PROMPT
 
 from s2video.batch import replica as batch
 from s2video.batch.config import load_batch
 from s2video.batch.plan import video_job
-from s2video.batch.store import Record, Store
 from s2video.cli import main
 from s2video.ending import Termination
 from s2video.job import Job
 from s2video.pipeline import Engine
 from s2video.production import Denoised, denoise, finish, make_video
 
-REPOSITORY = Path(__file__).parents[2]
 OVERFLOW = 1e300  # as cfg_scale: the latents become infinite in the first step
-
-
-class Run:
-    """A run file of tiny videos, and the processes that work on it."""
-
-    def __init__(self, folder: Path, checkpoint: Path) -> None:
-        self.file = folder / "run.yaml"
-        self.folder = folder / "out"
-        self.log = folder / "log.txt"
-        self.values: dict[str, Any] = {
-            "model": {"path": str(checkpoint), "device": "cpu"},
-            "sampling": {"width": 32, "height": 32, "num_frames": 5, "num_inference_steps": 4}
-            | {"max_sequence_length": MAX_SEQUENCE_LENGTH},
-            "guidance": {"drop_ratio": 0.3},
-            "folder": str(self.folder),
-            "shots": [PROMPT],
-        }
-        self.store = Store(self.folder)
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def write(self, **values: Any) -> None:
-        self.values |= values
-        self.file.write_text(yaml.safe_dump(self.values), encoding="utf-8")
-
-    def main(self, *arguments: str) -> int:
-        return main(["batch", str(self.file), *arguments])
-
-    def start(self, *arguments: str, command: tuple[str, ...] = ("-m", "s2video", "batch")) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, *command, str(self.file), "--plain", *arguments],
-                stdout=log,
-                stderr=log,
-                env=environment,
-                cwd=self.file.parent,
-            )
-        self.processes.append(process)
-        return process
-
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    def records(self) -> dict[str, Record]:
-        return {record.name: record for record in self.store.records()}
-
-    def states(self) -> dict[str, str]:
-        return {name: record.state for name, record in self.records().items()}
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        path = self.folder / "batch.events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
-
-    def wait_until(self, condition: Callable[[], Any], is_alive: Callable[[], bool]) -> None:
-        while not condition():
-            assert is_alive(), self.said()
-            time.sleep(0.02)
-
-    def files(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("batch."))
 
 
 @pytest.fixture
@@ -109,40 +44,6 @@ def here(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`run.main` makes the videos in this process, as the one rank of a torchrun would."""
     monkeypatch.setenv("WORLD_SIZE", "1")
     return run
-
-
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
-    return [grandchild for child in map(int, found) for grandchild in (child, *children(child))]
-
-
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """The process and all that it started, at once and without a word."""
-    for pid in [process.pid, *children(process.pid)] if process.poll() is None else []:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def check_sums(run: Run) -> None:
-    """Every file is listed, and is what the list says."""
-    lines = (run.folder / "batch.sha256").read_text().splitlines()
-    listed = {name: value for value, name in (line.split("  ") for line in lines)}
-    made = [path for path in run.folder.rglob("*") if path.is_file() and not path.name.startswith("batch.")]
-    assert listed == {path.relative_to(run.folder).as_posix(): digest(path) for path in made}
-
-
-def make_batch(file: Path, log: Path) -> None:
-    """In a process of its own: what `s2video batch` does as the one rank of a torchrun."""
-    with log.open("ab") as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-    os.environ["WORLD_SIZE"] = "1"
-    sys.exit(main(["batch", str(file), "--plain"]))
 
 
 def test_killed_at_ten_random_moments(run: Run) -> None:
@@ -285,7 +186,7 @@ def test_models_are_loaded_and_texts_encoded_once(here: Run, monkeypatch: pytest
             super().__init__(*arguments, **more)
             loaded.append(self.config.model.dtype)
             encode = self._encode_text._encode
-            self._encode_text._encode = lambda prompts, *a, **m: (encoded.extend(prompts), encode(prompts, *a, **m))[1]
+            self._encode_text._encode = lambda prompts: (encoded.extend(prompts.texts), encode(prompts))[1]
 
     monkeypatch.setattr(batch, "Engine", CountedEngine)
     other = {"prompt": "b", "model.dtype": "bfloat16"}
