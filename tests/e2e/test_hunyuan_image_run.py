@@ -19,6 +19,7 @@ from torch import Tensor
 
 from s2video.ending import Termination
 from s2video.errors import StoppedError
+from s2video.models.family import Prompts
 from s2video.models.images import Images
 from s2video.models.loading import load_conditioners, load_vae, read_family, read_json
 from s2video.pipeline import Engine
@@ -88,14 +89,7 @@ def test_plans_count_the_text_with_its_image(tiny_hunyuan_image_checkpoint: Path
     pipeline = family.build_pipeline(load_conditioners(tiny_hunyuan_image_checkpoint, torch.float32), None)
     costs = read_costs(read_json(tiny_hunyuan_image_checkpoint / "transformer" / "config.json"))
     with torch.no_grad():
-        text, *_ = family.encode(
-            pipeline,
-            [PROMPT],
-            images=IMAGES,
-            is_negative=False,
-            max_sequence_length=MAX_SEQUENCE_LENGTH,
-            device=torch.device("cpu"),
-        )
+        text, *_ = family.encode(pipeline, Prompts([PROMPT], MAX_SEQUENCE_LENGTH, torch.device("cpu"), IMAGES))
     assert text.shape[1] == costs.num_text(MAX_SEQUENCE_LENGTH)
 
 
