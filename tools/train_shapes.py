@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--family-clips", type=int, default=12000, help="clips in families that differ in one attribute"
     )
+    parser.add_argument("--word-steps", type=int, default=2500, help="steps of the text encoder alone, before")
     parser.add_argument("--steps", type=int, default=4900, help="steps of text encoder and transformer")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1.3e-3)
@@ -76,7 +77,7 @@ def main() -> None:
             if scenes
         ]
     )
-    data = DataSet(latents, [[scene] for scene in singles] + families, num_singles=len(singles))
+    data = DataSet.create(latents, singles, families)
     if args.init:  # what its transformer was trained with
         mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
     else:
@@ -87,6 +88,7 @@ def main() -> None:
         std,
         args.work,
         seed=args.seed,
+        word_steps=args.word_steps,
         num_steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
@@ -122,6 +124,7 @@ def _recipe(args: argparse.Namespace) -> list[str]:
         "vae_learning_rate",
         "clips",
         "family_clips",
+        "word_steps",
         "steps",
         "batch_size",
         "learning_rate",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import UMT5EncoderModel
 
+from .heads import PlaceHeads, WordHeads, patch_owners
 from .loop import TrainState, autocast, train
 from .text import TEXT_CONFIG, build_text_encoder, build_tokenizer, encode
 from .world import Scene, caption, render, sample_scene, variants
@@ -40,14 +41,18 @@ EMPTY_CAPTIONS = 0.1
 TWO_THINGS = 0.65  # share of clips with two shapes: the harder half needs more of the data
 # σ is logit-normal with its median at 0.83: layout and motion are decided above 0.8, and what is left below is easy
 LOGIT_MEAN, LOGIT_STD = 1.6, 1.2
-ENCODE_BATCH = 16
-# One clip in two is drawn in a family: clips that differ in one attribute of one shape and share all else, noise and σ
-# included. What the loss says of everything else is then the same in each of them and cancels in the gradient of the
-# word that differs. Without families the model learnt colours and sizes, and after 5,650 steps still no shapes: between
-# a small circle and a small square, the latents differ 12 times less than between a blue and a red circle.
-FAMILY_SHARE = 0.5
-FAMILY_ATTRIBUTES = {"shape": 0.6, "direction": 0.2, "size": 0.1, "color": 0.1}
+ENCODE_BATCH, OWNERS_BATCH = 16, 64
+# Three clips in four are drawn in a family: clips that differ in one attribute of one shape and share all else, noise
+# and σ included. What the loss says of everything else is then the same in each of them and cancels in the gradient of
+# the word that differs. Without families the model learnt colours and sizes, and after 5,650 steps still no shapes:
+# between a small circle and a small square, the latents differ 12 times less than between a blue and a red circle.
+FAMILY_SHARE = 0.75
+FAMILY_ATTRIBUTES = {"shape": 0.55, "direction": 0.3, "size": 0.1, "color": 0.05}
 FAMILY_SIZE = 4
+TWO_THINGS_IN_FAMILIES = 0.75
+WORDS_WEIGHT, PLACES_WEIGHT = 0.1, 0.1  # of the heads' losses beside flow matching's, which is near 0.2
+WORDS_BATCH, WORDS_LEARNING_RATE = 64, 1e-3
+PLACES_BLOCK = 6  # whose output the heads of places read: the blocks after it are free to turn meaning into pixels
 
 Family = list[Scene]
 
@@ -61,7 +66,7 @@ def training_family(seed: int, index: int) -> Family:
     """2 to `FAMILY_SIZE` scenes that differ in one attribute of one thing."""
     rng = random.Random(f"{seed}-family-{index}")
     while True:
-        scene = sample_scene(rng, num_things=rng.randint(1, 2))
+        scene = sample_scene(rng, num_things=2 if rng.random() < TWO_THINGS_IN_FAMILIES else 1)
         (attribute,) = rng.choices(list(FAMILY_ATTRIBUTES), list(FAMILY_ATTRIBUTES.values()))
         family = variants(scene, rng.randrange(len(scene.things)), attribute, rng)
         if len(family) >= 2:
@@ -98,26 +103,41 @@ def encode_clips(vae: AutoencoderKLWan, scenes: Sequence[Scene], path: Path, *, 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips with their captions; clips of one family share a number in `families` [B]."""
+    """Clips with their captions; clips of one family share a number in `families` [B]. `owners`: as `patch_owners`."""
 
     latents: Tensor
+    scenes: list[Scene]
+    owners: Tensor
     captions: list[str]
     families: Tensor
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Latents [N, C, T, H, W] of single clips (a family of one each) first, of families after them."""
+    """Latents [N, C, T, H, W] of single clips (a family of one each) first, of families after them.
+
+    `owners` [N, P]: as `patch_owners` has them.
+    """
 
     latents: Tensor
+    owners: Tensor
     families: list[Family]
     num_singles: int
+
+    @classmethod
+    def create(cls, latents: Tensor, singles: Sequence[Scene], families: Sequence[Family]) -> "DataSet":
+        """Latents of `singles` first, then of the families' scenes, in this order."""
+        scenes = [*singles, *(scene for family in families for scene in family)]
+        starts = tqdm(range(0, len(scenes), OWNERS_BATCH), desc="owners", mininterval=5.0)
+        owners = torch.cat([patch_owners(scenes[start : start + OWNERS_BATCH]) for start in starts])
+        return cls(latents, owners, [[scene] for scene in singles] + list(families), num_singles=len(singles))
 
     def batches(self, *, seed: int, start: int, num_steps: int, batch_size: int) -> Iterator[Batch]:
         starts = [0, *itertools.accumulate(len(family) for family in self.families)]
         for step in range(start, num_steps):
             rng = random.Random(f"{seed}-batch-{step}")
             indices: list[int] = []
+            scenes: list[Scene] = []
             captions: list[str] = []
             numbers: list[int] = []
             while len(indices) < batch_size:
@@ -127,11 +147,47 @@ class DataSet:
                 empty, words = rng.random() < EMPTY_CAPTIONS, rng.random()
                 for k, scene in enumerate(self.families[number]):
                     indices.append(starts[number] + k)
+                    scenes.append(scene)
                     captions.append("" if empty else caption(scene, random.Random(words)))
                     numbers.append(number)
+            indices = indices[:batch_size]
             yield Batch(
-                self.latents[indices[:batch_size]].float(), captions[:batch_size], torch.tensor(numbers[:batch_size])
+                self.latents[indices].float(),
+                scenes[:batch_size],
+                self.owners[indices],
+                captions[:batch_size],
+                torch.tensor(numbers[:batch_size]),
             )
+
+
+def train_words(
+    models: nn.ModuleDict,
+    work: Path,
+    *,
+    seed: int,
+    num_steps: int,
+) -> TrainState:
+    """Text encoder and its heads alone, on captions without clips, so that words know their phrase from the start."""
+    tokenizer = build_tokenizer()
+    state = TrainState.create(
+        nn.ModuleDict({name: models[name] for name in ("text_encoder", "words")}),
+        work / "words.pt",
+        num_steps=num_steps,
+        learning_rate=WORDS_LEARNING_RATE,
+        weight_decay=0.01,
+    )
+
+    def captions() -> Iterator[list[str]]:
+        for step in range(state.step, num_steps):
+            rng = random.Random(f"{seed}-words-{step}")
+            scenes = [training_scene(seed, rng.randrange(1_000_000)) for _ in range(WORDS_BATCH)]
+            yield [caption(scene, rng) for scene in scenes]
+
+    def loss(batch: list[str], step: int) -> tuple[Tensor, dict[str, float]]:
+        return models["words"](encode(models["text_encoder"], tokenizer, batch), batch), {}
+
+    train(state, captions(), loss, name="words")
+    return state
 
 
 def train_transformer(
@@ -141,6 +197,7 @@ def train_transformer(
     work: Path,
     *,
     seed: int,
+    word_steps: int,
     num_steps: int,
     batch_size: int,
     learning_rate: float,
@@ -151,6 +208,7 @@ def train_transformer(
 
     Args:
         mean, std: of the latents per channel, [C].
+        word_steps: of the text encoder alone, before all else.
         init: a pipeline folder whose weights to start from; None starts from random ones.
     """
     torch.manual_seed(seed)
@@ -159,7 +217,18 @@ def train_transformer(
     if init is not None:
         transformer = WanTransformer3DModel.from_pretrained(init, subfolder="transformer", dtype=torch.float32)
         text_encoder = UMT5EncoderModel.from_pretrained(init, subfolder="text_encoder", dtype=torch.float32)
-    models = nn.ModuleDict({"text_encoder": text_encoder, "transformer": transformer}).to(device)
+    inner = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    models = nn.ModuleDict(
+        {
+            "text_encoder": text_encoder,
+            "transformer": transformer,
+            "words": WordHeads(text_encoder.config.d_model),
+            "places": PlaceHeads(inner),
+        }
+    ).to(device)
+    train_words(models, work, seed=seed, num_steps=word_steps)
+    seen: list[Tensor] = []
+    transformer.blocks[PLACES_BLOCK].register_forward_hook(lambda block, inputs, output: seen.append(output))
     state = TrainState.create(
         models,
         work / "transformer.pt",
@@ -182,7 +251,11 @@ def train_transformer(
         with autocast(device, on_cpu=False):  # measured: 1.2 times slower there, for the norms fall back
             text = encode(models["text_encoder"], tokenizer, batch.captions)
             output = transformer(noisy, 1000 * sigma.flatten(), text, return_dict=False)[0]
-        return (output.float() - (noise - clean)).square().mean(), {}
+            words = models["words"](text, batch.captions)
+            places = models["places"](seen.pop(), batch.scenes, batch.owners)
+        flow = (output.float() - (noise - clean)).square().mean()
+        values = {"flow": flow.item(), "words": words.item(), "places": places.item()}
+        return flow + WORDS_WEIGHT * words + PLACES_WEIGHT * places, values
 
     batches = data.batches(seed=seed, start=state.step, num_steps=num_steps, batch_size=batch_size)
     train(state, batches, loss, name="transformer")

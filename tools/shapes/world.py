@@ -188,17 +188,17 @@ def render(
         union = torch.zeros(num_frames, height, width)
         for thing in scene.things:
             dx, dy = DIRECTIONS[thing.direction]
-            coverage = _coverage(thing, columns - thing.x - dx * frames, rows - thing.y - dy * frames)
+            covered = coverage(thing, columns - thing.x - dx * frames, rows - thing.y - dy * frames)
             color = torch.tensor(COLORS[thing.color]).view(3, 1, 1, 1)
-            video = video * (1 - coverage) + color * coverage
-            union = torch.maximum(union, coverage)
+            video = video * (1 - covered) + color * covered
+            union = torch.maximum(union, covered)
         videos.append(video)
         coverages.append(union[None])
     return torch.stack(videos) * 2 - 1, torch.stack(coverages)
 
 
-def _coverage(thing: Thing, x: Tensor, y: Tensor) -> Tensor:
-    """Share of each pixel that the shape covers; `x`, `y` are pixel centres relative to the shape's centre."""
+def coverage(thing: Thing, x: Tensor, y: Tensor) -> Tensor:
+    """Share in [0, 1] of each pixel that the shape covers; `x`, `y`: pixel centres relative to the shape's centre."""
     half, _ = _extents(thing)
     if thing.shape == "circle":
         distance = (x.square() + y.square()).sqrt() - half
