@@ -1,10 +1,12 @@
 """The paper's toys: mixtures of Gaussians, where the exact answer is known (arXiv 2508.12880, App. B.1.3).
 
     python tools/toy.py --work runs/toys
+    python tools/toy.py --show tools/results/toys-2026-11-24-cpu.json
 
 Trains residual networks of 10 blocks with class conditions, 10 seeds side by side, some for long and some for short,
 then samples with every method through the package's own masks, guidance and sampler. Prints the tables as Markdown;
-the work folder keeps networks, results.json and figures, and the same command goes on where it was stopped.
+the work folder keeps networks, results.json and figures, and the same command goes on where it was stopped. With
+--show, the tables of results that were kept.
 """
 
 import argparse
@@ -17,7 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from toys import figures
-from toys.experiment import NUM_BLOCKS, WIDTH, Method, Networks, field_errors, integrate, sample_points, train_networks
+from toys.experiment import (
+    NUM_BLOCKS,
+    WIDTH,
+    Method,
+    Networks,
+    best_omegas,
+    field_errors,
+    integrate,
+    sample_points,
+    train_networks,
+)
 from toys.measures import Interval, Measures, interval, measure, true_outside
 from toys.mixtures import MIXTURES, Mixture
 from toys.network import ResidualNetworks
@@ -28,6 +40,7 @@ NUM_SEEDS, NUM_POINTS, NOISE_SEED = 10, 2000, 1
 TRAINING = {"long": 1500, "short": 150}  # steps
 LAMBDAS, OMEGAS = (1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SIGMAS_IN_WINDOW = (0.2, 0.35, 0.5, 0.65, 0.8)
 SCALE = 3.0  # λ at which methods are held against each other
 METHODS = (
     Method("cond only"),
@@ -48,7 +61,11 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=TRAINING["long"], help="training steps of the long training")
     parser.add_argument("--short", type=int, default=TRAINING["short"], help="and of the short one")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--show", type=Path, help="a results.json to print, in place of a run")
     args = parser.parse_args()
+    if args.show is not None:
+        print(_tables(json.loads(args.show.read_text(encoding="utf-8"))))
+        return
     if args.seeds < 2:
         parser.error(f"--seeds: expected at least 2, for an interval, came {args.seeds}")
     torch.set_num_threads(args.threads)
@@ -64,6 +81,9 @@ def main() -> None:
             for method in (*METHODS, *_grid()):
                 key = f"{mixture.name} {training} {method.name} {method.cfg_scale:g} {method.s2_scale:g}"
                 results.keep(key, lambda n=networks, x=mixture, m=method, at=labels: _judge(n, x, m, at))
+            for scale in (1.0, SCALE):
+                key = f"{mixture.name} {training} best omega {scale:g}"
+                results.keep(key, lambda n=networks, x=mixture, s=scale: _best_omegas(n, x, s))
             _draw(args.work, mixture, training, networks, labels)
     _draw_numbers(args.work, results.values)
     print(_tables(results.values))
@@ -119,6 +139,11 @@ def _judge(networks: Networks, mixture: Mixture, method: Method, labels: Tensor)
     }
 
 
+def _best_omegas(networks: Networks, mixture: Mixture, scale: float) -> dict[str, Any]:
+    omegas, left = best_omegas(networks, mixture, scale, SIGMAS_IN_WINDOW, seed=NOISE_SEED)
+    return {"omega": omegas.T.tolist(), "left": left.T.tolist()}
+
+
 def _exact(mixture: Mixture, labels: Tensor) -> dict[str, Any]:
     """Sampling along the exact velocity: what is left is the error of finite steps and finite samples."""
     points = integrate(
@@ -128,16 +153,21 @@ def _exact(mixture: Mixture, labels: Tensor) -> dict[str, Any]:
 
 
 def _draw(work: Path, mixture: Mixture, training: str, networks: Networks, labels: Tensor) -> None:
+    """Figures of points, unless they are there: as results are, they are kept."""
+    kinds = ("densities", "trajectories") if mixture.dim == 1 else ("scatter",)
+    files = [work / f"{kind}-{training}.png" for kind in kinds]
+    if all(file.exists() for file in files):
+        return
     paths: dict[str, list[Tensor]] = {method.name: [] for method in METHODS}
     points = {
         method.name: sample_points(networks, mixture, method, labels, seed=NOISE_SEED, path=paths[method.name])
         for method in METHODS
     }
     if mixture.dim == 1:
-        figures.densities(points, mixture, work / f"densities-{training}.png")
-        figures.trajectories(paths, mixture, work / f"trajectories-{training}.png")
+        figures.densities(points, mixture, files[0])
+        figures.trajectories(paths, mixture, files[1])
     else:
-        figures.scatter(points, mixture, work / f"scatter-{training}.png")
+        figures.scatter(points, mixture, files[0])
 
 
 def _draw_numbers(work: Path, values: dict[str, Any]) -> None:
@@ -175,7 +205,24 @@ def _tables(values: dict[str, Any]) -> str:
                 lines.append(_row(method.name, entry, "" if method.name == "CFG" else _signed(difference)))
             lines.append(_row("exact velocity", values[f"{mixture.name} truth"], ""))
         lines += ["", f"Outside, of a true Gaussian alone: {100 * true_outside(mixture):.2f} %."]
-    return "\n".join(lines)
+    return "\n".join(lines + _omega_table(values))
+
+
+def _omega_table(values: dict[str, Any]) -> list[str]:
+    """Markdown: the ω at which the guided field is nearest to the exact one, and how much of its error that leaves."""
+    titles = [f"σ = {sigma:g}" for sigma in SIGMAS_IN_WINDOW]
+    lines = ["", "ω at which the field is nearest to the exact one, and what that leaves of its error at ω = 0, %:", ""]
+    lines += [f"| mixture, training | λ | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
+    for mixture in MIXTURES:
+        for training in TRAINING:
+            for scale in (1.0, SCALE):
+                entry = values[f"{mixture} {training} best omega {scale:g}"]
+                cells = [
+                    f"{_signed(interval(torch.tensor(omega)), 2)}; {100 * _mean(left):.1f}"
+                    for omega, left in zip(entry["omega"], entry["left"], strict=True)
+                ]
+                lines.append(f"| {mixture}, {training} | {scale:g} | {' | '.join(cells)} |")
+    return lines
 
 
 def _row(name: str, entry: dict[str, Any], difference: str) -> str:
@@ -187,8 +234,8 @@ def _row(name: str, entry: dict[str, Any], difference: str) -> str:
     return f"| {name} | {' | '.join(cells)} | {difference} |"
 
 
-def _signed(difference: Interval) -> str:
-    return f"{difference.mean:+.3f} ± {difference.half:.3f}"
+def _signed(difference: Interval, digits: int = 3) -> str:
+    return f"{difference.mean:+.{digits}f} ± {difference.half:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 import toy
-from toys.experiment import NUM_STEPS, Method, Networks, field_errors, guided, integrate, sample_points, train_networks
+from toys.experiment import (
+    NUM_STEPS,
+    Method,
+    Networks,
+    best_omegas,
+    field_errors,
+    guided,
+    integrate,
+    sample_points,
+    train_networks,
+)
 from toys.measures import TRUTH_SEED, interval, measure, true_outside
 from toys.mixtures import MIXTURES, ONE_D, Mixture
 from toys.network import ResidualNetworks
@@ -86,6 +96,21 @@ def test_s2_acts_inside_the_window_by_equation_4(networks: Networks) -> None:
     assert (once - base).abs().max() > 1e-4 and torch.allclose(twice - base, 2 * (once - base), atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_no_omega_is_nearer_to_the_exact_field_than_the_best(networks: Networks, scale: float) -> None:
+    """Held against the field's error itself, around the best ω of all seeds together."""
+    omegas, left = best_omegas(networks, ONE_D, scale, (0.5,), seed=0)
+    assert ((left > 0) & (left <= 1)).all()
+    for seed in range(SEEDS):
+        best = float(omegas[seed])
+        errors = [
+            float(field_errors(networks, ONE_D, Method("S²", scale, omega), (0.5,), seed=0)[seed])
+            for omega in (best - 0.2, best, best + 0.2, 1e-9)
+        ]
+        assert errors[1] < min(errors[0], errors[2])
+        assert errors[1] / errors[3] == pytest.approx(float(left[seed]), rel=1e-4)
+
+
 def test_training_teaches(networks: Networks) -> None:
     fresh = train_networks(ONE_D, num_seeds=SEEDS, num_steps=10)
     errors = [field_errors(n, ONE_D, Method("cond"), (0.3, 0.7), seed=0).mean() for n in (networks, fresh)]
@@ -114,3 +139,14 @@ def test_the_tool_goes_on_where_it_was_stopped(
     monkeypatch.setattr(toy, "train_networks", None)  # they are kept
     toy.main()
     assert json.loads((tmp_path / "results.json").read_text()) == first and capsys.readouterr().out == table
+
+
+def test_the_page_has_the_tables_of_the_kept_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs/evidence/toys.md").read_text()
+    kept = next(word for word in page.split() if word.startswith("tools/results/"))
+    monkeypatch.setattr("sys.argv", ["toy.py", "--show", str(root / kept)])
+    toy.main()
+    assert capsys.readouterr().out in page

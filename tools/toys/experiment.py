@@ -162,3 +162,35 @@ def field_errors(networks: Networks, mixture: Mixture, method: Method, sigmas: S
         gap = got - mixture.velocity(noisy, sigma, labels)
         errors.append(gap.square().sum(dim=-1).mean(dim=-1).sqrt())
     return torch.stack(errors, dim=-1)
+
+
+@torch.no_grad()
+def best_omegas(
+    networks: Networks, mixture: Mixture, cfg_scale: float, sigmas: Sequence[float], *, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The ω at which the field comes nearest to the exact conditional one, and what is then left of CFG's error.
+
+    At points of the exact process, let g be CFG's error and p what S² adds to CFG's field at ω = 1. The mean of
+    |g + ω·p|² is least at ω = −⟨g, p⟩ / ⟨p, p⟩: below 0 where S² pushes away from the truth.
+
+    Args:
+        sigmas: inside the window, for outside it p is 0.
+    Returns:
+        ω and |g + ω·p| / |g|, each [S, len(sigmas)].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(mixture.num_classes).repeat(256).expand(networks.full.num_seeds, -1)
+    omegas, left = [], []
+    for sigma in sigmas:
+        clean = mixture.draw(labels, generator)
+        noisy = (1 - sigma) * clean + sigma * torch.randn(clean.shape, generator=generator)
+        step = min(NUM_STEPS - 1, int((1 - sigma) * NUM_STEPS))
+        told = torch.full(labels.shape, sigma)
+        cfg, s2 = (
+            guided(networks, Method("", cfg_scale, omega), noisy, told, labels, step).flatten(1) for omega in (0.0, 1.0)
+        )
+        error, push = cfg - mixture.velocity(noisy, sigma, labels).flatten(1), s2 - cfg
+        omega = -(error * push).sum(dim=1) / push.square().sum(dim=1)
+        omegas.append(omega)
+        left.append((error + omega.unsqueeze(1) * push).norm(dim=1) / error.norm(dim=1))
+    return torch.stack(omegas, dim=-1), torch.stack(left, dim=-1)

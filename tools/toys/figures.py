@@ -15,10 +15,11 @@ from torch import Tensor
 from .mixtures import Mixture
 
 INK, TRUTH, HOT = "#1f4e79", "#9aa5b1", "#c0392b"
+LINES = ("-", "-", "-", (0, (6, 3)), (0, (2, 2)), (0, (1, 4)))  # lines that lie on each other stay seen
 
 
 def _rows(count: int) -> tuple[Any, Any]:
-    columns = min(3, count)
+    columns = 2 if count == 4 else min(3, count)
     rows = -(-count // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.6 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[count:]:
@@ -91,12 +92,13 @@ def field_errors(curves: Mapping[str, Mapping[str, Sequence[float]]], sigmas: Se
     """For each title, a line for each method: the error of its velocity over σ."""
     figure, axes = _rows(len(curves))
     for axis, (title, lines) in zip(axes, curves.items(), strict=False):
-        for name, errors in lines.items():
-            axis.plot(sigmas, errors, label=name, linewidth=1.2)
+        for (name, errors), dashes in zip(lines.items(), LINES, strict=False):
+            axis.plot(sigmas, errors, label=name, linewidth=1.4, linestyle=dashes)
         axis.set_yscale("log")
-        axis.set_xlabel("σ")
+        axis.set(xlabel="σ", ylabel="distance from the exact field")
         axis.set_title(title, fontsize=10)
-    axes[0].legend(fontsize=7, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     _save(figure, path)
 
 
