@@ -27,6 +27,7 @@ from s2video.pipeline import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = load_config(ROOT / "configs" / "shapes.yaml")
+SCALE = CONFIG.guidance.cfg_scale
 DEPTH = 12
 COUNTS = ["--captions", "1", "--side-captions", "1", "--reference", "1", "--seeds", "2"]
 
@@ -102,7 +103,7 @@ def test_cells_are_what_they_are_called() -> None:
     assert [point.cell.takes for point in plan["masks"]] == [(Take(0, i),) for i in range(5)]
     assert [point.cell.takes for point in plan["seeds"]] == [(Take(i, 0),) for i in range(5)]
     grid = {tuple(point.at): point.cell.name for point in plan["grid"]}
-    assert grid[3.0, 0.25] == "side" and grid[3.0, 0.0] == plan["naive"][0].cell.name == plan["drop"][0].cell.name
+    assert grid[SCALE, 0.25] == "side" and grid[SCALE, 0.0] == plan["naive"][0].cell.name == plan["drop"][0].cell.name
 
 
 def test_a_config_without_s2_is_refused() -> None:
@@ -235,7 +236,7 @@ def test_the_report_shows_who_is_wrong(tmp_path: Path, capsys: pytest.CaptureFix
     assert main["s2"]["both"]["evaluations"] == pytest.approx(70, abs=4) and main["cfg"]["both"]["evaluations"] == 60
     assert {"frechet"} <= main["s2"]["both"]["mean"].keys()
     assert summary["spread"]["masks"]["all"]["of_means"] == 0
-    assert all("both" not in entry for entry in summary["parts"]["grid"] if entry["at"][0] != 3)
+    assert all("both" not in entry for entry in summary["parts"]["grid"] if entry["at"][0] != SCALE)
 
     printed = capsys.readouterr().out
     assert "| S² | +100.0 (+100.0 to +100.0) |" in printed and "| not run yet |" in printed
@@ -243,6 +244,21 @@ def test_the_report_shows_who_is_wrong(tmp_path: Path, capsys: pytest.CaptureFix
     assert drawn == {"study-pareto.png", "study-settings.png", "study-spread.png", "study-frames.png"}
     with Image.open(work / "stills" / "main-s2" / "001.png") as still:
         assert still.size == (4 * 64, 64)
+
+
+def test_the_grid_is_held_against_its_own_scale_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CFG at λ = 5 alone takes wrong colours: less CFG's at the config's λ, S² at 5 gains nothing; at its own, all."""
+    sampler = FakeSampler(wrong_when=lambda c: c.guidance.cfg_scale == 5 and not c.guidance.uses_s2)
+    assert run(sampler, tmp_path / "work", "--parts", "grid") == 0
+    output = tmp_path / "study.json"
+    arguments = ["--output", str(output), "--figures", str(tmp_path / "figures"), "--resamples", "5"]
+    assert study_report.main(["--work", str(tmp_path / "work"), *arguments]) == 0
+    grid = {tuple(entry["at"]): entry["both"] for entry in json.loads(output.read_text())["parts"]["grid"]}
+    strong, plain = grid[5.0, 0.25], grid[5.0, 0.0]
+    assert strong["difference"]["color"] == [0, 0, 0] and plain["difference"]["color"] == [-1, -1, -1]
+    assert strong["same_scale"]["color"] == [1, 1, 1] and "same_scale" not in plain
+    assert grid[SCALE, 0.25]["same_scale"] == grid[SCALE, 0.25]["difference"]
+    assert re.search(r"^\| 5 \| \+\d", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_what_is_not_whole_has_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +279,7 @@ def test_the_page_has_a_place_for_every_table(tmp_path: Path) -> None:
         run(FakeSampler(breaks_after=0), tmp_path, "--parts", "naive")
     titles = re.findall(r"^\*\*.+\*\*$", tables(summarize(tmp_path, resamples=2)), re.MULTILINE)
     page = (ROOT / "docs" / "evidence" / "video.md").read_text(encoding="utf-8")
-    assert len(titles) == 14 and [title for title in titles if f"\n{title}\n" not in page] == []
+    assert len(titles) == 15 and [title for title in titles if f"\n{title}\n" not in page] == []
 
 
 def test_values_that_do_not_exist_are_not_zero() -> None:

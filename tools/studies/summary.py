@@ -91,9 +91,12 @@ def summarize(work: Path, *, resamples: int, seed: int = 0) -> dict[str, Any]:
             some = [[row for row in cell.rows if things in (None, row["num_things"])] for cell in cells]
             compare = _Comparison(some, resamples=resamples, seed=seed)
             base_rows = [] if base is None or not base.is_whole else some[cells.index(base)]
+            group = "both" if things is None else str(things)
             for cell, rows, entry in zip(cells, some, entries, strict=True):
                 if cell.is_whole:
-                    entry["both" if things is None else str(things)] = compare.judge(rows, base_rows)
+                    entry[group] = compare.judge(rows, base_rows)
+            if part == "grid":
+                _add_same_scale(entries, some, group, compare)
             if part == "main" and things is None and frechet is not None:
                 _add_frechet(entries, cells, some, compare, frechet, base_rows)
         summary["parts"][part] = entries
@@ -127,6 +130,18 @@ class _Comparison:
                 for name, sample in samples.items()
             }
         return judged
+
+
+def _add_same_scale(
+    entries: Sequence[dict[str, Any]], some: Sequence[Sequence[Row]], group: str, compare: _Comparison
+) -> None:
+    """Beside the difference from CFG at the config's λ, that from CFG at the entry's own."""
+    plain = {entry["at"][0]: rows for entry, rows in zip(entries, some, strict=True) if not entry["at"][1]}
+    whole = {entry["at"][0] for entry in entries if not entry["at"][1] and group in entry}
+    for entry, rows in zip(entries, some, strict=True):
+        scale, omega = entry["at"]
+        if group in entry and scale in whole and omega:
+            entry[group]["same_scale"] = compare.judge(rows, plain[scale])["difference"]
 
 
 def _add_frechet(

@@ -39,6 +39,7 @@ def tables(summary: Mapping[str, Any]) -> str:
         ("grid", "λ and ω"),
     ):
         lines += _titled(f"{title}: % of attributes right, and less CFG's", _short(parts[part]))
+    lines += _titled("λ and ω: % of attributes right, less CFG's at the same λ", _same_scale(parts["grid"]))
     lines += _titled("Spread of % of attributes right", _spread(summary.get("spread", {})))
     return "\n".join(lines)
 
@@ -89,6 +90,24 @@ def _short(entries: Sequence[Entry]) -> list[str]:
     return _table(
         entries, ["what differs", "evaluations", "all", "less CFG's", "static flicker, ‰", "saturation"], cells
     )
+
+
+def _same_scale(entries: Sequence[Entry]) -> list[str]:
+    """λ down, ω across. λ = 1 is cond alone, without uncond."""
+    changes = {
+        tuple(entry["at"]): entry["both"]["same_scale"]["all"]
+        for entry in entries
+        if "same_scale" in entry.get("both", {})
+    }
+    if not changes:
+        return ["Not run yet."]
+    scales, omegas = (sorted({at[i] for at in changes}) for i in (0, 1))
+    head = ["λ", *(f"ω = {omega:g}" for omega in omegas)]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for scale in scales:
+        cells = [number("all", changes.get((scale, omega)), signed=True) for omega in omegas]
+        lines.append(_row([f"{scale:g}", *cells]))
+    return lines
 
 
 def _spread(spreads: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
