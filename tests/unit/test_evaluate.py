@@ -68,7 +68,7 @@ def test_right_engine_has_everything_right(tmp_path: Path, capsys: pytest.Captur
         expected = 0 if "−" in row["method"] else 1
         assert all(row[name] == expected for name in report.COLUMNS) and row["interval"] == [expected, expected]
     printed = capsys.readouterr().out
-    assert "bar: CFG, things 2, all attributes at least 60 %: 100.0 %, met" in printed
+    assert "bar: CFG, things 2, all attributes at least 75 %: 100.0 %, met" in printed
     assert "not met" not in printed
     assert list((tmp_path / "runs").iterdir()) == [tmp_path / "runs" / "eval.json"]
 

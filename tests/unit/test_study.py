@@ -84,7 +84,7 @@ def test_every_cell_is_a_config_and_has_one_name() -> None:
     assert len(settings) == len(cells), "nothing is made twice"
     sizes = {part: len(points) for part, points in plan.items()}
     assert sizes == {
-        "truth": 2, "main": 6, "naive": 3, "grid": 20, "drop": 5, "first": 3, "window": 6, "masks": 5, "seeds": 5,
+        "truth": 2, "main": 7, "naive": 3, "grid": 24, "drop": 5, "first": 3, "window": 6, "masks": 5, "seeds": 5,
     }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from s2video.masks import step_masks
 from s2video.planning.work import SubWork
 from s2video.rivals import Rival
 
-LAMBDAS, OMEGAS = (1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 1.0)
+LAMBDAS, OMEGAS = (1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+STRONG = 1.0  # ω at which the grid, made first, saw S² begin to help on shapes-wan: more captions tell whether it does
 DROP_COUNTS = (0, 1, 2, 3, 4)
 WINDOWS = ((0.4, 0.6), (0.3, 0.7), (0.2, 0.8), (0.1, 0.9), (0.0, 1.0))
 NUM_SPREAD = 5  # mask seeds at one noise seed, and noise seeds at one mask seed
@@ -158,6 +159,7 @@ def make_plan(
             Point("cfg-zero-star", "CFG-Zero*", Cell("main-cfg-zero-star", "main", takes, zero_star)),
             Point("slg", "SLG", Cell("main-slg", "main", takes, slg)),
             Point("s2", "S²", Cell("main-s2", "main", takes)),
+            Point("s2-strong", f"S², ω = {STRONG:g}", Cell("main-s2-strong", "main", takes, {"s2_scale": STRONG})),
         ),
         "naive": (plain, *(Point(n, f"N = {n}", side(num_draws=n)) for n in (1, NAIVE_DRAWS))),
         "grid": tuple(

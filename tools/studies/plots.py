@@ -19,7 +19,7 @@ from s2video.files import atomic_path
 
 from .summary import read_cell
 
-MARKERS = "os^Dv*"
+MARKERS = "os^Dv*P"
 INK, TRUTH, HOT = "#1f4e79", "#9aa5b1", "#c0392b"
 SHOWN = {"main-cfg": "CFG", "main-s2": "S²"}  # in this order from the top
 Entry = Mapping[str, Any]
@@ -52,7 +52,7 @@ def pareto(entries: Sequence[Entry], path: Path) -> Path:
         for entry, marker in sorted(made, key=lambda pair: pair[0][group]["evaluations"]):
             value, low, high = (100 * x for x in entry[group]["mean"]["all"])
             cost = entry[group]["evaluations"]
-            color = HOT if entry["at"] == "s2" else INK
+            color = HOT if entry["at"] in ("s2", "s2-strong") else INK
             errors = [[value - low], [high - value]]
             style = {"color": color, "markerfacecolor": "none", "capsize": 3, "linewidth": 0.8, "label": entry["title"]}
             axis.errorbar(cost, value, errors, fmt=marker, **style)
