@@ -48,6 +48,7 @@ RUN_BY = {
     "python -m": ("tests/unit/test_architecture.py", '"-m"'),
     "python tools/bench.py": ("tests/unit/test_bench.py", "bench.main("),
     "python tools/study_report.py": ("tests/unit/test_study.py", "study_report.main("),
+    "python tools/toy.py": ("tests/unit/test_toys.py", "toy.main("),
     "python tools/evaluate.py": ("tests/unit/test_evaluate.py", "main("),
     "python tools/vbench.py": ("tests/unit/test_vbench.py", "main("),
     "python tools/models_table.py": ("tests/unit/test_models_table.py", "table()"),
