@@ -99,7 +99,8 @@ def test_kill_of_all_processes_at_once(run: Run) -> None:
 
 
 def test_one_of_two_replicas_is_killed(run: Run) -> None:
-    run.write(seeds=6)
+    # long enough that one of them has not made all six before the other has loaded its models
+    run.write(seeds=6, sampling={**run.values["sampling"], "num_inference_steps": 800})
     process = run.start("--replicas", "2")
     run.wait_until(
         lambda: len({event["replica"] for event in run.events("drawn")}) == 2, lambda: process.poll() is None
