@@ -130,7 +130,8 @@ class Movable(nn.Module):
         super().__init__()
         self._name, self._log = name, log
 
-    def to(self, device: Any) -> "Movable":  # type: ignore[override]
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        (device,) = args
         self._log.append((self._name, str(device)))
         return self
 

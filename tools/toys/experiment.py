@@ -3,7 +3,7 @@
 Dimension letters: S seeds, N points, D dimensions, T steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -145,19 +145,26 @@ def integrate(
     return sample(denoise, noise, scheduler, on_step=on_step)
 
 
+def _visited(
+    mixture: Mixture, num_seeds: int, sigmas: Sequence[float], seed: int
+) -> Iterator[tuple[float, Tensor, Tensor, int]]:
+    """At each σ: points [S, N, D] of the exact process, their labels [S, N], and the step that stands there."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(mixture.num_classes).repeat(256).expand(num_seeds, -1)
+    for sigma in sigmas:
+        clean = mixture.draw(labels, generator)
+        noisy = (1 - sigma) * clean + sigma * torch.randn(clean.shape, generator=generator)
+        yield sigma, noisy, labels, min(NUM_STEPS - 1, int((1 - sigma) * NUM_STEPS))
+
+
 def field_errors(networks: Networks, mixture: Mixture, method: Method, sigmas: Sequence[float], *, seed: int) -> Tensor:
     """Root mean square distance of the guided velocity from the exact conditional one, [S, len(sigmas)].
 
     The points are those that the exact process visits at each σ, so a perfect network without guidance has error 0.
     Masks are those of the step that stands at this σ.
     """
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(mixture.num_classes).repeat(256).expand(networks.full.num_seeds, -1)
     errors = []
-    for sigma in sigmas:
-        clean = mixture.draw(labels, generator)
-        noisy = (1 - sigma) * clean + sigma * torch.randn(clean.shape, generator=generator)
-        step = min(NUM_STEPS - 1, int((1 - sigma) * NUM_STEPS))
+    for sigma, noisy, labels, step in _visited(mixture, networks.full.num_seeds, sigmas, seed):
         got = guided(networks, method, noisy, torch.full(labels.shape, sigma), labels, step)
         gap = got - mixture.velocity(noisy, sigma, labels)
         errors.append(gap.square().sum(dim=-1).mean(dim=-1).sqrt())
@@ -178,13 +185,8 @@ def best_omegas(
     Returns:
         ω and |g + ω·p| / |g|, each [S, len(sigmas)].
     """
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(mixture.num_classes).repeat(256).expand(networks.full.num_seeds, -1)
     omegas, left = [], []
-    for sigma in sigmas:
-        clean = mixture.draw(labels, generator)
-        noisy = (1 - sigma) * clean + sigma * torch.randn(clean.shape, generator=generator)
-        step = min(NUM_STEPS - 1, int((1 - sigma) * NUM_STEPS))
+    for sigma, noisy, labels, step in _visited(mixture, networks.full.num_seeds, sigmas, seed):
         told = torch.full(labels.shape, sigma)
         cfg, s2 = (
             guided(networks, Method("", cfg_scale, omega), noisy, told, labels, step).flatten(1) for omega in (0.0, 1.0)
