@@ -122,9 +122,7 @@ class TextToVideo:
             negative_prompt=config.negative_prompt,
             images=[] if images is None else images.records(*config.image_paths),
             seed=config.sampling.seed,
-            mask_seed=engine.mask_seed([config.sampling.seed]),
-            num_blocks=engine.num_blocks,
-            num_steps=config.sampling.num_inference_steps,
+            masks=engine.mask_schedule([config.sampling.seed]),
         )
         facts |= run_facts(latents, engine.mesh, weights=engine.weight_digests(), timings=timings)
         return Video(frames, latents.cpu(), config, facts)

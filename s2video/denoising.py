@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .forward import predict
 from .guidance import Predictions, combine, needs_uncond
-from .masks import step_masks
+from .masks import MaskSchedule
 from .models.base import Conditioning, Given
 from .models.experts import Experts
 from .parallel.mesh import Mesh
@@ -23,8 +23,7 @@ class Denoiser:
         experts: the transformers.
         guidance: CFG and S², with their scales, masks and window.
         dtype: of what the transformer sees.
-        mask_seed: of the masks.
-        num_steps: in all; the masks of a step depend on it through the window.
+        masks: of S², for every step.
         memory: see `Rival`.
         cond: what the prompt says.
         uncond: what the negative prompt says; None where no step needs it.
@@ -38,8 +37,7 @@ class Denoiser:
         guidance: GuidanceConfig,
         *,
         dtype: torch.dtype,
-        mask_seed: int,
-        num_steps: int,
+        masks: MaskSchedule,
         memory: Any,
         cond: Conditioning,
         uncond: Conditioning | None,
@@ -48,11 +46,9 @@ class Denoiser:
         self._experts = experts
         self._mesh = mesh
         self._guidance = guidance
-        self._spec = guidance.mask_spec()
-        self._rival = None if guidance.method == "s2" else Rival(guidance, num_steps, memory)
+        self._schedule = masks
+        self._rival = None if guidance.method == "s2" else Rival(guidance, masks.num_steps, memory)
         self._dtype = dtype
-        self._mask_seed = mask_seed
-        self._num_steps = num_steps
         self._cond = given.told(cond)
         self._uncond = None if uncond is None else given.told(uncond)
         self._given = given
@@ -94,14 +90,4 @@ class Denoiser:
         )
 
     def _masks(self, step: int) -> Sequence[tuple[int, ...]]:
-        if self._rival is not None:
-            return self._rival.masks(step)
-        if not self._guidance.uses_s2:
-            return ()
-        return step_masks(
-            self._spec,
-            num_blocks=self._experts.num_blocks,
-            seed=self._mask_seed,
-            step=step,
-            num_steps=self._num_steps,
-        )
+        return self._schedule.step(step) if self._rival is None else self._rival.masks(step)

@@ -8,6 +8,7 @@ to stay the same from version to version.
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,37 @@ def dropped_blocks(spec: MaskSpec, *, num_blocks: int, seed: int, step: int, dra
     words = np.random.Philox(key=key, counter=counter).random_raw(len(eligible))
     order = sorted(range(len(eligible)), key=lambda i: (int(words[i]), i))
     return tuple(sorted(eligible[i] for i in order[:count]))
+
+
+@dataclass(frozen=True)
+class MaskSchedule:
+    """The masks of one job: the denoiser takes them from here, and so does the record of them beside the video.
+
+    Attributes:
+        spec: how masks are drawn; None: no step has any.
+        num_blocks: blocks of the transformer.
+        seed: the job's mask seed, in [0, 2**64).
+        num_steps: steps that the scheduler takes, which may be more than `num_inference_steps` (Heun: 2n − 1).
+    """
+
+    spec: MaskSpec | None
+    num_blocks: int
+    seed: int
+    num_steps: int
+
+    def step(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """The masks of one step, one for each draw; none outside the window."""
+        if self.spec is None:
+            return ()
+        return step_masks(self.spec, num_blocks=self.num_blocks, seed=self.seed, step=step, num_steps=self.num_steps)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every mask of the job as JSON: `step` and `draw`, both from 0, and the blocks `dropped`, ascending."""
+        return [
+            {"step": step, "draw": draw, "dropped": list(mask)}
+            for step in range(self.num_steps)
+            for draw, mask in enumerate(self.step(step))
+        ]
 
 
 def step_masks(spec: MaskSpec, *, num_blocks: int, seed: int, step: int, num_steps: int) -> tuple[tuple[int, ...], ...]:

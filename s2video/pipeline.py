@@ -22,6 +22,7 @@ from .ending import Termination
 from .errors import InputError, StoppedError
 from .geometry import LatentShape
 from .guidance import needs_uncond
+from .masks import MaskSchedule
 from .models import loading
 from .models.base import Conditioning, Given
 from .models.decoder import FrameDecoder
@@ -210,20 +211,18 @@ class Engine:
             NumericalError: NaN or infinity in the latents.
         """
         self.mesh.watch.meet()  # the main rank loads more than the others
-        mask_seed = self.mask_seed(seeds, mask_seed)
+        masks = self.mask_schedule(seeds, mask_seed)
         if images is not None:
             images = images.fitted(self.config.sampling.width, self.config.sampling.height)
-        scheduler = copy.deepcopy(self._scheduler)  # it keeps state from step to step
-        self._family.set_timesteps(scheduler, self.config.sampling.num_inference_steps, self.mesh.device)
-        scheduler.set_begin_index(0)
+        scheduler = self._timed_scheduler()
         num_steps = len(scheduler.timesteps)
-        statement = self._statement(prompts, seeds, negative_prompt, mask_seed, images, scheduler)
+        statement = self._statement(prompts, seeds, negative_prompt, masks.seed, images, scheduler)
         require_agreement(statement | {"resume": checkpoints is not None and checkpoints.resume}, self.mesh.world)
         check_images(self.checkpoint, image=images is not None, last_image=images is not None and bool(images.last))
         latents, first_step = self._noise(seeds), 0
         if checkpoints is not None:
             latents, first_step = checkpoints.begin(statement, scheduler, latents)
-        given, denoise = self._denoiser(prompts, negative_prompt, mask_seed, scheduler, images, latents)
+        given, denoise = self._denoiser(prompts, negative_prompt, masks, scheduler, images, latents)
         if not first_step:
             latents = given.start(latents)
 
@@ -249,7 +248,7 @@ class Engine:
         self,
         prompts: Sequence[str],
         negative_prompt: str,
-        mask_seed: int,
+        masks: MaskSchedule,
         scheduler: Any,
         images: Images | None,
         latents: Tensor,
@@ -278,8 +277,7 @@ class Engine:
             self.mesh,
             guidance,
             dtype=self._dtype,
-            mask_seed=mask_seed,
-            num_steps=len(scheduler.timesteps),
+            masks=masks,
             memory=scheduler,
             cond=cond,
             uncond=uncond,
@@ -310,15 +308,25 @@ class Engine:
             return digests
         return {name: digest for name, digest in digests.items() if not name.startswith("vae/")}
 
-    def mask_seed(self, seeds: Sequence[int], mask_seed: int | None = None) -> int:
-        """The seed that a batch's masks are drawn with, see `sample`."""
+    def mask_schedule(self, seeds: Sequence[int], mask_seed: int | None = None) -> MaskSchedule:
+        """The masks that `sample` draws for a batch with these seeds. Raises InputError as `sample` does."""
+        guidance = self.config.guidance
         if mask_seed is None:
-            mask_seed = self.config.guidance.mask_seed
-        if mask_seed is not None:
-            return mask_seed
-        if len(set(seeds)) != 1 and self.config.guidance.uses_s2:
+            mask_seed = guidance.mask_seed
+        if mask_seed is None and len(set(seeds)) != 1 and guidance.uses_s2:
             raise InputError("guidance.mask_seed: a batch with several seeds shares its masks; set one mask seed")
-        return seeds[0]
+        return guidance.mask_schedule(
+            num_blocks=self.num_blocks,
+            seed=seeds[0] if mask_seed is None else mask_seed,
+            num_steps=len(self._timed_scheduler().timesteps),
+        )
+
+    def _timed_scheduler(self) -> Any:
+        """A scheduler before its first step; it keeps state from step to step, so each batch has its own."""
+        scheduler = copy.deepcopy(self._scheduler)
+        self._family.set_timesteps(scheduler, self.config.sampling.num_inference_steps, self.mesh.device)
+        scheduler.set_begin_index(0)
+        return scheduler
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
         """Noise [B, C, T, H, W], drawn whole on the CPU for each seed: no rank or device changes it."""

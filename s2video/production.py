@@ -53,9 +53,7 @@ def denoise(engine: Engine, job: Job) -> Denoised | None:
         negative_prompt=job.negative_prompt,
         images=[] if images is None else images.records(job.image, job.last_image),
         seed=job.seed,
-        mask_seed=engine.mask_seed([job.seed]),
-        num_blocks=engine.num_blocks,
-        num_steps=engine.config.sampling.num_inference_steps,
+        masks=engine.mask_schedule([job.seed]),
     )
     engine.mesh.watch.meet()  # the main rank loads more than the others, and decodes the video before this one
     if gather_objects(job.resume and _is_made(engine, job, facts), engine.mesh.world)[0]:

@@ -28,7 +28,7 @@ from .config_text import (
 from .media.formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
 
 if TYPE_CHECKING:
-    from .masks import MaskSpec
+    from .masks import MaskSchedule, MaskSpec
 
 Whole = Annotated[int, BeforeValidator(read_whole)]
 Number = Annotated[float, BeforeValidator(read_number)]
@@ -251,6 +251,13 @@ class GuidanceConfig(Section):
             window=self.window,
             num_draws=self.num_draws,
         )
+
+    def mask_schedule(self, *, num_blocks: int, seed: int, num_steps: int) -> MaskSchedule:
+        """The masks of S² that a job with these settings draws; none where it has no S²."""
+        from .masks import MaskSchedule
+
+        spec = self.mask_spec() if self.uses_s2 else None
+        return MaskSchedule(spec, num_blocks=num_blocks, seed=seed, num_steps=num_steps)
 
 
 class ParallelConfig(Section):

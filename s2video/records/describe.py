@@ -56,7 +56,7 @@ def _drawn_masks(sidecar: Sidecar) -> list[str]:
     """Blocks down, steps across; a digit counts the draws of a step that left the block out."""
     if not sidecar.masks:
         return [f"{'masks':<{_WIDTH}}none: no S²-Guidance"]
-    steps = range(sidecar.config.sampling.num_inference_steps)
+    steps = range(sidecar.steps_taken)
     count = {(block, step): 0 for block in range(sidecar.num_blocks) for step in steps}
     for mask in sidecar.masks:
         for block in mask.dropped:

@@ -81,7 +81,7 @@ def write_page(
 
 def mask_picture(sidecar: Sidecar) -> str:
     """SVG: blocks from the bottom up, steps to the right, a mark for every block that a sub pass left out."""
-    steps, blocks = sidecar.config.sampling.num_inference_steps, sidecar.num_blocks
+    steps, blocks = sidecar.steps_taken, sidecar.num_blocks
     marks = sorted({(mask.step, block) for mask in sidecar.masks for block in mask.dropped})
     drawn = "".join(f"M{step}.1 {blocks - 1 - block}.1h.8v.8h-.8z" for step, block in marks)
     label = f"{len(marks)} times a block was left out, in {steps} steps of {blocks} blocks"

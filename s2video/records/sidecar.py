@@ -21,7 +21,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import InputError
 from ..files import atomic_path, sha256, size
-from ..masks import step_masks
+from ..masks import MaskSchedule
 from ..media.formats import Codec
 from ..parallel.mesh import Mesh
 from ..version import __version__
@@ -44,34 +44,26 @@ def job_facts(
     negative_prompt: str,
     images: Sequence[Mapping[str, str]],
     seed: int,
-    mask_seed: int,
-    num_blocks: int,
-    num_steps: int,
+    masks: MaskSchedule,
 ) -> dict[str, Any]:
     """What determines a video, as JSON: resolved config, prompt, images, seeds, and every mask drawn.
 
     Args:
         images: the first, and perhaps the last: where it was ("path"), and the SHA-256 of its size and pixels
             ("digest"), which is what counts.
+        masks: those that the engine draws.
     """
-    guidance = config.guidance
-    masks = []
-    if guidance.uses_s2:
-        for step in range(num_steps):
-            drawn = step_masks(
-                guidance.mask_spec(), num_blocks=num_blocks, seed=mask_seed, step=step, num_steps=num_steps
-            )
-            masks += [{"step": step, "draw": draw, "dropped": list(mask)} for draw, mask in enumerate(drawn)]
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "images": list(images),
         "seed": seed,
-        "mask_seed": mask_seed,
+        "mask_seed": masks.seed,
         "model": config.model.path,
-        "num_blocks": num_blocks,
+        "num_blocks": masks.num_blocks,
+        "num_steps": masks.num_steps,
         "config": config.model_dump(mode="json"),
-        "masks": masks,
+        "masks": masks.records(),
     }
 
 

@@ -90,6 +90,10 @@ class Sidecar(_Part):
     mask_seed: Count = Field(description="seed of the masks")
     model: str = Field(description="the embedded model's name, a folder, or a Hub id")
     num_blocks: Count = Field(description="blocks of the transformer")
+    num_steps: Count | None = Field(
+        default=None,
+        description="steps that the scheduler took; null, in older sidecars: config.sampling.num_inference_steps",
+    )
     config: RunConfig = Field(description="every setting of the run")
     masks: tuple[DrawnMask, ...] = Field(description="every mask drawn; empty without S²-Guidance")
     weights: dict[str, Digest] = Field(description="SHA-256 of every file of weights, by its name in the checkpoint")
@@ -100,6 +104,11 @@ class Sidecar(_Part):
     machine: MachineRecord = Field(description="what computed on the main rank")
     versions: dict[str, str] = Field(description="versions that can change the last bits")
     timings: dict[str, float] = Field(description="seconds, by what they were spent on")
+
+    @property
+    def steps_taken(self) -> int:
+        """Denoising steps, of which `masks` names some."""
+        return self.config.sampling.num_inference_steps if self.num_steps is None else self.num_steps
 
     def as_json(self) -> dict[str, Any]:
         """What X.json holds."""

@@ -7,17 +7,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import OpenImageIO
 import pytest
 import torch
 import yaml
+from diffusers import FlowMatchHeunDiscreteScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 
+from s2video import denoising
 from s2video.cli import main
+from s2video.forward import predict
+from s2video.guidance import Predictions
 from s2video.masks import step_masks
 from s2video.media.video import probe_video, read_video
 from s2video.models.loading import weight_digests
@@ -78,6 +83,35 @@ def test_one_video_with_all_its_files(
     with safe_open(output.with_name("clip.latents.safetensors"), framework="pt") as file:
         assert list(file.keys()) == ["latents"]
         assert file.get_tensor("latents").shape == (1, 16, 5, 10, 14)
+
+
+def test_the_sidecar_lists_the_masks_that_were_drawn(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a scheduler that takes more steps than it was asked for: Heun's takes 2n − 1."""
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "heun")
+    FlowMatchHeunDiscreteScheduler(shift=3.0).save_pretrained(checkpoint / "scheduler")
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchHeunDiscreteScheduler"]
+    (checkpoint / "model_index.json").write_text(json.dumps(index))
+    drawn: list[tuple[int, ...]] = []
+
+    def spying(*arguments: Any, **keywords: Any) -> Predictions:
+        drawn.extend(tuple(mask) for mask in keywords["masks"])
+        return predict(*arguments, **keywords)
+
+    monkeypatch.setattr(denoising, "predict", spying)
+    output = tmp_path / "clip.mp4"
+    assert generate(write_config(checkpoint, tmp_path), output, "--prompt", PROMPT, "--seed", "5") == 0
+    sidecar = json.loads(output.with_suffix(".json").read_text())
+    assert sidecar["num_steps"] == 2 * STEPS - 1
+    assert [tuple(mask["dropped"]) for mask in sidecar["masks"]] == drawn
+    assert max(mask["step"] for mask in sidecar["masks"]) >= STEPS  # the bug was seen from there on
+    assert main(["inspect", str(output)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("block ")]
+    assert {len(row.split()[-1]) for row in rows} == {2 * STEPS - 1}
+    assert main(["page", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
+    assert f'viewBox="0 0 {2 * STEPS - 1} {NUM_BLOCKS}"' in (tmp_path / "page.html").read_text()
 
 
 def test_decode_makes_the_same_video(config_file: Path, tmp_path: Path) -> None:

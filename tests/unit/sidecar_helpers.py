@@ -42,9 +42,7 @@ def made_video(
         negative_prompt="",
         images=images,
         seed=seed,
-        mask_seed=seed,
-        num_blocks=NUM_BLOCKS,
-        num_steps=STEPS,
+        masks=config.guidance.mask_schedule(num_blocks=NUM_BLOCKS, seed=seed, num_steps=STEPS),
     )
     if latents is None:
         latents = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(seed))

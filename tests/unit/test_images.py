@@ -201,9 +201,7 @@ def test_a_sidecar_remembers_pixels_not_paths(checkpoint_of: Checkpoints, tmp_pa
             negative_prompt="",
             images=images,
             seed=1,
-            mask_seed=1,
-            num_blocks=6,
-            num_steps=4,
+            masks=config.guidance.mask_schedule(num_blocks=6, seed=1, num_steps=4),
         )
         return made | {"weights": {}}
 

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from s2video.masks import MaskSpec, dropped_blocks, step_masks
+from s2video.masks import MaskSchedule, MaskSpec, dropped_blocks, step_masks
 
 
 @pytest.mark.parametrize(
@@ -94,3 +94,11 @@ def test_step_masks_gives_each_draw() -> None:
     spec = MaskSpec(num_draws=3)
     masks = step_masks(spec, num_blocks=30, seed=0, step=5, num_steps=10)
     assert masks == tuple(dropped_blocks(spec, num_blocks=30, seed=0, step=5, draw=d) for d in range(3))
+
+
+def test_a_schedule_records_what_it_hands_out() -> None:
+    schedule = MaskSchedule(MaskSpec(num_draws=2), num_blocks=30, seed=3, num_steps=7)
+    drawn = {(step, draw): mask for step in range(7) for draw, mask in enumerate(schedule.step(step))}
+    assert {(r["step"], r["draw"]): tuple(r["dropped"]) for r in schedule.records()} == drawn and drawn
+    without = MaskSchedule(None, num_blocks=30, seed=3, num_steps=7)
+    assert without.records() == [] and without.step(3) == ()

@@ -179,8 +179,6 @@ def test_no_masks_are_drawn(engine: Engine) -> None:
         negative_prompt="",
         images=[],
         seed=7,
-        mask_seed=7,
-        num_blocks=6,
-        num_steps=NUM_STEPS,
+        masks=other.mask_schedule([7]),
     )
     assert facts["masks"] == []
