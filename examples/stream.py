@@ -1,7 +1,6 @@
 """Frames as they are decoded, with progress; and a second video, called off half-way: python examples/stream.py"""
 
 import s2video
-from s2video.errors import StoppedError
 
 
 def main(steps: int = 30) -> None:
@@ -15,7 +14,7 @@ def main(steps: int = 30) -> None:
 
     try:
         engine("a small blue square moving up on a white background", on_step=lambda done, total: 2 * done < total)
-    except StoppedError as error:
+    except s2video.StoppedError as error:
         print(error)
 
 

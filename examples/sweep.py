@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import s2video
-from s2video.records.page import write_page
-from s2video.records.sidecar_model import videos_in
 
 PROMPT = "a large green triangle moving up and a small yellow circle moving right on a black background"
 
@@ -17,7 +15,7 @@ def main(folder: Path, steps: int = 30) -> None:
     for scale in (0.0, 0.25, 0.5):
         video = engine(PROMPT, seed=3, guidance={"s2_scale": scale})
         print(video.save(folder / f"s2-{scale}.mp4", crf=12))
-    write_page(videos_in(folder), [], folder / "index.html", title="s2_scale")
+    s2video.write_page(s2video.videos_in(folder), [], folder / "index.html", title="s2_scale")
     print(folder / "index.html")
 
 

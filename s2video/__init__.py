@@ -1,29 +1,75 @@
-"""s2video: text to video with S²-Guidance, on one GPU or many."""
+"""S²-Guidance for video diffusion transformers, on one GPU or many.
 
+The names below are public and stay from version to version. What needs torch is imported when it is first used.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import load
+    from .api import TextToVideo, Video, load
+    from .config import RunConfig, build_config, load_config
+    from .errors import AgreementError, InputError, NumericalError, S2VideoError, StoppedError
     from .integrations.guider import S2Guidance
     from .integrations.pipelines import disable, enable
+    from .models.loading import find_checkpoint
+    from .parallel.mesh import init_mesh
+    from .pipeline import Engine
+    from .records.page import write_page
+    from .records.saved_latents import decode_latents
+    from .records.sidecar_model import Sidecar, read_sidecar, videos_in
 
-__all__ = ["S2Guidance", "__version__", "disable", "enable", "load"]
+__all__ = [
+    "AgreementError",
+    "Engine",
+    "InputError",
+    "NumericalError",
+    "RunConfig",
+    "S2Guidance",
+    "S2VideoError",
+    "Sidecar",
+    "StoppedError",
+    "TextToVideo",
+    "Video",
+    "__version__",
+    "build_config",
+    "decode_latents",
+    "disable",
+    "enable",
+    "find_checkpoint",
+    "init_mesh",
+    "load",
+    "load_config",
+    "read_sidecar",
+    "videos_in",
+    "write_page",
+]
+
+_NAMES_OF = {
+    ".api": "TextToVideo Video load",
+    ".config": "RunConfig build_config load_config",
+    ".errors": "AgreementError InputError NumericalError S2VideoError StoppedError",
+    ".integrations.guider": "S2Guidance",
+    ".integrations.pipelines": "disable enable",
+    ".models.loading": "find_checkpoint",
+    ".parallel.mesh": "init_mesh",
+    ".pipeline": "Engine",
+    ".records.page": "write_page",
+    ".records.saved_latents": "decode_latents",
+    ".records.sidecar_model": "Sidecar read_sidecar videos_in",
+}
+_HOME = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    """These bring torch and diffusers with them, which takes seconds: loaded when asked for."""
-    if name == "load":
-        from .api import load
+    """Import a public name when it is first used: torch and diffusers take seconds."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name], __name__), name)
+    return value
 
-        return load
-    if name in ("disable", "enable"):
-        from .integrations import pipelines
 
-        return getattr(pipelines, name)
-    if name == "S2Guidance":
-        from .integrations.guider import S2Guidance
-
-        return S2Guidance
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

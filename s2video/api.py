@@ -1,6 +1,6 @@
 """s2video from Python, in one process: load a model, call it with a prompt, save what comes, or stream its frames.
 
-Several ranks are the command line's (`s2video launch`), or `s2video.pipeline.Engine`'s under torchrun.
+Several ranks are the command line's (`s2video launch`), or `s2video.Engine`'s under torchrun.
 """
 
 import os
@@ -198,7 +198,7 @@ def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settin
         InputError: a checkpoint that is missing or damaged, or a setting that cannot be used.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) != 1:
-        raise InputError("s2video.load is for one process: under torchrun use s2video.pipeline.Engine")
+        raise InputError("s2video.load is for one process: under torchrun use s2video.Engine")
     if Path(model).suffix in (".yaml", ".yml"):
         config = load_config(Path(model))
     else:

@@ -116,10 +116,6 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     assert [module for module, names in reached.items() if module in names] == []
 
 
-def test_the_public_face() -> None:
-    assert sorted(s2video.__all__) == ["S2Guidance", "__version__", "disable", "enable", "load"]
-
-
 def test_every_module_says_what_it_does() -> None:
     silent = [
         module
