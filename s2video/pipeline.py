@@ -23,7 +23,16 @@ from .errors import InputError, StoppedError
 from .geometry import LatentShape
 from .guidance import needs_uncond
 from .masks import MaskSchedule
-from .models import loading
+from .models.loading import (
+    check_checkpoint,
+    find_checkpoint,
+    fingerprint,
+    load_conditioners,
+    load_scheduler,
+    load_vae,
+    read_family,
+    weight_digests,
+)
 from .models.base import Conditioning, Given
 from .models.decoder import FrameDecoder
 from .models.experts import Expert, Experts
@@ -75,26 +84,24 @@ class Engine:
         mesh.watch.report("loading")
         self.config = config
         self.mesh = mesh
-        self.folder = loading.find_checkpoint(config.model.path, config.model.revision)
-        loading.check_checkpoint(self.folder)
-        self._family = loading.read_family(self.folder)
+        self.folder = find_checkpoint(config.model.path, config.model.revision)
+        check_checkpoint(self.folder)
+        self._family = read_family(self.folder)
         self.checkpoint = read_checkpoint(self.folder)
         check_request(config, self.checkpoint, world_size=mesh.world.size)
         self._progress: Style = progress if mesh.is_main else "none"
         self._termination = termination or Termination()
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
-        self._fingerprint = loading.fingerprint(self.folder)
+        self._fingerprint = fingerprint(self.folder)
         self._lora_digests = lora_digests(config.model.lora)
         self._digests: Future[dict[str, str]] | None = None
         conditioners = None
         if mesh.is_main:
             # gigabytes to hash, while the ranks compute; the result is wanted only for the sidecar
-            self._digests = ThreadPoolExecutor(1).submit(loading.weight_digests, self.folder)
+            self._digests = ThreadPoolExecutor(1).submit(weight_digests, self.folder)
             dtypes = (config.model.text_encoder_dtype, config.model.image_encoder_dtype)
-            conditioners = loading.load_conditioners(self.folder, *(getattr(torch, dtype) for dtype in dtypes))
-        self._load_vae = cache(
-            lambda: loading.load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device)
-        )
+            conditioners = load_conditioners(self.folder, *(getattr(torch, dtype) for dtype in dtypes))
+        self._load_vae = cache(lambda: load_vae(self.folder, getattr(torch, config.model.vae_dtype), mesh.device))
         self._decoders: dict[int, FrameDecoder] = {}
         pipeline = None
         if conditioners is not None:
@@ -108,7 +115,7 @@ class Engine:
             offload=config.model.offload_text_encoder,
             stream=config.model.stream_text_encoder,
         )
-        self._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
+        self._scheduler = load_scheduler(self.folder, config.sampling.flow_shift)
         boundary = self.checkpoint.boundary_ratio
         self._experts = Experts(
             [self._load_expert(name) for name in self._family.transformers],
@@ -139,7 +146,7 @@ class Engine:
         other = copy.copy(self)
         other.config = config
         if config.sampling.flow_shift != self.config.sampling.flow_shift:
-            other._scheduler = loading.load_scheduler(self.folder, config.sampling.flow_shift)
+            other._scheduler = load_scheduler(self.folder, config.sampling.flow_shift)
         return other
 
     def with_guidance(self, **changes: Any) -> "Engine":

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..geometry import LatentShape
 from ..media.formats import FORMATS, Codec, codec_for, place_of
 from ..media.video_queue import write_video_meanwhile
-from ..models import loading
+from ..models.loading import check_checkpoint, find_checkpoint, load_vae
 from ..models.decoder import FrameDecoder
 from ..parallel.mesh import Mesh, resolve_device
 from ..requests import check_spec, read_checkpoint
@@ -44,8 +44,8 @@ def decode_latents(
         if "config" not in saved.facts:
             raise InputError(f"{path}: no settings are stored with these latents; name the model with --config")
         config = build_config(saved.facts["config"], str(path))
-    folder = loading.find_checkpoint(config.model.path, config.model.revision)
-    loading.check_checkpoint(folder)
+    folder = find_checkpoint(config.model.path, config.model.revision)
+    check_checkpoint(folder)
     checkpoint = read_checkpoint(folder)
     channels = checkpoint.latent_channels
     if saved.latents.shape[1] != channels:
@@ -67,7 +67,7 @@ def decode_latents(
         Mesh(device),
         LatentShape(*saved.latents.shape[2:]),
         vae_class=checkpoint.vae_class,
-        load_vae=lambda: loading.load_vae(folder, getattr(torch, config.model.vae_dtype), device),
+        load_vae=lambda: load_vae(folder, getattr(torch, config.model.vae_dtype), device),
         timeout_seconds=config.parallel.timeout_seconds,
     )
     facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}

@@ -13,7 +13,7 @@ import torch
 
 from s2video.config import build_config
 from s2video.errors import InputError
-from s2video.models import loading
+from s2video.models.loading import check_checkpoint, load_conditioners, weight_digests
 from s2video.requests import CheckpointInfo, check_request, read_checkpoint
 
 
@@ -28,7 +28,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 def test_bounds(tiny_checkpoint: Path, tiny_hunyuan_checkpoint: Path) -> None:
     for folder in (tiny_checkpoint, tiny_hunyuan_checkpoint):
-        loading.check_checkpoint(folder)
+        check_checkpoint(folder)
     assert read_checkpoint(tiny_checkpoint) == CheckpointInfo(
         num_blocks=tiny.NUM_BLOCKS,
         patch_size=(1, 2, 2),
@@ -83,7 +83,7 @@ def test_what_is_refused(copy: Path, name: str) -> None:
     spoil, message = SPOILT[name]
     spoil(copy)
     with pytest.raises(InputError, match=message):
-        loading.check_checkpoint(copy)
+        check_checkpoint(copy)
         read_checkpoint(copy)
 
 
@@ -103,13 +103,13 @@ def test_llama_3_is_tokenized_as_its_file_says(tiny_hunyuan_checkpoint: Path) ->
     index = json.loads((tiny_hunyuan_checkpoint / "model_index.json").read_text())
     assert index["tokenizer"][1].startswith("LlamaTokenizer")
     text = "a small red circle, twice"
-    got = loading.load_conditioners(tiny_hunyuan_checkpoint, torch.float32)["tokenizer"]
+    got = load_conditioners(tiny_hunyuan_checkpoint, torch.float32)["tokenizer"]
     assert got(text).input_ids == tiny_hunyuan.build_llama_tokenizer()(text).input_ids
     assert got.padding_side == "right"
 
 
 def test_digests_cover_both_text_encoders(tiny_hunyuan_checkpoint: Path) -> None:
-    names = {name.split("/")[0] for name in loading.weight_digests(tiny_hunyuan_checkpoint)}
+    names = {name.split("/")[0] for name in weight_digests(tiny_hunyuan_checkpoint)}
     assert names == {"text_encoder", "text_encoder_2", "transformer", "vae"}
 
 

@@ -10,7 +10,7 @@ from families import FAMILIES, TinyFamily
 from torch import Tensor, nn
 
 from s2video.forward import predict
-from s2video.models import loading
+from s2video.models.loading import load_transformer, read_family
 from s2video.models.base import BlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.pipeline import Engine
@@ -39,10 +39,10 @@ class Part(NamedTuple):
 @pytest.fixture(scope="module", params=FAMILIES)
 def part(request: pytest.FixtureRequest, checkpoint_of: Callable[[str], Path]) -> Part:
     folder = checkpoint_of(request.param)
-    family = loading.read_family(folder)
+    family = read_family(folder)
 
     def build() -> nn.Module:
-        model: nn.Module = loading.load_transformer(folder, torch.float32, ALONE.device)
+        model: nn.Module = load_transformer(folder, torch.float32, ALONE.device)
         return model
 
     return Part(FAMILIES[request.param], family.block_model(build(), None), build, family.block_lists)

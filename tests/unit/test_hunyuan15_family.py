@@ -12,7 +12,7 @@ from tiny_hunyuan15 import CHANNELS, NUM_BLOCKS
 
 from s2video.config import load_config
 from s2video.errors import InputError
-from s2video.models import loading
+from s2video.models.loading import ASSETS, check_checkpoint, fingerprint, load_conditioners, read_family
 from s2video.models.family import Prompts
 from s2video.models.hunyuan15_family import HunyuanVideo15
 from s2video.planning.cards import read_card
@@ -32,7 +32,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("image", ["none", "required"])
 def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
     folder: Path = request.getfixturevalue(f"tiny_hunyuan15_{'image_' if image == 'required' else ''}checkpoint")
-    loading.check_checkpoint(folder)
+    check_checkpoint(folder)
     assert read_checkpoint(folder) == CheckpointInfo(
         num_blocks=NUM_BLOCKS,
         patch_size=(1, 1, 1),
@@ -46,7 +46,7 @@ def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
     )
     weighted = {"text_encoder", "text_encoder_2", "transformer", "vae"}
     weighted |= {"image_encoder"} if image == "required" else set()
-    assert {name.split("/")[0] for name in loading.fingerprint(folder)} == weighted
+    assert {name.split("/")[0] for name in fingerprint(folder)} == weighted
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_other_forms_are_refused(
 
 def test_masks_are_counted_right_whatever_the_dtype(tiny_hunyuan15_checkpoint: Path) -> None:
     """A sum of 1000 ones in bfloat16 would not be 1000, and the pipeline gives masks the dtype of the encoder."""
-    family = loading.read_family(tiny_hunyuan15_checkpoint)
+    family = read_family(tiny_hunyuan15_checkpoint)
     assert isinstance(family, HunyuanVideo15)
-    conditioners = loading.load_conditioners(tiny_hunyuan15_checkpoint, torch.bfloat16)
+    conditioners = load_conditioners(tiny_hunyuan15_checkpoint, torch.bfloat16)
     pipeline = family.build_pipeline(conditioners, tiny_hunyuan15.build_vae())
     prompt = "word " * 40
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_published_checkpoints(name: str) -> None:
     assert (sampling.num_inference_steps, sampling.flow_shift, sampling.max_sequence_length) == (50, shift, 1000)
     assert (config.guidance.cfg_scale, config.guidance.s2_scale) == (6.0, 0.25)
 
-    folder = loading.ASSETS / "published" / config.model.path.replace("/", "--")
+    folder = ASSETS / "published" / config.model.path.replace("/", "--")
     info = read_checkpoint(folder)
     assert (info.num_blocks, info.image) == (54, "required" if task == "i2v" else "none")
 

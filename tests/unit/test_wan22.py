@@ -21,7 +21,7 @@ from s2video.errors import InputError
 from s2video.job import Job
 from s2video.masks import step_masks
 from s2video.media.video import probe_video
-from s2video.models import loading
+from s2video.models.loading import check_checkpoint, fingerprint, weight_digests
 from s2video.models.experts import Expert, Experts
 from s2video.parallel.weights import WHOLE
 from s2video.pipeline import Engine
@@ -57,8 +57,8 @@ def test_bounds(checkpoint_of: CheckpointOf) -> None:
 
 
 def test_both_transformers_count(checkpoint_of: CheckpointOf) -> None:
-    digests = loading.weight_digests(checkpoint_of(A14B))
-    assert digests.keys() == loading.fingerprint(checkpoint_of(A14B)).keys()
+    digests = weight_digests(checkpoint_of(A14B))
+    assert digests.keys() == fingerprint(checkpoint_of(A14B)).keys()
     assert {name.split("/")[0] for name in digests} == {"text_encoder", "transformer", "transformer_2", "vae"}
     assert len(set(digests.values())) == len(digests)
 
@@ -94,7 +94,7 @@ def test_what_is_no_pair_is_refused(checkpoint_of: CheckpointOf, tmp_path: Path,
     folder = Path(shutil.copytree(checkpoint_of(A14B), tmp_path / "a14b"))
     spoil(folder)
     with pytest.raises(InputError, match=message):
-        loading.check_checkpoint(folder)
+        check_checkpoint(folder)
         read_checkpoint(folder)
 
 
