@@ -6,7 +6,7 @@ it died.
 
 import sys
 
-from s2video.cli import main
+from s2video.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["batch", *sys.argv[1:]]))

@@ -5,7 +5,7 @@ The arguments are those of `s2video generate`.
 
 import sys
 
-from s2video.cli import main
+from s2video.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["generate", *sys.argv[1:]]))

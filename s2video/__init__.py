@@ -10,16 +10,16 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .api import TextToVideo, Video, load
-    from .config import RunConfig, build_config, load_config
+    from .config.run import RunConfig, build_config, load_config
+    from .engine.decode_latents import decode_latents
+    from .engine.engine import Engine
     from .errors import AgreementError, InputError, NumericalError, S2VideoError, StoppedError
     from .integrations.guider import S2Guidance
     from .integrations.pipelines import disable, enable
-    from .models.loading import find_checkpoint
+    from .models.checkpoint import find_checkpoint
     from .parallel.mesh import init_mesh
-    from .pipeline import Engine
-    from .records.page import write_page
-    from .records.saved_latents import decode_latents
     from .records.sidecar_model import Sidecar, read_sidecar, videos_in
+    from .review.page import write_page
 
 __all__ = [
     "AgreementError",
@@ -49,16 +49,16 @@ __all__ = [
 
 _NAMES_OF = {
     ".api": "TextToVideo Video load",
-    ".config": "RunConfig build_config load_config",
+    ".config.run": "RunConfig build_config load_config",
+    ".engine.decode_latents": "decode_latents",
+    ".engine.engine": "Engine",
     ".errors": "AgreementError InputError NumericalError S2VideoError StoppedError",
     ".integrations.guider": "S2Guidance",
     ".integrations.pipelines": "disable enable",
-    ".models.loading": "find_checkpoint",
+    ".models.checkpoint": "find_checkpoint",
     ".parallel.mesh": "init_mesh",
-    ".pipeline": "Engine",
-    ".records.page": "write_page",
-    ".records.saved_latents": "decode_latents",
     ".records.sidecar_model": "Sidecar read_sidecar videos_in",
+    ".review.page": "write_page",
 }
 _HOME = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

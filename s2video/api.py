@@ -3,7 +3,6 @@
 Several ranks are the command line's (`s2video launch`), or `s2video.Engine`'s under torchrun.
 """
 
-import os
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -13,18 +12,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .config import RunConfig, build_config, load_config
-from .config_text import parse_yaml
+from .config.run import RunConfig, build_config, load_config
+from .config.text import parse_yaml
+from .engine.engine import Engine, OnStep
 from .errors import InputError
-from .files import write_json
 from .media.formats import Codec, place_of
 from .media.video import write_video
+from .models.checkpoint import ASSETS
 from .models.images import Images, read_images
-from .models.loading import ASSETS
-from .pipeline import Engine, OnStep
 from .planning.plan import resolve_parallel
-from .progress import Style
 from .records.sidecar import container_metadata, job_facts, make_sidecar, run_facts
+from .system import ranks
+from .system.files import write_json
+from .system.progress import Style
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settin
     Raises:
         InputError: a checkpoint that is missing or damaged, or a setting that cannot be used.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) != 1:
+    if ranks.world_size() != 1:
         raise InputError("s2video.load is for one process: under torchrun use s2video.Engine")
     if Path(model).suffix in (".yaml", ".yml"):
         config = load_config(Path(model))

@@ -15,7 +15,7 @@ import tiny_wan22
 import tiny_wan_i2v
 from torch import Tensor, nn
 
-from s2video.config import RunConfig
+from s2video.config.run import RunConfig
 from s2video.models.base import Conditioning
 from s2video.models.images import Images
 

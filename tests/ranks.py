@@ -34,8 +34,8 @@ def _worker(rank: int, world_size: int, port: int, pipe: Connection) -> None:
     )
     import torch
 
+    from s2video.config.sections import ParallelConfig
     from s2video.parallel.mesh import init_mesh
-    from s2video.settings import ParallelConfig
 
     torch.set_num_threads(1)
     with init_mesh(ParallelConfig(timeout_seconds=60), "cpu") as mesh:
@@ -55,8 +55,8 @@ _LAID_OUT: "dict[tuple[int, int, int], Mesh]" = {}
 
 def laid_out(mesh: "Mesh", ring: int, ulysses: int, branch: Literal[1, 2] = 1) -> "Mesh":
     """In a rank: the same ranks as ring x ulysses x branch; made once, for groups are dear."""
+    from s2video.config.sections import ParallelConfig
     from s2video.parallel.mesh import build_mesh
-    from s2video.settings import ParallelConfig
 
     degrees = (ring, ulysses, branch)
     if degrees not in _LAID_OUT:

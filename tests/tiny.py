@@ -18,7 +18,7 @@ from shapes.text import build_text_encoder, build_tokenizer
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
 from s2video.models.base import Conditioning
 
 NUM_BLOCKS = 6

@@ -42,7 +42,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
 from s2video.models.base import Conditioning
 from s2video.models.images import Images
 

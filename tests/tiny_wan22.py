@@ -23,7 +23,7 @@ from tiny import (
 from tiny_wan_i2v import image
 from torch import Tensor
 
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
 from s2video.models.base import Conditioning
 from s2video.models.images import Images
 

@@ -16,7 +16,7 @@ from tiny import NUM_BLOCKS, SIZE, build_scheduler, build_vae, tiny_text_encoder
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
 from s2video.models.base import Conditioning
 from s2video.models.images import Images
 

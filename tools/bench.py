@@ -26,8 +26,8 @@ from benches import batch, decode, engine, gpu, ranks, step, weights
 from benches.rows import Section, table
 from benches.workloads import Options
 
-from s2video.files import write_json
 from s2video.records.sidecar import versions
+from s2video.system.files import write_json
 
 
 class Entry(NamedTuple):

@@ -2,7 +2,7 @@
 
     python tools/config_reference.py > docs/configs.md
 
-What the models do not say is not in it: which values suit a checkpoint, `s2video.requests` asks.
+What the models do not say is not in it: which values suit a checkpoint, `s2video.models.limits` asks.
 """
 
 import itertools
@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from s2video.batch.config import RunFile
-from s2video.config import RunConfig
-from s2video.settings import LoraConfig
+from s2video.batch.run_file import RunFile
+from s2video.config.run import RunConfig
+from s2video.config.sections import LoraConfig
 
 HEAD = """# Settings
 

@@ -27,13 +27,13 @@ from shapes.sheet import Cell, Strip, write_sheet
 from shapes.world import ATTRIBUTES, Scene, caption, sample_scene
 from torch import Tensor
 
-from s2video.config import load_config
+from s2video.config.run import load_config
+from s2video.engine.engine import Engine
 from s2video.errors import InputError, S2VideoError
-from s2video.files import write_json
-from s2video.models.loading import weight_digests
-from s2video.pipeline import Engine
-from s2video.progress import Progress
+from s2video.models.checkpoint import weight_digests
 from s2video.records.sidecar import versions
+from s2video.system.files import write_json
+from s2video.system.progress import Progress
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 Key = TypeVar("Key")
@@ -42,7 +42,7 @@ SEEDS_PER_RUN, GRID_SEEDS, REPORT_SEEDS, SEEDS_PER_GROUP = 1_000_000, 0, 500_000
 
 
 class Sampler(Protocol):
-    """The part of `s2video.pipeline.Engine` that is used here."""
+    """The part of `s2video.engine.engine.Engine` that is used here."""
 
     def with_guidance(self, **changes: Any) -> "Sampler": ...
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], *, mask_seed: int | None = None) -> Tensor: ...

@@ -7,7 +7,7 @@ Nothing is measured, and no checkpoint is read: sizes are the published ones.
 
 from pathlib import Path
 
-from s2video.config import load_config
+from s2video.config.run import load_config
 from s2video.planning.cards import CARDS
 from s2video.planning.forecast import GIGA
 from s2video.planning.plan import Plan, make_plan

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from s2video.config import RunConfig, load_config
+from s2video.config.run import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "s2video" / "assets" / "recipes.yaml"

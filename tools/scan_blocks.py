@@ -24,16 +24,16 @@ from evaluate import Clip, draw_clips, positive_number, whole_number
 from shapes.detector import read_scene, score
 from torch import Tensor
 
-from s2video.config import load_config
-from s2video.denoising import Denoiser
+from s2video.config.run import load_config
+from s2video.engine.engine import Around, Engine
 from s2video.errors import InputError, S2VideoError
-from s2video.files import write_json
-from s2video.guidance import Predictions
-from s2video.models.loading import weight_digests
+from s2video.guidance.equations import Predictions
+from s2video.models.checkpoint import weight_digests
 from s2video.parallel.mesh import init_mesh
-from s2video.pipeline import Around, Engine
-from s2video.progress import Progress
 from s2video.records.sidecar import versions
+from s2video.sampling.denoiser import Denoiser
+from s2video.system.files import write_json
+from s2video.system.progress import Progress
 
 FACTOR = 2.0
 

@@ -33,10 +33,10 @@ from studies.plan import (
 from studies.records import Records
 from torch import Tensor
 
-from s2video.config import RunConfig
+from s2video.config.run import RunConfig
 from s2video.errors import InputError, S2VideoError
-from s2video.files import atomic_path, sha256, write_json
-from s2video.progress import Progress
+from s2video.system.files import atomic_path, sha256, write_json
+from s2video.system.progress import Progress
 
 PARTS = ("main", "naive", "grid", "drop", "first", "window", "masks", "seeds")
 NUM_STILLS = 4  # frames kept of a clip
@@ -44,7 +44,7 @@ _UNSEEN = ("output", "prompt", "image", "last_image")  # of a config: decides no
 
 
 class Sampler(Protocol):
-    """The part of `s2video.pipeline.Engine` that is used here."""
+    """The part of `s2video.engine.engine.Engine` that is used here."""
 
     config: RunConfig
 

@@ -18,7 +18,7 @@ from studies.summary import summarize
 from studies.tables import tables
 
 from s2video.errors import InputError
-from s2video.files import write_json
+from s2video.system.files import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ from toys.measures import Interval, Measures, interval, measure, true_outside
 from toys.mixtures import MIXTURES, Mixture
 from toys.network import ResidualNetworks
 
-from s2video.files import atomic_path, write_json
+from s2video.system.files import atomic_path, write_json
 
 NUM_SEEDS, NUM_POINTS, NOISE_SEED = 10, 2000, 1
 TRAINING = {"long": 1500, "short": 150}  # steps

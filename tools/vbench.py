@@ -21,12 +21,12 @@ from typing import Any
 
 import yaml
 
-from s2video.batch.config import load_batch
-from s2video.config import load_config, read_values
+from s2video.batch.run_file import load_batch
+from s2video.config.run import load_config, read_values
 from s2video.errors import InputError, S2VideoError
-from s2video.files import atomic_folder, atomic_path, write_json
 from s2video.media.formats import suffix_of
 from s2video.media.video import read_video
+from s2video.system.files import atomic_folder, atomic_path, write_json
 
 FLICKER = "temporal_flickering"
 DIMENSIONS = (

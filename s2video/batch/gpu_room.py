@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ..config import RunConfig
+from ..config.run import RunConfig
 
 _USABLE = 0.9  # of a GPU's memory: the rest is lost to fragments and other libraries
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 
-from ..ending import end_suddenly
 from ..errors import S2VideoError
+from ..system.shutdown import end_suddenly
 from .store import LEASE, Store
 
 

@@ -6,25 +6,18 @@ Imports neither torch nor diffusers, save where a setting, or the name of a GPU,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from ..config import RunConfig
+from ..config.run import RunConfig
+from ..engine.job import Job
 from ..errors import InputError
-from ..files import remove_leftovers, sha256
-from ..job import Job
-from ..media.formats import VideoSpec
-from ..models.family import CheckpointInfo
-from ..models.images import read_images
-from ..models.loading import check_checkpoint, find_checkpoint
-from ..planning.cards import CARDS, Card
+from ..models.checkpoint import find_checkpoint
+from ..planning.cards import Card
 from ..planning.forecast import Degrees
 from ..planning.plan import make_plan, this_card
-from ..records.identity import checkpoint_digests, job_key
-from ..requests import check_images, check_output, check_request, check_spec, read_checkpoint
-from .config import BatchJob
-from .store import Entry, Record, Store
+from .run_file import BatchJob
 
 
 def video_job(config: RunConfig) -> Job:
@@ -59,49 +52,6 @@ def in_order(jobs: Sequence[BatchJob]) -> list[BatchJob]:
         for job in jobs
     ]
     return [job for _, job in sorted(zip(ranks, jobs, strict=True), key=lambda pair: pair[0])]
-
-
-def find_problems(jobs: Sequence[BatchJob], *, world_size: int, images: bool) -> Iterator[str]:
-    """What stands in the way of jobs, a sentence each, as far as that can be known before the models are loaded.
-
-    Args:
-        images: read them too. Before a run they are not: one that is missing may still come, and if not, its job fails
-            alone.
-    """
-
-    @cache
-    def checkpoint(path: str, revision: str | None) -> CheckpointInfo | str:
-        try:
-            folder = find_checkpoint(path, revision)
-            check_checkpoint(folder)
-            return read_checkpoint(folder)
-        except InputError as error:
-            return str(error)
-
-    @cache
-    def spec_problem(spec: VideoSpec, width: int, height: int) -> str | None:
-        try:
-            check_spec(spec, width, height)
-        except InputError as error:
-            return str(error)
-        return None
-
-    for job in jobs:
-        found = checkpoint(job.config.model.path, job.config.model.revision)
-        if isinstance(found, str):
-            yield f"{job.where}: {found}"
-            continue
-        try:
-            check_request(job.config, found, world_size=world_size)
-            check_images(found, image=job.config.image is not None, last_image=job.config.last_image is not None)
-            output, sampling = Path(job.config.output.path), job.config.sampling
-            check_output(output)
-            if images:
-                read_images(*job.config.image_paths)
-            if (problem := spec_problem(job.config.output.spec(output), sampling.width, sampling.height)) is not None:
-                yield f"{job.where}: {problem}"
-        except InputError as error:
-            yield f"{job.where}: {error}"
 
 
 def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int, card: Card | None = None) -> list[float | None]:
@@ -172,86 +122,3 @@ def spoken(seconds: float | None) -> str:
     if seconds < 100:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def register(
-    jobs: Sequence[BatchJob],
-    store: Store,
-    *,
-    world_size: int,
-    force: bool = False,
-    retry_failed: bool = False,
-) -> None:
-    """Put the jobs into the store; those wait that are new or changed, or whose files are not what they were.
-
-    Only for the process that holds the store's lock. What earlier starts left is kept: a job that they did not end goes
-    on from its checkpoint.
-    """
-    store.begin()
-    known = {record.name: record for record in store.records()}
-    digests = store.digests()
-
-    @cache
-    def checkpoint(path: str, revision: str | None) -> Mapping[str, str]:
-        return checkpoint_digests(find_checkpoint(path, revision))
-
-    entries, again = [], set()
-    ordered = in_order(jobs)
-    # of no interest in seconds, so any card will do
-    works = predict_seconds(ordered, world_size=world_size, card=CARDS["H100"])
-    for job, work in zip(ordered, works, strict=True):
-        key = job_key(job.config, checkpoint(job.config.model.path, job.config.model.revision))
-        entries.append(
-            Entry(
-                name=job.name,
-                place=job.where,
-                models=models_of(job.config),
-                config=job.config.model_dump_json(),
-                key=key,
-                work=work,
-            )
-        )
-        old = known.get(job.name)
-        if old is None:
-            continue
-        if (reason := _obsolete(old, key, store.folder, digests.get(job.name, {}), force=force)) is not None:
-            _discard(video_job(job.config))
-            store.log("made again", job=job.name, reason=reason)
-            again.add(job.name)
-        elif old.state == "failed" and retry_failed:
-            again.add(job.name)
-    store.put(entries, frozenset(again))
-    if all(record.state != "running" for record in store.records()):  # else one of an older start is still at work
-        remove_leftovers([store.checksums_path, *(path for job in jobs for path in _files(video_job(job.config)))])
-
-
-def _obsolete(old: Record, key: str, folder: Path, digests: Mapping[str, str], *, force: bool) -> str | None:
-    """Why what there is of a job cannot be kept; None if it can."""
-    if force:
-        return "--force"
-    if old.key != key:
-        return "something that determines its pixels has changed"
-    if old.state == "done":
-        wrong = [path for path, digest in digests.items() if file_digest(folder / path) != digest]
-        if wrong or not digests:
-            return f"{', '.join(wrong) or 'its file'} is missing or has changed"
-    return None
-
-
-def _discard(job: Job) -> None:
-    """Take away what would let a job be skipped or taken up; the video stays until another takes its place."""
-    for path in (job.sidecar_path, job.latents_path, job.checkpoint_path):
-        path.unlink(missing_ok=True)
-
-
-def _files(job: Job) -> tuple[Path, ...]:
-    """All that is ever written for a job."""
-    return job.place, job.sidecar_path, job.latents_path, job.checkpoint_path
-
-
-def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file; None where there is none."""
-    try:
-        return sha256(path)
-    except OSError:
-        return None

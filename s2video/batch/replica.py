@@ -9,7 +9,6 @@ then a video is finished before the next is begun, and only its encoding runs be
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import threading
 import traceback
@@ -20,19 +19,20 @@ from typing import Literal, TypeVar
 
 import torch
 
-from ..config import RunConfig
-from ..ending import Termination, stop_at_end_of_stdin
+from ..config.run import RunConfig
+from ..config.sections import ParallelConfig
+from ..engine.engine import Engine
+from ..engine.job import Job
+from ..engine.make_video import Denoised, denoise, finish
 from ..errors import S2VideoError, StoppedError, out_of_memory
-from ..files import sha256
-from ..job import Job
 from ..parallel.collectives import any_rank, gather_objects
 from ..parallel.mesh import Mesh, build_mesh, init_mesh
 from ..parallel.watch import shows_a_lost_rank
-from ..pipeline import Engine
 from ..planning.plan import resolve_parallel
-from ..production import Denoised, denoise, finish
-from ..progress import Style
-from ..settings import ParallelConfig
+from ..system import ranks
+from ..system.files import sha256
+from ..system.progress import Style
+from ..system.shutdown import Termination, stop_at_end_of_stdin
 from .gpu_room import GpuRoom
 from .heartbeat import Heartbeat
 from .locks import held_lock
@@ -75,8 +75,8 @@ def run_replica(
         StoppedError, SystemExit: it was told to stop; its jobs wait again.
         S2VideoError: its ranks cannot go on; what it was making is taken back when it is gone.
     """
-    config = resolve_parallel(config, int(os.environ.get("WORLD_SIZE", "1")))
-    is_main = os.environ.get("RANK", "0") == "0"
+    config = resolve_parallel(config, ranks.world_size())
+    is_main = ranks.is_main_rank()
     if follows_stdin and is_main:
         threading.Thread(target=stop_at_end_of_stdin, daemon=True).start()
     with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:

@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from ..config import RunConfig
-from ..config_text import dotted_keys, nearest_key, parse_yaml, show
+from ..config.run import RunConfig
+from ..config.text import dotted_keys, nearest_key, parse_yaml, show
 from ..errors import InputError
 
 NAME = "shot"  # the key that names a shot

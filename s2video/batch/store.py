@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError, S2VideoError
-from ..files import atomic_path
-from .config import RESERVED
+from ..system.files import atomic_path
 from .locks import is_held
+from .run_file import RESERVED
 
 State = Literal["waiting", "running", "done", "failed"]
 LEASE = 60.0  # seconds without a renewal after which another replica may have the job

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..masks import MaskSpec
+from ..guidance.masks import MaskSpec
 
 Block = Callable[..., Any]
 Walk = Callable[[int, Block, tuple[Any, ...], dict[str, Any]], Any]

@@ -11,9 +11,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
-from ..config import build_config
-from ..guidance import Predictions, combine, needs_uncond
-from ..masks import step_masks
+from ..config.run import build_config
+from ..guidance.equations import Predictions, combine, needs_uncond
+from ..guidance.masks import step_masks
 from .blocks import Forks, check_transformer, count_blocks
 
 _ARMED = "_s2video_walk"

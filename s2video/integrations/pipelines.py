@@ -15,9 +15,9 @@ import torch
 from diffusers import ModularPipeline
 from torch import Tensor
 
-from ..config import build_config
+from ..config.run import build_config
 from ..errors import InputError
-from ..masks import MaskSpec, step_masks
+from ..guidance.masks import MaskSpec, step_masks
 from .blocks import Forks, check_transformer, count_blocks
 from .guider import S2Guidance
 

@@ -16,8 +16,8 @@ from typing import Any
 import imageio_ffmpeg
 from numpy.typing import NDArray
 
-from ..ending import at_sudden_end
 from ..errors import InputError, S2VideoError
+from ..system.shutdown import at_sudden_end
 from .formats import VideoSpec
 
 # Since ffmpeg 7.1 the options -color_primaries and -color_trc alone change nothing; this filter sets all four tags.

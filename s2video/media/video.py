@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, NumericalError, S2VideoError
-from ..files import atomic_folder, atomic_path
+from ..system.files import atomic_folder, atomic_path
 from .colour import pixels
 from .exr import ExrSequence
 from .ffmpeg import TAG_BT709, TAG_SRGB, Ffmpeg, raw_input

@@ -1,8 +1,8 @@
 """What a pipeline's checkpoint is, as far as the engine has to know: its components, its bounds, its conditioning.
 
-One class for each pipeline of diffusers; they stand in `wan_family` and `hunyuan_family`, and `families` chooses among
-them. Imports torch, diffusers and the models only where a method needs them: the command line reads a checkpoint's
-bounds before it spends seconds on those.
+One class for each pipeline of diffusers; each model's folder has its own, and `registry` chooses among them. Imports
+torch, diffusers and the models only where a method needs them: the command line reads a checkpoint's bounds before it
+spends seconds on those.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ..decoding.kinds import WAN_VAE
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from .base import BlockModel, Conditioning, Given
     from .images import Images
 
-WAN_VAE = "AutoencoderKLWan"
-HUNYUAN15_VAE = "AutoencoderKLHunyuanVideo15"
 _AS_GOOD = {"CLIPVisionModel": "CLIPVisionModelWithProjection"}  # the same with a layer more, which nobody asks for
 
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.sections import LoraConfig
 from ..errors import InputError
-from ..settings import LoraConfig
-from .loading import download, read_header
+from .checkpoint import download, read_header
 
 if TYPE_CHECKING:  # the command line looks for files before it spends seconds on importing torch
     import torch

@@ -13,12 +13,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..config.sections import ParallelConfig
 from ..errors import InputError
 from ..parallel.mesh import Mesh, in_own_group
 from ..parallel.weights import WHOLE, BlockWeights, ShardedWeights, StreamedWeights
 from ..parallel.zero3 import Zero3Weights
-from ..settings import ParallelConfig
-from .loading import load_transformer, read_json, weight_files
+from .checkpoint import read_json, weight_files
+from .loading import load_transformer
 
 
 def place_transformer(

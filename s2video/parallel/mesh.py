@@ -5,7 +5,6 @@ is a mesh whose axes all have size 1, and takes the same code path. Knows no mod
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,9 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
+from ..config.sections import ParallelConfig
 from ..errors import AgreementError, InputError, S2VideoError
-from ..settings import ParallelConfig
+from ..system import ranks
 from .watch import Watch, connect
 
 
@@ -82,10 +82,6 @@ class Mesh:
         }
 
 
-def launched_by_torchrun() -> bool:
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def resolve_degrees(parallel: ParallelConfig, world_size: int) -> dict[str, int]:
     """The size of every axis, slowest varying first; their product is the number of ranks.
 
@@ -131,7 +127,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError("model.device: cuda was asked for, but torch sees no GPU; use cpu, or auto")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = ranks.local_rank()
     if local_rank >= torch.cuda.device_count():
         raise InputError(
             f"--nproc-per-node: rank {local_rank} of this host has no GPU, there are {torch.cuda.device_count()}; "
@@ -153,12 +149,12 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         S2VideoError: other ranks that do not come.
     """
     target = resolve_device(device)
-    if not launched_by_torchrun():
+    if not ranks.launched_by_torchrun():
         resolve_degrees(parallel, 1)
         yield Mesh(target)
         return
 
-    resolve_degrees(parallel, int(os.environ["WORLD_SIZE"]))  # before anybody waits for anybody
+    resolve_degrees(parallel, ranks.world_size())  # before anybody waits for anybody
     if target.type == "cuda":
         torch.cuda.set_device(target)
     backend = parallel.backend if parallel.backend != "auto" else ("nccl" if target.type == "cuda" else "gloo")
@@ -202,10 +198,10 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
             f"ranks do not form one mesh: {'; '.join(f'rank {r}: {d}' for r, d in enumerate(everyone))}. "
             "Start every rank with the same parallel settings"
         )
-    ranks = torch.arange(size).view(*degrees.values())
+    grid = torch.arange(size).view(*degrees.values())
 
     def axis(name: str, groups: str) -> Axis:
-        return _axis(name, rearrange(ranks, f"r u b -> {groups}"), parallel.timeout_seconds)
+        return _axis(name, rearrange(grid, f"r u b -> {groups}"), parallel.timeout_seconds)
 
     ring, ulysses = axis("ring", "(u b) r"), axis("ulysses", "(r b) u")
     sequence = SequenceAxes(ring, ulysses, axis("sequence", "b (r u)"))
@@ -223,8 +219,8 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
 
 def in_own_group(axis: Axis, timeout_seconds: float) -> Axis:
     """The same ranks in a new group, whose collectives do not queue behind the old one's. All call it together."""
-    ranks = dist.get_process_group_ranks(axis.group)
-    return replace(axis, group=dist.new_group(ranks, timeout=timedelta(seconds=timeout_seconds)))
+    members = dist.get_process_group_ranks(axis.group)
+    return replace(axis, group=dist.new_group(members, timeout=timedelta(seconds=timeout_seconds)))
 
 
 def _axis(name: str, groups: Tensor, timeout_seconds: float) -> Axis:

@@ -10,7 +10,6 @@ Knows no model and no job.
 """
 
 import json
-import os
 import sys
 import threading
 import time
@@ -21,8 +20,9 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from ..ending import end_suddenly
 from ..errors import S2VideoError
+from ..system import ranks
+from ..system.shutdown import end_suddenly
 
 _INTERVAL = 1.0  # seconds between two signs of life
 _MEETING_INTERVAL = 0.05  # while somebody waits
@@ -284,20 +284,20 @@ class Watch:
 def connect(silence: float) -> Watch:
     """A watch over the default process group, which this process has joined through its environment."""
     # A connection of our own: a call that blocks in the process group's would hold up the signs of life.
+    address, port = ranks.store_address()
     server = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        address,
+        port,
         is_master=False,
         wait_for_workers=False,
         timeout=timedelta(seconds=silence),
     )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Watch(
         dist.get_rank(),
         dist.get_world_size(),
         silence=silence,
-        store=dist.PrefixStore(f"s2video/watch/{attempt}", server),
-        host=os.environ.get("GROUP_RANK", "0"),
+        store=dist.PrefixStore(f"s2video/watch/{ranks.attempt()}", server),
+        host=ranks.host(),
     )
 
 

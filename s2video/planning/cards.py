@@ -1,7 +1,7 @@
 """Cards and their links: the figures that turn FLOPs and bytes into predicted seconds.
 
 Peaks and bandwidths are the makers' published ones (dense, per direction); shares say how much of a peak a run attains.
-The H100's shares are fitted to two published runs, see `prediction`; those of the other cards are estimates. Every
+The H100's shares are fitted to two published runs, see `forecast`; those of the other cards are estimates. Every
 figure can be replaced. Knows no model and no mesh.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ..config_text import describe_problems, nearest_key, parse_yaml, read_number, read_text, read_whole, show
+from ..config.text import describe_problems, nearest_key, parse_yaml, read_number, read_text, read_whole, show
 from ..errors import InputError
 
 Positive = Annotated[float, BeforeValidator(read_number), Field(gt=0)]

@@ -20,7 +20,7 @@ Memory is a rough sum: weights, states of the live branches, the working set of 
 VAE with its decoding peak, or the text encoder. The factors of the working set and of the decoding peak are peaks of
 diffusers' own modules, traced on the meta device; allocator fragmentation is not in them.
 
-Dimension letters as in `costs`. Batch size is 1.
+Dimension letters as in `models.costs`. Batch size is 1.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from ..geometry import split_evenly
+from ..models.costs import Share, TransformerCosts, Work, whole_pass
 from ..parallel.traffic import ring_minimum, ulysses_minimum
 from .cards import Card
-from .work import Share, SubWork, TransformerCosts, Work, whole_pass
+from .work import SubWork
 
 Weights = Literal["replicated", "fsdp", "zero3", "streamed"]
 Phase = Literal["text encoding", "denoising", "decoding"]

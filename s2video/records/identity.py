@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig
-from ..models.loading import read_family, weight_digests
+from ..config.run import RunConfig
+from ..models.checkpoint import read_family, weight_digests
 from ..models.lora import lora_digests
 from ..version import __version__
 

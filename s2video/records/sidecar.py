@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import RunConfig
+from ..config.run import RunConfig
 from ..errors import InputError
-from ..files import atomic_path, sha256, size
-from ..masks import MaskSchedule
+from ..guidance.masks import MaskSchedule
 from ..media.formats import Codec
 from ..parallel.mesh import Mesh
+from ..system.files import atomic_path, sha256, size
 from ..version import __version__
 from .identity import deciding
 from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..config import RunConfig
-from ..config_text import describe_problems
+from ..config.run import RunConfig
+from ..config.text import describe_problems
 from ..errors import InputError
 
 SCHEMA_VERSION = 1

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from ranks import RankError, RankPool, laid_out
 from torch import Tensor
 
+from s2video.config.sections import ParallelConfig
 from s2video.geometry import Shard
 from s2video.parallel.attention import AttentionPlan, sharded_attention, sharded_joint_attention
 from s2video.parallel.mesh import Mesh, SequenceAxes, build_mesh
-from s2video.settings import ParallelConfig
 
 Ranks = Callable[[int], RankPool]
 

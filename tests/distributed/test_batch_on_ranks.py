@@ -8,10 +8,10 @@ from ranks import RankPool
 
 from s2video.batch.replica import _Replica
 from s2video.batch.store import Entry, Store
-from s2video.ending import Termination
+from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
 from s2video.parallel.mesh import Mesh
-from s2video.settings import ParallelConfig
+from s2video.system.shutdown import Termination
 
 Ranks = Callable[[int], RankPool]
 

@@ -13,17 +13,17 @@ from ranks import RankError, RankPool
 from tiny import PROMPT, RESIDUAL_Z_DIM, Z_DIM, build_vae, tiny_config
 from torch import Tensor
 
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
+from s2video.decoding.decoder import DecodeMode, FrameDecoder
+from s2video.decoding.whole import decode_frames, denormalize, to_frames
+from s2video.engine.engine import Engine
+from s2video.engine.job import Job
+from s2video.engine.make_video import make_video
 from s2video.geometry import LatentShape
-from s2video.job import Job
 from s2video.media.video import probe_video
-from s2video.models.decoder import DecodeMode, FrameDecoder
-from s2video.models.vae import decode_frames, denormalize, to_frames
 from s2video.parallel.halo import fill_halos
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
-from s2video.pipeline import Engine
-from s2video.production import make_video
 
 Ranks = Callable[[int], RankPool]
 Form = Literal["plain", "residual", "hunyuan", "hunyuan15"]

@@ -10,9 +10,9 @@ import torch
 from ranks import RankError, RankPool, laid_out
 from tiny import PROMPT, tiny_config
 
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
+from s2video.engine.engine import Engine
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
 
 Ranks = Callable[[int], RankPool]
 

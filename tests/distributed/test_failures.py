@@ -26,12 +26,12 @@ import resource, sys, time
 from datetime import timedelta
 from os import environ
 from torch.distributed import distributed_c10d as c10d
-from s2video import pipeline
-from s2video.cli import main
+from s2video.cli.main import main
+from s2video.engine import engine
 from s2video.errors import S2VideoError
 
 kind, rank = sys.argv[1:3]
-mine, sample = environ["RANK"] == rank, pipeline.sample
+mine, sample = environ["RANK"] == rank, engine.sample
 if kind == "full" and mine:
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # latents have 45 KiB
 
@@ -47,7 +47,7 @@ def misbehaving(*arguments, on_step, **more):
         on_step(done, total, latents)
     return sample(*arguments, on_step=wrapped, **more)
 
-pipeline.sample = misbehaving
+engine.sample = misbehaving
 sys.exit(main(sys.argv[3:]))
 """
 

@@ -9,10 +9,10 @@ from families import FAMILIES
 from ranks import RankError, RankPool
 from tiny_wan_i2v import KINDS, image
 
-from s2video.config import RunConfig
+from s2video.config.run import RunConfig
+from s2video.engine.engine import Engine
 from s2video.models.images import Images
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
 
 
 def sample(mesh: Mesh | None, config: RunConfig, images: Images | None) -> torch.Tensor:

@@ -9,9 +9,9 @@ import torch
 from ranks import RankPool, laid_out
 from tiny_hunyuan15 import GLYPHS, IMAGES, tiny_config
 
-from s2video.config import RunConfig
+from s2video.config.run import RunConfig
+from s2video.engine.engine import Engine
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
 
 Ranks = Callable[[int], RankPool]
 

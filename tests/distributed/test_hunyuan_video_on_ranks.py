@@ -9,10 +9,10 @@ import torch
 from ranks import RankPool, laid_out
 from tiny_hunyuan import IMAGES, PROMPT, tiny_config
 
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
+from s2video.engine.engine import Engine
 from s2video.models.images import Images
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
 
 Ranks = Callable[[int], RankPool]
 

@@ -9,9 +9,9 @@ from ranks import RankError, RankPool
 from safetensors.torch import save_file
 from tiny import PROMPT, build_transformer, random_lora, tiny_config
 
-from s2video.config import RunConfig
+from s2video.config.run import RunConfig
+from s2video.engine.engine import Engine
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
 
 Ranks = Callable[[int], RankPool]
 

@@ -12,18 +12,18 @@ import torch
 from ranks import RankPool, laid_out
 from tiny import PROMPT, tiny_config
 
-from s2video.config import RunConfig, build_config
-from s2video.forward import predict
+from s2video.config.run import RunConfig, build_config
+from s2video.engine.engine import Engine
 from s2video.models.base import BlockModel, Conditioning
-from s2video.models.hunyuan_video import HunyuanVideoBlockModel
-from s2video.models.wan import WanBlockModel
+from s2video.models.hunyuan_video.blocks import HunyuanVideoBlockModel
+from s2video.models.registry import read_costs
+from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
-from s2video.pipeline import Engine
-from s2video.planning.costs import read_costs
 from s2video.planning.forecast import Degrees, Step, sent_bytes
 from s2video.planning.plan import resolve_parallel
 from s2video.planning.work import SubWork
+from s2video.sampling.forward import predict
 
 Ranks = Callable[[int], RankPool]
 MASKS = ((4,), (2, 4), (2, 3))

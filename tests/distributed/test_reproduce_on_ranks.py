@@ -8,14 +8,14 @@ import pytest
 from ranks import RankError, RankPool
 from tiny import PROMPT, tiny_config
 
-from s2video.cli import main
-from s2video.config import build_config
-from s2video.job import Job
+from s2video.cli.main import main
+from s2video.config.run import build_config
+from s2video.engine.engine import Engine
+from s2video.engine.job import Job
+from s2video.engine.make_video import make_video
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
-from s2video.production import make_video
-from s2video.records.reproduce import Remade, config_again, judge, make_again
 from s2video.records.sidecar_model import Sidecar, read_sidecar
+from s2video.review.reproduce import Remade, config_again, judge, make_again
 
 Ranks = Callable[[int], RankPool]
 

@@ -14,14 +14,14 @@ from test_failures import Job, start  # noqa: F401  (a fixture)
 from tiny import PROMPT, tiny_config
 from tiny_wan22 import a14b_config
 
-from s2video.cli import main
-from s2video.config import RunConfig
-from s2video.ending import Termination
+from s2video.cli.main import main
+from s2video.config.run import RunConfig
+from s2video.engine.engine import Engine
+from s2video.engine.job import Job as VideoJob
+from s2video.engine.make_video import make_video
 from s2video.errors import StoppedError
-from s2video.job import Job as VideoJob
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
-from s2video.production import make_video
+from s2video.system.shutdown import Termination
 
 Ranks = Callable[[int], RankPool]
 

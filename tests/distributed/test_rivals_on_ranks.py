@@ -10,9 +10,9 @@ from ranks import RankPool, laid_out
 from test_resume import interrupted, on, resumed, whole
 from tiny import PROMPT, tiny_config
 
-from s2video.config import RunConfig
+from s2video.config.run import RunConfig
+from s2video.engine.engine import Engine
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
 
 Ranks = Callable[[int], RankPool]
 MOMENTUM = {"method": "apg", "apg": {"momentum": -0.5, "rescale": 2.0}}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from ranks import RankPool
 
-from s2video import selftest
+from s2video.engine import selftest
+from s2video.engine.selftest import Outcome, format_row, run_selftest
 from s2video.parallel.mesh import Mesh
-from s2video.selftest import Outcome, format_row, run_selftest
 
 Ranks = Callable[[int], RankPool]
 

@@ -8,13 +8,13 @@ import torch
 from ranks import RankPool, laid_out
 from tiny import NUM_BLOCKS, build_transformer
 
-from s2video.forward import predict
 from s2video.geometry import split_evenly
 from s2video.models.base import Conditioning
-from s2video.models.wan import WanBlockModel
+from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.attention import AttentionPlan, sharded_attention, sharded_joint_attention
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic, ring_minimum, ulysses_minimum
+from s2video.sampling.forward import predict
 
 Ranks = Callable[[int], RankPool]
 DIM, FLOAT = 4, 4  # channels a head; bytes

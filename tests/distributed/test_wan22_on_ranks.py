@@ -9,10 +9,10 @@ import torch
 from families import FAMILIES
 from ranks import RankPool, laid_out
 
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
+from s2video.engine.engine import Engine
 from s2video.models.images import Images
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
 
 
 def sample(mesh: Mesh | None, config: RunConfig, images: Images | None, branch: Any = 1) -> torch.Tensor:

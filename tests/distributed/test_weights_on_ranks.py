@@ -16,13 +16,13 @@ from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
+from s2video.config.sections import ParallelConfig
+from s2video.engine.engine import Engine
 from s2video.models.loading import load_transformer
 from s2video.models.parts import place_transformer
 from s2video.parallel.mesh import Mesh, build_mesh
 from s2video.parallel.traffic import count_traffic
-from s2video.pipeline import Engine
-from s2video.settings import ParallelConfig
 
 BLOCKS = ("blocks",)
 

@@ -16,7 +16,7 @@ import yaml
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT
 
 from s2video.batch.store import Record, Store
-from s2video.cli import main
+from s2video.cli.main import main
 
 REPOSITORY = Path(__file__).parents[2]
 

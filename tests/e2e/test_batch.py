@@ -20,13 +20,13 @@ from PIL import Image
 from tiny import PROMPT
 
 from s2video.batch import replica as batch
-from s2video.batch.config import load_batch
 from s2video.batch.plan import video_job
-from s2video.cli import main
-from s2video.ending import Termination
-from s2video.job import Job
-from s2video.pipeline import Engine
-from s2video.production import Denoised, denoise, finish, make_video
+from s2video.batch.run_file import load_batch
+from s2video.cli.main import main
+from s2video.engine.engine import Engine
+from s2video.engine.job import Job
+from s2video.engine.make_video import Denoised, denoise, finish, make_video
+from s2video.system.shutdown import Termination
 
 OVERFLOW = 1e300  # as cfg_scale: the latents become infinite in the first step
 
@@ -50,7 +50,7 @@ def test_killed_at_ten_random_moments(run: Run) -> None:
     """20 videos are whole, distinct, and those of a run that nobody disturbed."""
     run.write(shots=[PROMPT, "a large blue square"], seeds=10, checkpoint={"every_seconds": 0.05})
     forks = multiprocessing.get_context("forkserver")  # which has imported torch, so that a start takes no seconds
-    forks.set_forkserver_preload(["s2video.batch.replica", "s2video.cli_batch"])
+    forks.set_forkserver_preload(["s2video.batch.replica", "s2video.cli.main.batch"])
     moments = random.Random(7)
     typical = 0.5  # seconds of a video, as far as it is known
     for start in range(10):

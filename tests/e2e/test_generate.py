@@ -19,14 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 
-from s2video import denoising
-from s2video.cli import main
-from s2video.forward import predict
-from s2video.guidance import Predictions
-from s2video.masks import step_masks
+from s2video.cli.main import main
+from s2video.guidance.equations import Predictions
+from s2video.guidance.masks import step_masks
 from s2video.media.video import probe_video, read_video
-from s2video.models.loading import weight_digests
+from s2video.models.checkpoint import weight_digests
 from s2video.records.sidecar import latents_record
+from s2video.sampling import denoiser as denoising
+from s2video.sampling.forward import predict
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 6
@@ -169,7 +169,7 @@ def test_latents_survive_a_failed_decode(config_file: Path, tmp_path: Path, monk
     def broken(*arguments: object, **more: object) -> None:
         raise RuntimeError("decoder out of order")
 
-    monkeypatch.setattr("s2video.production.write_video_meanwhile", broken)
+    monkeypatch.setattr("s2video.engine.make_video.write_video_meanwhile", broken)
     with pytest.raises(RuntimeError, match="out of order"):
         generate(config_file, tmp_path / "made" / "clip.mp4", "--prompt", PROMPT)
     assert [p.name for p in (tmp_path / "made").iterdir()] == ["clip.latents.safetensors"]

@@ -17,14 +17,15 @@ from tiny_hunyuan import (
 )
 from torch import Tensor
 
-from s2video.ending import Termination
+from s2video.engine.engine import Engine
 from s2video.errors import StoppedError
+from s2video.models.checkpoint import read_family, read_json
 from s2video.models.family import Prompts
 from s2video.models.images import Images
-from s2video.models.loading import load_conditioners, load_vae, read_family, read_json
-from s2video.pipeline import Engine
-from s2video.planning.costs import read_costs
+from s2video.models.loading import load_conditioners, load_vae
+from s2video.models.registry import read_costs
 from s2video.records.checkpoint import Checkpoints
+from s2video.system.shutdown import Termination
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 from diffusers import HunyuanVideo15Pipeline
 from tiny_hunyuan15 import GLYPHS, IMAGES, PROMPT, image, image_reference, reference, tiny_config
 
+from s2video.engine.engine import Engine
 from s2video.models.images import Images
-from s2video.pipeline import Engine
 
 NEGATIVE = 'blue, large, "no"'
 

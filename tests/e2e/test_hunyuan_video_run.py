@@ -13,10 +13,10 @@ import yaml
 from diffusers import HunyuanVideoPipeline
 from tiny_hunyuan import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, NUM_DUAL, PROMPT, SIZE, build_llama_tokenizer, tiny_config
 
-from s2video.config import build_config
-from s2video.masks import step_masks
+from s2video.config.run import build_config
+from s2video.engine.engine import Engine
+from s2video.guidance.masks import step_masks
 from s2video.media.video import probe_video
-from s2video.pipeline import Engine
 
 REPOSITORY = Path(__file__).parents[2]
 NEGATIVE = "blue, large"

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from tiny import PROMPT
 from tiny_wan_i2v import KINDS, image
 
-from s2video.cli import main
+from s2video.cli.main import main
+from s2video.engine.engine import Engine
 from s2video.media.video import probe_video
 from s2video.models.images import Images
-from s2video.pipeline import Engine
 
 REPOSITORY = Path(__file__).parents[2]
 FIRST, LAST = image(1, (200, 80)), image(2, (56, 40))  # neither has the video's size

@@ -7,9 +7,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT, SIZE, tiny_config
 
-from s2video.config import build_config
+from s2video.config.run import build_config
+from s2video.engine.engine import Engine
 from s2video.errors import InputError
-from s2video.pipeline import Engine
 
 
 def reference(checkpoint: Path, cfg_scale: float, seed: int, steps: int = 6, scheduler: object = None) -> torch.Tensor:

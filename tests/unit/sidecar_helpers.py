@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from video_helpers import RED, solid
 
-from s2video.config import build_config
-from s2video.files import write_json
+from s2video.config.run import build_config
 from s2video.media.formats import place_of
 from s2video.media.video import write_video
 from s2video.parallel.mesh import Mesh
 from s2video.records.sidecar import job_facts, make_sidecar, run_facts
 from s2video.records.sidecar_model import MadeVideo
+from s2video.system.files import write_json
 
 NUM_BLOCKS, STEPS = 6, 8
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 import s2video
 from s2video.api import TextToVideo, _recipe, _with_settings
-from s2video.config import RunConfig, build_config, load_config
+from s2video.config.run import RunConfig, build_config, load_config
+from s2video.engine.engine import Engine
 from s2video.errors import InputError, StoppedError
 from s2video.media.video import probe_video, read_video
-from s2video.pipeline import Engine
-from s2video.records.reproduce import config_again, judge, make_again
 from s2video.records.sidecar_model import find_sidecar, read_sidecar
+from s2video.review.reproduce import config_again, judge, make_again
 
 ROOT = Path(s2video.__file__).parents[1]
 PROMPT = "a large red circle moving left on a gray background"

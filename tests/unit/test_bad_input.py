@@ -13,8 +13,8 @@ import pytest
 import yaml
 from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, SIZE
 
-from s2video import launcher
-from s2video.cli import main
+from s2video.cli.main import main
+from s2video.system import launcher
 
 GENERATE = ("generate",)
 LAUNCH = ("launch", "--nproc", "2", "t2v")
@@ -302,7 +302,7 @@ def test_the_table_is_long_enough() -> None:
 def test_nothing_is_wrong_with_the_unspoilt_workspace(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else every case below would pass for a reason that is not its own."""
     started: list[list[str]] = []
-    monkeypatch.setattr("s2video.cli.launch", lambda plan, arguments: started.append(arguments) or 0)
+    monkeypatch.setattr("s2video.cli.main.launch", lambda plan, arguments: started.append(arguments) or 0)
     assert main([*LAUNCH, "--config", str(workspace.config), "--output", str(workspace.output)]) == 0
     assert started == [["generate", "--config", str(workspace.config), "--output", str(workspace.output)]]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from s2video.batch import config as batch_config
-from s2video.batch.config import Batch, RunFile, load_batch
-from s2video.config import RunConfig
+from s2video.batch import run_file as batch_config
+from s2video.batch.run_file import Batch, RunFile, load_batch
+from s2video.config.run import RunConfig
 from s2video.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

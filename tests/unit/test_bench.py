@@ -13,8 +13,8 @@ from benches import batch, decode, engine, step, weights
 from benches.rows import Row, Section, counted, measured, table
 from benches.workloads import CPU, Options, apart, random_model, s2_over_cfg, scaled_step, scaled_wan, wan_step
 
-from s2video.batch.config import load_batch
-from s2video.config import load_config
+from s2video.batch.run_file import load_batch
+from s2video.config.run import load_config
 from s2video.parallel.mesh import Mesh
 
 QUICK = Options(masks=2, repeats=2, quick=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from s2video.errors import InputError, S2VideoError, StoppedError
 from s2video.parallel.mesh import Mesh
 from s2video.records.checkpoint import Checkpoints
-from s2video.sampler import sample
+from s2video.sampling.sampler import sample
 
 NUM_STEPS = 8
 STATEMENT = {"prompt": ["a"], "guidance.s2_scale": 0.25, "parallel.ring": 1, "versions": {"torch": "2"}}

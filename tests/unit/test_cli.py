@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import s2video
-from s2video import launcher
-from s2video.cli import main
-from s2video.launcher import LaunchPlan, launch, torchrun_command
-from s2video.requests import VideoRequest, check_output, plan_videos, read_prompt_file
+from s2video.cli.main import main
+from s2video.engine.job import VideoRequest, plan_videos, read_prompt_file
+from s2video.media.checks import check_output
+from s2video.system import launcher
+from s2video.system.launcher import LaunchPlan, launch, torchrun_command
 
 
 def test_version_names_the_libraries(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +35,7 @@ def test_launch_shows_the_arguments_of_generate(capsys: pytest.CaptureFixture[st
 
 def test_bad_input_is_answered_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from s2video.cli import main; code = main(['generate', '--config', 'none.yaml']);"
+        "import sys; from s2video.cli.main import main; code = main(['generate', '--config', 'none.yaml']);"
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules); print(code, sorted(heavy))"
     )
     root = str(Path(s2video.__file__).parents[1])
@@ -98,7 +99,7 @@ def test_a_workers_own_exit_code_comes_home(monkeypatch: pytest.MonkeyPatch) -> 
     """torchrun itself would say 1; the first worker to stop is heard, not those that follow from it."""
     run_instead(
         monkeypatch,
-        "from s2video.launcher import report_exit_code as say; say(2); say(1); raise SystemExit(1)",
+        "from s2video.system.launcher import report_exit_code as say; say(2); say(1); raise SystemExit(1)",
     )
     monkeypatch.setenv("PYTHONPATH", str(Path(s2video.__file__).parents[1]))
     assert launch(LaunchPlan(2), []) == 2

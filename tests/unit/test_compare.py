@@ -11,13 +11,13 @@ from PIL import Image
 from sidecar_helpers import made_video
 from video_helpers import BLUE, GREEN, RED, SPEC, assert_tagged_bt709, bt709, noise, solid, stored_planes
 
-from s2video.cli import main
+from s2video.cli.main import main
 from s2video.errors import InputError
-from s2video.media.captions import Caption, caption_bar, label_runs
-from s2video.media.compare import compare_videos
 from s2video.media.formats import VideoSpec
-from s2video.media.sheet import contact_sheet
 from s2video.media.video import probe_video, read_video, write_video
+from s2video.review.captions import Caption, caption_bar, label_runs
+from s2video.review.compare import compare_videos
+from s2video.review.sheet import contact_sheet
 
 LABELS = (Caption("CFG"), Caption("S²"))
 

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from s2video.config import RunConfig, build_config, load_config
-from s2video.config_text import dotted_keys
+from s2video.config.run import RunConfig, build_config, load_config
+from s2video.config.sections import GuidanceConfig
+from s2video.config.text import dotted_keys
 from s2video.errors import InputError
-from s2video.masks import MaskSpec
-from s2video.settings import GuidanceConfig
+from s2video.guidance.masks import MaskSpec
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

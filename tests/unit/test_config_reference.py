@@ -4,8 +4,8 @@ from pathlib import Path
 
 from config_reference import reference
 
-from s2video.config import RunConfig
-from s2video.config_text import dotted_keys
+from s2video.config.run import RunConfig
+from s2video.config.text import dotted_keys
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "configs.md"
 

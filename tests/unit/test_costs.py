@@ -14,10 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2video.errors import InputError
-from s2video.masks import MaskSpec
-from s2video.planning.costs import read_costs
-from s2video.planning.costs_hunyuan import HunyuanVideo15Costs
-from s2video.planning.work import Share, SubWork, whole_pass
+from s2video.guidance.masks import MaskSpec
+from s2video.models.costs import Share, whole_pass
+from s2video.models.hunyuan_video15.costs import HunyuanVideo15Costs
+from s2video.models.registry import read_costs
+from s2video.planning.work import SubWork
 
 NUM_TEXT = 7
 

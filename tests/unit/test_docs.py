@@ -20,9 +20,9 @@ import pytest
 import torch.distributed.run
 
 import s2video
-from s2video import cli
-from s2video.batch.config import load_batch
-from s2video.config import load_config
+from s2video.batch.run_file import load_batch
+from s2video.cli import main as cli
+from s2video.config.run import load_config
 from s2video.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

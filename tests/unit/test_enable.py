@@ -27,8 +27,8 @@ from tiny_pipelines import BUILDERS, build_hunyuan_video_15, wan
 from torch import Tensor, nn
 
 import s2video
+from s2video.engine.engine import Engine
 from s2video.errors import InputError
-from s2video.pipeline import Engine
 
 SCALE, SEED = 0.4, 5
 Run = Callable[[], Tensor]

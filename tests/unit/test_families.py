@@ -11,10 +11,11 @@ import tiny
 import tiny_hunyuan
 import torch
 
-from s2video.config import build_config
+from s2video.config.run import build_config
 from s2video.errors import InputError
-from s2video.models.loading import check_checkpoint, load_conditioners, weight_digests
-from s2video.requests import CheckpointInfo, check_request, read_checkpoint
+from s2video.models.checkpoint import check_checkpoint, read_checkpoint, weight_digests
+from s2video.models.limits import CheckpointInfo, check_request
+from s2video.models.loading import load_conditioners
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import torch
 from families import FAMILIES, TinyFamily
 from torch import Tensor, nn
 
-from s2video.forward import predict
-from s2video.models.loading import load_transformer, read_family
+from s2video.engine.engine import Engine
 from s2video.models.base import BlockModel
+from s2video.models.checkpoint import read_family
+from s2video.models.loading import load_transformer
 from s2video.parallel.mesh import Mesh
-from s2video.pipeline import Engine
+from s2video.sampling.forward import predict
 
 ALONE = Mesh(torch.device("cpu"))
 TIMESTEP = torch.tensor([700.0, 700.0])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s2video.errors import InputError
-from s2video.files import atomic_folder, atomic_path, remove_leftovers, write_json
+from s2video.system.files import atomic_folder, atomic_path, remove_leftovers, write_json
 
 
 def test_the_final_name_appears_only_after_the_block(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_kill_9_leaves_the_old_folder(tmp_path: Path) -> None:
     fill(tmp_path / "shot", "1.exr")
     script = (
         "import pathlib, sys, os, signal\n"
-        "from s2video.files import atomic_folder\n"
+        "from s2video.system.files import atomic_folder\n"
         "with atomic_folder(pathlib.Path(sys.argv[1]), lambda name: True) as folder:\n"
         "    (folder / '2.exr').touch()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -9,12 +9,12 @@ from diffusers import WanTransformer3DModel
 from tiny import NUM_BLOCKS, build_transformer
 from torch import Tensor
 
-from s2video.forward import predict
 from s2video.models.base import BlockContext, Conditioning, TokenState
 from s2video.models.loading import load_transformer
-from s2video.models.wan import WanBlockModel
+from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.attention import AttentionPlan
 from s2video.parallel.mesh import Axis, Mesh
+from s2video.sampling.forward import predict
 
 ALONE = Mesh(torch.device("cpu"))
 

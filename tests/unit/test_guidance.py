@@ -3,7 +3,7 @@ import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 from torch import Tensor
 
-from s2video.guidance import Predictions, combine
+from s2video.guidance.equations import Predictions, combine
 
 SHAPE = (2, 4, 3, 5, 5)
 

@@ -15,8 +15,8 @@ from tiny_pipelines import build_hunyuan_video_15
 from torch import Tensor, nn
 
 import s2video
+from s2video.engine.engine import Engine
 from s2video.errors import InputError
-from s2video.pipeline import Engine
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,15 @@ import tiny_hunyuan15
 import torch
 from tiny_hunyuan15 import CHANNELS, NUM_BLOCKS
 
-from s2video.config import load_config
+from s2video.config.run import load_config
 from s2video.errors import InputError
-from s2video.models.loading import ASSETS, check_checkpoint, fingerprint, load_conditioners, read_family
+from s2video.models.checkpoint import ASSETS, check_checkpoint, fingerprint, read_checkpoint, read_family
 from s2video.models.family import Prompts
-from s2video.models.hunyuan15_family import HunyuanVideo15
+from s2video.models.hunyuan_video15.family import HunyuanVideo15
+from s2video.models.limits import CheckpointInfo
+from s2video.models.loading import load_conditioners
 from s2video.planning.cards import read_card
 from s2video.planning.plan import make_plan
-from s2video.requests import CheckpointInfo, read_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PUBLISHED = {

@@ -8,11 +8,11 @@ from diffusers import HunyuanVideoTransformer3DModel
 from tiny_hunyuan import NUM_BLOCKS, NUM_DUAL, NUM_SINGLE, POOLED_DIM, TEXT_DIM, build_transformer
 from torch import Tensor, nn
 
-from s2video.forward import predict
 from s2video.models.base import Conditioning
-from s2video.models.hunyuan_video import HunyuanVideoBlockModel
+from s2video.models.hunyuan_video.blocks import HunyuanVideoBlockModel
 from s2video.parallel.attention import AttentionPlan
 from s2video.parallel.mesh import Mesh
+from s2video.sampling.forward import predict
 
 ALONE = Mesh(torch.device("cpu"))
 TIMESTEP = torch.tensor([700.0, 700.0])

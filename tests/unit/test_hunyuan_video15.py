@@ -7,11 +7,11 @@ import torch
 from tiny_hunyuan15 import CHANNELS, build_transformer, conditioning, forward
 from torch import Tensor
 
-from s2video.forward import predict
 from s2video.models.base import Conditioning
-from s2video.models.hunyuan_video15 import HunyuanVideo15BlockModel
+from s2video.models.hunyuan_video15.blocks import HunyuanVideo15BlockModel
 from s2video.parallel.attention import AttentionPlan
 from s2video.parallel.mesh import Mesh
+from s2video.sampling.forward import predict
 
 ALONE = Mesh(torch.device("cpu"))
 TIMESTEP = torch.tensor([700.0, 700.0])

@@ -18,9 +18,10 @@ from PIL import Image, ImageOps
 from tiny_wan_i2v import KINDS, image
 
 from s2video.errors import InputError
+from s2video.models.checkpoint import read_checkpoint
 from s2video.models.images import Images, read_images
+from s2video.models.limits import check_images, check_request
 from s2video.records.sidecar import is_sidecar_of, job_facts
-from s2video.requests import check_images, check_request, read_checkpoint
 
 Checkpoints = Callable[[str], Path]
 
@@ -175,7 +176,7 @@ def test_bad_images_are_answered_before_torch_is_imported(checkpoint_of: Checkpo
     values = KINDS["wan-i2v"].config(checkpoint_of("wan-i2v")).model_dump(mode="json")
     config.write_text(yaml.safe_dump(values | {"prompt": "a circle"}))
     code = (
-        "import sys; from s2video.cli import main\n"
+        "import sys; from s2video.cli.main import main\n"
         "code = main(sys.argv[1:]); assert not {'torch', 'diffusers'} & set(sys.modules); sys.exit(code)"
     )
     arguments = ["generate", "--config", str(config), "--output", str(tmp_path / "x.mp4"), "--image", __file__]

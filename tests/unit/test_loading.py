@@ -8,16 +8,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from s2video.errors import InputError
-from s2video.models.loading import (
-    check_checkpoint,
-    find_checkpoint,
-    fingerprint,
-    load_conditioners,
-    load_scheduler,
-    load_transformer,
-    load_vae,
-    weight_digests,
-)
+from s2video.models.checkpoint import check_checkpoint, find_checkpoint, fingerprint, weight_digests
+from s2video.models.loading import load_conditioners, load_scheduler, load_transformer, load_vae
 
 
 @pytest.fixture
@@ -74,15 +66,15 @@ def test_another_pipeline_is_refused(copy: Path) -> None:
 
 
 def test_digests_are_of_the_bytes_and_fingerprints_of_the_headers(copy: Path) -> None:
-    digests, fingerprint = weight_digests(copy), fingerprint(copy)
-    assert digests.keys() == fingerprint.keys() and len(digests) == 3
+    digests, headers = weight_digests(copy), fingerprint(copy)
+    assert digests.keys() == headers.keys() and len(digests) == 3
     name = next(n for n in digests if n.startswith("vae"))
     content = bytearray((copy / name).read_bytes())
     assert digests[name] == hashlib.sha256(content).hexdigest()
     content[-1] ^= 1
     (copy / name).write_bytes(content)
     assert weight_digests(copy)[name] != digests[name]
-    assert fingerprint(copy) == fingerprint
+    assert fingerprint(copy) == headers
 
 
 def test_hub_cache_files_are_named_by_their_digest(copy: Path, tmp_path: Path) -> None:

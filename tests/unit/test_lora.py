@@ -17,13 +17,14 @@ from tiny_hunyuan import build_transformer as build_hunyuan_transformer
 from tiny_wan22 import a14b_config, build_a14b
 from torch import Tensor, nn
 
-from s2video.cli import main
-from s2video.config import build_config
+from s2video.cli.main import main
+from s2video.config.run import build_config
+from s2video.config.sections import LoraConfig
+from s2video.engine.engine import Engine
 from s2video.errors import InputError
 from s2video.models import lora
-from s2video.pipeline import Engine
-from s2video.requests import check_request, read_checkpoint
-from s2video.settings import LoraConfig
+from s2video.models.checkpoint import read_checkpoint
+from s2video.models.limits import check_request
 
 
 def original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from s2video.masks import MaskSchedule, MaskSpec, dropped_blocks, step_masks
+from s2video.guidance.masks import MaskSchedule, MaskSpec, dropped_blocks, step_masks
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from s2video.config import RunConfig
+from s2video.config.run import RunConfig
+from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
+from s2video.models.limits import CheckpointInfo, check_request
 from s2video.parallel.mesh import Mesh, resolve_degrees
-from s2video.requests import CheckpointInfo, check_request
-from s2video.settings import ParallelConfig
 
 CHECKPOINT = CheckpointInfo(num_blocks=6, patch_size=(1, 2, 2), max_positions=64, spatial_factor=8, temporal_factor=4)
 

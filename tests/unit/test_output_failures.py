@@ -12,12 +12,13 @@ import pytest
 from torch import Tensor
 from video_helpers import noise
 
-from s2video.config import build_config
+from s2video.config.run import build_config
+from s2video.engine.job import plan_videos
 from s2video.errors import InputError, S2VideoError
+from s2video.media.checks import check_output, check_spec
 from s2video.media.exr import ExrSequence
 from s2video.media.formats import FORMATS, Codec, VideoSpec, place_of
 from s2video.media.video import write_video
-from s2video.requests import check_output, check_spec, plan_videos
 
 FPS = Fraction(24)
 SEQUENCES: list[Codec] = ["png", "exr"]

@@ -11,9 +11,9 @@ import pytest
 from sidecar_helpers import NUM_BLOCKS, STEPS, made_video
 
 from s2video.batch.store import Entry, Store
-from s2video.cli import main
+from s2video.cli.main import main
 from s2video.errors import InputError
-from s2video.records.page import Failure, mask_picture, read_failures, write_page
+from s2video.review.page import Failure, mask_picture, read_failures, write_page
 
 EVIL = "</h3><script>alert(1)</script>\"'&<b>猫"
 

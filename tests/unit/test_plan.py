@@ -13,19 +13,19 @@ import yaml
 from tiny import MAX_SEQUENCE_LENGTH, SIZE
 
 import s2video
-from s2video.cli import main
-from s2video.config import RunConfig, build_config, load_config
+from s2video.cli.main import main
+from s2video.config.run import RunConfig, build_config, load_config
+from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
-from s2video.masks import MaskSpec
-from s2video.models.loading import ASSETS, num_parameters
+from s2video.guidance.masks import MaskSpec
+from s2video.models.checkpoint import ASSETS, num_parameters, read_checkpoint
+from s2video.models.limits import check_request
+from s2video.models.registry import read_costs
 from s2video.parallel.mesh import resolve_degrees
 from s2video.planning.cards import CARDS, Card, guess_card, read_card
-from s2video.planning.costs import read_costs
 from s2video.planning.forecast import Degrees, Step, forecast
 from s2video.planning.plan import Plan, make_plan, resolve_parallel
 from s2video.planning.work import SubWork
-from s2video.requests import check_request, read_checkpoint
-from s2video.settings import ParallelConfig
 
 ROOT = Path(s2video.__file__).resolve().parents[1]
 WAN_14B = ROOT / "configs" / "wan2.1-t2v-14b-720p.yaml"
@@ -338,7 +338,7 @@ def test_a_time_for_each_token_is_planned() -> None:
 
 def test_planning_needs_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from s2video.cli import main;"
+        "import sys; from s2video.cli.main import main;"
         f"main(['plan', '--config', {str(WAN_14B)!r}, '--world', '8', '--set', 'model.device=cuda']);"
         "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )

@@ -24,10 +24,10 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from s2video.config import load_config
-from s2video.models.loading import ASSETS, read_family
-from s2video.planning.costs import read_costs
-from s2video.requests import check_request, read_checkpoint
+from s2video.config.run import load_config
+from s2video.models.checkpoint import ASSETS, read_checkpoint, read_family
+from s2video.models.limits import check_request
+from s2video.models.registry import read_costs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PUBLISHED = ASSETS / "published"

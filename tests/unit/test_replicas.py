@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from s2video.batch import replicas
-from s2video.batch.replicas import ReplicaPlan, supervise, visible_gpus
+from s2video.batch import supervisor as replicas
 from s2video.batch.store import MAX_ATTEMPTS, Entry, Store
+from s2video.batch.supervisor import ReplicaPlan, supervise, visible_gpus
 from s2video.errors import InputError, S2VideoError
 
 # What a job's name begins with is what happens to its replica.
@@ -144,7 +144,7 @@ def test_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch, variable: str, co
 def test_a_replica_hears_that_its_starter_is_gone() -> None:
     """The end of its standard input is a SIGTERM."""
     code = (
-        "import threading, time; from s2video.ending import stop_at_end_of_stdin\n"
+        "import threading, time; from s2video.system.shutdown import stop_at_end_of_stdin\n"
         "threading.Thread(target=stop_at_end_of_stdin, daemon=True).start(); print('ready', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from sidecar_helpers import made_video
 
-from s2video.cli import main
+from s2video.cli.main import main
 from s2video.errors import InputError, S2VideoError
-from s2video.records.reproduce import Remade, config_again, images_again, judge
 from s2video.records.sidecar import latents_record
 from s2video.records.sidecar_model import Sidecar
+from s2video.review.reproduce import Remade, config_again, images_again, judge
 
 LATENTS = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 

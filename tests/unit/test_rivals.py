@@ -16,11 +16,11 @@ from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT, SIZE, tiny_config
 from torch import Tensor
 
-from s2video.config import build_config
-from s2video.guidance import Predictions
-from s2video.pipeline import Engine
+from s2video.config.run import build_config
+from s2video.engine.engine import Engine
+from s2video.guidance.equations import Predictions
 from s2video.records.sidecar import job_facts
-from s2video.rivals import Rival
+from s2video.sampling.guiders import Rival
 
 NUM_STEPS = 6
 SLG = {"scale": 1.5, "start": 0.0, "stop": 0.7, "layers": [2, 4]}

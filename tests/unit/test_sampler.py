@@ -4,7 +4,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from s2video.errors import NumericalError
-from s2video.sampler import sample
+from s2video.sampling.sampler import sample
 
 UNIPC = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 EULER = FlowMatchEulerDiscreteScheduler(shift=3.0)

@@ -11,10 +11,10 @@ import torch
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from torch import Tensor
 
-from s2video.denoising import Denoiser
+from s2video.engine.engine import Engine
 from s2video.errors import InputError
-from s2video.guidance import Predictions
-from s2video.pipeline import Engine
+from s2video.guidance.equations import Predictions
+from s2video.sampling.denoiser import Denoiser
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from shapes.heads import IGNORED, PATCH_FRAMES, PATCH_PIXELS, VALUES, PlaceHeads
 from shapes.world import BACKGROUNDS, COLORS, Scene, Thing, caption, render, sample_scene
 from torch import Tensor
 
-from s2video.models.loading import find_checkpoint
+from s2video.models.checkpoint import find_checkpoint
 
 TEXT = "a small red circle moving left and a large blue square moving up on a gray background"
 

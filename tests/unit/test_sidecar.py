@@ -13,11 +13,11 @@ import torch
 from sidecar_helpers import NUM_BLOCKS, STEPS, made_video
 
 import s2video
-from s2video.cli import main
+from s2video.cli.main import main
 from s2video.errors import InputError
-from s2video.records.describe import describe
 from s2video.records.sidecar import latents_record
 from s2video.records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
+from s2video.review.inspect import describe
 
 SCHEMA = Path(s2video.__file__).parents[1] / "docs" / "sidecar.schema.json"
 

@@ -21,9 +21,9 @@ from studies.tables import tables
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from torch import Tensor
 
-from s2video.config import GuidanceConfig, RunConfig, build_config, load_config
+from s2video.config.run import GuidanceConfig, RunConfig, build_config, load_config
+from s2video.engine.engine import Engine
 from s2video.errors import InputError
-from s2video.pipeline import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = load_config(ROOT / "configs" / "shapes.yaml")

@@ -9,7 +9,8 @@ from tiny import MAX_SEQUENCE_LENGTH, PROMPT
 
 from s2video.models import text
 from s2video.models.base import Conditioning
-from s2video.models.loading import load_conditioners, read_family
+from s2video.models.checkpoint import read_family
+from s2video.models.loading import load_conditioners
 from s2video.models.text import TextEncoder
 from s2video.parallel.mesh import Mesh
 

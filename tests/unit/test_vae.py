@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny import build_vae
 
-from s2video.models.vae import decode_frames, denormalize
+from s2video.decoding.whole import decode_frames, denormalize
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -12,9 +12,9 @@ import yaml
 from vbench import DIMENSIONS, FLICKER, flicker_score, main, read_info
 from video_helpers import LOSSLESS, noise, solid
 
-from s2video.batch.config import load_batch
-from s2video.cli import main as s2video
-from s2video.config import load_config
+from s2video.batch.run_file import load_batch
+from s2video.cli.main import main as s2video
+from s2video.config.run import load_config
 from s2video.errors import InputError
 from s2video.media.video import VideoSpec, read_video, write_video
 

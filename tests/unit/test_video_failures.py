@@ -14,9 +14,9 @@ from torch import Tensor
 from video_helpers import RED, SPEC, noise, solid
 
 from s2video.errors import InputError, NumericalError, S2VideoError
-from s2video.media.captions import Caption
-from s2video.media.compare import compare_videos
 from s2video.media.video import VideoSpec, write_video
+from s2video.review.captions import Caption
+from s2video.review.compare import compare_videos
 
 
 @pytest.fixture

@@ -15,19 +15,19 @@ from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, RESIDUAL_Z_DIM
 from tiny_wan22 import BOUNDARY_RATIO, TI2V_SIZE
 from torch import Tensor, nn
 
-from s2video import denoising
-from s2video.config import RunConfig, build_config
+from s2video.config.run import RunConfig, build_config
+from s2video.engine.decode_latents import decode_latents
+from s2video.engine.engine import Engine
+from s2video.engine.job import Job
+from s2video.engine.make_video import make_video
 from s2video.errors import InputError
-from s2video.job import Job
-from s2video.masks import step_masks
+from s2video.guidance.masks import step_masks
 from s2video.media.video import probe_video
-from s2video.models.loading import check_checkpoint, fingerprint, weight_digests
+from s2video.models.checkpoint import check_checkpoint, fingerprint, read_checkpoint, weight_digests
 from s2video.models.experts import Expert, Experts
+from s2video.models.limits import check_request
 from s2video.parallel.weights import WHOLE
-from s2video.pipeline import Engine
-from s2video.production import make_video
-from s2video.records.saved_latents import decode_latents
-from s2video.requests import check_request, read_checkpoint
+from s2video.sampling import denoiser as denoising
 
 CheckpointOf = Callable[[str], Path]
 A14B, TI2V, TI2V_WITH_IMAGE = "wan2.2-t2v", "wan2.2-ti2v", "wan2.2-ti2v, with an image"

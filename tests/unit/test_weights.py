@@ -12,18 +12,19 @@ from safetensors.torch import load_file, save_file
 from tiny import NUM_BLOCKS, build_transformer, tiny_config
 from torch import nn
 
-from s2video.config import build_config
+from s2video.config.run import build_config
+from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
-from s2video.forward import predict
 from s2video.models.base import Conditioning
+from s2video.models.checkpoint import read_checkpoint
+from s2video.models.limits import check_request
 from s2video.models.loading import load_transformer
 from s2video.models.parts import place_transformer
-from s2video.models.wan import WanBlockModel
+from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.parallel.weights import FetchedWeights, Handle, StreamedWeights
-from s2video.requests import check_request, read_checkpoint
-from s2video.settings import ParallelConfig
+from s2video.sampling.forward import predict
 
 BLOCKS = ("blocks",)
 

@@ -19,9 +19,9 @@ from diffusers import WanPipeline
 
 from benches.rows import Section, measured
 from benches.workloads import Options, apart, seconds
-from s2video.config import build_config
+from s2video.config.run import build_config
 from s2video.media.video import VideoSpec, write_video
-from s2video.models.loading import find_checkpoint
+from s2video.models.checkpoint import find_checkpoint
 from s2video.parallel.mesh import Mesh
 
 SHAPES = ("red circle", "green triangle", "blue square", "cyan circle", "yellow square")

@@ -12,11 +12,12 @@ import torch.distributed as dist
 from benches.rows import Row, Section, measured
 from benches.weights import memory_status
 from benches.workloads import Options, apart
+from s2video.decoding.decoder import DecodeMode, FrameDecoder
+from s2video.decoding.whole import decode_frames
 from s2video.geometry import LatentShape
 from s2video.media.video import VideoSpec, write_video
-from s2video.models.decoder import DecodeMode, FrameDecoder
-from s2video.models.loading import find_checkpoint, load_vae
-from s2video.models.vae import decode_frames
+from s2video.models.checkpoint import find_checkpoint
+from s2video.models.loading import load_vae
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 

@@ -5,9 +5,9 @@ from diffusers import WanPipeline
 
 from benches.rows import Section, measured
 from benches.workloads import Options, s2_over_cfg, take_turns
-from s2video.config import RunConfig, build_config
-from s2video.masks import step_masks
-from s2video.pipeline import Engine
+from s2video.config.run import RunConfig, build_config
+from s2video.engine.engine import Engine
+from s2video.guidance.masks import step_masks
 
 PROMPT = "a small red circle moving left and a large blue square moving up on a gray background"
 PAPER_SECONDS = 1.38  # Table 5: 28 steps, text to image

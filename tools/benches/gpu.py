@@ -27,10 +27,10 @@ from benches.workloads import (
     take_turns,
     wan_step,
 )
-from s2video.guidance import Predictions, combine
+from s2video.decoding.whole import decode_frames, denormalize, to_frames
+from s2video.guidance.equations import Predictions, combine
 from s2video.models.base import Conditioning
-from s2video.models.hunyuan_video import HunyuanVideoBlockModel
-from s2video.models.vae import decode_frames, denormalize, to_frames
+from s2video.models.hunyuan_video.blocks import HunyuanVideoBlockModel
 from s2video.planning.work import SubWork
 
 SMALL, LARGE = "Wan-AI--Wan2.1-T2V-1.3B-Diffusers", "Wan-AI--Wan2.1-T2V-14B-Diffusers"

@@ -5,10 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-from s2video.files import write_json
+from s2video.config.sections import ParallelConfig
 from s2video.parallel.collectives import gather_objects
 from s2video.parallel.mesh import init_mesh
-from s2video.settings import ParallelConfig
+from s2video.system.files import write_json
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from benches.rows import Row, Section, counted, measured
 from benches.workloads import OneStep, Options, apart, draw_masks, s2_over_cfg, scaled_step, seconds
+from s2video.config.sections import ParallelConfig
 from s2video.geometry import split_evenly
 from s2video.parallel.mesh import Mesh, build_mesh
 from s2video.parallel.traffic import count_traffic, ring_minimum, ulysses_minimum
-from s2video.settings import ParallelConfig
 
 WINDOW = 0.8  # of the steps
 LAYOUTS = {

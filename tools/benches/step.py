@@ -29,8 +29,9 @@ from benches.workloads import (
     seconds,
     wan_step,
 )
-from s2video.masks import MaskSpec, step_masks
-from s2video.models.loading import find_checkpoint, load_transformer
+from s2video.guidance.masks import MaskSpec, step_masks
+from s2video.models.checkpoint import find_checkpoint
+from s2video.models.loading import load_transformer
 
 # name -> checkpoint; latent frames, rows, columns
 PUBLISHED = {

@@ -11,13 +11,13 @@ from torch import Tensor
 from benches.rows import Row, Section, counted, measured
 from benches.step import peak_bytes
 from benches.workloads import CPU, OneStep, Options, apart, random_model, scaled_wan, take_turns, wan_step
-from s2video.files import write_json
+from s2video.config.sections import ParallelConfig
 from s2video.models.parts import place_transformer
 from s2video.parallel.attention import AttentionPlan
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.parallel.weights import BlockWeights
-from s2video.settings import ParallelConfig
+from s2video.system.files import write_json
 
 BLOCKS = ("blocks",)
 DROPPED = (2, 4)

@@ -20,14 +20,14 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 import s2video
-from s2video.forward import predict
-from s2video.guidance import Predictions
-from s2video.masks import MaskSpec, dropped_blocks
+from s2video.guidance.equations import Predictions
+from s2video.guidance.masks import MaskSpec, dropped_blocks
 from s2video.models.base import Conditioning
-from s2video.models.loading import read_json
-from s2video.models.wan import WanBlockModel
+from s2video.models.checkpoint import read_json
+from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.planning.work import SubWork
+from s2video.sampling.forward import predict
 
 CPU = torch.device("cpu")
 TOOLS = Path(__file__).resolve().parents[1]

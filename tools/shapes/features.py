@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from s2video.files import atomic_path
+from s2video.system.files import atomic_path
 
 from .loop import TrainState, train
 from .world import ATTRIBUTES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES, Scene, render, sample_scene

@@ -11,7 +11,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from s2video.files import atomic_path
+from s2video.system.files import atomic_path
 
 COLUMNS = 3
 ZOOM = 2

@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 from evaluate import Clip, draw_clips
 
-from s2video.config import GuidanceConfig, RunConfig, build_config
+from s2video.config.run import GuidanceConfig, RunConfig, build_config
 from s2video.errors import InputError
-from s2video.guidance import needs_uncond
-from s2video.masks import step_masks
+from s2video.guidance.equations import needs_uncond
+from s2video.guidance.masks import step_masks
 from s2video.planning.work import SubWork
-from s2video.rivals import Rival
+from s2video.sampling.guiders import Rival
 
 LAMBDAS, OMEGAS = (1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 STRONG = 1.0  # ω at which the grid, made first, saw S² begin to help on shapes-wan: more captions tell whether it does

@@ -15,7 +15,7 @@ from PIL import Image
 from shapes.sheet import Cell, Strip, write_sheet
 from torch import Tensor
 
-from s2video.files import atomic_path
+from s2video.system.files import atomic_path
 
 from .summary import read_cell
 

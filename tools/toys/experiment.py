@@ -10,9 +10,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from s2video.guidance import Predictions, combine
-from s2video.masks import MaskSpec, step_masks
-from s2video.sampler import sample
+from s2video.guidance.equations import Predictions, combine
+from s2video.guidance.masks import MaskSpec, step_masks
+from s2video.sampling.sampler import sample
 
 from .mixtures import Mixture
 from .network import ResidualNetworks

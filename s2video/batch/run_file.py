@@ -1,0 +1,233 @@
+"""A run file: settings, shots and what varies -> the jobs of a batch, each with its whole config and its file.
+
+`shots` x `sweep` x `seeds`, in this order, so that jobs with one prompt stand together. Whether a checkpoint can serve
+the jobs is asked in `checks`.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from ..config.run import RunConfig, build_config, origin, read_values
+from ..config.sections import Text, Whole
+from ..config.text import describe_problems, show
+from ..errors import InputError
+from ..media.formats import codec_for, suffix_of
+from ..media.naming import find_collisions, render_name, slug
+from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
+
+MAX_JOBS = 100_000
+RESERVED = "batch."  # what the names of a batch's own files in its folder begin with
+_SEED = "sampling.seed"
+
+
+def _read_shot_source(value: Any) -> Any:
+    if not isinstance(value, (str, list)) or not value:
+        raise ValueError(f"expected a list of shots, or the path of a .jsonl, .csv or .txt file, came {show(value)}")
+    return value
+
+
+def _read_grid(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected settings and lists, such as {{guidance.s2_scale: [0, 0.25]}}, came {show(value)}")
+    for key, choices in value.items():
+        if (problem := key_problem(key)) is not None:
+            raise ValueError(problem)
+        if not isinstance(choices, list) or not choices:
+            raise ValueError(f"{key}: expected a list of values, came {show(choices)}")
+    return value
+
+
+def _read_fields(value: Any) -> Any:
+    if not isinstance(value, dict) or not all(isinstance(key, str) and key.isidentifier() for key in value):
+        raise ValueError(f"expected names and values, such as {{show: abc, version: 3}}, came {show(value)}")
+    return value
+
+
+class RunFile(RunConfig):
+    """A batch: the settings of a run as the base of every job, and what follows."""
+
+    shots: Annotated[str | list[Any], BeforeValidator(_read_shot_source)] = Field(
+        default=[],  # refused
+        description="required: a list, each a prompt or a mapping of settings; or a .jsonl, .csv or .txt file",
+    )
+    sweep: Annotated[dict[str, list[Any]], BeforeValidator(_read_grid)] = Field(
+        default={}, description="settings, each with a list of values: every combination of them is made of every shot"
+    )
+    seeds: Whole = Field(
+        default=1, ge=1, description="videos of each combination: with sampling.seed, and the numbers after it"
+    )
+    folder: Text | None = Field(
+        default=None, min_length=1, description="where everything goes; null: runs/ and the run file's name"
+    )
+    name: Text = Field(
+        default="{shot}{variant}_s{seed}.{ext}",
+        min_length=1,
+        description="template of a file's name; its fields: run, shot, prompt, variant (what sweep sets), the last "
+        "part of each key of sweep, index, seed, take (1 to seeds), ext, and those of `fields`",
+    )
+    fields: Annotated[dict[str, Any], BeforeValidator(_read_fields)] = Field(
+        default={}, description="more fields for name, such as show and version; a shot sets fields.version for itself"
+    )
+    overlap: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="a video is decoded while the next one is denoised; auto: where memory holds both",
+    )
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """One video of a batch: its name below the batch's folder, where it is from, and its config, which says all."""
+
+    name: str
+    where: str
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A run file, expanded.
+
+    Attributes:
+        folder: where videos and state go.
+        problems: what is wrong with shots, a sentence each; the jobs of such shots are missing.
+    """
+
+    folder: Path
+    overlap: Literal["auto", "always", "never"]
+    jobs: tuple[BatchJob, ...]
+    problems: tuple[str, ...]
+
+
+def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
+    """Read a run file and expand it to its jobs.
+
+    Raises:
+        InputError: a run file, or a file of shots, that cannot be used as a whole.
+    """
+    source = origin(path, overrides)
+    values = read_values(path, overrides, RunFile)
+    try:
+        run = RunFile.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: {describe_problems(error, RunFile)}") from None
+    if "path" in (values.get("output") or {}):
+        raise InputError(f"{source}: {key_problem('output.path')}")
+    base = {key: value for key, value in values.items() if key in RunConfig.model_fields}
+    if base.get("parallel") == "auto":
+        base["parallel"] = {"degrees": "auto"}
+    # a batch may end at any moment, and has to go on from there
+    base["checkpoint"] = {"every_seconds": 300} | (base.get("checkpoint") or {})
+    shots = read_shots(path.parent / run.shots) if isinstance(run.shots, str) else inline_shots(run.shots, str(path))
+    count = len(shots) * math.prod(map(len, run.sweep.values())) * run.seeds
+    if count > MAX_JOBS:
+        raise InputError(f"{source}: expected at most {MAX_JOBS} videos, shots x sweep x seeds are {count}")
+    folder = Path(run.folder) if run.folder is not None else Path("runs") / path.stem
+    jobs: list[BatchJob] = []
+    problems = [f"{shot.where}: {problem}" for shot in shots for problem in shot.problems]
+    index = itertools.count(1)
+    for number, shot in enumerate(shots, 1):
+        if not shot.problems:
+            try:
+                jobs += _expand(run, base, shot, number, index, folder, path.stem)
+            except InputError as error:
+                problems.append(str(error))
+    problems += _collisions(jobs)
+    return Batch(folder, run.overlap, tuple(jobs), tuple(problems))
+
+
+def output_path(folder: Path, template: str, fields: Mapping[str, object]) -> Path:
+    """Where a job's video goes. Raises InputError for a template or fields that make no file name."""
+    name = render_name(template, fields)
+    if len(name.parts) == 1 and name.name.startswith(RESERVED):
+        raise InputError(f"name: {name}: names that begin with {RESERVED} are those of the batch's own files")
+    return folder / name
+
+
+def _expand(
+    run: RunFile, base: dict[str, Any], shot: Shot, number: int, index: Iterator[int], folder: Path, run_name: str
+) -> Iterator[BatchJob]:
+    if twice := run.sweep.keys() & shot.values.keys():
+        raise InputError(f"{shot.where}: {min(twice)} is set here and by sweep: keep one")
+    if run.seeds > 1 and _SEED in run.sweep:
+        raise InputError(f"{shot.where}: seeds {run.seeds} and a sweep of {_SEED} say the same: keep one")
+    own = {key: value for key, value in shot.values.items() if key != NAME and not key.startswith(FIELDS)}
+    naming = {**run.fields, **{k.removeprefix(FIELDS): v for k, v in shot.values.items() if k.startswith(FIELDS)}}
+    name = shot.values.get(NAME, f"{number:03d}")
+    if not isinstance(name, str):
+        raise InputError(f'{shot.where}: {NAME}: expected text, came {show(name)}: quote it, "like this"')
+    for choice in itertools.product(*run.sweep.values()):
+        swept = dict(zip(run.sweep, choice, strict=True))
+        config = build_config(_with(base, own | swept), shot.where)
+        if config.prompt is None or not config.prompt.strip():
+            raise InputError(f"{shot.where}: no prompt: give the shot one, or set a default in the run file")
+        for take in range(run.seeds):
+            seed = config.sampling.seed + take
+            fields = {
+                **_swept_fields(swept),
+                **naming,
+                "run": run_name,
+                "shot": name,
+                "prompt": slug(config.prompt),
+                "variant": _variant(swept),
+                "index": next(index),
+                "seed": seed,
+                "take": take + 1,
+                "ext": suffix_of(config.output.codec).removeprefix("."),
+            }
+            try:
+                output = output_path(folder, run.name, fields)
+                codec_for(output, config.output.codec)
+            except InputError as error:
+                raise InputError(f"{shot.where}: {error}") from None
+            finished = build_config(
+                _with(config.model_dump(mode="json"), {_SEED: seed, "output.path": str(output)}), shot.where
+            )
+            try:
+                finished.output.spec(output)
+            except InputError as error:
+                raise InputError(f"{shot.where}: {error}") from None
+            yield BatchJob(PurePath(output.relative_to(folder)).as_posix(), shot.where, finished)
+
+
+def _with(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values, with settings by dotted key in their place."""
+    values = copy.deepcopy(values)
+    for key, value in settings.items():
+        section, _, last = key.rpartition(".")
+        target = values
+        if section:
+            if values.get(section) is None:
+                values[section] = {}
+            target = values[section]
+        target[last] = value
+    return values
+
+
+def _swept_fields(swept: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.rpartition(".")[2]: value for key, value in swept.items()}
+
+
+def _variant(swept: Mapping[str, Any]) -> str:
+    """What tells one combination of a sweep from another, as a part of a file's name: _s2_scale-0.25"""
+    parts = (f"{key.rpartition('.')[2]}-{value}" for key, value in swept.items())
+    return "".join("_" + re.sub(r"[^A-Za-z0-9_.+-]+", "-", part).strip("-") for part in parts)
+
+
+def _collisions(jobs: Sequence[BatchJob]) -> Iterator[str]:
+    """Videos that would take each other's place, or that of the files beside it, on any file system."""
+    for first, *others in find_collisions(PurePath(job.name) for job in jobs):
+        for job in (jobs[index] for index in others):
+            yield (
+                f"{job.where}: {job.name} would lie where {jobs[first].name} does ({jobs[first].where}): change name, "
+                "or give the shots names of their own"
+            )

@@ -1,0 +1,177 @@
+"""The commands of batches: batch | status, and replica, which batch starts. Arguments, checks, and who runs what."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..batch.checks import find_problems
+from ..batch.locks import held_lock
+from ..batch.plan import describe, predict_seconds
+from ..batch.register import register
+from ..batch.run_file import Batch, BatchJob, load_batch
+from ..batch.status import as_json, as_text, read_status
+from ..batch.store import Store
+from ..batch.supervisor import ReplicaPlan, supervise, visible_gpus
+from ..config.run import RunConfig
+from ..errors import InputError, S2VideoError, StoppedError
+from ..system import ranks
+
+COMMANDS = ("batch", "status", "replica")
+
+
+def add_commands(
+    commands: Any, whole: Callable[[str], int], add_set: Callable[[argparse.ArgumentParser], None]
+) -> None:
+    """Add the parsers to those of the other commands."""
+    batch = commands.add_parser("batch", help="make a list of shots, here or under torchrun", allow_abbrev=False)
+    batch.add_argument("run_file", type=Path, nargs="?", metavar="RUNFILE", help="YAML file, see configs/batch-*.yaml")
+    batch.add_argument("--config", type=Path, metavar="RUNFILE", help="the same")
+    batch.add_argument("--dry-run", action="store_true", help="check everything, and print what would be made")
+    batch.add_argument("--replicas", type=whole, default=1, metavar="N", help="that draw from one queue; default 1")
+    batch.add_argument("--nproc", type=whole, default=1, metavar="N", help="ranks of a replica, one a GPU; default 1")
+    batch.add_argument("--shard", type=_shard, metavar="I/N", help="of N machines, the part of the I-th, from 1")
+    batch.add_argument("--force", action="store_true", help="make again what is done")
+    batch.add_argument("--retry-failed", action="store_true", help="try again what failed")
+    add_set(batch)
+    batch.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+
+    status = commands.add_parser("status", help="what of a batch is done, and what failed", allow_abbrev=False)
+    status.add_argument("folder", type=Path, metavar="RUN", help="the batch's folder, or its run file")
+    status.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+
+    replica = commands.add_parser("replica", allow_abbrev=False)  # without help: not for people
+    replica.add_argument("folder", type=Path)
+    replica.add_argument("--shard", type=_shard)
+    replica.add_argument("--overlap", choices=["auto", "always", "never"], required=True)
+    replica.add_argument("--progress", choices=["auto", "plain", "none"], required=True)
+    replica.add_argument("--owner", required=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one of `COMMANDS`; returns the exit code."""
+    if arguments.command == "status":
+        is_run_file = arguments.folder.suffix in (".yaml", ".yml")
+        status = read_status(load_batch(arguments.folder).folder if is_run_file else arguments.folder)
+        print(as_json(status) if arguments.json else as_text(status))
+        return 0
+    if arguments.command == "replica":
+        return _replica(arguments)
+    return _batch(arguments)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 1/4, came {text[:60]!r}")
+    return int(match[1]), int(match[2])
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    path = arguments.run_file or arguments.config
+    if path is None or (arguments.run_file and arguments.config):
+        raise InputError("batch: give one run file, see configs/batch-shapes.yaml")
+    is_rank = ranks.launched_by_torchrun()
+    if is_rank and (arguments.replicas, arguments.nproc) != (1, 1):
+        raise InputError("--replicas and --nproc: not under torchrun, which has started the ranks of one replica")
+    world_size = ranks.world_size() if is_rank else arguments.nproc
+    batch = load_batch(path, arguments.set)
+    _require_usable(batch, world_size, dry_run=arguments.dry_run)
+    jobs = list(batch.jobs)
+    if arguments.shard is not None:
+        index, count = arguments.shard
+        jobs = jobs[index - 1 :: count]
+    gpus: Sequence[str] = ()
+    if arguments.replicas > 1 and jobs:  # one takes all that there are
+        gpus = visible_gpus(jobs[0].config.model.device)
+    plan = ReplicaPlan(arguments.replicas, arguments.nproc, gpus)
+    plan.check()
+    is_main = ranks.is_main_rank()
+    if arguments.dry_run:
+        if is_main:
+            seconds = predict_seconds(jobs, world_size=world_size)
+            print(describe(jobs, seconds, replicas=plan.count, world_size=world_size))
+        return 0
+    if not jobs:
+        print("s2video: no videos for this shard", file=sys.stderr)
+        return 0
+    store = Store(batch.folder, arguments.shard)
+    if not is_main:
+        return _run_as_rank(store, jobs, batch, arguments.plain)
+    store.create()
+    with held_lock(store.lock_path) as is_ours:
+        if not is_ours:
+            raise InputError(f"{batch.folder}: is being made by another process: wait for it, or stop it")
+        register(jobs, store, world_size=world_size, force=arguments.force, retry_failed=arguments.retry_failed)
+        waiting = sum(record.state == "waiting" for record in store.records())
+        print(f"s2video: {waiting} of {len(jobs)} videos to make in {batch.folder}", file=sys.stderr, flush=True)
+        if is_rank:
+            _run_as_rank(store, jobs, batch, arguments.plain)
+        else:
+            style = "none" if plan.count > 1 else "plain" if arguments.plain else "auto"
+            command = ["replica", str(batch.folder), "--overlap", batch.overlap, "--progress", style]
+            if arguments.shard is not None:
+                command += ["--shard", "/".join(map(str, arguments.shard))]
+            if (number := supervise(store, plan, command)) is not None:
+                _stopped(store, number)
+        return _verdict(store)
+
+
+def _require_usable(batch: Batch, world_size: int, *, dry_run: bool) -> None:
+    """Raise InputError after saying what is wrong with each shot."""
+    problems = list(dict.fromkeys([*batch.problems, *find_problems(batch.jobs, world_size=world_size, images=dry_run)]))
+    if not problems:
+        return
+    if ranks.speaks_for_host():
+        for problem in problems:
+            print(f"s2video: {' '.join(problem.split())}", file=sys.stderr)
+    raise InputError(f"{len(problems)} problems with the shots of this batch, see above; nothing was started")
+
+
+def _run_as_rank(store: Store, jobs: Sequence[BatchJob], batch: Batch, plain: bool) -> int:
+    """Under torchrun, whose ranks are the one replica."""
+    from ..batch.replica import run_replica
+
+    owner = f"replica-1-{os.urandom(4).hex()}"
+    run_replica(store, jobs[0].config, owner, overlap=batch.overlap, progress="plain" if plain else "auto")
+    return 0
+
+
+def _replica(arguments: argparse.Namespace) -> int:
+    from ..batch.replica import run_replica
+
+    store = Store(arguments.folder, arguments.shard)
+    config = RunConfig.model_validate_json(store.records()[0].config)
+    run_replica(
+        store,
+        config,
+        arguments.owner,
+        overlap=arguments.overlap,
+        progress=arguments.progress,
+        follows_stdin=True,
+    )
+    return 0
+
+
+def _stopped(store: Store, number: int) -> None:
+    done = sum(record.state == "done" for record in store.records())
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise StoppedError(f"stopped with {done} of {len(store.records())} videos done: the same command goes on")
+
+
+def _verdict(store: Store) -> int:
+    records = store.records()
+    failed = sum(record.state == "failed" for record in records)
+    if failed:
+        raise S2VideoError(
+            f"{failed} of {len(records)} videos failed: s2video status {store.folder} says why, and --retry-failed "
+            "tries them again"
+        )
+    return 0

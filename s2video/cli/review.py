@@ -1,0 +1,197 @@
+"""The commands for videos that are there: inspect | reproduce | compare | sheet | page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, S2VideoError, out_of_memory
+from ..media.checks import check_output, check_spec
+from ..models.checkpoint import read_checkpoint
+from ..models.limits import check_request
+from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
+from ..system import ranks
+from ..system.shutdown import Termination
+
+if TYPE_CHECKING:
+    from ..config.run import RunConfig
+    from ..records.sidecar_model import Sidecar
+    from ..review.captions import Caption
+
+
+def add_review_commands(commands: Any) -> None:
+    """Add the parsers to those of `s2video`; each says with `run` what is called with its arguments."""
+    inspect = commands.add_parser("inspect", help="how a video was made", allow_abbrev=False)
+    inspect.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a video, its sidecar, or its latents")
+    inspect.add_argument("--json", action="store_true", help="the sidecar as it is")
+    inspect.add_argument("--schema", action="store_true", help="the JSON Schema of all sidecars instead")
+    inspect.set_defaults(run=_inspect)
+
+    reproduce = commands.add_parser("reproduce", help="make a video again, and compare", allow_abbrev=False)
+    add_reproduce_arguments(reproduce)
+    reproduce.set_defaults(run=_reproduce)
+
+    compare = commands.add_parser("compare", help="two videos in one file", allow_abbrev=False)
+    compare.add_argument("videos", type=Path, nargs=2, metavar="VIDEO")
+    compare.add_argument(
+        "--mode",
+        choices=["side", "wipe", "sheet"],
+        default="side",
+        help="beside each other (default), or a moving line",
+    )
+    compare.add_argument("--labels", nargs=2, metavar=("A", "B"), help="captions; default: the files' names")
+    compare.add_argument("-o", "--output", type=Path, required=True, metavar="X.mp4", help="X.png or X.jpg for a sheet")
+    _add_font_argument(compare)
+    compare.set_defaults(run=_compare)
+
+    sheet = commands.add_parser("sheet", help="frames of many videos as one picture", allow_abbrev=False)
+    sheet.add_argument("videos", type=Path, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs, or videos")
+    sheet.add_argument("--columns", type=int, default=6, metavar="N", help="frames of each video; default 6")
+    sheet.add_argument("-o", "--output", type=Path, required=True, metavar="X.png", help="or X.jpg")
+    _add_font_argument(sheet)
+    sheet.set_defaults(run=_sheet)
+
+    page = commands.add_parser("page", help="a run as one HTML page", allow_abbrev=False)
+    page.add_argument("folder", type=Path, metavar="RUN", help="a folder of videos and sidecars, or of a batch")
+    page.add_argument("-o", "--output", type=Path, metavar="X.html", help="default: index.html in that folder")
+    page.add_argument("--title", help="default: the folder's name")
+    page.add_argument(
+        "--embed-below", type=float, default=8.0, metavar="MB", help="larger videos are linked; default 8"
+    )
+    page.set_defaults(run=_page)
+
+
+def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a video, its sidecar, or its latents")
+    parser.add_argument("--output", type=Path, metavar="X.mp4", help="write the video too; default: compare latents")
+    parser.add_argument("--model", metavar="PATH", help="where the checkpoint is now, if not where it was")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: as it was set")
+    parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+
+
+def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[Sidecar, RunConfig]:
+    """All that can be said of a reproduction before torch is imported. Raises InputError."""
+    from ..models.checkpoint import check_checkpoint, find_checkpoint
+    from ..review.reproduce import config_again, images_again
+
+    path = find_sidecar(arguments.file)
+    sidecar = read_sidecar(path)
+    config = config_again(sidecar, world_size=world_size, model=arguments.model, device=arguments.device)
+    if arguments.output is not None:
+        if arguments.output.with_suffix(".json").absolute() == path.absolute():
+            raise InputError(f"output {arguments.output}: would take the place of the video to reproduce")
+        check_output(arguments.output)
+        check_spec(config.output.spec(arguments.output), config.sampling.width, config.sampling.height)
+    folder = find_checkpoint(config.model.path, config.model.revision)
+    check_checkpoint(folder)
+    check_request(config, read_checkpoint(folder), world_size=world_size)
+    images_again(sidecar)
+    return sidecar, config
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    if arguments.schema:
+        print(json.dumps(sidecar_schema(), indent=2, ensure_ascii=False))
+        return 0
+    if arguments.file is None:
+        raise InputError("inspect: name a video, its sidecar X.json, or its X.latents.safetensors")
+    path = find_sidecar(arguments.file)
+    sidecar = read_sidecar(path)
+    if arguments.json:
+        print(path.read_text(encoding="utf-8"), end="")
+        return 0
+    from ..review.inspect import describe
+
+    print(describe(sidecar, path.with_name(sidecar.output.name)))
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    sidecar, config = check_reproduce(arguments, world_size=ranks.world_size())
+
+    import torch
+
+    from ..engine.engine import Engine
+    from ..parallel.mesh import init_mesh
+    from ..review.reproduce import judge, make_again
+
+    try:
+        with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
+            engine = Engine(config, mesh, progress="plain" if arguments.plain else "auto", termination=termination)
+            remade = make_again(engine, sidecar, arguments.output)
+    except torch.OutOfMemoryError as error:
+        raise S2VideoError(out_of_memory(error)) from error
+    if remade is not None:
+        print(judge(sidecar, remade), flush=True)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    check_output(arguments.output, is_video=arguments.mode != "sheet")
+    left, right = map(_existing, arguments.videos)
+    titles = arguments.labels or [path.stem for path in arguments.videos]
+    captions = (_caption(left, titles[0]), _caption(right, titles[1]))
+    if arguments.mode == "sheet":
+        from ..review.sheet import contact_sheet
+
+        contact_sheet(list(zip(arguments.videos, captions, strict=True)), arguments.output, font=arguments.font)
+    else:
+        from ..review.compare import compare_videos
+
+        compare_videos(left, right, arguments.output, captions, mode=arguments.mode, font=arguments.font)
+    print(arguments.output)
+    return 0
+
+
+def _sheet(arguments: argparse.Namespace) -> int:
+    from ..review.sheet import contact_sheet
+
+    if arguments.columns < 1:
+        raise InputError(f"--columns: expected a value >= 1, came {arguments.columns}")
+    check_output(arguments.output, is_video=False)
+    videos: list[Path] = []
+    for path in arguments.videos:
+        is_run = path.is_dir() and not path.with_name(f"{path.name}.json").is_file()
+        videos += [made.path for made in videos_in(path)] if is_run else [_existing(path, sequence=True)]
+    captioned = [(video, _caption(video, video.stem)) for video in videos]
+    contact_sheet(captioned, arguments.output, columns=arguments.columns, font=arguments.font)
+    print(arguments.output)
+    return 0
+
+
+def _page(arguments: argparse.Namespace) -> int:
+    from ..review.page import read_failures, write_page
+
+    folder: Path = arguments.folder
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected the folder of a run, found none")
+    output = arguments.output or folder / "index.html"
+    check_output(output, is_video=False)
+    title = arguments.title or folder.resolve().name
+    embed_below = round(arguments.embed_below * 1e6)
+    write_page(videos_in(folder), read_failures(folder), output, title=title, embed_below=embed_below)
+    print(output)
+    return 0
+
+
+def _add_font_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--font", type=Path, metavar="F.ttf", help="for captions with other letters than ASCII")
+
+
+def _existing(video: Path, *, sequence: bool = False) -> Path:
+    if not (video.is_file() or (sequence and video.is_dir())):
+        raise InputError(f"{video}: expected a video file, found none")
+    return video
+
+
+def _caption(video: Path, title: str) -> Caption:
+    """The title, and prompt and seed where a sidecar tells them."""
+    from ..review.captions import Caption
+
+    try:
+        sidecar = read_sidecar(find_sidecar(video))
+    except InputError:
+        return Caption(title)
+    return Caption(title, f"seed {sidecar.seed}: {sidecar.prompt}")

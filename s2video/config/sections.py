@@ -1,0 +1,359 @@
+"""The sections of a run's configuration: what can be set, its defaults, and the bounds that need no model to check."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
+
+from ..media.formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
+from .text import read_fraction, read_list, read_number, read_switch, read_text, read_whole
+
+if TYPE_CHECKING:
+    from ..guidance.masks import MaskSchedule, MaskSpec
+
+Whole = Annotated[int, BeforeValidator(read_whole)]
+Number = Annotated[float, BeforeValidator(read_number)]
+Text = Annotated[str, BeforeValidator(read_text)]
+Switch = Annotated[bool, BeforeValidator(read_switch)]
+Rate = Annotated[
+    Fraction,
+    PlainValidator(read_fraction),
+    PlainSerializer(lambda rate: rate.numerator if rate.denominator == 1 else str(rate), return_type=int | str),
+]
+Index = Annotated[Whole, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class LoraConfig(Section):
+    """A low-rank change of a transformer's weights."""
+
+    path: Text = Field(min_length=1, description="a .safetensors file, a folder that has one, or a Hub id")
+    scale: Number = Field(default=1.0, description="strength; 0: none")
+    component: Literal["transformer", "transformer_2"] = Field(
+        default="transformer", description="which transformer, where the checkpoint has two"
+    )
+
+
+class ModelConfig(Section):
+    """Which checkpoint, in which precision, on which device."""
+
+    path: Text = Field(
+        default="shapes-wan",
+        min_length=1,
+        description="the embedded model's name (shapes-wan), a folder in diffusers' format, or a Hub id",
+    )
+    revision: Text | None = Field(
+        default=None, description="branch, tag or commit of a Hub id; null: its default branch"
+    )
+    lora: Annotated[tuple[LoraConfig, ...], BeforeValidator(read_list)] = Field(
+        default=(), description="LoRAs on the transformer, as [{path: ..., scale: 1.0}, ...]; needs peft"
+    )
+    dtype: Dtype = Field(default="float32", description="precision of the transformer")
+    text_encoder_dtype: Dtype = Field(default="float32", description="precision of the text encoder")
+    image_encoder_dtype: Dtype = Field(
+        default="float32", description="precision of the image encoder; float32 is what diffusers advises"
+    )
+    vae_dtype: Dtype = Field(default="float32", description="precision of the VAE; float32 is what diffusers advises")
+    attention_backend: Text | None = Field(
+        default=None,
+        description="one of diffusers' attention backends (native, flash, sage, ...); null: diffusers' default",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where there is a GPU, else cpu"
+    )
+    offload_text_encoder: Switch = Field(
+        default=True, description="give the text encoder's memory back before denoising"
+    )
+    stream_text_encoder: Switch = Field(
+        default=False, description="run it from CPU memory, a layer at a time: for one that does not fit on the device"
+    )
+    offload_experts: Switch = Field(
+        default=False,
+        description="of two transformers (Wan 2.2 A14B), keep the one whose turn it is not in CPU memory",
+    )
+
+
+class SamplingConfig(Section):
+    """Size and length of the video, and how it is denoised."""
+
+    width: Whole = Field(default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
+    height: Whole = Field(default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
+    num_frames: Whole = Field(
+        default=17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor"
+    )
+    num_inference_steps: Whole = Field(default=30, ge=1, description="denoising steps")
+    seed: Whole = Field(
+        default=0, ge=0, lt=2**63, description="seed of the noise, and of the masks unless mask_seed is set"
+    )
+    flow_shift: Number | None = Field(
+        default=None, gt=0, description="shift of the flow schedule; null: what the checkpoint's scheduler says"
+    )
+    max_sequence_length: Whole = Field(
+        default=512,
+        ge=1,
+        description="text tokens, padding included; Wan attends to the padding, so there this changes the video",
+    )
+
+
+class CfgZeroStarConfig(Section):
+    """CFG-Zero*, with the names and defaults of diffusers' ClassifierFreeZeroStarGuidance."""
+
+    zero_init_steps: Index = Field(default=1, description="steps at the start whose prediction is zero")
+
+
+class ApgConfig(Section):
+    """Adaptive projected guidance, with the names (less their prefix) and defaults of diffusers' guider."""
+
+    momentum: Number | None = Field(default=None, description="weight of earlier steps' updates; null: none")
+    rescale: Number = Field(default=15.0, ge=0, description="largest norm of an update; 0: any")
+    eta: Number = Field(default=1.0, description="weight of the part of an update that is parallel to cond")
+
+
+class SlgConfig(Section):
+    """Skip layer guidance, with the names (less their prefix) and defaults of diffusers' guider."""
+
+    scale: Number = Field(default=2.8, ge=0, description="strength; 0: no such pass")
+    start: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        default=0.01, description="part of the denoising after which it acts; never in the first step"
+    )
+    stop: Share = Field(default=0.2, description="part of the denoising up to which it acts")
+    layers: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = Field(
+        default=(), description="indices of the blocks that its pass leaves out; to be named where method is slg"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SlgConfig:
+        if self.start > self.stop:
+            raise ValueError(f"expected start <= stop, came start {self.start:g} and stop {self.stop:g}: swap the two")
+        return self
+
+
+class GuidanceConfig(Section):
+    """Classifier-free guidance and S²-Guidance; the symbols are those of the paper (arXiv 2508.12880)."""
+
+    method: Literal["s2", "cfg_zero_star", "apg", "slg"] = Field(
+        default="s2",
+        description="s2: CFG and S²; for comparison, in its stead: cfg_zero_star, apg, or slg (STG too), by diffusers",
+    )
+    cfg_scale: Number = Field(
+        default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
+    )
+    cfg_scale_2: Number | None = Field(
+        default=None,
+        ge=0,
+        description="λ of the second transformer, where there are two (Wan 2.2 A14B); null: as cfg_scale",
+    )
+    embedded_scale: Number = Field(
+        default=6.0,
+        ge=1,
+        description="strength of the guidance that guidance-distilled models (HunyuanVideo) take as an input; others "
+        "take no notice. Such a model needs no uncond pass: set cfg_scale to 1",
+    )
+    s2_scale: Number = Field(default=0.25, ge=0, description="ω, strength of S²-Guidance; 0: plain CFG, no sub pass")
+    form: Literal["deviation", "original"] = Field(
+        default="deviation",
+        description="deviation: CFG − ω(sub − cond), Eq. 4; original: CFG − ω·sub, of older preprints",
+    )
+    rescale: Share = Field(
+        default=0.0, description="share of the prediction rescaled to the spread of cond, as diffusers does it"
+    )
+    drop_ratio: Share = Field(default=0.1, description="share of the blocks that the sub pass leaves out")
+    drop_count: Index | None = Field(default=None, description="number of blocks left out; overrides drop_ratio")
+    never_drop: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = Field(
+        default=(0,), description="indices of blocks that are never left out"
+    )
+    band: Annotated[tuple[Index, Index], BeforeValidator(read_list)] | None = Field(
+        default=None, description="first and last block index that may be left out, both included; null: every block"
+    )
+    window: Annotated[tuple[Share, Share], BeforeValidator(read_list)] = Field(
+        default=(0.1, 0.9), description="part of the denoising in which S² acts: step i of n stands at (i + 1/2) / n"
+    )
+    num_draws: Whole = Field(default=1, ge=1, description="N, masks drawn in a step (Eq. 3); each costs one sub pass")
+    mask_seed: Whole | None = Field(
+        default=None, ge=0, lt=2**63, description="seed of the masks; null: the video's own seed"
+    )
+    share_prefix: Switch = Field(default=True, description="take cond's activations up to the first dropped block")
+    batch_branches: Switch = Field(default=False, description="run the branches as one batch; changes the last bits")
+    cfg_zero_star: CfgZeroStarConfig = Field(default=CfgZeroStarConfig(), description="where method is cfg_zero_star")
+    apg: ApgConfig = Field(default=ApgConfig(), description="where method is apg")
+    slg: SlgConfig = Field(default=SlgConfig(), description="where method is slg")
+
+    @field_validator("band", "window")
+    @classmethod
+    def _ordered(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
+        if pair is not None and pair[0] > pair[1]:
+            raise ValueError(f"expected [first, last] in ascending order, came {list(pair)}: swap the two")
+        return pair
+
+    @model_validator(mode="after")
+    def _of_one_method(self) -> GuidanceConfig:
+        if self.method == "s2":
+            return self
+        default = GuidanceConfig.model_fields["s2_scale"].default
+        if self.s2_scale not in (0, default) or self.form != "deviation":
+            raise ValueError(
+                f"expected s2_scale and form to be left alone, for method is {self.method}, came s2_scale "
+                f"{self.s2_scale:g} and form {self.form}: S² is not combined with other guidance; take them away, or "
+                "set method to s2"
+            )
+        if self.method == "cfg_zero_star" and self.cfg_zero_star.zero_init_steps and self.rescale:
+            raise ValueError(
+                f"expected rescale 0, came {self.rescale:g}: the steps that cfg_zero_star.zero_init_steps makes zero "
+                "have no spread to be rescaled; set one of the two to 0"
+            )
+        if self.method == "slg" and not self.slg.layers:
+            raise ValueError("expected slg.layers to name the blocks that its pass leaves out, came none")
+        return self
+
+    @property
+    def uses_s2(self) -> bool:
+        """Whether any step may have sub predictions of S²."""
+        return self.method == "s2" and self.s2_scale > 0
+
+    @property
+    def cfg_scales(self) -> tuple[float, float]:
+        """λ of the first transformer, and of the second one where there is one."""
+        return self.cfg_scale, self.cfg_scale if self.cfg_scale_2 is None else self.cfg_scale_2
+
+    def mask_spec(self) -> MaskSpec:
+        """The part of these settings that decides which blocks a draw leaves out."""
+        from ..guidance.masks import MaskSpec  # here, so that bad input is answered before numpy is imported
+
+        return MaskSpec(
+            drop_ratio=self.drop_ratio,
+            drop_count=self.drop_count,
+            never_drop=self.never_drop,
+            band=self.band,
+            window=self.window,
+            num_draws=self.num_draws,
+        )
+
+    def mask_schedule(self, *, num_blocks: int, seed: int, num_steps: int) -> MaskSchedule:
+        """The masks of S² that a job with these settings draws; none where it has no S²."""
+        from ..guidance.masks import MaskSchedule
+
+        spec = self.mask_spec() if self.uses_s2 else None
+        return MaskSchedule(spec, num_blocks=num_blocks, seed=seed, num_steps=num_steps)
+
+
+class ParallelConfig(Section):
+    """How the ranks of one run share its work. The word "auto" in its place is short for `degrees: auto`."""
+
+    degrees: Literal["given", "auto"] = Field(
+        default="given", description="auto: those of the mesh that `s2video plan` puts first; given: as they are here"
+    )
+    ulysses: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="neighbouring ranks that trade tokens for heads; null: all ranks, or what ring leaves of them",
+    )
+    ring: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="groups of such ranks, keys and values going round among them; null: 1, or what ulysses leaves",
+    )
+    branch: Literal[1, 2] = Field(
+        default=1, description="2: cond and uncond side by side, on half of the ranks each; sub still on all of them"
+    )
+    decode: Literal["auto", "sharded", "tiled", "serial"] = Field(
+        default="auto",
+        description="sharded: a strip of the picture a rank, exact; tiled: overlapping tiles, blended; serial: rank 0 "
+        "alone; auto: sharded with Wan's VAE, else tiled",
+    )
+    weights: Literal["replicated", "fsdp", "zero3", "streamed"] = Field(
+        default="replicated",
+        description="replicated: every rank has all; fsdp, zero3: sharded over the ranks (FSDP2, DeepSpeed); "
+        "streamed: every rank has all in CPU memory, and two blocks on its GPU",
+    )
+    backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
+    timeout_seconds: Number = Field(
+        default=600.0, gt=0, le=86400, description="how long a rank waits for the others in one collective"
+    )
+    heartbeat_seconds: Number = Field(
+        default=20.0, gt=0, le=86400, description="how long a rank's process may give no sign of life"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_word_auto(cls, value: Any) -> Any:
+        return {"degrees": "auto"} if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _no_degrees_beside_auto(self) -> ParallelConfig:
+        if self.degrees == "auto" and (self.ring, self.ulysses, self.branch) != (None, None, 1):
+            raise ValueError("degrees: auto chooses ring, ulysses and branch: leave them out, or take auto away")
+        return self
+
+
+class CheckpointConfig(Section):
+    """Denoising that can be taken up again with --resume."""
+
+    every_seconds: Number | None = Field(
+        default=None, gt=0, description="how often X.checkpoint.safetensors is written; null: only on SIGTERM"
+    )
+
+
+class OutputConfig(Section):
+    """The file that is written."""
+
+    path: Text = Field(
+        default="out.mp4",
+        min_length=1,
+        description="where the video goes; its sidecar X.json lies beside it. A sequence X.png or X.exr is a folder X",
+    )
+    codec: Codec | Literal["auto"] = Field(
+        default="auto",
+        description="h264, h265 (.mp4), prores, dnxhr (.mov), png, exr; auto: by the path, h264, prores, png or exr",
+    )
+    fps: Rate = Field(
+        default=Fraction(16), description='frames per second: a number, or a ratio as text ("24000/1001")'
+    )
+    crf: Whole = Field(
+        default=18,
+        ge=0,
+        le=51,
+        description="quality of H.264 and H.265: 0 best (H.264: lossless), 18 visually clean, 51 worst",
+    )
+    timecode: Text | None = Field(
+        default=None, description='of the first frame, as text ("01:00:00:00"); null: none. PNG has no place for one'
+    )
+    audio: Text | None = Field(
+        default=None,
+        description="a file whose sound goes with the video, cut at its end or followed by silence; null: no sound",
+    )
+    start_number: Whole = Field(
+        default=1001, ge=0, le=MAX_START_NUMBER, description="of the first frame's file in a PNG or EXR sequence"
+    )
+    ffmpeg: Text | None = Field(
+        default=None, min_length=1, description="path of the ffmpeg to use; null: the one that imageio-ffmpeg brings"
+    )
+    keep_latents: Switch = Field(default=False, description="leave X.latents.safetensors beside the video")
+
+    def spec(self, path: Path) -> VideoSpec:
+        """How a video called `path` is written. Raises InputError where these settings do not fit it or each other."""
+        return VideoSpec(
+            self.fps,
+            self.crf,
+            codec_for(path, self.codec),
+            self.timecode,
+            None if self.audio is None else Path(self.audio),
+            self.start_number,
+            None if self.ffmpeg is None else Path(self.ffmpeg),
+        )

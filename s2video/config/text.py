@@ -1,0 +1,215 @@
+"""Between what a person wrote and a typed value: YAML's traps, strict types, and errors in plain words.
+
+It knows pydantic and YAML, not which settings there are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import InputError
+
+# YAML 1.1 takes a number for text unless it has both a dot and a signed exponent: 1e-4, 1e3, 1.0e3.
+_EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
+_OCTAL_OR_SEXAGESIMAL = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+_LARGEST_RATE_PART = 1_001_000  # ffmpeg rounds a rate with a larger one
+
+
+class _Loader(yaml.SafeLoader):
+    """yaml.SafeLoader that refuses what it would silently misread: 010 as 8, 12:30 as 750, a key given twice."""
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        if len(node.value) > 400:  # Python refuses to read or print much longer ones
+            raise yaml.constructor.ConstructorError(None, None, "a number of over 400 digits", node.start_mark)
+        if _OCTAL_OR_SEXAGESIMAL.fullmatch(node.value):
+            value = super().construct_yaml_int(node) if "." not in node.value else super().construct_yaml_float(node)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"YAML reads {node.value} as {value}: write {value}, or quote it as text", node.start_mark
+            )
+        if node.tag.endswith(":int"):
+            return super().construct_yaml_int(node)
+        return super().construct_yaml_float(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} is given twice: keep one", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """`yaml.safe_load`, except that misread numbers and repeated keys are errors. Raises InputError naming `source`."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        hint = " (YAML is indented with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
+        raise InputError(f"{source}{where}: not usable as YAML: {error.problem or error.context}{hint}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{source}: not usable as YAML: {' '.join(str(error).split())}") from None
+
+
+def show(value: Any) -> str:
+    """A value and its kind for an error message, on one line, shortened."""
+    kinds: list[tuple[Any, str]] = [
+        (bool, "a yes/no value"),
+        (int, "a whole number"),
+        (float, "a number"),
+        (str, "text"),
+        (dict, "a mapping"),
+        ((list, tuple), "a list"),
+    ]
+    if value is None:
+        return "nothing (null)"
+    kind = next((name for of, name in kinds if isinstance(value, of)), f"a {type(value).__name__}")
+    shown = repr(value)
+    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({kind})"
+
+
+def read_number(value: Any) -> float:
+    """A finite float from an int, a float or text such as 1e-4; never from a bool."""
+    written_as_text = isinstance(value, str) and _EXPONENT.fullmatch(value)
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or written_as_text):
+        raise ValueError(f"expected a number, came {show(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, came {show(value)}")
+    return number
+
+
+def read_whole(value: Any) -> int:
+    """An int from an int, or from a float (or text such as 1e3) without a fraction; never from a bool."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, float) or (isinstance(value, str) and _EXPONENT.fullmatch(value)):
+        number = float(value)
+        if number.is_integer():
+            return int(number)
+    raise ValueError(f"expected a whole number, came {show(value)}")
+
+
+def read_text(value: Any) -> str:
+    """Text that can be encoded; a value that YAML took for something else is refused with the advice to quote it."""
+    if not isinstance(value, str):
+        advice = 'write "" for empty text' if value is None else 'quote it, "like this"'
+        raise ValueError(f"expected text, came {show(value)}: {advice}")
+    if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):
+        raise ValueError(f"expected text without stray bytes or NUL, came {show(value)}")
+    return value
+
+
+def read_switch(value: Any) -> bool:
+    """A bool and nothing that merely looks like one."""
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false, came {show(value)}")
+    return value
+
+
+def read_list(value: Any) -> tuple[Any, ...]:
+    """A tuple from a list; its members are checked elsewhere."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"expected a list such as [0, 1], came {show(value)}")
+    return tuple(value)
+
+
+def read_fraction(value: Any) -> Fraction:
+    """A positive ratio from an int, a float, "24000/1001" or "23.976"; a float is taken to a denominator up to 1001."""
+    advice = 'expected a frame rate such as 16, 23.976 or "24000/1001"'
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, Fraction)):
+        raise ValueError(f"{advice}, came {show(value)}")
+    try:
+        rate = Fraction(value.strip() if isinstance(value, str) else value)
+    except (ValueError, OverflowError, ZeroDivisionError):
+        raise ValueError(f"{advice}, came {show(value)}") from None
+    if isinstance(value, float):
+        rate = rate.limit_denominator(1001)
+    if rate <= 0:
+        raise ValueError(f"{advice}, greater than 0, came {show(value)}")
+    if max(rate.numerator, rate.denominator) > _LARGEST_RATE_PART:
+        raise ValueError(f"{advice} with parts of at most {_LARGEST_RATE_PART}, came {show(value)}")
+    return rate
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every setting below `model`, sections included, as a dotted key."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from dotted_keys(field.annotation, f"{prefix}{name}.")
+
+
+def nearest_key(key: str, model: type[BaseModel]) -> str:
+    """The end of an "unknown key" message: the nearest right key, or the keys of its section."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
+        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(last, whole - 0.1) + whole / 100  # the last part counts most: the wrong section is a common slip
+
+    keys = list(dotted_keys(model))
+    sections = {candidate.rpartition(".")[0] for candidate in keys}
+    likely = [k for k in keys if k not in sections or "." not in key]  # "sampling.qqq" is no misspelt "sampling"
+    best = max(likely, key=likeness)
+    if likeness(best) >= 0.65:
+        return f": did you mean {best!r}?"
+    section = key.rpartition(".")[0]
+    siblings = [k for k in keys if k.rpartition(".")[0] == section] or [k for k in keys if "." not in k]
+    return f": expected one of {', '.join(siblings)}"
+
+
+def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
+    """Every problem of a ValidationError as "key: expected ..., came ...", joined on one line."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+        if kind == "extra_forbidden":
+            text = f"unknown key {key!r}{nearest_key(key, model)}"
+        elif kind == "invalid_key":
+            text = f"expected text as a key, came {key!r}: quote it"
+        elif kind in ("model_type", "model_attributes_type", "dict_type"):
+            text = f"{key}: expected a mapping of keys, came {show(value)}"
+        elif kind == "literal_error":
+            text = f"{key}: expected {context['expected']}, came {show(value)}"
+        elif kind in _BOUNDS:
+            text = f"{key}: expected a value {_BOUNDS[kind]} {_number(context)}, came {show(value)}"
+        elif kind == "missing":
+            *parents, last = (str(part) for part in problem["loc"])
+            text = f"{'.'.join(parents)}: expected {'more values' if last.isdigit() else last}, came {show(value)}"
+        elif kind == "too_long":
+            text = f"{key}: expected {context['max_length']} values, came {show(value)}"
+        elif kind == "string_too_short":
+            text = f"{key}: expected text, came an empty one"
+        else:
+            text = f"{key}: {' '.join(problem['msg'].split()).removeprefix('Value error, ')}"
+        lines.append(text)
+    return "; ".join(dict.fromkeys(lines))
+
+
+_BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+
+
+def _number(context: dict[str, Any]) -> str:
+    value = context.get("gt", context.get("ge", context.get("lt", context.get("le"))))
+    return f"{value:g}" if isinstance(value, float) else str(value)

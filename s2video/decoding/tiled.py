@@ -1,0 +1,168 @@
+"""Overlapping tiles of the picture, each decoded by one rank, blended on rank 0: diffusers' tiled decoding, dealt out.
+
+Sizes, overlaps and the order of blending are those of the VAE's own `tiled_decode`, so the result is too; seams come
+with tiles. Frames leave as they are made: Wan's by the latent frame, each tile having a cache of its own,
+HunyuanVideo 1.0's by the tile in time; 1.5's leave all at once, since its tiles last as long as the video. For
+HunyuanVideo's VAEs, whose attention spans frames, this is the only way to share out the work; for Wan's, `sharded`
+has no seams.
+
+Dimension letters as in `whole`; h, w of one tile.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLHunyuanVideo15, AutoencoderKLWan
+from torch import Tensor
+
+from ..parallel.collectives import collect_parts
+from ..parallel.mesh import Axis
+from .whole import VideoVae, decode_latent_frame, denormalize, to_frames, unpatched
+
+Tile = tuple[int, int]  # first latent row and first latent column
+DecodeTile = Callable[[Tile, Tensor], Tensor]  # [1, C, T, h, w] -> [1, C', t, h·scale, w·scale]
+
+
+@torch.no_grad()
+def decode_tiled(vae: VideoVae, latents: Tensor, axis: Axis) -> Generator[Tensor | None, None, None]:
+    """On rank 0 yield chunks [t, H·s, W·s, 3] of float32 in [0, 1] on the CPU; on the others yield None as often.
+
+    Args:
+        latents: [1, C, T, H, W], the same on all ranks, as the transformer sees them. A picture no larger than a tile
+            is decoded whole, by rank 0.
+        axis: the ranks that decode; those for which there is no tile have nothing to do.
+    """
+    z = denormalize(vae, latents)
+    cut = _Cut.of(vae, z.shape[-2], z.shape[-1])
+    if isinstance(vae, AutoencoderKLWan):
+        pictures = _wan_pictures(vae, z, cut, axis)
+    elif isinstance(vae, AutoencoderKLHunyuanVideo15):
+        pictures = iter([_picture(vae, z, cut, axis, lambda tile, part: vae.decoder(part))])
+    else:
+        pictures = _pictures(vae, z, cut, axis)
+    for picture in pictures:
+        yield None if picture is None else to_frames(picture).cpu()
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How a picture of latent rows and columns is cut into tiles, and put together again.
+
+    Attributes:
+        height, width: of a tile, in latents; tiles at the end may be smaller.
+        rows, columns: where tiles start, in latents.
+        scale: decoded pixels to a latent row or column, before patches are unfolded.
+        kept: decoded rows and columns of a tile that go into the picture.
+        blended: those of them, at the start, that fade from the tile before.
+    """
+
+    height: int
+    width: int
+    rows: range
+    columns: range
+    scale: int
+    kept: tuple[int, int]
+    blended: tuple[int, int]
+
+    @classmethod
+    def of(cls, vae: VideoVae, rows: int, columns: int) -> "_Cut":
+        ratio, patch = vae.spatial_compression_ratio, getattr(vae.config, "patch_size", None) or 1
+        scale = ratio // patch
+        sizes = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+        height, width = (size // ratio for size in sizes)
+        if rows <= height and columns <= width:
+            return cls(rows, columns, range(1), range(1), scale, (rows * scale, columns * scale), (0, 0))
+        if isinstance(vae, AutoencoderKLHunyuanVideo15):
+            share = vae.tile_overlap_factor
+            steps = (int(height * (1 - share)), int(width * (1 - share)))
+            blended = (int(sizes[0] * share), int(sizes[1] * share))
+        else:
+            strides = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
+            steps = (strides[0] // ratio, strides[1] // ratio)
+            blended = (sizes[0] // patch - strides[0] // patch, sizes[1] // patch - strides[1] // patch)
+        return cls(
+            height,
+            width,
+            range(0, rows, steps[0]),
+            range(0, columns, steps[1]),
+            scale,
+            (sizes[0] // patch - blended[0], sizes[1] // patch - blended[1]),
+            blended,
+        )
+
+    def take(self, z: Tensor, tile: Tile) -> Tensor:
+        return z[..., tile[0] : tile[0] + self.height, tile[1] : tile[1] + self.width]
+
+
+def _wan_pictures(vae: AutoencoderKLWan, z: Tensor, cut: _Cut, axis: Axis) -> Iterator[Tensor | None]:
+    """[1, 3, t, H·s, W·s] on rank 0, one for each latent frame."""
+    caches = {}
+    for tile in product(cut.rows, cut.columns):
+        vae.clear_cache()
+        caches[tile] = vae._feat_map  # a fresh one, since clearing makes a new list
+    vae.clear_cache()
+
+    def decode(tile: Tile, part: Tensor) -> Tensor:
+        return decode_latent_frame(vae, part, caches[tile])
+
+    for frame in z.split(1, dim=2):
+        picture = _picture(vae, frame, cut, axis, decode)
+        yield None if picture is None else unpatched(vae, picture)
+
+
+def _pictures(vae: AutoencoderKLHunyuanVideo, z: Tensor, cut: _Cut, axis: Axis) -> Iterator[Tensor | None]:
+    """[1, 3, t, H·s, W·s] on rank 0, one for each tile in time; such tiles overlap and are blended too."""
+    ratio, num_frames = vae.temporal_compression_ratio, z.shape[2]
+    length, stride = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_stride_num_frames // ratio
+    if not vae.use_framewise_decoding or num_frames <= length:
+        length = stride = num_frames
+
+    def decode(tile: Tile, part: Tensor) -> Tensor:
+        decoded: Tensor = vae.decoder(vae.post_quant_conv(part))
+        return decoded
+
+    before: Tensor | None = None
+    # The first latent frame of a later tile only serves to be left out: a tile of nothing else would add no frames.
+    for start in range(0, max(1, num_frames - 1), stride):
+        picture = _picture(vae, z[:, :, start : start + length + 1], cut, axis, decode)
+        if picture is None:
+            yield None
+            continue
+        kept = stride * ratio + 1
+        if before is not None:
+            picture, kept = picture[:, :, 1:], kept - 1
+            picture = vae.blend_t(before, picture, (length - stride) * ratio)
+        before = picture
+        yield picture[:, :, :kept]
+
+
+def _picture(vae: VideoVae, z: Tensor, cut: _Cut, axis: Axis, decode: DecodeTile) -> Tensor | None:
+    """[1, C, T, H, W] -> [1, C', t, H·scale, W·scale] on rank 0, blended of tiles dealt out in turn."""
+    tiles = list(product(cut.rows, cut.columns))
+    dealt = [tiles[rank :: axis.size] for rank in range(axis.size)]
+    decoded = [decode(tile, cut.take(z, tile)) for tile in dealt[axis.rank]]
+    if axis.rank > 0:
+        collect_parts(decoded, [], axis)
+        return None
+    shapes = [
+        [(*decoded[0].shape[:3], *(size * cut.scale for size in cut.take(z, tile).shape[-2:])) for tile in of_rank]
+        for of_rank in dealt
+    ]
+    collected = collect_parts(decoded, shapes, axis)
+    placed = {
+        tile: part
+        for of_rank, parts in zip(dealt, collected, strict=True)
+        for tile, part in zip(of_rank, parts, strict=True)
+    }
+    for row, column in tiles:  # in place, so that a tile fades from a neighbour that is blended already
+        if row > 0:
+            vae.blend_v(placed[row - cut.rows.step, column], placed[row, column], cut.blended[0])
+        if column > 0:
+            vae.blend_h(placed[row, column - cut.columns.step], placed[row, column], cut.blended[1])
+    strips = [
+        torch.cat([placed[row, column][..., : cut.kept[0], : cut.kept[1]] for column in cut.columns], dim=-1)
+        for row in cut.rows
+    ]
+    return torch.cat(strips, dim=-2)[..., : z.shape[-2] * cut.scale, : z.shape[-1] * cut.scale]

@@ -1,0 +1,288 @@
+"""`s2video selftest`: does the engine compute on this machine what it should? A table of checks, and advice.
+
+It runs on one process, or under torchrun on all ranks together, with the embedded model, so that nothing has to be
+downloaded. Every check is a function of the mesh that all ranks call; it measures, and the table says what was
+expected. Knows nothing of the user's own model.
+"""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..config.run import RunConfig, build_config
+from ..errors import AgreementError
+from ..geometry import split_evenly
+from ..guidance.equations import Predictions
+from ..guidance.masks import step_masks
+from ..media.video import VideoSpec, probe_video, read_video, write_video
+from ..models.base import Conditioning
+from ..models.checkpoint import find_checkpoint
+from ..models.loading import load_transformer
+from ..models.wan.blocks import WanBlockModel
+from ..parallel.collectives import gather_objects, gather_tokens, heads_from_tokens, tokens_from_heads
+from ..parallel.mesh import Mesh, build_mesh
+from ..records.sidecar import versions
+from ..sampling.forward import predict
+from .engine import Engine
+
+PROMPT = "a small red circle moving left and a large blue square moving up on a gray background"
+WORLDS_AGREE = 1e-4  # float32 latents of mean 0 and deviation 1
+# Relative error of a prediction against float32. Below, the narrow type was not used; above, it was used where it
+# should not be, as in norms. bfloat16 keeps 8 bits and float16 keeps 11.
+NARROW = {"bfloat16": (1e-3, 5e-2), "float16": (1e-4, 1e-2)}
+LEAST_PSNR = 30.0  # dB of luma, H.264 at crf 18; colour is stored at half the resolution, and not what is asked here
+LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row of the table. `measured` and `expected` are words for the reader; `advice` is for when it failed."""
+
+    name: str
+    passed: bool
+    measured: str
+    expected: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class _Check:
+    name: str
+    expected: str
+    advice: str
+    measure: Callable[[Mesh], tuple[bool, str]]
+
+
+def run_selftest(mesh: Mesh) -> Iterator[Outcome]:
+    """The outcomes, one after the other; the same on every rank. All ranks of the mesh iterate together."""
+    with _plain_float32():
+        for check in _checks(mesh):
+            try:
+                passed, measured = check.measure(mesh)
+            except Exception as error:  # whatever goes wrong on this machine is what is to be found out
+                passed, measured = False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            everywhere = gather_objects((passed, measured), mesh.world)
+            bad = [(rank, said) for rank, (good, said) in enumerate(everywhere) if not good]
+            if bad and mesh.world.size > 1:
+                measured = f"rank {bad[0][0]}: {bad[0][1]}"
+            elif not bad:
+                measured = everywhere[0][1]
+            yield Outcome(check.name, not bad, measured, check.expected, check.advice)
+
+
+def format_row(outcome: Outcome) -> str:
+    """One line of the table; for a failed check a second one, with what to do."""
+    width = max(60, shutil.get_terminal_size((110, 24)).columns)
+    row = f"{'ok' if outcome.passed else 'FAILED':<7} {outcome.name:<38} {outcome.measured}"
+    if not outcome.passed:
+        return f"{row}\n        expected: {outcome.expected}\n        advice: {outcome.advice}"
+    room = width - len(row) - 3
+    return f"{row} ({outcome.expected})" if room >= len(outcome.expected) else row
+
+
+def _checks(mesh: Mesh) -> Iterator[_Check]:
+    yield _Check(
+        "ranks, backend, versions",
+        "the same versions on every rank",
+        "install the same environment on every host; versions decide the last bits, and the engine refuses a mix",
+        _environment,
+    )
+    if mesh.world.size > 1:
+        yield _Check(
+            "collectives",
+            "uneven and empty shards arrive whole",
+            f"the {mesh.backend} backend does not deliver: try parallel.backend gloo, and NCCL_DEBUG=INFO to see why; "
+            "behind several network cards set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME",
+            _collectives,
+        )
+    yield _Check(
+        "one rank repeats itself",
+        "the same bits twice",
+        "a kernel here is not deterministic: set parallel and attention backends by hand (model.attention_backend "
+        "native), and CUBLAS_WORKSPACE_CONFIG=:4096:8",
+        _repeats,
+    )
+    for layout in _layouts(mesh.world.size):
+        yield _Check(
+            " × ".join(f"{name} {degree}" for name, degree in layout.items()) + " against one rank",
+            f"within {WORLDS_AGREE:g}, the same bits on every rank",
+            "do not use this layout on this machine: set parallel to another one of this table, and report the row",
+            partial(_agrees, layout=layout),
+        )
+    yield _Check(
+        "masks and disagreement",
+        "one set of masks; a rank with another seed stops all",
+        "ranks draw different masks, and would give a wrong video: install the same numpy on every host",
+        _masks,
+    )
+    for dtype in ("bfloat16", "float16") if mesh.device.type == "cuda" else ("bfloat16",):
+        low, high = NARROW[dtype]
+        yield _Check(
+            f"{dtype} against float32",
+            f"relative error {low:g} to {high:g}",
+            f"do not use model.dtype {dtype} on this machine: take float32 or the other half precision",
+            partial(_narrow, dtype=dtype),
+        )
+    yield _Check(
+        "MP4 written and read back",
+        f"every frame, {LEAST_PSNR:g} dB of luma or more, BT.709 tags",
+        "the ffmpeg in use is not the bundled one, or lacks libx264: unset IMAGEIO_FFMPEG_EXE, or install "
+        "imageio-ffmpeg again",
+        _video,
+    )
+
+
+def _environment(mesh: Mesh) -> tuple[bool, str]:
+    name = torch.cuda.get_device_name(mesh.device) if mesh.device.type == "cuda" else "CPU"
+    ranks = gather_objects((platform.node(), name, versions()), mesh.world)
+    hosts = {host for host, _, _ in ranks}
+    devices = sorted({device for _, device, _ in ranks})
+    found = {tuple(sorted(version.items())) for _, _, version in ranks}
+    said = f"{len(ranks)} rank(s) on {len(hosts)} host(s), {' and '.join(devices)}, {mesh.backend or 'no backend'}"
+    return len(found) == 1, f"{said}, torch {torch.__version__}"
+
+
+def _collectives(mesh: Mesh) -> tuple[bool, str]:
+    axis = mesh.world
+    for count in (2 * axis.size + 1, axis.size - 1):  # uneven, and one rank left with nothing
+        whole = torch.arange(count * 5 * 2, dtype=torch.float32, device=mesh.device).view(1, count, 5, 2)
+        tokens, heads = split_evenly(count, axis.size), split_evenly(5, axis.size)
+        mine, own = tokens[axis.rank], heads[axis.rank]
+        local = whole[:, mine.start : mine.stop]
+        (traded,) = heads_from_tokens((local,), tokens, heads, axis)
+        back = tokens_from_heads(traded, tokens, heads, axis)
+        gathered = gather_tokens(local, tokens, axis)
+        for got, expected in ((traded, whole[:, :, own.start : own.stop]), (back, local), (gathered, whole)):
+            if not torch.equal(got, expected):
+                return False, f"wrong numbers for {count} tokens"
+    reduced = torch.ones(1, device=mesh.device)
+    dist.all_reduce(reduced, group=axis.group)
+    return reduced.item() == axis.size, "all-to-all, all-gather, all-reduce"
+
+
+def _config(mesh: Mesh, **parallel: Any) -> RunConfig:
+    return build_config(
+        {
+            "model": {"device": mesh.device.type},
+            "sampling": {"num_inference_steps": 4, "max_sequence_length": 64},
+            "guidance": {"cfg_scale": 4.0, "s2_scale": 0.25},
+            "parallel": parallel,
+        },
+        "selftest",
+    )
+
+
+def _alone(mesh: Mesh) -> Engine:
+    return Engine(_config(mesh), Mesh(mesh.device), progress="none")
+
+
+def _repeats(mesh: Mesh) -> tuple[bool, str]:
+    engine = _alone(mesh)
+    first, second = (engine.sample([PROMPT], [0]) for _ in range(2))
+    everywhere = gather_objects(float(first.double().sum()), mesh.world)
+    among = "the same on every rank" if len(set(everywhere)) == 1 else "ranks differ in the last bits"
+    return torch.equal(first, second), f"bitwise; {among}" if mesh.world.size > 1 else "bitwise"
+
+
+def _layouts(world_size: int) -> Iterator[dict[str, int]]:
+    if world_size == 1:
+        return
+    yield {"ulysses": world_size}
+    yield {"ring": world_size}
+    smallest = next(d for d in range(2, world_size + 1) if world_size % d == 0)
+    if smallest < world_size:
+        yield {"ring": smallest, "ulysses": world_size // smallest}
+    if world_size % 2 == 0:
+        yield {"ulysses": world_size // 2, "branch": 2}
+
+
+def _agrees(mesh: Mesh, layout: Mapping[str, int]) -> tuple[bool, str]:
+    config = _config(mesh, **layout)
+    together = Engine(config, build_mesh(config.parallel, mesh.device), progress="none").sample([PROMPT], [0])
+    error = (together - _alone(mesh).sample([PROMPT], [0])).abs().max().item()
+    same = len(set(gather_objects(together.cpu().numpy().tobytes(), mesh.world))) == 1
+    return error <= WORLDS_AGREE and same, f"error {error:.1e}" if same else "ranks ended with different latents"
+
+
+def _masks(mesh: Mesh) -> tuple[bool, str]:
+    spec = _config(mesh).guidance.mask_spec()
+    drawn = [step_masks(spec, num_blocks=12, seed=0, step=step, num_steps=50) for step in range(50)]
+    if len(set(gather_objects(str(drawn), mesh.world))) != 1:
+        return False, "different masks"
+    if mesh.world.size == 1:
+        return True, "drawn"
+    config = _config(mesh)
+    try:
+        Engine(config, build_mesh(config.parallel, mesh.device), progress="none").sample(
+            [PROMPT], [int(mesh.world.rank == mesh.world.size - 1)]
+        )
+    except AgreementError:
+        return True, "the same everywhere; a deviating rank was found out"
+    return False, "a rank with another seed was not noticed"
+
+
+def _narrow(mesh: Mesh, dtype: str) -> tuple[bool, str]:
+    folder = find_checkpoint("shapes-wan")
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 16, 5, 8, 8, generator=generator).to(mesh.device)
+    text = torch.randn(1, 64, 128, generator=generator).to(mesh.device)
+
+    def prediction(name: str, mesh: Mesh) -> Tensor:
+        wanted: torch.dtype = getattr(torch, name)
+        model = WanBlockModel(load_transformer(folder, wanted, mesh.device))
+        with torch.no_grad():
+            predictions: Predictions = predict(
+                model,
+                latents.to(wanted),
+                torch.tensor([500], device=mesh.device),
+                mesh=mesh,
+                cond=Conditioning(text.to(wanted)),
+                masks=[(5,)],
+            )
+        return predictions.subs[0].float()
+
+    exact = prediction("float32", Mesh(mesh.device))
+    error = ((prediction(dtype, mesh) - exact).norm() / exact.norm()).item()
+    low, high = NARROW[dtype]
+    return low <= error <= high, f"relative error {error:.1e}"
+
+
+def _video(mesh: Mesh) -> tuple[bool, str]:
+    if not mesh.is_main:
+        return True, ""
+    engine = _alone(mesh)
+    frames = torch.cat(list(engine.decode(engine.sample([PROMPT], [0]))))
+    with tempfile.TemporaryDirectory(prefix="s2video-selftest-") as folder:
+        path = Path(folder) / "selftest.mp4"
+        write_video([frames], path, VideoSpec(engine.config.output.fps), metadata={"title": PROMPT})
+        info, back = probe_video(path), read_video(path).float() / 255
+        size = os.path.getsize(path)
+    if back.shape != frames.shape:
+        return False, f"{tuple(back.shape)} came back for {tuple(frames.shape)}"
+    psnr = -10 * torch.log10(((back - frames) @ torch.tensor(LUMA)).square().mean()).item()
+    tagged = {info.matrix, info.primaries, info.transfer} == {"bt709"}
+    return psnr >= LEAST_PSNR and tagged, f"{len(back)} frames, {size / 1024:.0f} KiB, {psnr:.0f} dB" + (
+        "" if tagged else ", without BT.709 tags"
+    )
+
+
+@contextmanager
+def _plain_float32() -> Iterator[None]:
+    """TF32 off, as long as the checks run: its 10 bits would hide what they look for."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

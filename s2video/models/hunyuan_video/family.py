@@ -1,0 +1,157 @@
+"""The checkpoints of HunyuanVideo's pipelines. Imports torch only where a method needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import InputError
+from ..family import CheckpointInfo, Family, JsonFile, Prompts
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..base import BlockModel, Conditioning, Given
+    from ..images import Images
+
+
+class HunyuanVideo(Family):
+    """Text to video.
+
+    Attributes:
+        image_condition: how images enter the transformer, by diffusers' name.
+        published: a checkpoint of this kind.
+    """
+
+    pipeline = "HunyuanVideoPipeline"
+    image_condition: ClassVar[str | None] = None
+    published: ClassVar[str] = "hunyuanvideo-community/HunyuanVideo"
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
+    classes: ClassVar[Mapping[str, str]] = {
+        # model_index.json says LlamaTokenizerFast; that of transformers 5 splits text as Llama 1 and 2 do, whatever
+        # tokenizer.json says, and Llama 3's is another
+        "tokenizer": "PreTrainedTokenizerFast",
+        "text_encoder": "LlamaModel",
+        "tokenizer_2": "CLIPTokenizer",
+        "text_encoder_2": "CLIPTextModel",
+        "transformer": "HunyuanVideoTransformer3DModel",
+        "vae": "AutoencoderKLHunyuanVideo",
+    }
+
+    def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
+        if (kind := transformer.values.get("image_condition_type")) != self.image_condition:
+            raise InputError(
+                f"{transformer.path}: image_condition_type: {self.image_condition!r} was expected with "
+                f"{self.pipeline}, came {kind!r}, which is not supported: choose a checkpoint like {self.published}"
+            )
+        patch = transformer.count("patch_size", 2)
+        return CheckpointInfo(
+            num_blocks=transformer.count("num_layers", 20) + transformer.count("num_single_layers", 40),
+            patch_size=(transformer.count("patch_size_t", 1), patch, patch),
+            max_positions=None,
+            spatial_factor=vae.count("spatial_compression_ratio", 8),
+            temporal_factor=vae.count("temporal_compression_ratio", 4),
+            latent_channels=vae.count("latent_channels", 16),
+            vae_class=self.components["vae"],
+        )
+
+    def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
+        from .blocks import HunyuanVideoBlockModel
+
+        return HunyuanVideoBlockModel(transformer, attention_backend=attention_backend)
+
+    def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
+        """LLaMA's text [B, max_sequence_length, D_text], CLIP's pooled [B, D_pooled], and the text's mask, the template
+        around each prompt being the pipeline's."""
+        return tuple(
+            pipeline.encode_prompt(
+                prompts.texts, device=prompts.device, max_sequence_length=prompts.max_sequence_length
+            )
+        )
+
+    def conditioning(self, *rows: Tensor) -> Conditioning:
+        from ..base import Conditioning
+
+        text, pooled, mask = rows
+        length = int(mask.sum())
+        return Conditioning(text[:, :length], text_lengths=(length,), pooled=pooled)
+
+    def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
+        set_even_sigmas(scheduler, num_steps, device)
+
+
+class HunyuanVideoImageToVideo(HunyuanVideo):
+    """Image to video, in the form where the first latent frame is the image's (token_replace)."""
+
+    pipeline = "HunyuanVideoImageToVideoPipeline"
+    image_condition = "token_replace"
+    published = "hunyuanvideo-community/HunyuanVideo-I2V"
+    text_sees_image = True
+    classes: ClassVar[Mapping[str, str]] = {
+        **HunyuanVideo.classes,
+        "text_encoder": "LlavaForConditionalGeneration",
+        "image_processor": "CLIPImageProcessor",
+    }
+
+    def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
+        return replace(super().describe(transformer, vae), image="required")
+
+    def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
+        """As `HunyuanVideo`'s, tokens of the image standing before those of the prompt.
+
+        Uncond sees a black image, and as many tokens of it as the pipeline takes unasked: every second one.
+        """
+        import torch
+        from PIL import Image
+
+        assert prompts.images is not None
+        image = prompts.images.first
+        if prompts.is_negative:
+            seen: dict[str, Any] = {"image": Image.new("RGB", image.size)}
+        else:
+            seen = {"image": image, "image_embed_interleave": 4}
+        # one by one: the pipeline takes one image, and finds the end of a prompt that was cut off only if it is alone
+        encoded = [
+            pipeline.encode_prompt(
+                prompt=text, device=prompts.device, max_sequence_length=prompts.max_sequence_length, **seen
+            )
+            for text in prompts.texts
+        ]
+        return tuple(torch.cat(rows) for rows in zip(*encoded, strict=True))
+
+    def encode_images(
+        self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """The image's latent frame, [1, C, 1, H, W]: the mode of what the VAE says, so that nothing is drawn."""
+        import torch
+
+        width, height = images.first.size
+        image = pipeline.video_processor.preprocess(images.first).to(device, pipeline.vae.dtype)
+        _, frame = pipeline.prepare_latents(
+            image,
+            batch_size=1,
+            num_channels_latents=latents.shape[1],
+            height=height,
+            width=width,
+            num_frames=1,
+            dtype=torch.float32,
+            device=device,
+            latents=latents[:, :, :1],
+            image_condition_type=self.image_condition,
+        )
+        return (frame,)
+
+    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
+        from ..base import Given
+
+        (frame,) = encoded
+        return Given(frames=frame, noise_share=0.999)
+
+
+def set_even_sigmas(scheduler: Any, num_steps: int, device: torch.device) -> None:
+    """Evenly spaced sigmas down to 1/n, before the scheduler shifts them."""
+    import numpy as np
+
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)

@@ -1,0 +1,170 @@
+"""Wan 2.1 and 2.2 as a `BlockModel`, from text or with images.
+
+The transformer is diffusers' own module. Restated here is only what its `forward` does before and after the block
+loop, with tokens sharded in between; a test holds both bitwise equal. Self-attention goes through our processor,
+which sees all tokens from every shard.
+
+Dimension letters as in `base`; p_t, p_h, p_w patch sizes, N_heads heads.
+"""
+
+from dataclasses import replace
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor
+
+from ...geometry import LatentShape, Shard
+from ...parallel.attention import AttentionPlan, sharded_attention
+from ..base import BlockContext, Conditioning, TokenState
+from ..tokens import embed_shard, gather_latents
+
+Rotary = tuple[Tensor, Tensor]
+
+
+class ShardedSelfAttention:
+    """Attention processor of every `attn1`. Blocks pass processors nothing extra, so `plan` is set beside them.
+
+    One instance serves all blocks; `WanBlockModel.run_block` sets `plan` before each.
+    """
+
+    def __init__(self, backend: str | None = None) -> None:
+        self.backend = backend
+        self.plan: AttentionPlan | None = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+    ) -> Tensor:
+        """[B, L_local, D] -> [B, L_local, D], every token attending to all L tokens of the video."""
+        assert self.plan is not None and rotary_emb is not None
+        assert encoder_hidden_states is None and attention_mask is None
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
+        output = sharded_attention(query, key, value, self.plan, backend=self.backend)
+        output = output.flatten(2, 3).type_as(query)
+        for layer in attn.to_out:
+            output = layer(output)
+        return output
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotary position embedding of [B, L, N_heads, D]: neighbouring channels are the parts of a complex number."""
+    cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
+    real, imaginary = x[..., 0::2], x[..., 1::2]
+    rotated = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    return rotated.flatten(-2).type_as(x)
+
+
+class WanBlockModel:
+    """`WanTransformer3DModel` seen as embed -> blocks -> project, with tokens sharded in between.
+
+    Takes the module over: its self-attention processors are replaced.
+
+    Args:
+        time_per_token: as TI2V 5B is run by its pipelines: each token has a time of its own, 0 where its frame is
+            given.
+    """
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        *,
+        attention_backend: str | None = None,
+        time_per_token: bool = False,
+    ) -> None:
+        self.transformer = transformer
+        self._time_per_token = time_per_token
+        self._dtype = transformer.dtype  # asked once: it walks through all modules
+        if attention_backend is not None:
+            transformer.set_attention_backend(attention_backend)
+        self._attention = ShardedSelfAttention(attention_backend)
+        for block in transformer.blocks:
+            block.attn1.set_processor(self._attention)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.transformer.blocks)
+
+    def num_tokens(self, latents: Tensor) -> int:
+        return LatentShape(*latents.shape[2:]).tokens(self.transformer.config.patch_size).num_tokens
+
+    def prepare(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan
+    ) -> BlockContext:
+        model, mine = self.transformer, plan.mine
+        num_times = None
+        if self._time_per_token:
+            timestep = self._token_times(timestep, latents, conditioning.given_frames, mine)
+            num_times = timestep.shape[1]
+        time_out, time, text, image = model.condition_embedder(
+            timestep.flatten(),
+            conditioning.text.to(self._dtype),
+            self._features(conditioning.image),
+            timestep_seq_len=num_times,
+        )
+        if self._time_per_token:
+            time_out, time = time_out[:, : mine.length], time[:, : mine.length]
+        if image is not None:
+            text = torch.cat((image, text), dim=1)
+        cos, sin = model.rope(latents)
+        return BlockContext(
+            text=text,
+            time=time.unflatten(-1, (6, -1)),
+            time_out=time_out,
+            rotary=(cos[:, mine.start : mine.stop], sin[:, mine.start : mine.stop]),
+            attention=plan,
+            latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
+        )
+
+    def _token_times(self, timestep: Tensor, latents: Tensor, given_frames: int, shard: Shard) -> Tensor:
+        """Timestep [B] -> that of each of the shard's tokens, [B, L_local]; of an empty shard, of one more."""
+        given = LatentShape(given_frames, *latents.shape[3:]).tokens(self.transformer.config.patch_size).num_tokens
+        tokens = torch.arange(shard.start, max(shard.stop, shard.start + 1), device=latents.device)
+        return torch.where(tokens < given, 0, timestep.unsqueeze(1))
+
+    def _features(self, image: Tensor | None) -> Tensor | None:
+        """[B, M_image, D_image] as the embedder wants them: of first and last image, it wants [2·B, M_image / 2, …]."""
+        embedder = self.transformer.condition_embedder.image_embedder
+        if image is None or embedder is None:
+            return None
+        if embedder.pos_embed is not None:
+            image = image.unflatten(1, (2, -1)).flatten(0, 1)
+        return image.to(self._dtype)
+
+    def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
+        model = self.transformer
+
+        def patchify(frames: Tensor) -> Tensor:
+            return model.patch_embedding(frames).flatten(2).transpose(1, 2)
+
+        local = embed_shard(latents.to(self._dtype), context.attention.mine, model.config.patch_size, patchify)
+        return TokenState(local)
+
+    def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
+        self._attention.plan = context.attention
+        return TokenState(self.transformer.blocks[index](state.video, context.text, context.time, context.rotary))
+
+    def project(self, state: TokenState, context: BlockContext) -> Tensor:
+        model = self.transformer
+        time = context.time_out.unsqueeze(1) if context.time_out.ndim == 2 else context.time_out  # [B, 1 or L_local, D]
+        shift, scale = (model.scale_shift_table + time.unsqueeze(2)).unbind(2)
+        video = (model.norm_out(state.video.float()) * (1 + scale) + shift).type_as(state.video)
+        return gather_latents(model.proj_out(video), context, model.config.patch_size, "pt ph pw c")
+
+    def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:
+        return replace(
+            contexts[0],
+            text=torch.cat([c.text for c in contexts]),
+            time=torch.cat([c.time for c in contexts]),
+            time_out=torch.cat([c.time_out for c in contexts]),
+        )

@@ -1,0 +1,110 @@
+"""What Wan's transformers compute and weigh, from config.json. Dimension letters as in `models.costs`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..costs import Derived, Share, Work, linear
+
+_TOKENS_OF_AN_IMAGE = 257  # 16 x 16 and one for all, of CLIP ViT-H/14 at 224 pixels: Wan's only image encoder
+
+
+@dataclass(frozen=True)
+class WanCosts(Derived):
+    """`WanTransformer3DModel`, from text or with images.
+
+    Attributes:
+        image_dim, num_images: D_image of the image encoder's features, and of how many images the transformer sees
+            them; 0, 0 where it sees none.
+    """
+
+    num_blocks: int
+    num_heads: int
+    head_dim: int
+    mlp_width: int
+    text_dim: int
+    freq_dim: int
+    in_channels: int
+    out_channels: int
+    patch_size: tuple[int, int, int]
+    cross_attn_norm: bool
+    time_per_token: bool
+    image_dim: int
+    num_images: int
+    joint_text = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> WanCosts:
+        """Defaults are those of diffusers' constructor: a config.json may leave them out.
+
+        `expand_timesteps` is a setting of the pipeline, so it stands in model_index.json.
+        """
+        channels = config.get("in_channels", 16)
+        return cls(
+            num_blocks=config.get("num_layers", 40),
+            num_heads=config.get("num_attention_heads", 40),
+            head_dim=config.get("attention_head_dim", 128),
+            mlp_width=config.get("ffn_dim", 13824),
+            text_dim=config.get("text_dim", 4096),
+            freq_dim=config.get("freq_dim", 256),
+            in_channels=channels,
+            out_channels=config.get("out_channels") or channels,
+            patch_size=tuple(config.get("patch_size", (1, 2, 2))),
+            cross_attn_norm=config.get("cross_attn_norm", True),
+            time_per_token=bool(config.get("expand_timesteps", False)),
+            image_dim=config.get("image_dim") or 0,
+            num_images=0 if config.get("image_dim") is None else 1 if config.get("pos_embed_seq_len") is None else 2,
+        )
+
+    @property
+    def num_image_tokens(self) -> int:
+        return _TOKENS_OF_AN_IMAGE * self.num_images
+
+    def embed(self, tokens: int, num_text: int) -> Work:
+        """Patches of L_local tokens; the timestep, once or for each of them, and its modulation of 6·D; the text and
+        the images' features, through two layers each."""
+        width = self.width
+        patches = tokens * math.prod(self.patch_size) * self.in_channels
+        time = (self.freq_dim + 7 * width) * (tokens if self.time_per_token else 1)
+        images = self.num_image_tokens * self.image_dim * (self.image_dim + width)
+        return Work(2 * width * (patches + time + num_text * (self.text_dim + width)) + 2 * images)
+
+    def block(self, index: int, share: Share, num_text: int) -> Work:
+        """Linear: Q, K, V, out of self-attention, Q and out of cross-attention, feed-forward; K and V of the text, and
+        others of the images."""
+        width, tokens, told = self.width, share.tokens, num_text + self.num_image_tokens
+        return Work(
+            linear=2 * width * (tokens * (6 * width + 2 * self.mlp_width) + told * 2 * width),
+            attention=4 * tokens * told * width,
+            exchanged=4 * share.group * share.total * share.heads * self.head_dim,
+        )
+
+    def project(self, tokens: int) -> Work:
+        return Work(2 * tokens * self.width * self.patch_channels)
+
+    def block_parameters(self, index: int) -> int:
+        width, mlp = self.width, self.mlp_width
+        attention = 4 * linear(width, width) + 2 * width  # with the norms of Q and K
+        norms_and_tables = (2 * width if self.cross_attn_norm else 0) + 6 * width
+        of_images = 2 * linear(width, width) + width if self.num_images else 0
+        return 2 * attention + of_images + linear(width, mlp) + linear(mlp, width) + norms_and_tables
+
+    def root_parameters(self) -> int:
+        width = self.width
+        embedders = (
+            linear(math.prod(self.patch_size) * self.in_channels, width)
+            + linear(self.freq_dim, width)
+            + linear(width, width)
+            + linear(width, 6 * width)
+            + linear(self.text_dim, width)
+            + linear(width, width)
+        )
+        if self.num_images:
+            of_images, norms = self.image_dim, 2 * (self.image_dim + width)
+            embedders += linear(of_images, of_images) + linear(of_images, width) + norms
+        if self.num_images == 2:
+            embedders += self.num_image_tokens * self.image_dim  # what tells the first image from the last
+        return embedders + linear(width, self.patch_channels) + 2 * width

@@ -1,0 +1,76 @@
+"""A plan as a table for people, and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from .forecast import GIGA
+from .plan import Plan
+
+
+def as_table(plan: Plan) -> str:
+    """For people: what the plan is for, the meshes in aligned columns, and those refused."""
+    step, card = plan.step, plan.card
+    passes = f"cond 1, uncond {1 if step.has_uncond else 0}, "
+    passes += f"sub {step.sub.passes:.3g} in {plan.num_active} of {plan.num_steps} steps"
+    memory = f" of {card.memory_gb:g} GB" if card.memory_gb is not None else ""
+    source = "published values, the checkpoint was not read" if plan.published else "the checkpoint's files"
+    lines = [
+        f"{plan.model} ({source}): {step.model.num_blocks} blocks, {step.num_tokens} tokens",
+        f"{plan.world_size} × {card.name}{memory}, {min(plan.world_size, card.node_size)} to a node; all that follows "
+        "is predicted, not measured",
+        f"passes through the model, sub on average: {passes}",
+        "",
+    ]
+    rows = [("ring × ulysses × branch", "passes/step", "sent MB/step", "memory GB", "s/step", "note")]
+    for candidate in plan.candidates:
+        f = candidate.forecast
+        rows.append(
+            (
+                str(candidate.degrees),
+                f"{f.passes:.3f}",
+                f"{f.sent_bytes / 1e6:.1f}",
+                f"{f.memory_bytes / GIGA:.1f}",
+                f"{f.seconds:.4g}",
+                "; ".join(candidate.notes),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]
+        lines.append("  ".join(cells).rstrip())
+    lines += [
+        "",
+        "Of the busiest rank; a step is the mean over the run; memory at its highest, be it while denoising, encoding",
+        "text or decoding. Not possible:",
+    ]
+    lines += [f"  {mesh}: {reason}" for mesh, reason in plan.refused]
+    lines.append(f"  any other degrees: ring × ulysses × branch must equal {plan.world_size}, and branch 1 or 2")
+    return "\n".join(lines)
+
+
+def as_json(plan: Plan) -> str:
+    """For machines: the same facts in SI units, one JSON object."""
+    step = plan.step
+    return json.dumps(
+        {
+            "predicted": True,
+            "model": plan.model,
+            "published_values": plan.published,
+            "world_size": plan.world_size,
+            "card": plan.card.model_dump(),
+            "num_blocks": step.model.num_blocks,
+            "num_tokens": step.num_tokens,
+            "passes": {"cond": 1, "uncond": int(step.has_uncond), "sub": step.sub.passes},
+            "num_steps": plan.num_steps,
+            "num_active_steps": plan.num_active,
+            "meshes": [
+                {**c.degrees._asdict(), **asdict(c.forecast), "fits": c.fits, "notes": list(c.notes)}
+                for c in plan.candidates
+            ],
+            "refused": [{"mesh": str(mesh), "reason": reason} for mesh, reason in plan.refused],
+        },
+        indent=2,
+        ensure_ascii=False,
+    )

@@ -1,0 +1,68 @@
+"""A sidecar in words, for people: what `s2video inspect` prints."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..records.sidecar_model import Sidecar
+from ..system.files import sha256
+
+_WIDTH = 16  # of the column of names
+
+
+def describe(sidecar: Sidecar, video: Path) -> str:
+    """Lines of text: how the video was made, every mask as a picture, and whether the file is still what it was."""
+    config = sidecar.config
+    lines = {
+        "video": f"{video}: {_state(sidecar, video)}",
+        "prompt": sidecar.prompt,
+        "negative prompt": sidecar.negative_prompt or "(none)",
+        "images": ", ".join(image.path for image in sidecar.images) or "(none)",
+        "seeds": f"noise {sidecar.seed}, masks {sidecar.mask_seed}",
+        "model": f"{sidecar.model}, {len(sidecar.weights)} files of weights",
+        "picture": f"{config.sampling.width}x{config.sampling.height} px, {config.sampling.num_frames} frames, "
+        f"{config.output.fps} a second",
+    }
+    for section in ("sampling", "guidance", "parallel"):
+        lines[section] = ", ".join(f"{key} {_short(value)}" for key, value in _settings(sidecar, section))
+    lines["mesh"] = ", ".join(f"{key} {_short(value)}" for key, value in sidecar.mesh.model_dump().items())
+    lines["machine"] = f"{sidecar.machine.device}, {sidecar.machine.threads} threads"
+    lines["versions"] = ", ".join(f"{name} {version}" for name, version in sidecar.versions.items())
+    lines["seconds"] = ", ".join(
+        f"{name.removesuffix('_seconds')} {seconds:g}" for name, seconds in sidecar.timings.items()
+    )
+    if sidecar.resumed_after_step is not None:
+        lines["resumed"] = f"after step {sidecar.resumed_after_step}"
+    lines["latents"] = f"{list(sidecar.latents.shape)}, sha256 {sidecar.latents.sha256}"
+    text = [f"{name:<{_WIDTH}}{value}" for name, value in lines.items()]
+    return "\n".join([*text, *_drawn_masks(sidecar)])
+
+
+def _state(sidecar: Sidecar, video: Path) -> str:
+    if not video.exists():
+        return "not there"
+    same = sha256(video) == sidecar.output.sha256
+    return f"as it was written (sha256 {sidecar.output.sha256})" if same else "changed since it was written"
+
+
+def _settings(sidecar: Sidecar, section: str) -> Iterable[tuple[str, object]]:
+    return getattr(sidecar.config, section).model_dump(mode="json").items()
+
+
+def _short(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
+def _drawn_masks(sidecar: Sidecar) -> list[str]:
+    """Blocks down, steps across; a digit counts the draws of a step that left the block out."""
+    if not sidecar.masks:
+        return [f"{'masks':<{_WIDTH}}none: no S²-Guidance"]
+    steps = range(sidecar.steps_taken)
+    count = {(block, step): 0 for block in range(sidecar.num_blocks) for step in steps}
+    for mask in sidecar.masks:
+        for block in mask.dropped:
+            count[block, mask.step] += 1
+    rows = (
+        f"{f'block {block}':>{_WIDTH - 2}}  " + "".join("·123456789"[min(9, count[block, step])] for step in steps)
+        for block in range(sidecar.num_blocks)
+    )
+    return [f"{'masks':<{_WIDTH}}left out: blocks down, steps across", *rows]

@@ -1,0 +1,146 @@
+"""A video made again from its sidecar, and the word on whether it is the same.
+
+On the same ranks, machine and versions the latents have to be the same to the bit; otherwise rounding may differ, and
+the values that the sidecar keeps have to agree within `TOLERANCE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..config.run import RunConfig, build_config
+from ..errors import InputError, S2VideoError
+from ..records.sidecar_model import LatentsRecord, Sidecar
+
+if TYPE_CHECKING:  # the command line answers bad input before torch is imported
+    from ..engine.engine import Engine
+    from ..models.images import Images
+
+TOLERANCE = 1e-3
+
+
+class Remade(NamedTuple):
+    """The latents of a second run, and what computed them: sections named as in the sidecar."""
+
+    latents: LatentsRecord
+    circumstances: dict[str, dict[str, Any]]
+
+
+def config_again(
+    sidecar: Sidecar, *, world_size: int, model: str | None = None, device: str | None = None
+) -> RunConfig:
+    """The settings that make the video again: on the recorded mesh, or, on other ranks, on their default one.
+
+    Args:
+        model: where the checkpoint is now, if not where it was.
+        device: auto, cpu or cuda, if not as it was.
+    """
+    values = sidecar.config.model_dump(mode="json")
+    mesh = sidecar.mesh
+    degrees = {"ring": None, "ulysses": None, "branch": 1}
+    if mesh.world_size == world_size:
+        degrees = {"ring": mesh.ring, "ulysses": mesh.ulysses, "branch": mesh.branch}
+    values["parallel"] |= {"degrees": "given", **degrees}
+    values["checkpoint"]["every_seconds"] = None
+    values["output"]["codec"] = "auto"
+    values["model"]["path"] = model or sidecar.model
+    values["model"]["device"] = device or sidecar.config.model.device
+    return build_config(values, "the sidecar's config")
+
+
+def images_again(sidecar: Sidecar) -> Images | None:
+    """The images that the video was made from. Raises InputError where one is gone, or is another picture."""
+    from ..models.images import read_images
+
+    images = read_images(*_image_paths(sidecar))
+    for image, digest in zip(sidecar.images, [] if images is None else images.digests(), strict=True):
+        if image.digest != digest:
+            raise InputError(
+                f"image {image.path}: is not the picture that the video was made from: bring that one back"
+            )
+    return images
+
+
+def _image_paths(sidecar: Sidecar) -> tuple[Path | None, Path | None]:
+    first, last = (*(Path(image.path) for image in sidecar.images), None, None)[:2]
+    return first, last
+
+
+def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade | None:
+    """Denoise once more; with `output` make the video and its sidecar too. All ranks call it together.
+
+    Returns:
+        On the main rank, what to compare; None on the others.
+
+    Raises:
+        InputError: on all ranks, where the weights or the images are not those that made the video.
+    """
+    from ..engine.job import Job
+    from ..engine.make_video import denoise, finish
+    from ..parallel.collectives import gather_objects
+    from ..records.sidecar import latents_record, machine, versions
+
+    mesh = engine.mesh
+    problem = _other_weights(engine.weight_digests(), sidecar.weights) if mesh.is_main else None
+    problem = gather_objects(problem, mesh.world)[0]
+    if problem is not None:
+        raise InputError(problem)
+    images = images_again(sidecar)
+    if output is None:
+        latents = engine.sample(
+            [sidecar.prompt], [sidecar.seed], negative_prompt=sidecar.negative_prompt, images=images
+        )
+    else:
+        first, last = _image_paths(sidecar)
+        job = Job(sidecar.prompt, sidecar.negative_prompt, sidecar.seed, output, image=first, last_image=last)
+        denoised = denoise(engine, job)
+        assert denoised is not None, "a job without `resume` is always made"
+        latents = denoised.latents
+        finish(engine, job, denoised)
+    if not mesh.is_main:
+        return None
+    return Remade(
+        latents_record(latents),
+        {"mesh": {**mesh.describe()}, "machine": {**machine(mesh.device)}, "versions": {**versions()}},
+    )
+
+
+def judge(sidecar: Sidecar, remade: Remade) -> str:
+    """In what way the second run agrees with the first, as a sentence. Raises S2VideoError where it does not."""
+    before, after = sidecar.latents, remade.latents
+    recorded = {name: dict(getattr(sidecar, name)) for name in remade.circumstances}
+    changes = [
+        f"{section}.{key} was {recorded[section].get(key)} and is {value}"
+        for section, values in remade.circumstances.items()
+        for key, value in values.items()
+        if recorded[section].get(key) != value
+    ]
+    if before.shape != after.shape:
+        raise S2VideoError(f"not reproduced: latents of shape {list(before.shape)} became {list(after.shape)}")
+    if before.sha256 == after.sha256:
+        though = f", though {'; '.join(changes)}" if changes else ": same ranks, machine and versions"
+        return f"reproduced: the latents are the same to the bit (sha256 {after.sha256}){though}"
+    largest = max(abs(a - b) for a, b in zip(before.probes, after.probes, strict=True))
+    if not changes:
+        raise S2VideoError(
+            "not reproduced: ranks, machine and versions are the same, so the latents should be, to the bit; their "
+            f"SHA-256 was {before.sha256} and is {after.sha256}; of {len(before.probes)} values the largest "
+            f"difference is {largest:.2g}"
+        )
+    found = f"{len(before.probes)} values compared, largest difference {largest:.2g}, allowed {TOLERANCE:g}"
+    because = f"not compared to the bit, because {'; '.join(changes)}"
+    if not largest <= TOLERANCE:
+        raise S2VideoError(f"not reproduced: {found}; {because}")
+    return f"reproduced: {found}; {because}"
+
+
+def _other_weights(here: Mapping[str, str], recorded: Mapping[str, str]) -> str | None:
+    different = sorted(name for name in here.keys() | recorded.keys() if here.get(name) != recorded.get(name))
+    if not different:
+        return None
+    return (
+        f"the checkpoint is not the one that made the video: {', '.join(different[:3])} "
+        f"{'differs' if len(different) == 1 else 'differ'} by SHA-256; name the right one with --model"
+    )

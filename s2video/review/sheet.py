@@ -1,0 +1,101 @@
+"""A contact sheet: a row of frames for each video, under its caption, as one picture."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import InputError
+from ..media.ffmpeg import Ffmpeg
+from ..media.video import VideoInfo, probe_video
+from ..system.files import atomic_path
+from .captions import Caption, caption_bar
+
+THUMBNAIL_WIDTH = 240  # px
+MARGIN = 8  # px
+CAPTION_SIZE = 20  # px
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+# EXR files hold light, a screen wants sRGB (IEC 61966-2-1).
+_CURVE = "if(lt(val/maxval,0.0031308),12.92*val,maxval*(1.055*pow(val/maxval,1/2.4)-0.055))"
+_TO_SRGB = ":".join(f"{channel}='{_CURVE}'" for channel in "rgb")
+
+
+def contact_sheet(
+    videos: Sequence[tuple[Path, Caption]], path: Path, *, columns: int = 6, font: Path | None = None
+) -> None:
+    """Write a PNG or JPEG, as the suffix of `path` says, with `columns` frames of each video, evenly spread.
+
+    The first and the last frame are among them; a video with fewer frames shows all it has.
+
+    Raises:
+        InputError: there are no videos, or one of them, a caption or the path cannot be used.
+        S2VideoError: ffmpeg failed.
+    """
+    if not videos:
+        raise InputError(f"no videos for {path}: name video files, or a folder in which they lie beside their sidecars")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"output {path}: expected a name that ends in {', '.join(SUFFIXES)}, came {path.name!r}")
+    width = columns * (THUMBNAIL_WIDTH + MARGIN) + MARGIN
+    with atomic_path(path) as temporary:
+        rows = []
+        for video, caption in videos:
+            taken = [(caption, MARGIN, width - 2 * MARGIN)]
+            bar = caption_bar(taken, width, size=CAPTION_SIZE, font=font, centred=False)
+            rows += [(0, Image.fromarray(bar)), (MARGIN, strip(video, columns=columns, width=THUMBNAIL_WIDTH))]
+        sheet = Image.new("RGB", (width, sum(row.height for _, row in rows) + MARGIN))
+        y = 0
+        for x, row in rows:
+            sheet.paste(row, (x, y))
+            y += row.height
+        sheet.save(temporary, quality=92)
+
+
+def strip(video: Path, *, columns: int, width: int) -> Image.Image:
+    """Frames of a video beside each other, `width` pixels each, `MARGIN` between them, RGB.
+
+    Args:
+        video: a file, or the folder of a sequence.
+
+    Raises:
+        InputError: no video, or one without frames.
+        S2VideoError: ffmpeg failed.
+    """
+    if not video.is_dir():
+        return _tiled(video, _spread(probe_video(video).num_frames, columns, video), width)
+    files = sorted(file for file in video.iterdir() if file.suffix in (".png", ".exr"))
+    stills = [_tiled(files[number], [0], width) for number in _spread(len(files), columns, video)]
+    joined = Image.new("RGB", (len(stills) * (width + MARGIN) - MARGIN, stills[0].height))
+    for number, still in enumerate(stills):
+        joined.paste(still, (number * (width + MARGIN), 0))
+    return joined
+
+
+def _spread(num_frames: int, columns: int, video: Path) -> list[int]:
+    if num_frames < 1:
+        raise InputError(f"{video} has no frames")
+    return sorted({round(i * (num_frames - 1) / max(1, columns - 1)) for i in range(columns)})
+
+
+def _tiled(file: Path, numbers: Sequence[int], width: int) -> Image.Image:
+    select = "+".join(f"eq(n,{number})" for number in numbers)
+    light = f"format=gbrp16,lutrgb={_TO_SRGB}," if file.suffix == ".exr" else ""
+    filters = f"select='{select}',{light}{_thumbnail(probe_video(file), width)},format=rgb24"
+    filters += f",tile={len(numbers)}x1:padding={MARGIN}"
+    with tempfile.TemporaryDirectory(prefix="s2video-") as folder:
+        picture = Path(folder) / "strip.png"
+        output = ["-vf", filters, "-frames:v", "1", "-update", "1", f"file:{picture}"]
+        with Ffmpeg(["-i", f"file:{file}", *output]):
+            pass
+        with Image.open(picture) as image:
+            return image.convert("RGB")
+
+
+def _thumbnail(info: VideoInfo, width: int) -> str:
+    """A filter: small pictures are enlarged by a whole factor, pixel for pixel, as far as that goes."""
+    if info.width > width:
+        return f"scale={width}:-2:flags=area:out_range=pc"
+    factor = width // info.width
+    enlarged = f"scale={info.width * factor}:{info.height * factor}:flags=neighbor"
+    return f"scale=flags=bilinear:out_range=pc,format=gbrp,{enlarged},pad={width}:ih"

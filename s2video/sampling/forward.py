@@ -1,0 +1,134 @@
+"""One step's predictions: cond, uncond and sub in lockstep, block by block.
+
+All branches go through block i before any goes through block i + 1, so one fetch of a block's weights serves them
+all. A sub branch equals cond, activation by activation, up to its first dropped block: there it forks from cond's
+state, which is free, because blocks never write into a state. Where cond and uncond run side by side, each on half of
+the ranks, a fork is also where the other half joins: cond's ranks hand half of their tokens to their partners, and
+the rest of the sub branch runs on all ranks. Knows no sampling and no particular model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from ..geometry import Shard
+from ..guidance.equations import Predictions
+from ..models.base import BlockContext, BlockModel, Conditioning, TokenState
+from ..models.tokens import pad_text
+from ..parallel.attention import AttentionPlan
+from ..parallel.collectives import gather_parts, share_tokens
+from ..parallel.mesh import Mesh
+from ..parallel.weights import WHOLE, BlockWeights
+
+
+@dataclass
+class _Branch:
+    context: BlockContext
+    state: TokenState
+    dropped: frozenset[int] = frozenset()
+
+
+def predict(
+    model: BlockModel,
+    latents: Tensor,
+    timestep: Tensor,
+    *,
+    mesh: Mesh,
+    cond: Conditioning,
+    uncond: Conditioning | None = None,
+    masks: Sequence[Sequence[int]] = (),
+    weights: BlockWeights = WHOLE,
+    share_prefix: bool = True,
+    batch_branches: bool = False,
+) -> Predictions:
+    """The network's predictions for one step, the same to the bit on every rank.
+
+    Args:
+        latents: [B, C, T, H, W], whole on every rank.
+        timestep: [B].
+        mesh: the ranks that take part. With a branch axis there must be an `uncond`, for its ranks run that.
+        uncond: None leaves that pass out.
+        masks: one sub prediction for each, made without the blocks whose indices it holds. An empty mask gives cond.
+        weights: brings the model's blocks, one at a time, each once.
+        share_prefix: False computes every sub branch from block 0, for comparison; the result is the same to the bit.
+        batch_branches: send those branches of a block that lie on the same ranks through it as one batch. Changes the
+            last bits, so it is a setting that all ranks share, never a decision at run time.
+
+    Raises:
+        ValueError: for a block index outside the model, and for a branch axis without `uncond`.
+    """
+    for index in (i for mask in masks for i in mask):
+        if not 0 <= index < model.num_blocks:
+            raise ValueError(f"mask: block indices lie in 0 … {model.num_blocks - 1}, got {index}")
+    if mesh.branch.size > 1 and uncond is None:
+        raise ValueError("branch axis: half of the ranks run uncond, so it has to be given")
+
+    plan = AttentionPlan.even(mesh.sequence, model.num_tokens(latents))
+    told = [cond] if uncond is None else [cond, uncond]
+    mine = told if mesh.branch.size == 1 else [told[mesh.branch.rank]]
+    contexts = [model.prepare(latents, timestep, conditioning, plan) for conditioning in mine]
+    branches = [_Branch(context, model.embed(latents, context)) for context in contexts]
+    if mesh.branch.size == 1 or not any(masks):
+        sub_context = contexts[0]
+    else:
+        sub_context = model.prepare(latents, timestep, cond, plan.divided(mesh.merged))
+
+    subs: list[_Branch | None] = [None] * len(masks)
+    # a mask that drops nothing never forks
+    forks = [(min(mask) if share_prefix else 0) if mask else model.num_blocks for mask in masks]
+    for index in range(model.num_blocks):
+        with weights.block(index):
+            if index in forks:
+                fork = _fork(branches[0].state, plan, sub_context, mesh)
+                for i in (i for i, at in enumerate(forks) if at == index):
+                    subs[i] = _Branch(sub_context, fork, frozenset(masks[i]))
+                del fork  # cond moves on, and its state here would stay in memory to the end of the step
+            running = [b for b in (*branches, *subs) if b is not None and index not in b.dropped]
+            if batch_branches:
+                for _, together in groupby(running, key=lambda branch: branch.context.attention):
+                    _run_batched(model, index, list(together))
+            else:
+                for branch in running:
+                    branch.state = model.run_block(index, branch.state, branch.context)
+
+    outputs = [model.project(b.state, b.context) for b in branches]
+    if mesh.branch.size > 1:
+        outputs = list(gather_parts(outputs[0], mesh.branch))
+    return Predictions(
+        cond=outputs[0],
+        uncond=outputs[1] if uncond is not None else None,
+        subs=tuple(outputs[0] if b is None else model.project(b.state, b.context) for b in subs),
+    )
+
+
+def _fork(state: TokenState, plan: AttentionPlan, context: BlockContext, mesh: Mesh) -> TokenState:
+    """Cond's state at this block, of those tokens that this rank holds in the sub branch.
+
+    With a branch axis, uncond's ranks pass their own `state`, which only lends its shape.
+    """
+    if mesh.branch.size == 1:
+        return state
+    first = mesh.sequence.whole.rank * mesh.branch.size
+    partners = context.attention.tokens[first : first + mesh.branch.size]
+    shards = tuple(Shard(shard.start - plan.mine.start, shard.length) for shard in partners)
+    if state.text is None:
+        return TokenState(share_tokens(state.video, shards, mesh.branch))
+    num_text = context.text.shape[1]  # uncond's own text may be of another length
+    both = share_tokens(torch.cat((state.video, state.text), dim=1), shards, mesh.branch, shared=num_text)
+    video, text = both.split((both.shape[1] - num_text, num_text), dim=1)
+    return TokenState(video, text)
+
+
+def _run_batched(model: BlockModel, index: int, running: Sequence[_Branch]) -> None:
+    context = model.stack(tuple(b.context for b in running))
+    longest = context.text.shape[1]  # prompts differ in length
+    padded = [pad_text(b.state.text, longest) for b in running if b.state.text is not None]
+    state = TokenState(torch.cat([b.state.video for b in running]), torch.cat(padded) if padded else None)
+    state = model.run_block(index, state, context)
+    videos = state.video.chunk(len(running))
+    texts: Sequence[Tensor | None] = state.text.chunk(len(running)) if state.text is not None else [None] * len(running)
+    for branch, video, text in zip(running, videos, texts, strict=True):
+        branch.state = TokenState(video, None if text is None else text[:, : branch.context.text.shape[1]])

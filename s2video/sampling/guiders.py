@@ -1,0 +1,87 @@
+"""Other guidance beside S², for comparison: diffusers' own guiders, handed the predictions of one step.
+
+CFG-Zero* (arXiv 2503.18886), APG (2410.02416), and SLG, which with whole blocks left out is also STG's residual form
+(2411.18664). No formula stands here: a guider says whether it wants a prediction that leaves out blocks, and combines.
+Knows no model.
+"""
+
+from typing import Any
+
+from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance, SkipLayerGuidance
+from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
+from torch import Tensor
+
+from ..config.sections import GuidanceConfig
+from ..guidance.equations import Predictions
+
+_MOMENTUM = "guidance_momentum"
+
+
+class Rival:
+    """The guider of `guidance.method`, for one run of denoising.
+
+    Args:
+        guidance: whose method is not s2.
+        num_steps: of the run; windows are parts of it.
+        memory: an object that outlasts an interruption of the run, as its scheduler does. What the guider has gathered
+            from step to step is kept as an attribute of it, and taken from there.
+    """
+
+    def __init__(self, guidance: GuidanceConfig, num_steps: int, memory: Any = None) -> None:
+        common = {"guidance_scale": guidance.cfg_scale, "guidance_rescale": guidance.rescale}
+        self._num_steps = num_steps
+        self._memory = memory
+        self._layers: tuple[int, ...] = ()
+        self._guider: Any
+        if guidance.method == "cfg_zero_star":
+            zero = guidance.cfg_zero_star
+            self._guider = ClassifierFreeZeroStarGuidance(zero_init_steps=zero.zero_init_steps, **common)
+        elif guidance.method == "apg":
+            apg = guidance.apg
+            self._guider = AdaptiveProjectedGuidance(
+                adaptive_projected_guidance_momentum=apg.momentum,
+                adaptive_projected_guidance_rescale=apg.rescale,
+                eta=apg.eta,
+                **common,
+            )
+            if apg.momentum is not None:
+                self._guider.momentum_buffer = MomentumBuffer(apg.momentum)
+                self._guider.momentum_buffer.running_average = getattr(memory, _MOMENTUM, 0)
+        else:
+            assert guidance.method == "slg"
+            slg = guidance.slg
+            self._layers = slg.layers
+            self._guider = SkipLayerGuidance(
+                skip_layer_guidance_scale=slg.scale,
+                skip_layer_guidance_start=slg.start,
+                skip_layer_guidance_stop=slg.stop,
+                skip_layer_guidance_layers=list(slg.layers),
+                **common,
+            )
+
+    def masks(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """The blocks that a further prediction of this step leaves out; none where the guider wants no such one."""
+        self._begin(step)
+        return (self._layers,) if self._layers and self._guider._is_slg_enabled() else ()
+
+    def combine(self, predictions: Predictions, step: int, *, cfg_scale: float | None = None) -> Tensor:
+        """The guided prediction of this step, in float32; steps come in order.
+
+        Args:
+            predictions: with one sub prediction for each of `masks(step)`.
+            cfg_scale: λ of this step; None: that of the settings.
+        """
+        if cfg_scale is not None:
+            self._guider.guidance_scale = cfg_scale
+        self._begin(step)
+        made = (predictions.cond, predictions.uncond, *predictions.subs)
+        names = self._guider._input_predictions  # in this order
+        pred: Tensor = self._guider.forward(
+            **{name: None if p is None else p.float() for name, p in zip(names, made, strict=False)}
+        ).pred
+        if getattr(self._guider, "momentum_buffer", None) is not None:
+            setattr(self._memory, _MOMENTUM, self._guider.momentum_buffer.running_average)
+        return pred
+
+    def _begin(self, step: int) -> None:
+        self._guider.set_state(step=step, num_inference_steps=self._num_steps, timestep=None)

@@ -1,0 +1,69 @@
+"""What torchrun tells a process about its ranks. These environment variables are read here and nowhere else."""
+
+import os
+
+from ..errors import InputError
+
+
+def launched_by_torchrun() -> bool:
+    """Return whether torchrun, or something that sets the same variables, started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """Return RANK, this process's number among all ranks; 0 without torchrun."""
+    return _number("RANK", 0)
+
+
+def world_size() -> int:
+    """Return WORLD_SIZE, the number of ranks; 1 without torchrun."""
+    return _number("WORLD_SIZE", 1)
+
+
+def local_rank() -> int:
+    """Return LOCAL_RANK, this process's number among the ranks of its host; 0 without torchrun."""
+    return _number("LOCAL_RANK", 0)
+
+
+def local_world_size() -> int:
+    """Return LOCAL_WORLD_SIZE, the number of ranks of this host; 1 without torchrun."""
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
+def is_main_rank() -> bool:
+    """Return whether this process is rank 0, the only one that writes files."""
+    return rank() == 0
+
+
+def speaks_for_host() -> bool:
+    """Return whether this process reports what every rank of its host finds. Never raises."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) in ("0", "")
+
+
+def host() -> str:
+    """Return GROUP_RANK, a name that the ranks of one host share."""
+    return os.environ.get("GROUP_RANK", "0")
+
+
+def attempt() -> str:
+    """Return TORCHELASTIC_RESTART_COUNT, how often torchrun has restarted the ranks."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def store_address() -> tuple[str, int]:
+    """Return MASTER_ADDR and MASTER_PORT, where the run's store listens. Raises InputError if one is missing."""
+    address = os.environ.get("MASTER_ADDR")
+    if not address:
+        raise InputError("MASTER_ADDR: expected the address of rank 0's host, got nothing: start the ranks by torchrun")
+    return address, _number("MASTER_PORT", None)
+
+
+def _number(name: str, default: int | None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isascii() or not text.isdigit():
+        raise InputError(
+            f"{name}: expected a whole number in the environment, got {text!r}: start the ranks by torchrun"
+        )
+    return int(text)
