@@ -15,13 +15,14 @@ from torch import Tensor
 from .config.run import RunConfig, build_config, load_config
 from .config.text import parse_yaml
 from .engine.engine import Engine, OnStep
+from .engine.make_video import denoise_in_memory
 from .errors import InputError
 from .media.formats import Codec, place_of
 from .media.video import write_video
-from .models.checkpoint import ASSETS
-from .models.images import Images, read_images
+from .models.checkpoint import ASSETS, open_checkpoint
+from .models.images import read_images
 from .planning.plan import resolve_parallel
-from .records.sidecar import container_metadata, job_facts, make_sidecar, run_facts
+from .records.sidecar import container_metadata, make_sidecar
 from .system import ranks
 from .system.files import write_json
 from .system.progress import Style
@@ -58,9 +59,7 @@ class Video:
             InputError: a path, or a setting, that cannot be used.
         """
         path = Path(path)
-        values = self.config.model_dump(mode="json")
-        values["output"] |= {"codec": codec, **output, "path": str(path)}
-        config = build_config(values, "save")
+        config = self.config.patched({"output": {"codec": codec, **output, "path": str(path)}}, "save")
         facts = {**self.facts, "config": config.model_dump(mode="json")}
         spec = config.output.spec(path)
         write_video([self.frames], path, spec, metadata=container_metadata(facts, spec.codec))
@@ -107,25 +106,12 @@ class TextToVideo:
             StoppedError: `on_step` returned False.
             NumericalError: NaN or infinity in the latents or in a frame.
         """
-        engine = self._prepared(prompt, seed, negative_prompt, image, last_image, settings)
-        config = engine.config
+        job = self._job(prompt, seed, negative_prompt, image, last_image, settings)
+        denoised = denoise_in_memory(self._engine, job, on_step)
         start = time.monotonic()
-        images = read_images(*config.image_paths)
-        latents = self._denoised(engine, images, on_step)
-        timings = {"load_seconds": engine.load_seconds, "denoise_seconds": time.monotonic() - start}
-        start = time.monotonic()
-        frames = torch.cat([chunk.cpu() for chunk in engine.decode(latents)])
-        timings["decode_seconds"] = time.monotonic() - start
-        facts = job_facts(
-            config,
-            prompt=prompt,
-            negative_prompt=config.negative_prompt,
-            images=[] if images is None else images.records(*config.image_paths),
-            seed=config.sampling.seed,
-            masks=engine.mask_schedule([config.sampling.seed]),
-        )
-        facts |= run_facts(latents, engine.mesh, weights=engine.weight_digests(), timings=timings)
-        return Video(frames, latents.cpu(), config, facts)
+        frames = torch.cat([chunk.cpu() for chunk in denoised.engine.decode(denoised.latents)])
+        facts = denoised.all_facts(time.monotonic() - start)
+        return Video(frames, denoised.latents.cpu(), job, facts)
 
     def stream(
         self,
@@ -143,17 +129,18 @@ class TextToVideo:
         Bad input is refused at once, denoising starts with the first chunk that is taken, and the memory does not grow
         with the number of frames. Closing the generator, or leaving its loop, ends the work.
         """
-        engine = self._prepared(prompt, seed, negative_prompt, image, last_image, settings)
-
-        images = read_images(*engine.config.image_paths)
+        job = self._job(prompt, seed, negative_prompt, image, last_image, settings)
+        engine = self._engine.with_config(job)
+        read_images(*job.image_paths)
 
         def chunks() -> Generator[Tensor, None, None]:
-            for chunk in engine.decode(self._denoised(engine, images, on_step)):
+            denoised = denoise_in_memory(engine, job, on_step)
+            for chunk in engine.decode(denoised.latents):
                 yield chunk.cpu()
 
         return chunks()
 
-    def _prepared(
+    def _job(
         self,
         prompt: str,
         seed: int | None,
@@ -161,28 +148,16 @@ class TextToVideo:
         image: str | Path | None,
         last_image: str | Path | None,
         settings: Mapping[str, Any],
-    ) -> Engine:
-        """The engine under the settings of one call, prompt and seed among them."""
+    ) -> RunConfig:
+        """The settings of one call, prompt and seed among them."""
         files = {
             key: None if path is None else str(path) for key, path in (("image", image), ("last_image", last_image))
         }
-        given = {"prompt": prompt, "sampling.seed": seed, "negative_prompt": negative_prompt, **files}
-        own = {key: value for key, value in given.items() if value is not None}
-        config = _with_settings(self.config, {**settings, **own})
-        if not (config.prompt or "").strip():
-            raise InputError(f"prompt: expected some text, came {prompt!r}: say what the video shows")
-        return self._engine.with_config(config)
-
-    def _denoised(self, engine: Engine, images: Images | None, on_step: OnStep | None) -> Tensor:
-        config = engine.config
-        assert config.prompt is not None, "prepared with a prompt"
-        return engine.sample(
-            [config.prompt],
-            [config.sampling.seed],
-            negative_prompt=config.negative_prompt,
-            images=images,
-            on_step=on_step,
-        )
+        named = {"prompt": prompt, "sampling.seed": seed, "negative_prompt": negative_prompt, **files}
+        job = self.config.patched({**settings, **{key: value for key, value in named.items() if value is not None}})
+        if not (job.prompt or "").strip():
+            raise InputError(f"prompt: expected some text, got {prompt!r}: say what the video shows")
+        return job
 
 
 def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settings: Any) -> TextToVideo:
@@ -202,26 +177,14 @@ def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settin
     if Path(model).suffix in (".yaml", ".yml"):
         config = load_config(Path(model))
     else:
-        config = _with_settings(_recipe(str(model)), {"model.path": str(model)})
-    return TextToVideo(Engine(resolve_parallel(_with_settings(config, settings), 1), progress=progress))
+        config = _recipe(str(model)).patched({"model.path": str(model)})
+    config = config.patched(settings)
+    checkpoint = open_checkpoint(config.model.path, config.model.revision)
+    config = resolve_parallel(config, checkpoint, 1)
+    return TextToVideo(Engine(config, checkpoint=checkpoint, progress=progress))
 
 
 def _recipe(model: str) -> RunConfig:
     """The settings that suit a model: those of its config in configs/, of which the package has a copy."""
     recipes = parse_yaml((ASSETS / "recipes.yaml").read_text(encoding="utf-8"), "recipes.yaml")
     return build_config(recipes.get(model, {}), f"the recipe of {model}")
-
-
-def _with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """A config with changes by section or by dotted name. Raises InputError."""
-    values = config.model_dump(mode="json")
-    for key, value in settings.items():
-        *sections, last = key.split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise InputError(f"{key}: {section} is a setting and has no parts")
-        is_section = isinstance(value, Mapping) and isinstance(target.get(last), dict)
-        target[last] = {**target[last], **value} if is_section else value
-    return build_config(values, "settings")

@@ -102,6 +102,12 @@ def tiny_config(checkpoint: Path, *, lora: Sequence[dict[str, Any]] = (), **guid
     )
 
 
+def job(config: RunConfig, output: Path, *, seed: int = 3, keep_latents: bool = False) -> RunConfig:
+    """What makes one video of PROMPT with these settings."""
+    changes = {"prompt": PROMPT, "sampling.seed": seed, "output": {"path": str(output), "keep_latents": keep_latents}}
+    return config.patched(changes)
+
+
 def reference(checkpoint: Path, config: RunConfig, prompt: str, negative: str, seed: int) -> Tensor:
     """The latents of diffusers' own pipeline."""
     pipeline = WanPipeline.from_pretrained(checkpoint, dtype=torch.float32)

@@ -30,7 +30,6 @@ from torch import Tensor
 from s2video.config.run import load_config
 from s2video.engine.engine import Engine
 from s2video.errors import InputError, S2VideoError
-from s2video.models.checkpoint import weight_digests
 from s2video.records.sidecar import versions
 from s2video.system.files import write_json
 from s2video.system.progress import Progress
@@ -149,7 +148,7 @@ def load_engine(config_path: Path, overrides: Sequence[str]) -> tuple[Sampler, d
     engine = Engine(config, progress="none")
     facts = {
         "config": config.model_dump(mode="json"),
-        "weights": weight_digests(engine.folder),
+        "weights": engine.checkpoint.weight_digests(),
         "versions": versions() | {"scipy": metadata.version("scipy")},
     }
     return engine, facts

@@ -28,7 +28,6 @@ from s2video.config.run import load_config
 from s2video.engine.engine import Around, Engine
 from s2video.errors import InputError, S2VideoError
 from s2video.guidance.equations import Predictions
-from s2video.models.checkpoint import weight_digests
 from s2video.parallel.mesh import init_mesh
 from s2video.records.sidecar import versions
 from s2video.sampling.denoiser import Denoiser
@@ -224,7 +223,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             engine = Engine(config, mesh, progress="none")
             figures = scan(engine, args, clips, prompts)
             if mesh.is_main:
-                facts = {"weights": weight_digests(engine.folder), "versions": versions(), "prompts": prompts}
+                facts = {
+                    "weights": engine.checkpoint.weight_digests(),
+                    "versions": versions(),
+                    "prompts": prompts,
+                }
                 write_json(args.output, {"config": config.model_dump(mode="json"), **facts, **figures})
                 print(describe(figures))
     except S2VideoError as error:

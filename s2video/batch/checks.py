@@ -1,4 +1,4 @@
-"""Every job of a batch held against its checkpoint and its output, before anything starts."""
+"""Every job of a batch checked against its checkpoint and its output, before anything starts."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from pathlib import Path
 from ..errors import InputError
 from ..media.checks import check_output, check_spec
 from ..media.formats import VideoSpec
-from ..models.checkpoint import check_checkpoint, find_checkpoint, read_checkpoint
+from ..models.checkpoint import OpenModel
 from ..models.family import CheckpointInfo
 from ..models.images import read_images
 from ..models.limits import check_images, check_request
 from .run_file import BatchJob
 
 
-def find_problems(jobs: Sequence[BatchJob], *, world_size: int, images: bool) -> Iterator[str]:
-    """What stands in the way of jobs, a sentence each, as far as that can be known before the models are loaded.
+def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size: int, images: bool) -> Iterator[str]:
+    """Yield what prevents jobs, a sentence each, as far as it can be known before the models are loaded.
 
     Args:
-        images: read them too. Before a run they are not: one that is missing may still come, and if not, its job fails
-            alone.
+        open_model: opens a checkpoint by path and revision, or returns the one that it opened before.
+        images: read them too. Before a run they are not read: one that is missing can still appear, and if it does not,
+            its job fails alone.
     """
 
     @cache
-    def checkpoint(path: str, revision: str | None) -> CheckpointInfo | str:
+    def model(path: str, revision: str | None) -> CheckpointInfo | str:
         try:
-            folder = find_checkpoint(path, revision)
-            check_checkpoint(folder)
-            return read_checkpoint(folder)
+            return open_model(path, revision).info
         except InputError as error:
             return str(error)
 
@@ -42,18 +41,19 @@ def find_problems(jobs: Sequence[BatchJob], *, world_size: int, images: bool) ->
         return None
 
     for job in jobs:
-        found = checkpoint(job.config.model.path, job.config.model.revision)
+        config, output = job.config, Path(job.config.output.path)
+        found = model(config.model.path, config.model.revision)
         if isinstance(found, str):
             yield f"{job.where}: {found}"
             continue
         try:
-            check_request(job.config, found, world_size=world_size)
-            check_images(found, image=job.config.image is not None, last_image=job.config.last_image is not None)
-            output, sampling = Path(job.config.output.path), job.config.sampling
+            check_request(config, found, world_size=world_size)
+            check_images(found, image=config.image is not None, last_image=config.last_image is not None)
             check_output(output)
             if images:
-                read_images(*job.config.image_paths)
-            if (problem := spec_problem(job.config.output.spec(output), sampling.width, sampling.height)) is not None:
+                read_images(*config.image_paths)
+            sampling = config.sampling
+            if (problem := spec_problem(config.output.spec(output), sampling.width, sampling.height)) is not None:
                 yield f"{job.where}: {problem}"
         except InputError as error:
             yield f"{job.where}: {error}"

@@ -1,6 +1,6 @@
-"""A batch before its first job starts: every job held against its checkpoint, what each will take, what is to be done.
+"""A batch before its first job starts: the order of its jobs, and a prediction of the time that they take.
 
-Imports neither torch nor diffusers, save where a setting, or the name of a GPU, can only be asked there.
+Imports torch only to find out the name of a GPU.
 """
 
 from __future__ import annotations
@@ -8,40 +8,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 from ..config.run import RunConfig
-from ..engine.job import Job
 from ..errors import InputError
-from ..models.checkpoint import find_checkpoint
+from ..models.checkpoint import OpenModel
 from ..planning.cards import Card
 from ..planning.forecast import Degrees
-from ..planning.plan import make_plan, this_card
+from ..planning.plan import plan_for, this_card
 from .run_file import BatchJob
 
 
-def video_job(config: RunConfig) -> Job:
-    """What a batch job's config asks the engine for."""
-    assert config.prompt is not None, "a batch job has a prompt"
-    return Job(
-        config.prompt,
-        config.negative_prompt,
-        config.sampling.seed,
-        Path(config.output.path),
-        config.output.keep_latents,
-        image=config.image_paths[0],
-        last_image=config.image_paths[1],
-    )
-
-
 def models_of(config: RunConfig) -> str:
-    """Equal for jobs that one engine can make."""
+    """Return a text that is equal for jobs that one engine can make."""
     return json.dumps([config.model.model_dump(mode="json"), config.parallel.model_dump(mode="json")])
 
 
 def in_order(jobs: Sequence[BatchJob]) -> list[BatchJob]:
-    """The order in which jobs are best made: as they came, but those with the same models together, and in these those
-    with the same texts, so that models are loaded, and texts encoded, once."""
+    """Return jobs in the order in which they are best made: those with the same models together, and among these those
+    with the same prompts, so that models are loaded, and prompts encoded, once; otherwise as they are."""
     groups: dict[str, int] = {}
     texts: dict[tuple[str | None, str], int] = {}
     ranks = [
@@ -54,21 +38,22 @@ def in_order(jobs: Sequence[BatchJob]) -> list[BatchJob]:
     return [job for _, job in sorted(zip(ranks, jobs, strict=True), key=lambda pair: pair[0])]
 
 
-def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int, card: Card | None = None) -> list[float | None]:
-    """How long each job's denoising takes, by the cost model; None: it cannot say.
+def predict_seconds(
+    jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size: int, card: Card | None = None
+) -> list[float | None]:
+    """Predict how long each job's denoising takes, by the cost model; None for a model that it does not know.
 
     Args:
-        card: None: this machine's. To know a GPU's name takes an import of torch.
+        card: None: this machine's.
     """
 
     @cache
     def predicted(dumped: str) -> float | None:
         config = RunConfig.model_validate_json(dumped)
         try:
-            folder = find_checkpoint(config.model.path, config.model.revision)
-            model = config.model.model_copy(update={"path": str(folder)})
+            checkpoint = open_model(config.model.path, config.model.revision)
             target = this_card(config.model.device) if card is None else card
-            plan = make_plan(config.model_copy(update={"model": model}), world_size, target)
+            plan = plan_for(config, world_size, target, checkpoint)
         except InputError:
             return None
         degrees = _degrees(config, world_size)
@@ -79,13 +64,13 @@ def predict_seconds(jobs: Sequence[BatchJob], *, world_size: int, card: Card | N
 
 
 def _without_texts(config: RunConfig) -> RunConfig:
-    """With nothing in it that leaves the cost as it is."""
+    """The part of a config that its cost depends on."""
     sampling = config.sampling.model_copy(update={"seed": 0})
     return RunConfig(model=config.model, sampling=sampling, guidance=config.guidance, parallel=config.parallel)
 
 
 def _degrees(config: RunConfig, world_size: int) -> Degrees | None:
-    """Of the mesh that the config makes of so many ranks; None: the plan chooses."""
+    """The degrees of the mesh that the config makes of the ranks; None: the plan chooses."""
     parallel = config.parallel
     if parallel.degrees == "auto":
         return None
@@ -95,7 +80,7 @@ def _degrees(config: RunConfig, world_size: int) -> Degrees | None:
 
 
 def describe(jobs: Sequence[BatchJob], seconds: Sequence[float | None], *, replicas: int, world_size: int) -> str:
-    """What `--dry-run` prints: a line a job, and what all of them come to."""
+    """Return what `--dry-run` prints: a line for each job, and the total."""
     lines = []
     for number, (job, predicted) in enumerate(zip(jobs, seconds, strict=True), 1):
         sampling = job.config.sampling
@@ -116,7 +101,7 @@ def describe(jobs: Sequence[BatchJob], seconds: Sequence[float | None], *, repli
 
 
 def spoken(seconds: float | None) -> str:
-    """A time for people."""
+    """Return a time for people."""
     if seconds is None:
         return "unknown time"
     if seconds < 100:

@@ -1,4 +1,4 @@
-"""Jobs -> the store: which are new or changed, and which are already made."""
+"""Jobs -> the store: which of them are new or changed, and which are made already."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from ..engine.job import Job
-from ..models.checkpoint import find_checkpoint
+from ..engine.job import OutputPaths
+from ..models.checkpoint import OpenModel
 from ..planning.cards import CARDS
-from ..records.identity import checkpoint_digests, job_key
+from ..records.identity import job_key
 from ..system.files import remove_leftovers, sha256
-from .plan import in_order, models_of, predict_seconds, video_job
+from .plan import in_order, models_of, predict_seconds
 from .run_file import BatchJob
 from .store import Entry, Record, Store
 
@@ -19,30 +19,31 @@ from .store import Entry, Record, Store
 def register(
     jobs: Sequence[BatchJob],
     store: Store,
+    open_model: OpenModel,
     *,
     world_size: int,
     force: bool = False,
     retry_failed: bool = False,
 ) -> None:
-    """Put the jobs into the store; those wait that are new or changed, or whose files are not what they were.
+    """Put the jobs into the store; those wait that are new or changed, or whose files have changed.
 
-    Only for the process that holds the store's lock. What earlier starts left is kept: a job that they did not end goes
-    on from its checkpoint.
+    Only for the process that holds the store's lock. Work of earlier starts is kept: a job that they did not finish
+    continues from its resume point.
     """
     store.begin()
     known = {record.name: record for record in store.records()}
     digests = store.digests()
 
     @cache
-    def checkpoint(path: str, revision: str | None) -> Mapping[str, str]:
-        return checkpoint_digests(find_checkpoint(path, revision))
+    def model_digests(path: str, revision: str | None) -> Mapping[str, str]:
+        return open_model(path, revision).digests()
 
     entries, again = [], set()
     ordered = in_order(jobs)
-    # of no interest in seconds, so any card will do
-    works = predict_seconds(ordered, world_size=world_size, card=CARDS["H100"])
+    # only their ratios count, so any card will do
+    works = predict_seconds(ordered, open_model, world_size=world_size, card=CARDS["H100"])
     for job, work in zip(ordered, works, strict=True):
-        key = job_key(job.config, checkpoint(job.config.model.path, job.config.model.revision))
+        key = job_key(job.config, model_digests(job.config.model.path, job.config.model.revision))
         entries.append(
             Entry(
                 name=job.name,
@@ -57,18 +58,18 @@ def register(
         if old is None:
             continue
         if (reason := _obsolete(old, key, store.folder, digests.get(job.name, {}), force=force)) is not None:
-            _discard(video_job(job.config))
+            _discard(OutputPaths.of(job.config))
             store.log("made again", job=job.name, reason=reason)
             again.add(job.name)
         elif old.state == "failed" and retry_failed:
             again.add(job.name)
     store.put(entries, frozenset(again))
-    if all(record.state != "running" for record in store.records()):  # else one of an older start is still at work
-        remove_leftovers([store.checksums_path, *(path for job in jobs for path in _files(video_job(job.config)))])
+    if all(record.state != "running" for record in store.records()):  # else a replica of an older start still works
+        remove_leftovers([store.checksums_path, *(path for job in jobs for path in OutputPaths.of(job.config).all)])
 
 
 def _obsolete(old: Record, key: str, folder: Path, digests: Mapping[str, str], *, force: bool) -> str | None:
-    """Why what there is of a job cannot be kept; None if it can."""
+    """Why the files of a job cannot be kept; None if they can."""
     if force:
         return "--force"
     if old.key != key:
@@ -80,19 +81,14 @@ def _obsolete(old: Record, key: str, folder: Path, digests: Mapping[str, str], *
     return None
 
 
-def _discard(job: Job) -> None:
-    """Take away what would let a job be skipped or taken up; the video stays until another takes its place."""
-    for path in (job.sidecar_path, job.latents_path, job.checkpoint_path):
+def _discard(files: OutputPaths) -> None:
+    """Remove what would let a job be skipped or resumed; the video stays until another replaces it."""
+    for path in (files.sidecar, files.latents, files.resume_point):
         path.unlink(missing_ok=True)
 
 
-def _files(job: Job) -> tuple[Path, ...]:
-    """All that is ever written for a job."""
-    return job.place, job.sidecar_path, job.latents_path, job.checkpoint_path
-
-
 def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file; None where there is none."""
+    """Return SHA-256 of a file; None if there is none."""
     try:
         return sha256(path)
     except OSError:

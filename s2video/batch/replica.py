@@ -1,9 +1,9 @@
 """One replica of a batch: it draws jobs from the store until none waits, with the models loaded once.
 
 All ranks run this together; the main rank draws, and the others follow. A job that fails is recorded, and the batch
-goes on. Decoding and encoding of a job overlap the next one's denoising, in a thread of the main rank, where it decodes
-without other ranks (one rank, or `parallel.decode: serial`). Where they help, their collectives must come in one order:
-then a video is finished before the next is begun, and only its encoding runs beside its decoding.
+continues. If the main rank decodes without other ranks (one rank, or `parallel.decode: serial`), it decodes and encodes
+a job in a thread while the next one is denoised. If other ranks help, all collectives must come in one order: then a
+video is finished before the next one is begun, and only its encoding overlaps its decoding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, TypeVar
 
 import torch
@@ -22,9 +24,10 @@ import torch
 from ..config.run import RunConfig
 from ..config.sections import ParallelConfig
 from ..engine.engine import Engine
-from ..engine.job import Job
+from ..engine.job import OutputPaths
 from ..engine.make_video import Denoised, denoise, finish
 from ..errors import S2VideoError, StoppedError, out_of_memory
+from ..models.checkpoint import OpenModel, open_checkpoint
 from ..parallel.collectives import any_rank, gather_objects
 from ..parallel.mesh import Mesh, build_mesh, init_mesh
 from ..parallel.watch import shows_a_lost_rank
@@ -36,23 +39,24 @@ from ..system.shutdown import Termination, stop_at_end_of_stdin
 from .gpu_room import GpuRoom
 from .heartbeat import Heartbeat
 from .locks import held_lock
-from .plan import video_job
 from .store import Record, Store
 
 Overlap = Literal["auto", "always", "never"]
-_TOGETHER = 30.0  # seconds for all ranks to come out of a job that failed on one of them
+_TOGETHER = 30.0  # seconds in which all ranks must leave a job that failed on one of them
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Halfway:
-    """A job whose latents are there, and the engine that made them."""
+    """A job whose latents are made."""
 
     record: Record
-    engine: Engine
-    job: Job
     denoised: Denoised
+
+    @property
+    def engine(self) -> Engine:
+        return self.denoised.engine
 
 
 def run_replica(
@@ -64,33 +68,46 @@ def run_replica(
     progress: Style = "auto",
     follows_stdin: bool = False,
 ) -> None:
-    """What every rank of a replica runs: join the others, and make jobs until none waits.
+    """Join the other ranks of a replica, and make jobs until none waits. Every rank runs this.
 
     Args:
-        config: of any job, the same on all ranks; how they join.
+        config: of any job, the same on all ranks; it says how they join.
         owner: the replica's name, which no other has or had.
-        follows_stdin: stop when standard input ends, which is when the process at its other end is gone.
+        follows_stdin: stop when standard input ends, which happens when the process at its other end is gone.
 
     Raises:
-        StoppedError, SystemExit: it was told to stop; its jobs wait again.
-        S2VideoError: its ranks cannot go on; what it was making is taken back when it is gone.
+        StoppedError, SystemExit: it was asked to stop; its jobs wait again.
+        S2VideoError: its ranks cannot continue; its job is released when it is gone.
     """
-    config = resolve_parallel(config, ranks.world_size())
+    open_model = cache(open_checkpoint)
+    if config.parallel.degrees == "auto":
+        model = open_model(config.model.path, config.model.revision)
+        config = resolve_parallel(config, model, ranks.world_size())
     is_main = ranks.is_main_rank()
     if follows_stdin and is_main:
         threading.Thread(target=stop_at_end_of_stdin, daemon=True).start()
     with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
+        options = _Options(overlap, progress, termination)
         if not mesh.is_main:
-            _Replica(store, owner, mesh, config.parallel, overlap, progress, termination).make_jobs()
+            _Replica(store, owner, mesh, config.parallel, open_model, options).make_jobs()
             return
         with held_lock(store.owner_path(owner)), Heartbeat(store, owner) as heartbeat:
             try:
-                _Replica(store, owner, mesh, config.parallel, overlap, progress, termination, heartbeat).make_jobs()
+                _Replica(store, owner, mesh, config.parallel, open_model, options, heartbeat).make_jobs()
             except (StoppedError, SystemExit, KeyboardInterrupt):
                 heartbeat.held.clear()
                 store.give_back(owner)
                 raise
         store.owner_path(owner).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How a replica works: whether decoding overlaps denoising, how progress is shown, and how SIGTERM is handled."""
+
+    overlap: Overlap
+    progress: Style
+    termination: Termination
 
 
 class _Replica:
@@ -102,39 +119,37 @@ class _Replica:
         owner: str,
         mesh: Mesh,
         parallel: ParallelConfig,
-        overlap: Overlap,
-        progress: Style,
-        termination: Termination,
+        open_model: OpenModel,
+        options: _Options,
         heartbeat: Heartbeat | None = None,
     ) -> None:
         self._store = store
         self._owner = owner
         self._mesh = mesh
-        # by the settings that they are laid out by; groups of ranks are dear, and never given back
+        # by the settings that they are laid out by: groups of ranks are expensive, and never given back
         self._meshes = {parallel.model_dump_json(): mesh}
-        self._overlap = overlap
-        self._progress: Style = progress
-        self._termination = termination
+        self._open_model = open_model
+        self._options = options
         self._heartbeat = heartbeat
         self._room = GpuRoom(mesh.device)
         self._engine: Engine | None = None
 
     def make_jobs(self) -> None:
+        """Draw and make jobs until none waits."""
         halfway: _Halfway | None = None
         models: str | None = None
         with ThreadPoolExecutor(1, "decoder", initializer=self._room.enter_thread) as thread:
             while (drawn := self._draw(models)) is not None:
-                record, job = drawn
+                record, job, resume = drawn
                 models = record.models
-                config = RunConfig.model_validate_json(record.config)
                 behind: Future[None] | None = None
-                if halfway is not None and self._overlaps(halfway, config):
+                if halfway is not None and self._overlaps(halfway, job):
                     if self._mesh.is_main:
                         behind = thread.submit(self._finish_alone, halfway)
                 elif halfway is not None:
                     self._finish(halfway)
                 halfway = None  # its models may have to make room for others
-                halfway = self._denoise(record, job, config, is_alone=behind is None)
+                halfway = self._denoise(record, job, resume, is_alone=behind is None)
                 if behind is not None:
                     behind.result()
                 # one that may have killed a replica takes no other job with it
@@ -144,41 +159,39 @@ class _Replica:
             if halfway is not None:
                 self._finish(halfway)
 
-    def _draw(self, models: str | None) -> tuple[Record, Job] | None:
-        """The main rank draws, and looks at what there is of the job already."""
+    def _draw(self, models: str | None) -> tuple[Record, RunConfig, bool] | None:
+        """The next job, and whether it resumes: the main rank draws, and looks for files of an earlier start."""
         self._mesh.watch.meet()
-        drawn: tuple[Record, Job] | None = None
+        drawn: tuple[Record, RunConfig, bool] | None = None
         if self._mesh.is_main and (record := self._store.draw(self._owner, models)) is not None:
             if self._heartbeat is not None:
                 self._heartbeat.held.add(record.name)
-            job = video_job(RunConfig.model_validate_json(record.config))
-            resume = job.sidecar_path.exists() or job.checkpoint_path.exists()
-            drawn = record, replace(job, resume=resume)
-        found: tuple[Record, Job] | None = gather_objects(drawn, self._mesh.world)[0]
+            job = RunConfig.model_validate_json(record.config)
+            files = OutputPaths.of(job)
+            drawn = record, job, files.sidecar.exists() or files.resume_point.exists()
+        found: tuple[Record, RunConfig, bool] | None = gather_objects(drawn, self._mesh.world)[0]
         return found
 
-    def _overlaps(self, halfway: _Halfway, config: RunConfig) -> bool:
-        """The main rank decides."""
-        if not self._serves(halfway.engine, config) or config.image is not None:
-            return False  # the VAE that decodes is wanted for an image, too
-        overlaps = self._overlap == "always"
-        if self._overlap == "auto":
-            overlaps = self._room.holds(decoding=halfway.engine.config, denoising=config)
+    def _overlaps(self, halfway: _Halfway, job: RunConfig) -> bool:
+        """Whether a job is denoised while another one is decoded; the main rank decides."""
+        if not self._serves(halfway.engine, self._resolved(job)) or job.image is not None:
+            return False  # the VAE that decodes is needed for an image, too
+        overlaps = self._options.overlap == "always"
+        if self._options.overlap == "auto":
+            overlaps = self._room.holds(decoding=halfway.engine.config, denoising=job)
         return bool(gather_objects(overlaps, self._mesh.world)[0])
 
-    def _denoise(self, record: Record, job: Job, config: RunConfig, *, is_alone: bool) -> _Halfway | None:
-        """None where that failed, or where nothing is left to do."""
+    def _denoise(self, record: Record, job: RunConfig, resume: bool, *, is_alone: bool) -> _Halfway | None:
+        """The job's latents; None if that failed, or if nothing is left to do."""
 
         def act() -> _Halfway | None:
-            engine = self._engine_for(config)
-            if is_alone:
-                with self._room.measured("denoising", config):
-                    denoised = denoise(engine, job)
-            else:
-                denoised = denoise(engine, job)
+            resolved = self._resolved(job)
+            engine = self._engine_for(resolved)
+            with self._room.measured("denoising", job) if is_alone else nullcontext():
+                denoised = denoise(engine, resolved, resume=resume)
             if denoised is not None:
-                return _Halfway(record, engine, job, denoised)
-            self._record_files(record, job)
+                return _Halfway(record, denoised)
+            self._record_files(record, resolved)
             return None
 
         return self._together(record, act)
@@ -186,44 +199,54 @@ class _Replica:
     def _finish(self, halfway: _Halfway) -> None:
         def act() -> None:
             with self._room.measured("decoding", halfway.engine.config):
-                finish(halfway.engine, halfway.job, halfway.denoised)
-            self._record_files(halfway.record, halfway.job)
+                finish(halfway.denoised)
+            self._record_files(halfway.record, halfway.engine.config)
 
         self._together(halfway.record, act)
 
     def _finish_alone(self, halfway: _Halfway) -> None:
-        """On the main rank, in a thread beside the denoising of another job."""
+        """On the main rank, in a thread, while another job is denoised."""
         try:
-            finish(halfway.engine, halfway.job, halfway.denoised, alone=True)
-            self._record_files(halfway.record, halfway.job)
+            finish(halfway.denoised, alone=True)
+            self._record_files(halfway.record, halfway.engine.config)
         except Exception as error:
             self._record_failure(halfway.record, error)
 
-    def _engine_for(self, config: RunConfig) -> Engine:
-        """The models that are loaded, where they are the right ones, under this config."""
-        config = resolve_parallel(config, self._mesh.world.size)
-        if self._engine is not None and self._serves(self._engine, config):
-            return self._engine.with_config(config)
+    def _resolved(self, job: RunConfig) -> RunConfig:
+        if job.parallel.degrees == "given":
+            return job
+        model = self._open_model(job.model.path, job.model.revision)
+        return resolve_parallel(job, model, self._mesh.world.size)
+
+    def _engine_for(self, job: RunConfig) -> Engine:
+        """The models of a job: those that are loaded, if they are the right ones."""
+        if self._engine is not None and self._serves(self._engine, job):
+            return self._engine
         self._engine = None
         self._free_memory()
-        key = config.parallel.model_dump_json()
+        key = job.parallel.model_dump_json()
         if self._mesh.backend is None:
             self._meshes[key] = self._mesh  # one process lays nothing out
         elif key not in self._meshes:
-            self._meshes[key] = replace(build_mesh(config.parallel, self._mesh.device), watch=self._mesh.watch)
-        self._engine = Engine(config, self._meshes[key], progress=self._progress, termination=self._termination)
+            self._meshes[key] = replace(build_mesh(job.parallel, self._mesh.device), watch=self._mesh.watch)
+        self._engine = Engine(
+            job,
+            self._meshes[key],
+            checkpoint=self._open_model(job.model.path, job.model.revision),
+            progress=self._options.progress,
+            termination=self._options.termination,
+        )
         return self._engine
 
-    def _serves(self, engine: Engine, config: RunConfig) -> bool:
-        config = resolve_parallel(config, self._mesh.world.size)
-        return (engine.config.model, engine.config.parallel) == (config.model, config.parallel)
+    def _serves(self, engine: Engine, job: RunConfig) -> bool:
+        return (engine.config.model, engine.config.parallel) == (job.model, job.parallel)
 
     def _together(self, record: Record, act: Callable[[], T]) -> T | None:
-        """What all ranks do for one job; None where it failed on any of them, which is recorded.
+        """Run on all ranks a part of one job; returns None if it failed on any of them, which is recorded.
 
         Raises:
-            Exception: the job's, where the other ranks do not come out of it, or the GPU cannot be used any more: the
-                replica has to end.
+            Exception: the job's, if the other ranks do not leave it, or the GPU cannot be used any more: the replica
+                has to end.
         """
         result: T | None = None
         failed = False
@@ -245,22 +268,22 @@ class _Replica:
             return None
         return result
 
-    def _record_files(self, record: Record, job: Job) -> None:
+    def _record_files(self, record: Record, job: RunConfig) -> None:
         if not self._mesh.is_main:
             return
-        frames = sorted(job.place.iterdir()) if job.place.is_dir() else [job.place]
-        files = [*frames, job.sidecar_path]
-        digests = {path.relative_to(self._store.folder).as_posix(): sha256(path) for path in files}
+        files = OutputPaths.of(job)
+        frames = sorted(files.video.iterdir()) if files.video.is_dir() else [files.video]
+        digests = {path.relative_to(self._store.folder).as_posix(): sha256(path) for path in (*frames, files.sidecar)}
         self._let_go(record)
         if self._store.finish(record.name, self._owner, digests):
-            print(job.place, flush=True)
+            print(files.video, flush=True)
 
     def _record_failure(self, record: Record, error: Exception) -> None:
-        """On any rank; the first to speak is heard."""
+        """On any rank; the first failure is recorded."""
         trace = "" if isinstance(error, S2VideoError) else "".join(traceback.format_exception(error))
         self._let_go(record)
-        if self._store.fail(record.name, self._owner, _told(error), rank=self._mesh.world.rank, traceback=trace):
-            print(f"s2video: failed: {record.name}: {_told(error)}", file=sys.stderr, flush=True)
+        if self._store.fail(record.name, self._owner, _one_line(error), rank=self._mesh.world.rank, traceback=trace):
+            print(f"s2video: failed: {record.name}: {_one_line(error)}", file=sys.stderr, flush=True)
 
     def _let_go(self, record: Record) -> None:
         if self._heartbeat is not None:
@@ -272,8 +295,8 @@ class _Replica:
             torch.cuda.empty_cache()
 
 
-def _told(error: Exception) -> str:
-    """The error as one line."""
+def _one_line(error: Exception) -> str:
+    """The error, as one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return out_of_memory(error)
     text = " ".join(str(error).split())
@@ -281,5 +304,5 @@ def _told(error: Exception) -> str:
 
 
 def _breaks_gpu(error: Exception) -> bool:
-    """Whether nothing can be computed on this process's GPU after the error."""
+    """Whether this process's GPU cannot be used after the error."""
     return not isinstance(error, torch.OutOfMemoryError) and "CUDA error" in str(error)

@@ -6,7 +6,6 @@ the jobs is asked in `checks`.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import re
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from ..config.run import RunConfig, build_config, origin, read_values
+from ..config.run import RunConfig, build_config, origin, patch, read_values
 from ..config.sections import Text, Whole
 from ..config.text import describe_problems, show
 from ..errors import InputError
@@ -167,7 +166,7 @@ def _expand(
         raise InputError(f'{shot.where}: {NAME}: expected text, came {show(name)}: quote it, "like this"')
     for choice in itertools.product(*run.sweep.values()):
         swept = dict(zip(run.sweep, choice, strict=True))
-        config = build_config(_with(base, own | swept), shot.where)
+        config = build_config(patch(base, own | swept), shot.where)
         if config.prompt is None or not config.prompt.strip():
             raise InputError(f"{shot.where}: no prompt: give the shot one, or set a default in the run file")
         for take in range(run.seeds):
@@ -189,28 +188,12 @@ def _expand(
                 codec_for(output, config.output.codec)
             except InputError as error:
                 raise InputError(f"{shot.where}: {error}") from None
-            finished = build_config(
-                _with(config.model_dump(mode="json"), {_SEED: seed, "output.path": str(output)}), shot.where
-            )
+            finished = config.patched({_SEED: seed, "output.path": str(output)}, shot.where)
             try:
                 finished.output.spec(output)
             except InputError as error:
                 raise InputError(f"{shot.where}: {error}") from None
             yield BatchJob(PurePath(output.relative_to(folder)).as_posix(), shot.where, finished)
-
-
-def _with(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values, with settings by dotted key in their place."""
-    values = copy.deepcopy(values)
-    for key, value in settings.items():
-        section, _, last = key.rpartition(".")
-        target = values
-        if section:
-            if values.get(section) is None:
-                values[section] = {}
-            target = values[section]
-        target[last] = value
-    return values
 
 
 def _swept_fields(swept: Mapping[str, Any]) -> dict[str, Any]:

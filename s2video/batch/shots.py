@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from ..config.marks import process_settings
 from ..config.run import RunConfig
 from ..config.text import dotted_keys, nearest_key, parse_yaml, show
 from ..errors import InputError
@@ -22,8 +23,6 @@ from ..errors import InputError
 NAME = "shot"  # the key that names a shot
 FIELDS = "fields."  # keys that only name files
 _PATH = "output.path"
-# A replica's ranks join each other once, on one kind of device.
-_OF_THE_BATCH = {"model.device", "parallel.backend", "parallel.timeout_seconds", "parallel.heartbeat_seconds"}
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,14 @@ def setting_keys() -> list[str]:
     """Every setting of a run that a shot or a sweep may set, as a dotted key."""
     keys = list(dotted_keys(RunConfig))
     sections = {key.partition(".")[0] for key in keys if "." in key}
-    return [key for key in keys if key not in sections | _OF_THE_BATCH | {_PATH}]
+    return [key for key in keys if key not in sections | process_settings() | {_PATH}]
 
 
 def key_problem(key: Any) -> str | None:
     """Why `key` is no setting of a run that a shot or a sweep may set; None if it is one."""
     if key == _PATH:
         return f"{key}: a batch names its files by folder and name; leave it out"
-    if key in _OF_THE_BATCH:
+    if key in process_settings():
         return f"{key}: is one for the whole batch: set it for all shots at once"
     if not isinstance(key, str) or key not in setting_keys():
         return f"unknown key {str(key)!r}{nearest_key(str(key), RunConfig)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ..errors import InputError
 from ..media.formats import FORMATS
@@ -61,8 +61,3 @@ def whole_number(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a whole number, came {text[:60]!r}") from None
-
-
-def given_output(arguments: argparse.Namespace) -> dict[str, Any]:
-    given = {"codec": arguments.codec, "ffmpeg": arguments.ffmpeg}
-    return {name: value for name, value in given.items() if value is not None}

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..batch.store import Store
 from ..batch.supervisor import ReplicaPlan, supervise, visible_gpus
 from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError, StoppedError
+from ..models.checkpoint import OpenModel, open_checkpoint
 from ..system import ranks
 
 COMMANDS = ("batch", "status", "replica")
@@ -77,12 +79,13 @@ def _batch(arguments: argparse.Namespace) -> int:
     path = arguments.run_file or arguments.config
     if path is None or (arguments.run_file and arguments.config):
         raise InputError("batch: give one run file, see configs/batch-shapes.yaml")
-    is_rank = ranks.launched_by_torchrun()
+    is_rank = _is_rank()
     if is_rank and (arguments.replicas, arguments.nproc) != (1, 1):
         raise InputError("--replicas and --nproc: not under torchrun, which has started the ranks of one replica")
     world_size = ranks.world_size() if is_rank else arguments.nproc
     batch = load_batch(path, arguments.set)
-    _require_usable(batch, world_size, dry_run=arguments.dry_run)
+    open_model = cache(open_checkpoint)
+    _require_usable(batch, open_model, world_size, dry_run=arguments.dry_run)
     jobs = list(batch.jobs)
     if arguments.shard is not None:
         index, count = arguments.shard
@@ -95,7 +98,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     is_main = ranks.is_main_rank()
     if arguments.dry_run:
         if is_main:
-            seconds = predict_seconds(jobs, world_size=world_size)
+            seconds = predict_seconds(jobs, open_model, world_size=world_size)
             print(describe(jobs, seconds, replicas=plan.count, world_size=world_size))
         return 0
     if not jobs:
@@ -108,7 +111,8 @@ def _batch(arguments: argparse.Namespace) -> int:
     with held_lock(store.lock_path) as is_ours:
         if not is_ours:
             raise InputError(f"{batch.folder}: is being made by another process: wait for it, or stop it")
-        register(jobs, store, world_size=world_size, force=arguments.force, retry_failed=arguments.retry_failed)
+        options = {"force": arguments.force, "retry_failed": arguments.retry_failed}
+        register(jobs, store, open_model, world_size=world_size, **options)
         waiting = sum(record.state == "waiting" for record in store.records())
         print(f"s2video: {waiting} of {len(jobs)} videos to make in {batch.folder}", file=sys.stderr, flush=True)
         if is_rank:
@@ -123,9 +127,15 @@ def _batch(arguments: argparse.Namespace) -> int:
         return _verdict(store)
 
 
-def _require_usable(batch: Batch, world_size: int, *, dry_run: bool) -> None:
+def _is_rank() -> bool:
+    """Whether this process is one rank of the only replica, which torchrun started."""
+    return ranks.launched_by_torchrun()
+
+
+def _require_usable(batch: Batch, open_model: OpenModel, world_size: int, *, dry_run: bool) -> None:
     """Raise InputError after saying what is wrong with each shot."""
-    problems = list(dict.fromkeys([*batch.problems, *find_problems(batch.jobs, world_size=world_size, images=dry_run)]))
+    found = find_problems(batch.jobs, open_model, world_size=world_size, images=dry_run)
+    problems = list(dict.fromkeys([*batch.problems, *found]))
     if not problems:
         return
     if ranks.speaks_for_host():

@@ -6,107 +6,87 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.run import RunConfig, build_config, load_config
-from ..engine.job import VideoRequest, plan_videos, read_prompt_file
+from ..config.run import RunConfig, load_config
+from ..engine.job import plan_jobs, read_prompt_file
 from ..errors import S2VideoError, out_of_memory
 from ..media.checks import check_output, check_spec
-from ..models.checkpoint import read_checkpoint
+from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_images, check_request
 from ..system import ranks
 from ..system.launcher import LaunchPlan, launch
+from ..system.progress import Style
 from ..system.shutdown import Termination
-from .arguments import Parser, add_generate_arguments, add_selftest_arguments, given_output
+from .arguments import Parser, add_generate_arguments, add_selftest_arguments
 from .review import add_reproduce_arguments, check_reproduce
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A request that passed every check that needs no model."""
+    """Jobs of one model that passed every check that needs no weights."""
 
-    config: RunConfig
-    videos: tuple[VideoRequest, ...]
+    jobs: tuple[RunConfig, ...]
+    checkpoint: Checkpoint
     plain: bool
     resume: bool
 
 
 def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked:
-    config = _with_arguments(load_config(arguments.config, arguments.set), arguments)
+    """Turn arguments into jobs, and check all that can be checked without torch. Raises InputError."""
+    config = load_config(arguments.config, arguments.set).patched(_changes(arguments), "command line")
     if arguments.prompt_file is not None:
         prompts = read_prompt_file(arguments.prompt_file)
     else:
         prompts = [] if config.prompt is None else [config.prompt]
-    videos = plan_videos(
-        prompts,
-        seed=config.sampling.seed,
-        num_videos=arguments.num_videos,
-        output=Path(config.output.path),
-        codec=config.output.codec,
-    )
-    spec = config.output.spec(videos[0].output)
-    if ranks.is_main_rank():  # the only one that writes, and perhaps the only host with that folder
-        for video in videos:
-            check_output(video.output)
+    jobs = plan_jobs(config, prompts, arguments.num_videos)
+    spec = jobs[0].output.spec(Path(jobs[0].output.path))
+    if ranks.is_main_rank():  # the only one that writes; other hosts need not have that folder
+        for job in jobs:
+            check_output(Path(job.output.path))
 
-    from ..models.checkpoint import check_checkpoint, find_checkpoint
     from ..models.images import read_images
 
-    folder = find_checkpoint(config.model.path, config.model.revision)
-    check_checkpoint(folder)
-    checkpoint = read_checkpoint(folder)
-    check_request(config, checkpoint, world_size=world_size)
-    check_images(checkpoint, image=config.image is not None, last_image=config.last_image is not None)
+    checkpoint = open_checkpoint(config.model.path, config.model.revision)
+    check_request(config, checkpoint.info, world_size=world_size)
+    check_images(checkpoint.info, image=config.image is not None, last_image=config.last_image is not None)
     read_images(*config.image_paths)
     if ranks.is_main_rank():
         check_spec(spec, config.sampling.width, config.sampling.height)
-    return Checked(config, videos, arguments.plain, arguments.resume)
+    return Checked(jobs, checkpoint, arguments.plain, arguments.resume)
 
 
-def _with_arguments(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
-    values = config.model_dump(mode="json")
-    if arguments.prompt is not None:
-        values["prompt"] = arguments.prompt
-    elif arguments.prompt_file is not None:
-        values["prompt"] = None  # each video has its own
-    if arguments.negative_prompt is not None:
-        values["negative_prompt"] = arguments.negative_prompt
-    if arguments.image is not None:
-        values["image"] = arguments.image
-    if arguments.last_image is not None:
-        values["last_image"] = arguments.last_image
-    if arguments.seed is not None:
-        values["sampling"]["seed"] = arguments.seed
-    if arguments.output is not None:
-        values["output"]["path"] = arguments.output
-    values["output"] |= given_output(arguments)
-    if arguments.keep_latents:
-        values["output"]["keep_latents"] = True
-    return build_config(values, "command line")
+def _changes(arguments: argparse.Namespace) -> dict[str, object]:
+    """The settings that arguments of their own name, by dotted key."""
+    named = {
+        "prompt": arguments.prompt,
+        "negative_prompt": arguments.negative_prompt,
+        "image": arguments.image,
+        "last_image": arguments.last_image,
+        "sampling.seed": arguments.seed,
+        "output.path": arguments.output,
+        "output.keep_latents": arguments.keep_latents or None,
+        "output.codec": arguments.codec,
+        "output.ffmpeg": arguments.ffmpeg,
+    }
+    changes = {key: value for key, value in named.items() if value is not None}
+    return changes | ({"prompt": None} if arguments.prompt_file is not None else {})
 
 
 def generate(checked: Checked) -> int:
+    """Make the videos, on this rank; returns the exit code."""
     import torch
 
     from ..engine.engine import Engine
-    from ..engine.job import Job
     from ..engine.make_video import make_video
     from ..parallel.mesh import init_mesh
     from ..planning.plan import resolve_parallel
 
-    config = resolve_parallel(checked.config, ranks.world_size())
+    jobs = [resolve_parallel(job, checked.checkpoint, ranks.world_size()) for job in checked.jobs]
+    progress: Style = "plain" if checked.plain else "auto"
     try:
-        with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
-            engine = Engine(config, mesh, progress="plain" if checked.plain else "auto", termination=termination)
-            for prompt, seed, output in checked.videos:
-                job = Job(
-                    prompt,
-                    config.negative_prompt,
-                    seed,
-                    output,
-                    config.output.keep_latents,
-                    checked.resume,
-                    *config.image_paths,
-                )
-                written = make_video(engine, job)
+        with Termination().handled() as termination, init_mesh(jobs[0].parallel, jobs[0].model.device) as mesh:
+            engine = Engine(jobs[0], mesh, checkpoint=checked.checkpoint, progress=progress, termination=termination)
+            for job in jobs:
+                written = make_video(engine, job, resume=checked.resume)
                 if written is not None:
                     print(written, flush=True)
     except torch.OutOfMemoryError as error:

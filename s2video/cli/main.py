@@ -30,7 +30,6 @@ from .arguments import (
     add_generate_arguments,
     add_selftest_arguments,
     add_set_argument,
-    given_output,
     whole_number,
 )
 from .generate import check_generate, generate, run_launch
@@ -172,7 +171,7 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     try:
         with Termination().handled():
-            print(decode_latents(latents, output, config, **given_output(arguments)), flush=True)
+            print(decode_latents(latents, output, config, codec=codec, ffmpeg=arguments.ffmpeg), flush=True)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     return 0

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, S2VideoError, out_of_memory
 from ..media.checks import check_output, check_spec
-from ..models.checkpoint import read_checkpoint
+from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_request
 from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 from ..system import ranks
+from ..system.progress import Style
 from ..system.shutdown import Termination
 
 if TYPE_CHECKING:
@@ -71,24 +72,26 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
 
 
-def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[Sidecar, RunConfig]:
-    """All that can be said of a reproduction before torch is imported. Raises InputError."""
-    from ..models.checkpoint import check_checkpoint, find_checkpoint
-    from ..review.reproduce import config_again, images_again
+def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[Sidecar, RunConfig, Checkpoint]:
+    """Check all of a reproduction that can be checked without torch: its sidecar, job and checkpoint.
+
+    Raises:
+        InputError: something that cannot be used.
+    """
+    from ..review.reproduce import check_images_again, job_again
 
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
-    config = config_again(sidecar, world_size=world_size, model=arguments.model, device=arguments.device)
+    job = job_again(sidecar, world_size=world_size, model=arguments.model, device=arguments.device)
     if arguments.output is not None:
         if arguments.output.with_suffix(".json").absolute() == path.absolute():
-            raise InputError(f"output {arguments.output}: would take the place of the video to reproduce")
+            raise InputError(f"output {arguments.output}: would replace the video to reproduce: choose another name")
         check_output(arguments.output)
-        check_spec(config.output.spec(arguments.output), config.sampling.width, config.sampling.height)
-    folder = find_checkpoint(config.model.path, config.model.revision)
-    check_checkpoint(folder)
-    check_request(config, read_checkpoint(folder), world_size=world_size)
-    images_again(sidecar)
-    return sidecar, config
+        check_spec(job.output.spec(arguments.output), job.sampling.width, job.sampling.height)
+    checkpoint = open_checkpoint(job.model.path, job.model.revision)
+    check_request(job, checkpoint.info, world_size=world_size)
+    check_images_again(sidecar)
+    return sidecar, job, checkpoint
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -109,7 +112,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    sidecar, config = check_reproduce(arguments, world_size=ranks.world_size())
+    sidecar, job, checkpoint = check_reproduce(arguments, world_size=ranks.world_size())
 
     import torch
 
@@ -117,10 +120,11 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     from ..parallel.mesh import init_mesh
     from ..review.reproduce import judge, make_again
 
+    progress: Style = "plain" if arguments.plain else "auto"
     try:
-        with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
-            engine = Engine(config, mesh, progress="plain" if arguments.plain else "auto", termination=termination)
-            remade = make_again(engine, sidecar, arguments.output)
+        with Termination().handled() as termination, init_mesh(job.parallel, job.model.device) as mesh:
+            engine = Engine(job, mesh, checkpoint=checkpoint, progress=progress, termination=termination)
+            remade = make_again(engine, sidecar, job, arguments.output)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     if remade is not None:

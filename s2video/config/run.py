@@ -1,7 +1,7 @@
 """The configuration of a run, made of the sections in `sections.py`: read, overridden, checked.
 
 `load_config` reads a YAML file, applies dotted overrides and answers every mistake with an InputError of one line.
-This file does not know the model: whether a size or a block index suits a checkpoint is asked in `models.limits`.
+Whether a size or a block index suits a checkpoint is checked in `models.limits`.
 """
 
 from __future__ import annotations
@@ -28,25 +28,36 @@ from .sections import (
     Section,
     Text,
 )
-from .text import describe_problems, nearest_key, parse_yaml, show
+from .text import describe_problems, dotted_keys, nearest_key, parse_yaml, show
 
 
 class RunConfig(Section):
-    """Everything that decides a run, save what the command line adds: prompts, seeds and paths."""
+    """Everything that decides one video, or, without a prompt, every video of a run."""
 
     model: ModelConfig = Field(default=ModelConfig(), description="checkpoint, precision, device")
     prompt: Text | None = Field(default=None, description="default prompt; --prompt and --prompt-file override it")
-    negative_prompt: Text = Field(default="", description="what the uncond pass is told; empty: nothing")
-    image: Text | None = Field(default=None, description="file that the video starts from, for models that take one")
-    last_image: Text | None = Field(default=None, description="file that it ends with, for models that take two")
+    negative_prompt: Text = Field(default="", description="prompt of the uncond pass; empty: none")
+    image: Text | None = Field(default=None, description="first image of the video, a file; for models that take one")
+    last_image: Text | None = Field(default=None, description="last image of the video; for models that take two")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="size, length, steps, seed")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="CFG and S²-Guidance")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when denoising is saved")
     output: OutputConfig = Field(default=OutputConfig(), description="file, frame rate, quality")
 
+    def patched(self, changes: Mapping[str, Any], source: str = "settings") -> RunConfig:
+        """Return these settings with changes, by dotted key or by section, checked again.
+
+        >>> RunConfig().patched({"guidance.s2_scale": 0.5, "sampling": {"seed": 3}}).guidance.s2_scale
+        0.5
+
+        Raises:
+            InputError: a key or a value that cannot be used; `source` names their origin.
+        """
+        return build_config(patch(self.model_dump(mode="json"), changes), source)
+
     def for_output(self, path: Path) -> RunConfig:
-        """These settings with the codec in the place of "auto" that a video called `path` has. Raises InputError."""
+        """Return these settings with the codec of a video called `path` in place of "auto". Raises InputError."""
         output = self.output.model_copy(update={"codec": codec_for(path, self.output.codec)})
         return self.model_copy(update={"output": output})
 
@@ -55,6 +66,30 @@ class RunConfig(Section):
         """The files of `image` and `last_image`."""
         first, last = (None if text is None else Path(text).expanduser() for text in (self.image, self.last_image))
         return first, last
+
+
+def patch(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values with changes; neither argument is modified, and nothing is checked.
+
+    Args:
+        values: as YAML or JSON give them.
+        changes: values by dotted key ("guidance.s2_scale") or by section; a mapping is merged into a section.
+
+    Raises:
+        InputError: a key below something that is not a section.
+    """
+    patched = dict(values)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        target = patched
+        for section in sections:
+            inner = target.get(section)
+            if not isinstance(inner, Mapping | None):
+                raise InputError(f"{key}: expected {section} to be a mapping of settings, got {show(inner)}")
+            target[section] = target = dict(inner or {})
+        is_section = isinstance(value, Mapping) and isinstance(target.get(last), Mapping)
+        target[last] = {**target[last], **value} if is_section else value
+    return patched
 
 
 def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig:
@@ -68,23 +103,37 @@ def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply overrides such as "guidance.s2_scale=0.3" in order, check the result.
 
-    Raises InputError, in one line, for a file that is missing, unreadable, no YAML or no mapping, for unknown keys
+    Raises InputError, in one line, for a file that is missing, unreadable, not YAML or not a mapping, for unknown keys
     (with the nearest right one), for wrong types and for values out of bounds.
     """
     return build_config(read_values(path, overrides), origin(path, overrides))
 
 
 def origin(path: Path, overrides: Sequence[str]) -> str:
-    """What an error names as the place of a value that `read_values` read."""
+    """Return the name that errors give to the source of values from `read_values`."""
     return f"{path} with --set" if overrides else str(path)
 
 
 def read_values(path: Path, overrides: Sequence[str] = (), schema: type[BaseModel] = RunConfig) -> dict[str, Any]:
-    """The plain values of a YAML file with overrides applied, whose keys are those of `schema`. Raises InputError."""
+    """Return the plain values of a YAML file with overrides applied, whose keys are those of `schema`.
+
+    Raises InputError.
+    """
     values = _read_mapping(path)
     for item in overrides:
-        _apply_override(values, item, schema)
+        values = patch(values, parse_override(item, schema))
     return values
+
+
+def parse_override(item: str, schema: type[BaseModel] = RunConfig) -> dict[str, Any]:
+    """Return "guidance.s2_scale=0.3" as {"guidance.s2_scale": 0.3}. Raises InputError for a key that is not known."""
+    key, equals, text = item.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise InputError(f"--set {item!r}: expected key=value, such as guidance.s2_scale=0.3")
+    if key not in dotted_keys(schema):
+        raise InputError(f"--set {item!r}: unknown key {key!r}{nearest_key(key, schema)}")
+    return {key: parse_yaml(text, f"--set {item}")}
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -100,30 +149,5 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if values is None:
         raise InputError(f"config file {path} is empty: expected keys such as model, sampling and guidance")
     if not isinstance(values, dict):
-        raise InputError(f"config file {path}: expected a mapping (key: value) at the top, came {show(values)}")
+        raise InputError(f"config file {path}: expected a mapping (key: value) at the top, got {show(values)}")
     return values
-
-
-def _apply_override(values: dict[str, Any], item: str, schema: type[BaseModel]) -> None:
-    key, equals, text = item.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise InputError(f"--set {item!r}: expected key=value, such as guidance.s2_scale=0.3")
-    *parents, last = key.split(".")
-    fields = schema.model_fields
-    for parent in parents:
-        annotation = fields[parent].annotation if parent in fields else None
-        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
-    if last not in fields:
-        raise InputError(f"--set {item!r}: unknown key {key!r}{nearest_key(key, schema)}")
-    target = values
-    for parent in parents:
-        if target.get(parent) is None:
-            target[parent] = {}
-        target = target[parent]
-        if not isinstance(target, dict):
-            raise InputError(f"{parent}: expected a mapping of keys in the config file, came {target!r}")
-    value = parse_yaml(text, f"--set {item}")
-    if isinstance(value, dict) and isinstance(target.get(last), dict):
-        value = {**target[last], **value}
-    target[last] = value

@@ -37,6 +37,26 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
+Changes = Literal["latents", "frames", "rounding", "nothing"]
+"""What a setting changes: the latents; only the way from latents to the file; at most the last bits; or nothing, or
+only through files whose contents are compared themselves (weights, LoRAs)."""
+
+
+def setting(changes: Changes, *, newer: bool = False, per_process: bool = False, **field: Any) -> Any:
+    """Return pydantic's `Field(**field)` for a setting.
+
+    Every list of settings that count for something is derived from these marks, see `marks.py`.
+
+    Args:
+        changes: what it changes.
+        newer: there are records without it. It counts only where it is not at its default, so that those stay valid.
+        per_process: it holds for all videos that a process makes, so the shots of a batch cannot differ in it.
+    """
+    marks: dict[str, Any] = {"changes": changes}
+    marks |= {name: True for name, is_set in (("newer", newer), ("per_process", per_process)) if is_set}
+    return Field(**field, json_schema_extra=marks)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -54,37 +74,44 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """Which checkpoint, in which precision, on which device."""
 
-    path: Text = Field(
+    path: Text = setting(
+        "nothing",
         default="shapes-wan",
         min_length=1,
         description="the embedded model's name (shapes-wan), a folder in diffusers' format, or a Hub id",
     )
-    revision: Text | None = Field(
-        default=None, description="branch, tag or commit of a Hub id; null: its default branch"
+    revision: Text | None = setting(
+        "nothing", default=None, description="branch, tag or commit of a Hub id; null: its default branch"
     )
-    lora: Annotated[tuple[LoraConfig, ...], BeforeValidator(read_list)] = Field(
-        default=(), description="LoRAs on the transformer, as [{path: ..., scale: 1.0}, ...]; needs peft"
+    lora: Annotated[tuple[LoraConfig, ...], BeforeValidator(read_list)] = setting(
+        "nothing", default=(), description="LoRAs on the transformer, as [{path: ..., scale: 1.0}, ...]; needs peft"
     )
-    dtype: Dtype = Field(default="float32", description="precision of the transformer")
-    text_encoder_dtype: Dtype = Field(default="float32", description="precision of the text encoder")
-    image_encoder_dtype: Dtype = Field(
-        default="float32", description="precision of the image encoder; float32 is what diffusers advises"
+    dtype: Dtype = setting("latents", default="float32", description="precision of the transformer")
+    text_encoder_dtype: Dtype = setting("latents", default="float32", description="precision of the text encoder")
+    image_encoder_dtype: Dtype = setting(
+        "latents", default="float32", description="precision of the image encoder; float32 is what diffusers advises"
     )
-    vae_dtype: Dtype = Field(default="float32", description="precision of the VAE; float32 is what diffusers advises")
-    attention_backend: Text | None = Field(
+    vae_dtype: Dtype = setting(
+        "frames", default="float32", description="precision of the VAE; float32 is what diffusers advises"
+    )
+    attention_backend: Text | None = setting(
+        "latents",
         default=None,
         description="one of diffusers' attention backends (native, flash, sage, ...); null: diffusers' default",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: cuda where there is a GPU, else cpu"
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "rounding", per_process=True, default="auto", description="auto: cuda where there is a GPU, else cpu"
     )
-    offload_text_encoder: Switch = Field(
-        default=True, description="give the text encoder's memory back before denoising"
+    offload_text_encoder: Switch = setting(
+        "nothing", default=True, description="give the text encoder's memory back before denoising"
     )
-    stream_text_encoder: Switch = Field(
-        default=False, description="run it from CPU memory, a layer at a time: for one that does not fit on the device"
+    stream_text_encoder: Switch = setting(
+        "nothing",
+        default=False,
+        description="run it from CPU memory, a layer at a time: for one that does not fit on the device",
     )
-    offload_experts: Switch = Field(
+    offload_experts: Switch = setting(
+        "nothing",
         default=False,
         description="of two transformers (Wan 2.2 A14B), keep the one whose turn it is not in CPU memory",
     )
@@ -93,19 +120,27 @@ class ModelConfig(Section):
 class SamplingConfig(Section):
     """Size and length of the video, and how it is denoised."""
 
-    width: Whole = Field(default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
-    height: Whole = Field(default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple")
-    num_frames: Whole = Field(
-        default=17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor"
+    width: Whole = setting(
+        "latents", default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple"
     )
-    num_inference_steps: Whole = Field(default=30, ge=1, description="denoising steps")
-    seed: Whole = Field(
-        default=0, ge=0, lt=2**63, description="seed of the noise, and of the masks unless mask_seed is set"
+    height: Whole = setting(
+        "latents", default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple"
     )
-    flow_shift: Number | None = Field(
-        default=None, gt=0, description="shift of the flow schedule; null: what the checkpoint's scheduler says"
+    num_frames: Whole = setting(
+        "latents", default=17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor"
     )
-    max_sequence_length: Whole = Field(
+    num_inference_steps: Whole = setting("latents", default=30, ge=1, description="denoising steps")
+    seed: Whole = setting(
+        "latents", default=0, ge=0, lt=2**63, description="seed of the noise, and of the masks unless mask_seed is set"
+    )
+    flow_shift: Number | None = setting(
+        "latents",
+        default=None,
+        gt=0,
+        description="shift of the flow schedule; null: what the checkpoint's scheduler says",
+    )
+    max_sequence_length: Whole = setting(
+        "latents",
         default=512,
         ge=1,
         description="text tokens, padding included; Wan attends to the padding, so there this changes the video",
@@ -115,27 +150,33 @@ class SamplingConfig(Section):
 class CfgZeroStarConfig(Section):
     """CFG-Zero*, with the names and defaults of diffusers' ClassifierFreeZeroStarGuidance."""
 
-    zero_init_steps: Index = Field(default=1, description="steps at the start whose prediction is zero")
+    zero_init_steps: Index = setting("latents", default=1, description="steps at the start whose prediction is zero")
 
 
 class ApgConfig(Section):
     """Adaptive projected guidance, with the names (less their prefix) and defaults of diffusers' guider."""
 
-    momentum: Number | None = Field(default=None, description="weight of earlier steps' updates; null: none")
-    rescale: Number = Field(default=15.0, ge=0, description="largest norm of an update; 0: any")
-    eta: Number = Field(default=1.0, description="weight of the part of an update that is parallel to cond")
+    momentum: Number | None = setting(
+        "latents", default=None, description="weight of earlier steps' updates; null: none"
+    )
+    rescale: Number = setting("latents", default=15.0, ge=0, description="largest norm of an update; 0: any")
+    eta: Number = setting(
+        "latents", default=1.0, description="weight of the part of an update that is parallel to cond"
+    )
 
 
 class SlgConfig(Section):
     """Skip layer guidance, with the names (less their prefix) and defaults of diffusers' guider."""
 
-    scale: Number = Field(default=2.8, ge=0, description="strength; 0: no such pass")
-    start: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        default=0.01, description="part of the denoising after which it acts; never in the first step"
+    scale: Number = setting("latents", default=2.8, ge=0, description="strength; 0: no such pass")
+    start: Annotated[Number, Field(ge=0, lt=1)] = setting(
+        "latents", default=0.01, description="part of the denoising after which it acts; never in the first step"
     )
-    stop: Share = Field(default=0.2, description="part of the denoising up to which it acts")
-    layers: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = Field(
-        default=(), description="indices of the blocks that its pass leaves out; to be named where method is slg"
+    stop: Share = setting("latents", default=0.2, description="part of the denoising up to which it acts")
+    layers: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = setting(
+        "latents",
+        default=(),
+        description="indices of the blocks that its pass leaves out; to be named where method is slg",
     )
 
     @model_validator(mode="after")
@@ -148,52 +189,74 @@ class SlgConfig(Section):
 class GuidanceConfig(Section):
     """Classifier-free guidance and S²-Guidance; the symbols are those of the paper (arXiv 2508.12880)."""
 
-    method: Literal["s2", "cfg_zero_star", "apg", "slg"] = Field(
+    method: Literal["s2", "cfg_zero_star", "apg", "slg"] = setting(
+        "latents",
         default="s2",
         description="s2: CFG and S²; for comparison, in its stead: cfg_zero_star, apg, or slg (STG too), by diffusers",
     )
-    cfg_scale: Number = Field(
-        default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
+    cfg_scale: Number = setting(
+        "latents", default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
     )
-    cfg_scale_2: Number | None = Field(
+    cfg_scale_2: Number | None = setting(
+        "latents",
         default=None,
         ge=0,
         description="λ of the second transformer, where there are two (Wan 2.2 A14B); null: as cfg_scale",
     )
-    embedded_scale: Number = Field(
+    embedded_scale: Number = setting(
+        "latents",
         default=6.0,
         ge=1,
         description="strength of the guidance that guidance-distilled models (HunyuanVideo) take as an input; others "
         "take no notice. Such a model needs no uncond pass: set cfg_scale to 1",
     )
-    s2_scale: Number = Field(default=0.25, ge=0, description="ω, strength of S²-Guidance; 0: plain CFG, no sub pass")
-    form: Literal["deviation", "original"] = Field(
+    s2_scale: Number = setting(
+        "latents", default=0.25, ge=0, description="ω, strength of S²-Guidance; 0: plain CFG, no sub pass"
+    )
+    form: Literal["deviation", "original"] = setting(
+        "latents",
         default="deviation",
         description="deviation: CFG − ω(sub − cond), Eq. 4; original: CFG − ω·sub, of older preprints",
     )
-    rescale: Share = Field(
-        default=0.0, description="share of the prediction rescaled to the spread of cond, as diffusers does it"
+    rescale: Share = setting(
+        "latents",
+        default=0.0,
+        description="share of the prediction rescaled to the spread of cond, as diffusers does it",
     )
-    drop_ratio: Share = Field(default=0.1, description="share of the blocks that the sub pass leaves out")
-    drop_count: Index | None = Field(default=None, description="number of blocks left out; overrides drop_ratio")
-    never_drop: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = Field(
-        default=(0,), description="indices of blocks that are never left out"
+    drop_ratio: Share = setting("latents", default=0.1, description="share of the blocks that the sub pass leaves out")
+    drop_count: Index | None = setting(
+        "latents", default=None, description="number of blocks left out; overrides drop_ratio"
     )
-    band: Annotated[tuple[Index, Index], BeforeValidator(read_list)] | None = Field(
-        default=None, description="first and last block index that may be left out, both included; null: every block"
+    never_drop: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = setting(
+        "latents", default=(0,), description="indices of blocks that are never left out"
     )
-    window: Annotated[tuple[Share, Share], BeforeValidator(read_list)] = Field(
-        default=(0.1, 0.9), description="part of the denoising in which S² acts: step i of n stands at (i + 1/2) / n"
+    band: Annotated[tuple[Index, Index], BeforeValidator(read_list)] | None = setting(
+        "latents",
+        default=None,
+        description="first and last block index that may be left out, both included; null: every block",
     )
-    num_draws: Whole = Field(default=1, ge=1, description="N, masks drawn in a step (Eq. 3); each costs one sub pass")
-    mask_seed: Whole | None = Field(
-        default=None, ge=0, lt=2**63, description="seed of the masks; null: the video's own seed"
+    window: Annotated[tuple[Share, Share], BeforeValidator(read_list)] = setting(
+        "latents",
+        default=(0.1, 0.9),
+        description="part of the denoising in which S² acts: step i of n stands at (i + 1/2) / n",
     )
-    share_prefix: Switch = Field(default=True, description="take cond's activations up to the first dropped block")
-    batch_branches: Switch = Field(default=False, description="run the branches as one batch; changes the last bits")
-    cfg_zero_star: CfgZeroStarConfig = Field(default=CfgZeroStarConfig(), description="where method is cfg_zero_star")
-    apg: ApgConfig = Field(default=ApgConfig(), description="where method is apg")
-    slg: SlgConfig = Field(default=SlgConfig(), description="where method is slg")
+    num_draws: Whole = setting(
+        "latents", default=1, ge=1, description="N, masks drawn in a step (Eq. 3); each costs one sub pass"
+    )
+    mask_seed: Whole | None = setting(
+        "latents", default=None, ge=0, lt=2**63, description="seed of the masks; null: the video's own seed"
+    )
+    share_prefix: Switch = setting(
+        "rounding", default=True, description="take cond's activations up to the first dropped block"
+    )
+    batch_branches: Switch = setting(
+        "rounding", default=False, description="run the branches as one batch; changes the last bits"
+    )
+    cfg_zero_star: CfgZeroStarConfig = setting(
+        "latents", default=CfgZeroStarConfig(), description="where method is cfg_zero_star"
+    )
+    apg: ApgConfig = setting("latents", default=ApgConfig(), description="where method is apg")
+    slg: SlgConfig = setting("latents", default=SlgConfig(), description="where method is slg")
 
     @field_validator("band", "window")
     @classmethod
@@ -256,38 +319,59 @@ class GuidanceConfig(Section):
 class ParallelConfig(Section):
     """How the ranks of one run share its work. The word "auto" in its place is short for `degrees: auto`."""
 
-    degrees: Literal["given", "auto"] = Field(
-        default="given", description="auto: those of the mesh that `s2video plan` puts first; given: as they are here"
+    degrees: Literal["given", "auto"] = setting(
+        "rounding",
+        default="given",
+        description="auto: those of the mesh that `s2video plan` puts first; given: as they are here",
     )
-    ulysses: Whole | None = Field(
+    ulysses: Whole | None = setting(
+        "rounding",
         default=None,
         ge=1,
         description="neighbouring ranks that trade tokens for heads; null: all ranks, or what ring leaves of them",
     )
-    ring: Whole | None = Field(
+    ring: Whole | None = setting(
+        "rounding",
         default=None,
         ge=1,
         description="groups of such ranks, keys and values going round among them; null: 1, or what ulysses leaves",
     )
-    branch: Literal[1, 2] = Field(
-        default=1, description="2: cond and uncond side by side, on half of the ranks each; sub still on all of them"
+    branch: Literal[1, 2] = setting(
+        "rounding",
+        default=1,
+        description="2: cond and uncond side by side, on half of the ranks each; sub still on all of them",
     )
-    decode: Literal["auto", "sharded", "tiled", "serial"] = Field(
+    decode: Literal["auto", "sharded", "tiled", "serial"] = setting(
+        "frames",
+        newer=True,
         default="auto",
         description="sharded: a strip of the picture a rank, exact; tiled: overlapping tiles, blended; serial: rank 0 "
         "alone; auto: sharded with Wan's VAE, else tiled",
     )
-    weights: Literal["replicated", "fsdp", "zero3", "streamed"] = Field(
+    weights: Literal["replicated", "fsdp", "zero3", "streamed"] = setting(
+        "rounding",
         default="replicated",
         description="replicated: every rank has all; fsdp, zero3: sharded over the ranks (FSDP2, DeepSpeed); "
         "streamed: every rank has all in CPU memory, and two blocks on its GPU",
     )
-    backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on cuda, else gloo")
-    timeout_seconds: Number = Field(
-        default=600.0, gt=0, le=86400, description="how long a rank waits for the others in one collective"
+    backend: Literal["auto", "gloo", "nccl"] = setting(
+        "rounding", per_process=True, default="auto", description="auto: nccl on cuda, else gloo"
     )
-    heartbeat_seconds: Number = Field(
-        default=20.0, gt=0, le=86400, description="how long a rank's process may give no sign of life"
+    timeout_seconds: Number = setting(
+        "nothing",
+        per_process=True,
+        default=600.0,
+        gt=0,
+        le=86400,
+        description="how long a rank waits for the others in one collective",
+    )
+    heartbeat_seconds: Number = setting(
+        "nothing",
+        per_process=True,
+        default=20.0,
+        gt=0,
+        le=86400,
+        description="how long a rank's process may give no sign of life",
     )
 
     @model_validator(mode="before")
@@ -305,46 +389,62 @@ class ParallelConfig(Section):
 class CheckpointConfig(Section):
     """Denoising that can be taken up again with --resume."""
 
-    every_seconds: Number | None = Field(
-        default=None, gt=0, description="how often X.checkpoint.safetensors is written; null: only on SIGTERM"
+    every_seconds: Number | None = setting(
+        "nothing",
+        default=None,
+        gt=0,
+        description="how often X.checkpoint.safetensors is written; null: only on SIGTERM",
     )
 
 
 class OutputConfig(Section):
     """The file that is written."""
 
-    path: Text = Field(
+    path: Text = setting(
+        "nothing",
         default="out.mp4",
         min_length=1,
         description="where the video goes; its sidecar X.json lies beside it. A sequence X.png or X.exr is a folder X",
     )
-    codec: Codec | Literal["auto"] = Field(
+    codec: Codec | Literal["auto"] = setting(
+        "frames",
         default="auto",
         description="h264, h265 (.mp4), prores, dnxhr (.mov), png, exr; auto: by the path, h264, prores, png or exr",
     )
-    fps: Rate = Field(
-        default=Fraction(16), description='frames per second: a number, or a ratio as text ("24000/1001")'
+    fps: Rate = setting(
+        "frames", default=Fraction(16), description='frames per second: a number, or a ratio as text ("24000/1001")'
     )
-    crf: Whole = Field(
+    crf: Whole = setting(
+        "frames",
         default=18,
         ge=0,
         le=51,
         description="quality of H.264 and H.265: 0 best (H.264: lossless), 18 visually clean, 51 worst",
     )
-    timecode: Text | None = Field(
-        default=None, description='of the first frame, as text ("01:00:00:00"); null: none. PNG has no place for one'
+    timecode: Text | None = setting(
+        "frames",
+        default=None,
+        description='of the first frame, as text ("01:00:00:00"); null: none. PNG has no place for one',
     )
-    audio: Text | None = Field(
+    audio: Text | None = setting(
+        "frames",
         default=None,
         description="a file whose sound goes with the video, cut at its end or followed by silence; null: no sound",
     )
-    start_number: Whole = Field(
-        default=1001, ge=0, le=MAX_START_NUMBER, description="of the first frame's file in a PNG or EXR sequence"
+    start_number: Whole = setting(
+        "frames",
+        default=1001,
+        ge=0,
+        le=MAX_START_NUMBER,
+        description="of the first frame's file in a PNG or EXR sequence",
     )
-    ffmpeg: Text | None = Field(
-        default=None, min_length=1, description="path of the ffmpeg to use; null: the one that imageio-ffmpeg brings"
+    ffmpeg: Text | None = setting(
+        "nothing",
+        default=None,
+        min_length=1,
+        description="path of the ffmpeg to use; null: the one that imageio-ffmpeg brings",
     )
-    keep_latents: Switch = Field(default=False, description="leave X.latents.safetensors beside the video")
+    keep_latents: Switch = setting("nothing", default=False, description="leave X.latents.safetensors beside the video")
 
     def spec(self, path: Path) -> VideoSpec:
         """How a video called `path` is written. Raises InputError where these settings do not fit it or each other."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..geometry import LatentShape
 from ..parallel.lead import in_step
 from ..parallel.mesh import Axis, Mesh, first_ranks
+from .kinds import VAES
 from .sharded import decode_sharded
 from .tiled import decode_tiled
 from .whole import decode_frames
@@ -47,7 +48,7 @@ class FrameDecoder:
     ) -> None:
         world = mesh.world
         if mode == "auto":
-            mode = "sharded" if vae_class == AutoencoderKLWan.__name__ else "tiled"
+            mode = "sharded" if VAES[vae_class].is_causal else "tiled"
         if mode == "sharded" and world.size == 1:
             mode = "serial"  # the one strip is the picture
         ranks = {"serial": 1, "tiled": world.size, "sharded": max(latent_shape.height, latent_shape.width)}

@@ -1,4 +1,4 @@
-"""Latents that a run left -> their video: `s2video decode`. Knows no transformer."""
+"""`s2video decode`: the video of saved latents."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +10,9 @@ from ..decoding.decoder import FrameDecoder
 from ..errors import InputError
 from ..geometry import LatentShape
 from ..media.checks import check_spec
-from ..media.formats import FORMATS, Codec, codec_for, place_of
+from ..media.formats import FORMATS, Codec, VideoSpec, codec_for, place_of
 from ..media.video_queue import write_video_meanwhile
-from ..models.checkpoint import check_checkpoint, find_checkpoint, read_checkpoint
+from ..models.checkpoint import open_checkpoint
 from ..models.loading import load_vae
 from ..parallel.mesh import Mesh, resolve_device
 from ..records.sidecar import container_metadata, load_latents
@@ -26,51 +26,56 @@ def decode_latents(
     codec: Codec | Literal["auto"] = "auto",
     ffmpeg: str | None = None,
 ) -> Path:
-    """Make the video from latents that a run left. Loads the VAE and nothing else.
+    """Make the video of latents that a run saved. Loads the VAE and nothing else.
 
     Args:
-        output: its suffix and `codec` decide the format, whatever the run's was. A timecode or sound that it has no
-            place for is left out.
+        output: its suffix and `codec` decide the format, which need not be the run's. A timecode or sound that the
+            format cannot hold is left out.
         config: model and output settings to use instead of those stored with the latents.
-        ffmpeg: path of the program; None: as the settings say.
+        ffmpeg: path of the program; None: as in the settings.
 
     Returns:
         The path of the file, or of a sequence's folder.
 
     Raises:
-        InputError: latents or checkpoint that cannot be used, or do not fit each other.
+        InputError: latents or a checkpoint that cannot be used, or do not fit each other.
     """
     saved = load_latents(path)
     if config is None:
         if "config" not in saved.facts:
             raise InputError(f"{path}: no settings are stored with these latents; name the model with --config")
         config = build_config(saved.facts["config"], str(path))
-    folder = find_checkpoint(config.model.path, config.model.revision)
-    check_checkpoint(folder)
-    checkpoint = read_checkpoint(folder)
-    channels = checkpoint.latent_channels
-    if saved.latents.shape[1] != channels:
+    checkpoint = open_checkpoint(config.model.path, config.model.revision)
+    info = checkpoint.info
+    if saved.latents.shape[1] != info.latent_channels:
         raise InputError(
-            f"{path}: {saved.latents.shape[1]} channels, but the VAE of {config.model.path} has {channels}"
+            f"{path}: expected {info.latent_channels} channels, as the VAE of {config.model.path} has, got "
+            f"{saved.latents.shape[1]}: name the right model with --config"
         )
-    changes: dict[str, Any] = {"codec": codec_for(output, codec), "ffmpeg": ffmpeg or config.output.ffmpeg}
-    if not FORMATS[changes["codec"]].has_timecode:
-        changes["timecode"] = None
-    if FORMATS[changes["codec"]].sound is None:
-        changes["audio"] = None
-    spec = config.output.model_copy(update=changes).spec(output)
-    check_spec(
-        spec, saved.latents.shape[4] * checkpoint.spatial_factor, saved.latents.shape[3] * checkpoint.spatial_factor
-    )
+    spec = _spec(config, output, codec, ffmpeg)
+    height, width = (size * info.spatial_factor for size in saved.latents.shape[3:])
+    check_spec(spec, width, height)
     device = resolve_device(config.model.device)
+    dtype: torch.dtype = getattr(torch, config.model.vae_dtype)
     decode = FrameDecoder(
         config.parallel.decode,
         Mesh(device),
         LatentShape(*saved.latents.shape[2:]),
-        vae_class=checkpoint.vae_class,
-        load_vae=lambda: load_vae(folder, getattr(torch, config.model.vae_dtype), device),
+        vae_class=info.vae_class,
+        load_vae=lambda: load_vae(checkpoint, dtype, device),
         timeout_seconds=config.parallel.timeout_seconds,
     )
     facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
     write_video_meanwhile(decode(saved.latents), output, spec, metadata=container_metadata(facts, spec.codec))
     return place_of(output)
+
+
+def _spec(config: RunConfig, output: Path, codec: Codec | Literal["auto"], ffmpeg: str | None) -> VideoSpec:
+    """The run's output settings in the format of `output`, without what that has no place for."""
+    kind = codec_for(output, codec)
+    changes: dict[str, Any] = {"codec": kind, "ffmpeg": ffmpeg or config.output.ffmpeg}
+    if not FORMATS[kind].has_timecode:
+        changes["timecode"] = None
+    if FORMATS[kind].sound is None:
+        changes["audio"] = None
+    return config.output.model_copy(update=changes).spec(output)

@@ -1,6 +1,6 @@
-"""A job's files, made by an engine: the video, its sidecar X.json and, if asked for, X.latents.safetensors.
+"""A job's video and its files, made by an engine: the video, its sidecar X.json and, on request, its latents.
 
-Every rank calls these functions together; files are written by the main rank.
+Every rank calls these functions together; the main rank writes the files.
 """
 
 import time
@@ -10,104 +10,144 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config.run import RunConfig
 from ..media.video_queue import write_video_meanwhile
-from ..models.images import read_images
+from ..models.images import Images, read_images
 from ..parallel.collectives import gather_objects
-from ..records.checkpoint import Checkpoints
+from ..records.resume import ResumePoint
 from ..records.sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
 from ..system.files import write_json
-from .engine import Engine
-from .job import Job
+from .engine import Engine, OnStep
+from .job import OutputPaths
 
 
 @dataclass(frozen=True)
 class Denoised:
-    """A job halfway: its latents, and what its sidecar will say of them."""
+    """A job halfway: its latents, and what is known about them.
 
+    Attributes:
+        engine: the models, under the job's config.
+        latents: float32 [1, C, T, H, W].
+        facts: what the sidecar will say about the job.
+        seconds: that denoising took.
+        resume_point: None if the job writes no files.
+    """
+
+    engine: Engine
     latents: Tensor
     facts: dict[str, Any]
-    checkpoints: Checkpoints
     seconds: float
+    resume_point: ResumePoint | None = None
+
+    def all_facts(self, decode_seconds: float) -> dict[str, Any]:
+        """Return everything that the sidecar says, except about the video's file. Main rank only."""
+        timings = {"load_seconds": self.engine.load_seconds, "denoise_seconds": self.seconds}
+        return self.facts | run_facts(
+            self.latents,
+            self.engine.mesh,
+            weights=self.engine.weight_digests(),
+            timings=timings | {"decode_seconds": decode_seconds},
+            resumed_after_step=(self.resume_point.first_step or None) if self.resume_point else None,
+        )
 
 
-def make_video(engine: Engine, job: Job) -> Path | None:
-    """Make the job's files.
+def make_video(engine: Engine, job: RunConfig, *, resume: bool = False) -> Path | None:
+    """Make a job's video and its other files, under `job.output.path`.
 
     The latents are saved before decoding starts, and stay if it fails.
+
+    Args:
+        engine: the models of `job.model`.
+        resume: keep a video that is already there and whole, and continue one that was interrupted.
 
     Returns:
         The path of the video's file, or of a sequence's folder, on the main rank, None on the others.
     """
-    denoised = denoise(engine, job)
+    denoised = denoise(engine, job, resume=resume)
     if denoised is None:
-        return job.place if engine.mesh.is_main else None
-    return finish(engine, job, denoised)
+        return OutputPaths.of(job).video if engine.mesh.is_main else None
+    return finish(denoised)
 
 
-def denoise(engine: Engine, job: Job) -> Denoised | None:
-    """The job's latents; None where `job.resume` finds its files made already."""
-    images = read_images(job.image, job.last_image)
-    facts = job_facts(
-        engine.config.for_output(job.output),
-        prompt=job.prompt,
-        negative_prompt=job.negative_prompt,
-        images=[] if images is None else images.records(job.image, job.last_image),
-        seed=job.seed,
-        masks=engine.mask_schedule([job.seed]),
-    )
-    engine.mesh.watch.meet()  # the main rank loads more than the others, and decodes the video before this one
-    if gather_objects(job.resume and _is_made(engine, job, facts), engine.mesh.world)[0]:
+def denoise(engine: Engine, job: RunConfig, *, resume: bool = False, on_step: OnStep | None = None) -> Denoised | None:
+    """Denoise a job that writes files; returns None if `resume` finds them made already."""
+    engine, mesh, files = engine.with_config(job), engine.mesh, OutputPaths.of(job)
+    images = read_images(*job.image_paths)
+    facts = _facts(engine, job.for_output(files.output), images)
+    mesh.watch.meet()  # the main rank loads more than the others, and decodes the video before this one
+    if gather_objects(resume and _is_made(engine, files, facts), mesh.world)[0]:
         return None
-    start = time.monotonic()
-    checkpoints = Checkpoints(
-        job.checkpoint_path,
-        engine.mesh,
+    resume_point = ResumePoint(
+        files.resume_point,
+        mesh,
         engine.denoising_weights,
-        every_seconds=engine.config.checkpoint.every_seconds,
-        resume=job.resume,
+        every_seconds=job.checkpoint.every_seconds,
+        resume=resume,
     )
-    latents = engine.sample(
-        [job.prompt], [job.seed], negative_prompt=job.negative_prompt, images=images, checkpoints=checkpoints
-    )
-    return Denoised(latents, facts, checkpoints, time.monotonic() - start)
+    return _denoised(engine, images, facts, resume_point, on_step)
 
 
-def finish(engine: Engine, job: Job, denoised: Denoised, *, alone: bool = False) -> Path | None:
+def denoise_in_memory(engine: Engine, job: RunConfig, on_step: OnStep | None = None) -> Denoised:
+    """Denoise a job of which no file is written."""
+    engine = engine.with_config(job)
+    images = read_images(*job.image_paths)
+    return _denoised(engine, images, _facts(engine, job, images), None, on_step)
+
+
+def finish(denoised: Denoised, *, alone: bool = False) -> Path | None:
     """Save the latents, decode them, and write the job's files. Returns as `make_video` does.
 
     Args:
         alone: on the main rank only, in any thread; see `Engine.decode`.
     """
-    mesh, config, facts = engine.mesh, engine.config, denoised.facts
+    engine, facts = denoised.engine, denoised.facts
+    job, files = engine.config, OutputPaths.of(engine.config)
     if not alone:
-        mesh.watch.report("decoding")
-    if not mesh.is_main:
-        list(engine.decode(denoised.latents))  # nothing: this rank helps
+        engine.mesh.watch.report("decoding")
+    if not engine.mesh.is_main:
+        list(engine.decode(denoised.latents))  # yields nothing: this rank helps
         return None
-    timings = {"load_seconds": engine.load_seconds, "denoise_seconds": denoised.seconds}
-    save_latents(denoised.latents, job.latents_path, facts)
+    save_latents(denoised.latents, files.latents, facts)
     start = time.monotonic()
-    spec = config.output.spec(job.output)
+    spec = job.output.spec(files.output)
     frames = engine.decode(denoised.latents, alone=alone)
-    write_video_meanwhile(frames, job.output, spec, metadata=container_metadata(facts, spec.codec))
-    timings["decode_seconds"] = time.monotonic() - start
-    facts |= run_facts(
-        denoised.latents,
-        mesh,
-        weights=engine.weight_digests(),
-        timings=timings,
-        resumed_after_step=denoised.checkpoints.first_step or None,
+    write_video_meanwhile(frames, files.output, spec, metadata=container_metadata(facts, spec.codec))
+    record = denoised.all_facts(time.monotonic() - start)
+    write_json(files.sidecar, make_sidecar(record, files.video).as_json())
+    if not job.output.keep_latents:
+        files.latents.unlink()
+    if denoised.resume_point is not None:
+        denoised.resume_point.remove()
+    return files.video
+
+
+def _facts(engine: Engine, job: RunConfig, images: Images | None) -> dict[str, Any]:
+    records = [] if images is None else images.records(*job.image_paths)
+    return job_facts(job, images=records, masks=engine.mask_schedule([job.sampling.seed]))
+
+
+def _denoised(
+    engine: Engine,
+    images: Images | None,
+    facts: dict[str, Any],
+    resume_point: ResumePoint | None,
+    on_step: OnStep | None,
+) -> Denoised:
+    job, start = engine.config, time.monotonic()
+    assert job.prompt is not None, "a job has a prompt"
+    latents = engine.sample(
+        [job.prompt],
+        [job.sampling.seed],
+        images=images,
+        resume_point=resume_point,
+        on_step=on_step,
     )
-    write_json(job.sidecar_path, make_sidecar(facts, job.place).as_json())
-    if not job.keep_latents:
-        job.latents_path.unlink()
-    denoised.checkpoints.remove()
-    return job.place
+    return Denoised(engine, latents, facts, time.monotonic() - start, resume_point)
 
 
-def _is_made(engine: Engine, job: Job, facts: dict[str, Any]) -> bool:
+def _is_made(engine: Engine, files: OutputPaths, facts: dict[str, Any]) -> bool:
     """Whether the job's files are there, whole, and of this very job; the main rank knows."""
-    files = [job.place, job.sidecar_path, *([job.latents_path] if job.keep_latents else [])]
-    if not engine.mesh.is_main or not all(file.exists() for file in files):
+    wanted = [files.video, files.sidecar, *([files.latents] if engine.config.output.keep_latents else [])]
+    if not engine.mesh.is_main or not all(file.exists() for file in wanted):
         return False
-    return is_sidecar_of(job.sidecar_path, facts | {"weights": engine.weight_digests()})
+    return is_sidecar_of(files.sidecar, facts | {"weights": engine.weight_digests()})

@@ -27,7 +27,7 @@ from ..guidance.equations import Predictions
 from ..guidance.masks import step_masks
 from ..media.video import VideoSpec, probe_video, read_video, write_video
 from ..models.base import Conditioning
-from ..models.checkpoint import find_checkpoint
+from ..models.checkpoint import open_checkpoint
 from ..models.loading import load_transformer
 from ..models.wan.blocks import WanBlockModel
 from ..parallel.collectives import gather_objects, gather_tokens, heads_from_tokens, tokens_from_heads
@@ -233,14 +233,14 @@ def _masks(mesh: Mesh) -> tuple[bool, str]:
 
 
 def _narrow(mesh: Mesh, dtype: str) -> tuple[bool, str]:
-    folder = find_checkpoint("shapes-wan")
+    checkpoint = open_checkpoint("shapes-wan")
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 16, 5, 8, 8, generator=generator).to(mesh.device)
     text = torch.randn(1, 64, 128, generator=generator).to(mesh.device)
 
     def prediction(name: str, mesh: Mesh) -> Tensor:
         wanted: torch.dtype = getattr(torch, name)
-        model = WanBlockModel(load_transformer(folder, wanted, mesh.device))
+        model = WanBlockModel(load_transformer(checkpoint, wanted, mesh.device))
         with torch.no_grad():
             predictions: Predictions = predict(
                 model,

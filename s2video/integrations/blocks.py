@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..guidance.masks import MaskSpec
+from ..models.registry import FAMILIES
 
 Block = Callable[..., Any]
 Walk = Callable[[int, Block, tuple[Any, ...], dict[str, Any]], Any]
@@ -35,14 +36,16 @@ class _Structure:
     returns: tuple[str, ...]
 
 
-_DUAL = ("hidden_states", "encoder_hidden_states")
-STRUCTURES = {
-    "WanTransformer3DModel": _Structure(("blocks",), ("hidden_states",)),
-    "HunyuanVideoTransformer3DModel": _Structure(("transformer_blocks", "single_transformer_blocks"), _DUAL),
-    "HunyuanVideo15Transformer3DModel": _Structure(("transformer_blocks",), _DUAL),
-    "FluxTransformer2DModel": _Structure(("transformer_blocks", "single_transformer_blocks"), _DUAL[::-1]),
-    "SD3Transformer2DModel": _Structure(("transformer_blocks",), _DUAL[::-1]),
+_TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
+_IMAGES = {  # transformers of images, which the engine does not run
+    "FluxTransformer2DModel": _Structure(("transformer_blocks", "single_transformer_blocks"), _TEXT_FIRST),
+    "SD3Transformer2DModel": _Structure(("transformer_blocks",), _TEXT_FIRST),
 }
+
+
+def structures() -> dict[str, _Structure]:
+    """Return the transformer classes whose blocks can be left out: those of the registered families, and images'."""
+    return {f.classes["transformer"]: _Structure(f.block_lists, f.block_returns) for f in FAMILIES} | _IMAGES
 
 
 # Hooks of diffusers that hand on what another call computed, whether `enable_cache` or an `apply_` function put them.
@@ -93,10 +96,10 @@ def count_blocks(transformer: nn.Module) -> int:
 
 
 def _structure(transformer: nn.Module) -> _Structure:
-    name = type(transformer).__name__
-    if name not in STRUCTURES:
-        raise InputError(f"S²-Guidance: expected one of {', '.join(STRUCTURES)}, came {name}")
-    return STRUCTURES[name]
+    name, known = type(transformer).__name__, structures()
+    if name not in known:
+        raise InputError(f"S²-Guidance: expected one of {', '.join(known)}, got {name}")
+    return known[name]
 
 
 class Forks:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config.run import build_config
 from ..errors import InputError
 from ..guidance.masks import MaskSpec, step_masks
+from ..models.registry import FAMILIES
 from .blocks import Forks, check_transformer, count_blocks
 from .guider import S2Guidance
 
@@ -25,7 +26,7 @@ _ATTRIBUTE = "_s2video"
 
 
 @dataclass(frozen=True)
-class _Family:
+class _Pipeline:
     """What has to be known of a pipeline class.
 
     Attributes:
@@ -38,15 +39,18 @@ class _Family:
     transformers: tuple[str, ...] = ("transformer",)
 
 
-FAMILIES = {
-    "WanPipeline": _Family(transformers=("transformer", "transformer_2")),
-    "WanImageToVideoPipeline": _Family(transformers=("transformer", "transformer_2")),
-    "HunyuanVideoPipeline": _Family(),
-    "HunyuanVideo15Pipeline": _Family(cond_context="pred_cond"),  # as guiders call it
-    "HunyuanVideo15ImageToVideoPipeline": _Family(cond_context="pred_cond"),
-    "FluxPipeline": _Family(),
-    "StableDiffusion3Pipeline": _Family(cond_context=None),
-}
+_IMAGES = {"FluxPipeline": _Pipeline(), "StableDiffusion3Pipeline": _Pipeline(cond_context=None)}
+
+
+def known_pipelines() -> dict[str, _Pipeline]:
+    """Return the pipeline classes that can be enabled: those of the registered families, and two of images."""
+    found: dict[str, _Pipeline] = {}
+    for family in FAMILIES:
+        if family.cond_context is not None:
+            transformers = tuple(name for name in family.classes if name.startswith("transformer"))
+            merged = dict.fromkeys((*transformers, *getattr(found.get(family.pipeline), "transformers", ())))
+            found[family.pipeline] = _Pipeline(family.cond_context, tuple(merged))
+    return found | _IMAGES
 
 
 def enable(
@@ -64,7 +68,7 @@ def enable(
     """Let a diffusers pipeline sample with S²-Guidance from now on, whatever else it is told. Anew: other settings.
 
     Args:
-        pipe: one of `FAMILIES`. Its schedulers may be exchanged later, its transformers may not.
+        pipe: one of `known_pipelines()`. Its schedulers may be exchanged later, its transformers may not.
         s2_scale: ω ≥ 0 of Eq. 4; 0 computes nothing more.
         drop_ratio: share of the blocks that the sub prediction leaves out, 0 … 1; `drop_count` overrides it.
         never_drop, band: blocks that are never left out, and the first and last that may be; indices count all block
@@ -89,7 +93,7 @@ def enable(
         "mask_seed": mask_seed,
     }
     guidance = build_config({"guidance": settings}, "enable").guidance
-    family = _family(pipe)
+    family = _known(pipe)
     transformers = [t for t in (getattr(pipe, name, None) for name in family.transformers) if t is not None]
     spec = guidance.mask_spec()
     for transformer in transformers:
@@ -103,7 +107,7 @@ def enable(
 
 def disable(pipe: Any) -> None:
     """Leave the pipeline as it was before `enable`; one that was never enabled stays as it is."""
-    for name in _family(pipe).transformers:
+    for name in _known(pipe).transformers:
         transformer = getattr(pipe, name, None)
         if transformer is not None and _ATTRIBUTE in transformer.__dict__:
             transformer.__dict__.pop(_ATTRIBUTE).release()
@@ -116,16 +120,16 @@ def _check(pipe: Any, transformer: Any, spec: MaskSpec) -> None:
         raise InputError("enable: the pipeline's guider is S2Guidance, which does the same: use one of the two")
 
 
-def _family(pipe: Any) -> _Family:
+def _known(pipe: Any) -> _Pipeline:
     name = type(pipe).__name__
     if isinstance(pipe, ModularPipeline):
         raise InputError(f"enable: {name} takes a guider: pipe.update_components(guider=s2video.S2Guidance(...))")
-    if name not in FAMILIES:
+    if name not in (known := known_pipelines()):
         raise InputError(
-            f"enable: expected one of {', '.join(FAMILIES)}, came {name}; in other pipelines nothing tells which call "
+            f"enable: expected one of {', '.join(known)}, got {name}; in other pipelines nothing tells which call "
             "of the transformer is the conditional one, and s2video does not guess"
         )
-    return FAMILIES[name]
+    return known[name]
 
 
 @dataclass
@@ -133,7 +137,7 @@ class _Control:
     """The settings of one enabled pipeline, and what is under way between a conditional call and the next step."""
 
     pipe: Any
-    family: _Family
+    family: _Pipeline
     spec: MaskSpec
     s2_scale: float
     mask_seed: int

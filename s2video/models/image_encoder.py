@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..parallel.collectives import broadcast_tensors
 from ..parallel.mesh import Mesh
-from .base import Given
+from .base import ImageConditioning
 from .family import Family
 from .images import Images
 
@@ -30,15 +30,15 @@ class ImageEncoder:
         self._offload = offload
         self._last: tuple[Any, tuple[Tensor, ...]] | None = None
 
-    def __call__(self, images: Images | None, latents: Tensor) -> Given:
+    def __call__(self, images: Images | None, latents: Tensor) -> ImageConditioning:
         """What stands fixed in a video of latents [B, C, T, H, W]. All ranks call this, with the same images."""
         if images is None:
-            return self._family.given(latents)
+            return self._family.image_conditioning(latents)
         key = (images.digests(), latents.shape[1:])
         if self._last is None or self._last[0] != key:
             encoded = None if self._pipeline is None else self._encode(images, latents[:1])
             self._last = key, tuple(broadcast_tensors(encoded, self._mesh.world, self._mesh.device))
-        return self._family.given(latents, *self._last[1])
+        return self._family.image_conditioning(latents, *self._last[1])
 
     @torch.no_grad()
     def _encode(self, images: Images, latents: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from ..config.run import RunConfig
-from ..decoding.kinds import WAN_VAE
+from ..decoding.kinds import VAES, WAN_VAE
 from ..errors import InputError
 from .family import CheckpointInfo
 
@@ -34,7 +34,7 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
             f"parallel.branch: 2 runs cond and uncond side by side, but with guidance.{scale} 1 there is no uncond: "
             "set parallel.branch to 1, and all ranks share cond's tokens"
         )
-    if config.parallel.decode == "sharded" and checkpoint.vae_class != WAN_VAE:
+    if config.parallel.decode == "sharded" and not VAES[checkpoint.vae_class].is_causal:
         raise InputError(
             f"parallel.decode: sharded needs {WAN_VAE}, this is {checkpoint.vae_class}: use tiled, or auto"
         )

@@ -14,10 +14,10 @@ from typing import Any
 
 from ..config.run import RunConfig
 from ..config.sections import GuidanceConfig, ParallelConfig
-from ..decoding.kinds import HUNYUAN15_VAE, WAN_VAE
+from ..decoding.kinds import VAES
 from ..errors import InputError
 from ..geometry import LatentShape
-from ..models.checkpoint import ASSETS, EMBEDDED, find_checkpoint, num_parameters, read_checkpoint, read_json
+from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint, read_json
 from ..models.limits import check_request
 from ..models.registry import read_costs
 from ..system import ranks
@@ -73,11 +73,11 @@ def make_plan(config: RunConfig, world_size: int, card: Card) -> Plan:
     """
     if world_size < 1:
         raise InputError(f"--world: expected a number of ranks >= 1, came {world_size}")
-    folder, published = _find_json(config)
-    return _plan_for(config, world_size, card, folder, published)
+    checkpoint, is_published = _find_json(config)
+    return plan_for(config, world_size, card, checkpoint, is_published=is_published)
 
 
-def resolve_parallel(config: RunConfig, world_size: int) -> RunConfig:
+def resolve_parallel(config: RunConfig, checkpoint: Checkpoint, world_size: int) -> RunConfig:
     """The same run with the best mesh in the place of `parallel: auto`; any other run as it is.
 
     Every rank comes to the same mesh, for it depends on the config, the checkpoint, the number of ranks, and the card,
@@ -88,9 +88,8 @@ def resolve_parallel(config: RunConfig, world_size: int) -> RunConfig:
     """
     if config.parallel.degrees == "given":
         return config
-    folder = find_checkpoint(config.model.path, config.model.revision)
-    best = _plan_for(config, world_size, this_card(config.model.device), folder, published=False).best
-    return config.model_copy(update={"parallel": _with_degrees(config.parallel, best.degrees)})
+    best = plan_for(config, world_size, this_card(config.model.device), checkpoint).best
+    return config.patched({"parallel": {"degrees": "given", **best.degrees._asdict()}})
 
 
 def this_card(device: str) -> Card:
@@ -109,18 +108,14 @@ def this_card(device: str) -> Card:
     )
 
 
-def _with_degrees(parallel: ParallelConfig, degrees: Degrees) -> ParallelConfig:
-    return parallel.model_copy(update={"degrees": "given", **degrees._asdict()})
-
-
-def _find_json(config: RunConfig) -> tuple[Path, bool]:
-    """A folder with a checkpoint's JSON files, and whether it holds published values instead."""
+def _find_json(config: RunConfig) -> tuple[Checkpoint, bool]:
+    """The checkpoint, or published values of its JSON files, and whether it is the latter."""
     path = config.model.path
     if path in EMBEDDED or Path(path).expanduser().is_dir():
-        return find_checkpoint(path), False
+        return Checkpoint(find_checkpoint(path)), False
     folder = _PUBLISHED / path.replace("/", "--")
     if folder.is_dir():
-        return folder, True
+        return Checkpoint(folder), True
     known = ", ".join(sorted(f.name.replace("--", "/") for f in _PUBLISHED.iterdir()))
     raise InputError(
         f"model.path: no folder {path!r}, and its values are not known here ({known} are): "
@@ -131,18 +126,28 @@ def _find_json(config: RunConfig) -> tuple[Path, bool]:
 def _sub_work(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> tuple[SubWork, int]:
     """What the sub branches run in a step that has them, and how many steps have."""
     if guidance.method == "slg":
-        from ..sampling.guiders import Rival  # brings torch
+        from ..sampling.guiders import OtherGuidance  # imports torch
 
-        rival = Rival(guidance, num_steps)
+        other = OtherGuidance(guidance, num_steps)
         sub = SubWork.of_masks([guidance.slg.layers], num_blocks, share_prefix=guidance.share_prefix)
-        return sub, sum(bool(rival.masks(step)) for step in range(num_steps))
+        return sub, sum(bool(other.masks(step)) for step in range(num_steps))
     spec = guidance.mask_spec()
     sub = SubWork.expected(spec, num_blocks, share_prefix=guidance.share_prefix)
     return sub, sum(spec.active(step, num_steps) for step in range(num_steps)) if guidance.uses_s2 else 0
 
 
-def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, published: bool) -> Plan:
-    info = read_checkpoint(folder)
+def plan_for(
+    config: RunConfig, world_size: int, card: Card, checkpoint: Checkpoint, *, is_published: bool = False
+) -> Plan:
+    """Return the plan for an opened checkpoint.
+
+    Args:
+        is_published: it is a folder of published values, without weights.
+
+    Raises:
+        InputError: a setting that the checkpoint cannot serve.
+    """
+    info = checkpoint.info
     # The machine that plans need not be the one that runs, and meshes are looked at one by one below. Where weights are
     # decides what else goes; fsdp stands for zero3, which would ask for DeepSpeed here.
     model = config.model.model_copy(update={"device": "auto"})
@@ -159,9 +164,9 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         temporal_factor=info.temporal_factor,
         spatial_factor=info.spatial_factor,
     )
-    path = folder / "transformer" / "config.json"
-    costs = read_costs(read_json(path) | {"expand_timesteps": info.time_per_token}, path)
-    sizes = _num_parameters(folder, published)
+    transformer = checkpoint.config("transformer")
+    costs = read_costs(transformer.values | {"expand_timesteps": info.time_per_token}, transformer.path)
+    sizes = _num_parameters(checkpoint, is_published)
     step = Step(
         model=costs,
         num_tokens=shape.tokens(info.patch_size).num_tokens,
@@ -176,7 +181,7 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         decoding_bytes=_decoding_bytes(
             config,
             info.vae_class,
-            read_json(folder / "vae" / "config.json"),
+            checkpoint.config("vae").values,
             max(shape.height, shape.width),
             world_size,
         ),
@@ -198,7 +203,7 @@ def _plan_for(config: RunConfig, world_size: int, card: Card, folder: Path, publ
         world_size=world_size,
         card=card,
         model=config.model.path,
-        published=published,
+        published=is_published,
         step=step,
         num_steps=num_steps,
         num_active=num_active,
@@ -267,14 +272,14 @@ def _candidate(degrees: Degrees, step: Step, card: Card, given: dict[str, int]) 
     return Candidate(degrees, predicted, fits, tuple(notes))
 
 
-def _num_parameters(folder: Path, published: bool) -> dict[str, int]:
+def _num_parameters(checkpoint: Checkpoint, is_published: bool) -> dict[str, int]:
     """Of the VAE, of all text encoders together, and of the image encoder, if there is one."""
-    if published:
-        return {name: int(count) for name, count in read_json(folder / "parameters.json").items()}
-    encoders = sorted(f for f in folder.glob("text_encoder*") if f.is_dir())
-    sizes = {"vae": num_parameters(folder / "vae"), "text_encoder": sum(map(num_parameters, encoders))}
-    images = folder / "image_encoder"
-    return sizes | ({"image_encoder": num_parameters(images)} if images.is_dir() else {})
+    if is_published:
+        return {name: int(count) for name, count in read_json(checkpoint.folder / "parameters.json").items()}
+    weighted = checkpoint.family.weighted
+    sizes = {name: checkpoint.num_parameters(name) for name in weighted if name in ("vae", "image_encoder")}
+    encoders = (checkpoint.num_parameters(name) for name in weighted if name.startswith("text_encoder"))
+    return sizes | {"text_encoder": sum(encoders)}
 
 
 def _encoder_bytes(config: RunConfig, sizes: Mapping[str, int]) -> float:
@@ -297,16 +302,18 @@ def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], long
     sampling, size, mode = config.sampling, _item_bytes(config.model.vae_dtype), config.parallel.decode
     pixels = sampling.width * sampling.height
     tile, frames = min(pixels, 256**2), 2 * 3 * pixels * sampling.num_frames
-    if vae_class != WAN_VAE:
+    kind = VAES[vae_class]
+    if not kind.is_causal:
         channels = vae.get("block_out_channels", [128])[0]
-        each = 6 * sampling.num_frames if vae_class == HUNYUAN15_VAE else 9.2 * min(sampling.num_frames, 17)
+        num_frames = sampling.num_frames
+        each = 6.0 * num_frames if kind.tile_frames is None else 9.2 * min(num_frames, kind.tile_frames)
         return (each * channels * tile + frames) * size
     channels = vae.get("decoder_base_dim") or vae.get("base_dim", 96)
     each = 51 * channels / (vae.get("patch_size") or 1) ** 2
     if mode == "tiled":
         return (each * tile + frames) * size
-    ranks = 1 if mode == "serial" else min(world_size, longer_side)
-    return each * pixels * -(-longer_side // ranks) / longer_side * size
+    num_ranks = 1 if mode == "serial" else min(world_size, longer_side)
+    return each * pixels * -(-longer_side // num_ranks) / longer_side * size
 
 
 def _item_bytes(dtype: str) -> int:

@@ -1,7 +1,7 @@
-"""What lies beside a video: the JSON that says how it was made, and the latents it can be decoded from again.
+"""The files next to a video: the JSON that says how it was made, and the latents that it can be decoded from.
 
-`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`. From the sidecar it can be told whether a
-video is already what a job would make.
+`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`. The sidecar shows whether a video is already
+what a job would make.
 """
 
 import hashlib
@@ -37,27 +37,20 @@ class SavedLatents(NamedTuple):
     facts: dict[str, Any]
 
 
-def job_facts(
-    config: RunConfig,
-    *,
-    prompt: str,
-    negative_prompt: str,
-    images: Sequence[Mapping[str, str]],
-    seed: int,
-    masks: MaskSchedule,
-) -> dict[str, Any]:
-    """What determines a video, as JSON: resolved config, prompt, images, seeds, and every mask drawn.
+def job_facts(config: RunConfig, *, images: Sequence[Mapping[str, str]], masks: MaskSchedule) -> dict[str, Any]:
+    """Return what determines a video, as JSON: its config, prompt, images, seeds, and every mask that is drawn.
 
     Args:
-        images: the first, and perhaps the last: where it was ("path"), and the SHA-256 of its size and pixels
-            ("digest"), which is what counts.
+        config: of this one video: its prompt and its seed are the video's.
+        images: of the first and, if there is one, the last image: its "path", and "digest", the SHA-256 of its size and
+            pixels, which is what counts.
         masks: those that the engine draws.
     """
     return {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
+        "prompt": config.prompt or "",
+        "negative_prompt": config.negative_prompt,
         "images": list(images),
-        "seed": seed,
+        "seed": config.sampling.seed,
         "mask_seed": masks.seed,
         "model": config.model.path,
         "num_blocks": masks.num_blocks,
@@ -75,12 +68,12 @@ def run_facts(
     timings: Mapping[str, float],
     resumed_after_step: int | None = None,
 ) -> dict[str, Any]:
-    """What a run adds to `job_facts`, as JSON.
+    """Return what a run adds to `job_facts`, as JSON.
 
     Args:
-        latents: what is decoded, [1, C, T, H, W].
+        latents: [1, C, T, H, W].
         weights: SHA-256 of the weight files.
-        timings: seconds, by what they were spent on.
+        timings: seconds, by phase.
     """
     return {
         "weights": dict(weights),
@@ -94,15 +87,15 @@ def run_facts(
 
 
 def make_sidecar(facts: Mapping[str, Any], place: Path) -> Sidecar:
-    """All facts, of the job and of its run, and those of the video at `place`, a file or the folder of a sequence."""
+    """Return the sidecar of the video at `place`, a file or a sequence's folder; `facts` of its job and its run."""
     output = {"name": place.name, "bytes": size(place), "sha256": sha256(place)}
     return Sidecar.model_validate({"schema": SCHEMA_VERSION, **facts, "output": output})
 
 
 def latents_record(latents: Tensor) -> LatentsRecord:
-    """By what other latents are told to be the same as these, [1, C, T, H, W]."""
+    """Return the digest and the values by which other latents can be compared with these, [1, C, T, H, W]."""
     values = latents.detach().to("cpu", torch.float32).contiguous()
-    # Spread by a hash: positions at even distances would fall into a few columns of the picture.
+    # Spread by a hash: evenly spaced positions would fall into a few columns of the picture.
     words = [hashlib.sha256(str(k).encode()).digest()[:8] for k in range(NUM_PROBES)]
     positions = [int.from_bytes(word, "big") % values.numel() for word in words]
     digest = hashlib.sha256(values.numpy().astype("<f4").tobytes()).hexdigest()
@@ -111,16 +104,16 @@ def latents_record(latents: Tensor) -> LatentsRecord:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What of a machine can change the last bits of a result, beside the ranks and the versions."""
+    """Return what can change the last bits of a result on a machine, besides ranks and versions."""
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {"device": name, "threads": torch.get_num_threads()}
 
 
 def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether the sidecar at `path` tells of the video that `facts` (with `weights`) determine.
+    """Return whether the sidecar at `path` describes the video that `facts` (with `weights`) determine.
 
-    The name of the video, the machine and the ranks that made it may be others.
+    The name of the video, the machine and the ranks that made it can differ.
     """
     try:
         return deciding(json.loads(path.read_text(encoding="utf-8"))) == deciding(facts)
@@ -129,7 +122,7 @@ def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:
-    """What the video file itself says, under names that its format has, so that every program shows them."""
+    """Return the metadata of the video file itself, under names of its format, so that every program shows them."""
     if codec == "exr":
         maker = f"s2video {__version__}: {facts['model']}"
         return {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
@@ -138,14 +131,14 @@ def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions that can change the last bits of a result."""
+    """Return the versions that can change the last bits of a result."""
     names = ("diffusers", "transformers", "numpy")
     found = {"s2video": __version__, "python": platform.python_version(), "torch": torch.__version__}
     return found | {name: version(name) for name in names}
 
 
 def save_latents(latents: Tensor, path: Path, facts: dict[str, Any]) -> None:
-    """Write the tensor `latents`, [1, C, T, H, W] as the transformer sees them, with `facts` as metadata."""
+    """Write the tensor `latents`, [1, C, T, H, W] as the transformer uses them, with `facts` as metadata."""
     write_tensors(path, {"latents": latents}, facts)
 
 
@@ -159,10 +152,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, An
 
 
 def load_latents(path: Path) -> SavedLatents:
-    """Read what `save_latents` wrote.
+    """Read a file of `save_latents`.
 
     Raises:
-        InputError: no such file, no safetensors, no tensor `latents` of five dimensions, or NaN in it.
+        InputError: no such file, not safetensors, no tensor `latents` of five dimensions, or NaN in it.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -170,7 +163,7 @@ def load_latents(path: Path) -> SavedLatents:
             latents = file.get_tensor("latents")
         facts = json.loads(metadata.get(METADATA_KEY, "{}"))
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; expected latents that --keep-latents left") from None
+        raise InputError(f"{path}: no such file; expected latents of a --keep-latents run") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: expected a safetensors file with the tensor `latents` ({error})") from None
     if latents.ndim != 5 or latents.shape[0] != 1 or not torch.isfinite(latents.float()).all():

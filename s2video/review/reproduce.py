@@ -1,7 +1,7 @@
-"""A video made again from its sidecar, and the word on whether it is the same.
+"""`s2video reproduce`: a video made again from its sidecar, and whether it is the same.
 
-On the same ranks, machine and versions the latents have to be the same to the bit; otherwise rounding may differ, and
-the values that the sidecar keeps have to agree within `TOLERANCE`.
+On the same ranks, machine and versions the latents must be the same to the bit; otherwise rounding can differ, and the
+values that the sidecar keeps must agree within `TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config.run import RunConfig, build_config
+from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError
 from ..records.sidecar_model import LatentsRecord, Sidecar
 
 if TYPE_CHECKING:  # the command line answers bad input before torch is imported
     from ..engine.engine import Engine
-    from ..models.images import Images
 
 TOLERANCE = 1e-3
 
@@ -28,57 +27,58 @@ class Remade(NamedTuple):
     circumstances: dict[str, dict[str, Any]]
 
 
-def config_again(
-    sidecar: Sidecar, *, world_size: int, model: str | None = None, device: str | None = None
-) -> RunConfig:
-    """The settings that make the video again: on the recorded mesh, or, on other ranks, on their default one.
+def job_again(sidecar: Sidecar, *, world_size: int, model: str | None = None, device: str | None = None) -> RunConfig:
+    """Return the job that makes the video again: on the recorded mesh, or, on other ranks, on their default one.
 
     Args:
-        model: where the checkpoint is now, if not where it was.
-        device: auto, cpu or cuda, if not as it was.
+        model: where the checkpoint is now; None: where it was.
+        device: auto, cpu or cuda; None: as it was.
     """
-    values = sidecar.config.model_dump(mode="json")
-    mesh = sidecar.mesh
-    degrees = {"ring": None, "ulysses": None, "branch": 1}
+    mesh, images = sidecar.mesh, [image.path for image in sidecar.images]
+    degrees: dict[str, Any] = {"ring": None, "ulysses": None, "branch": 1}
     if mesh.world_size == world_size:
         degrees = {"ring": mesh.ring, "ulysses": mesh.ulysses, "branch": mesh.branch}
-    values["parallel"] |= {"degrees": "given", **degrees}
-    values["checkpoint"]["every_seconds"] = None
-    values["output"]["codec"] = "auto"
-    values["model"]["path"] = model or sidecar.model
-    values["model"]["device"] = device or sidecar.config.model.device
-    return build_config(values, "the sidecar's config")
+    changes = {
+        "prompt": sidecar.prompt,
+        "negative_prompt": sidecar.negative_prompt,
+        "image": images[0] if images else None,
+        "last_image": images[1] if len(images) > 1 else None,
+        "sampling.seed": sidecar.seed,
+        "parallel": {"degrees": "given", **degrees},
+        "checkpoint.every_seconds": None,
+        "output.codec": "auto",
+        "model.path": model or sidecar.model,
+        "model.device": device or sidecar.config.model.device,
+    }
+    return sidecar.config.patched(changes, "the sidecar's config")
 
 
-def images_again(sidecar: Sidecar) -> Images | None:
-    """The images that the video was made from. Raises InputError where one is gone, or is another picture."""
+def check_images_again(sidecar: Sidecar) -> None:
+    """Raise InputError if an image that the video was made from is missing, or is another picture."""
     from ..models.images import read_images
 
-    images = read_images(*_image_paths(sidecar))
+    first, last = (*(Path(image.path) for image in sidecar.images), None, None)[:2]
+    images = read_images(first, last)
     for image, digest in zip(sidecar.images, [] if images is None else images.digests(), strict=True):
         if image.digest != digest:
             raise InputError(
-                f"image {image.path}: is not the picture that the video was made from: bring that one back"
+                f"image {image.path}: expected the picture that the video was made from, got another one: restore it"
             )
-    return images
 
 
-def _image_paths(sidecar: Sidecar) -> tuple[Path | None, Path | None]:
-    first, last = (*(Path(image.path) for image in sidecar.images), None, None)[:2]
-    return first, last
-
-
-def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade | None:
+def make_again(engine: Engine, sidecar: Sidecar, job: RunConfig, output: Path | None) -> Remade | None:
     """Denoise once more; with `output` make the video and its sidecar too. All ranks call it together.
+
+    Args:
+        job: from `job_again`.
 
     Returns:
         On the main rank, what to compare; None on the others.
 
     Raises:
-        InputError: on all ranks, where the weights or the images are not those that made the video.
+        InputError: on all ranks, if the weights or the images are not those that made the video.
     """
-    from ..engine.job import Job
-    from ..engine.make_video import denoise, finish
+    from ..engine.make_video import denoise, denoise_in_memory, finish
     from ..parallel.collectives import gather_objects
     from ..records.sidecar import latents_record, machine, versions
 
@@ -87,18 +87,14 @@ def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade 
     problem = gather_objects(problem, mesh.world)[0]
     if problem is not None:
         raise InputError(problem)
-    images = images_again(sidecar)
+    check_images_again(sidecar)
     if output is None:
-        latents = engine.sample(
-            [sidecar.prompt], [sidecar.seed], negative_prompt=sidecar.negative_prompt, images=images
-        )
+        latents = denoise_in_memory(engine, job).latents
     else:
-        first, last = _image_paths(sidecar)
-        job = Job(sidecar.prompt, sidecar.negative_prompt, sidecar.seed, output, image=first, last_image=last)
-        denoised = denoise(engine, job)
-        assert denoised is not None, "a job without `resume` is always made"
+        denoised = denoise(engine, job.patched({"output.path": str(output)}))
+        assert denoised is not None, "a job is always made without `resume`"
         latents = denoised.latents
-        finish(engine, job, denoised)
+        finish(denoised)
     if not mesh.is_main:
         return None
     return Remade(
@@ -108,7 +104,7 @@ def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade 
 
 
 def judge(sidecar: Sidecar, remade: Remade) -> str:
-    """In what way the second run agrees with the first, as a sentence. Raises S2VideoError where it does not."""
+    """Return a sentence on how the second run agrees with the first. Raises S2VideoError if it does not."""
     before, after = sidecar.latents, remade.latents
     recorded = {name: dict(getattr(sidecar, name)) for name in remade.circumstances}
     changes = [
@@ -120,7 +116,7 @@ def judge(sidecar: Sidecar, remade: Remade) -> str:
     if before.shape != after.shape:
         raise S2VideoError(f"not reproduced: latents of shape {list(before.shape)} became {list(after.shape)}")
     if before.sha256 == after.sha256:
-        though = f", though {'; '.join(changes)}" if changes else ": same ranks, machine and versions"
+        though = f", although {'; '.join(changes)}" if changes else ": same ranks, machine and versions"
         return f"reproduced: the latents are the same to the bit (sha256 {after.sha256}){though}"
     largest = max(abs(a - b) for a, b in zip(before.probes, after.probes, strict=True))
     if not changes:

@@ -1,6 +1,6 @@
-"""One step's guided prediction for the sampler: masks, predictions, guidance. Knows no schedule and no files."""
+"""One step's guided prediction for the sampler: masks, predictions, guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,25 +9,24 @@ from torch import Tensor
 from ..config.sections import GuidanceConfig
 from ..guidance.equations import Predictions, combine, needs_uncond
 from ..guidance.masks import MaskSchedule
-from ..models.base import Conditioning, Given
+from ..models.base import Conditioning, ImageConditioning
 from ..models.experts import Experts
 from ..parallel.mesh import Mesh
 from .forward import predict
-from .guiders import Rival
+from .guiders import OtherGuidance
 
 
 class Denoiser:
-    """Maps (latents, timestep, step) to the guided prediction, as `sample` asks for it.
+    """Maps (latents, timestep, step) to the guided prediction, as `sample` calls it.
 
     Args:
         experts: the transformers.
         guidance: CFG and S², with their scales, masks and window.
-        dtype: of what the transformer sees.
+        dtype: of the transformer's input.
         masks: of S², for every step.
-        memory: see `Rival`.
-        cond: what the prompt says.
-        uncond: what the negative prompt says; None where no step needs it.
-        given: what images fix.
+        cond: conditioning from the prompt.
+        uncond: conditioning from the negative prompt; None if no step needs it.
+        images: what images fix.
     """
 
     def __init__(
@@ -38,33 +37,32 @@ class Denoiser:
         *,
         dtype: torch.dtype,
         masks: MaskSchedule,
-        memory: Any,
         cond: Conditioning,
         uncond: Conditioning | None,
-        given: Given,
+        images: ImageConditioning,
     ) -> None:
         self._experts = experts
         self._mesh = mesh
         self._guidance = guidance
         self._schedule = masks
-        self._rival = None if guidance.method == "s2" else Rival(guidance, masks.num_steps, memory)
+        self._other = None if guidance.method == "s2" else OtherGuidance(guidance, masks.num_steps)
         self._dtype = dtype
-        self._cond = given.told(cond)
-        self._uncond = None if uncond is None else given.told(uncond)
-        self._given = given
+        self._cond = images.added_to(cond)
+        self._uncond = None if uncond is None else images.added_to(uncond)
+        self._images = images
 
     def __call__(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
-        """Noisy latents [B, C, T, H, W] -> the guided prediction, float32 of that shape."""
+        """Return the guided prediction, float32, for noisy latents of the same shape [B, C, T, H, W]."""
         return self.guide(self.predictions(latents, timestep, self._masks(step)), timestep, step)
 
     def predictions(self, latents: Tensor, timestep: Tensor, masks: Sequence[Sequence[int]]) -> Predictions:
-        """What the network says of these latents: cond, uncond where λ ≠ 1, and a sub prediction for each mask."""
+        """Return the network's predictions: cond, uncond if λ ≠ 1, and a sub prediction for each mask."""
         guidance = self._guidance
         index = self._experts.index_at(timestep)
         expert = self._experts.take_turn(index)
         return predict(
             expert.model,
-            self._given.model_input(latents.to(self._dtype)),
+            self._images.model_input(latents.to(self._dtype)),
             timestep.expand(latents.shape[0]),
             mesh=self._mesh,
             cond=self._cond,
@@ -76,11 +74,11 @@ class Denoiser:
         )
 
     def guide(self, predictions: Predictions, timestep: Tensor, step: int) -> Tensor:
-        """The guided prediction, float32, from those of one step; steps come in order."""
+        """Return the guided prediction, float32, from the predictions of one step; call it for the steps in order."""
         guidance = self._guidance
         cfg_scale = guidance.cfg_scales[self._experts.index_at(timestep)]
-        if self._rival is not None:
-            return self._rival.combine(predictions, step, cfg_scale=cfg_scale)
+        if self._other is not None:
+            return self._other.combine(predictions, step, cfg_scale=cfg_scale)
         return combine(
             predictions,
             cfg_scale=cfg_scale,
@@ -90,4 +88,13 @@ class Denoiser:
         )
 
     def _masks(self, step: int) -> Sequence[tuple[int, ...]]:
-        return self._schedule.step(step) if self._rival is None else self._rival.masks(step)
+        return self._schedule.step(step) if self._other is None else self._other.masks(step)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the guidance carries from step to step: numbers and tensors by name; empty for S² and CFG."""
+        return {} if self._other is None else self._other.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned after an earlier step."""
+        if self._other is not None:
+            self._other.load_state(state)

@@ -5,6 +5,7 @@ CFG-Zero* (arXiv 2503.18886), APG (2410.02416), and SLG, which with whole blocks
 Knows no model.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance, SkipLayerGuidance
@@ -14,23 +15,18 @@ from torch import Tensor
 from ..config.sections import GuidanceConfig
 from ..guidance.equations import Predictions
 
-_MOMENTUM = "guidance_momentum"
 
-
-class Rival:
+class OtherGuidance:
     """The guider of `guidance.method`, for one run of denoising.
 
     Args:
-        guidance: whose method is not s2.
+        guidance: settings whose method is not s2.
         num_steps: of the run; windows are parts of it.
-        memory: an object that outlasts an interruption of the run, as its scheduler does. What the guider has gathered
-            from step to step is kept as an attribute of it, and taken from there.
     """
 
-    def __init__(self, guidance: GuidanceConfig, num_steps: int, memory: Any = None) -> None:
+    def __init__(self, guidance: GuidanceConfig, num_steps: int) -> None:
         common = {"guidance_scale": guidance.cfg_scale, "guidance_rescale": guidance.rescale}
         self._num_steps = num_steps
-        self._memory = memory
         self._layers: tuple[int, ...] = ()
         self._guider: Any
         if guidance.method == "cfg_zero_star":
@@ -46,7 +42,6 @@ class Rival:
             )
             if apg.momentum is not None:
                 self._guider.momentum_buffer = MomentumBuffer(apg.momentum)
-                self._guider.momentum_buffer.running_average = getattr(memory, _MOMENTUM, 0)
         else:
             assert guidance.method == "slg"
             slg = guidance.slg
@@ -79,9 +74,17 @@ class Rival:
         pred: Tensor = self._guider.forward(
             **{name: None if p is None else p.float() for name, p in zip(names, made, strict=False)}
         ).pred
-        if getattr(self._guider, "momentum_buffer", None) is not None:
-            setattr(self._memory, _MOMENTUM, self._guider.momentum_buffer.running_average)
         return pred
+
+    def state(self) -> dict[str, Any]:
+        """Return what the guider carries from step to step: numbers and tensors by name; empty for most methods."""
+        buffer = getattr(self._guider, "momentum_buffer", None)
+        return {} if buffer is None else {"momentum": buffer.running_average}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned after an earlier step."""
+        if "momentum" in state:
+            self._guider.momentum_buffer.running_average = state["momentum"]
 
     def _begin(self, step: int) -> None:
         self._guider.set_state(step=step, num_inference_steps=self._num_steps, timestep=None)

@@ -10,14 +10,13 @@ import tiny_hunyuan15
 import torch
 from diffusers import AutoencoderKLHunyuanVideo15
 from ranks import RankError, RankPool
-from tiny import PROMPT, RESIDUAL_Z_DIM, Z_DIM, build_vae, tiny_config
+from tiny import RESIDUAL_Z_DIM, Z_DIM, build_vae, job, tiny_config
 from torch import Tensor
 
 from s2video.config.run import RunConfig, build_config
 from s2video.decoding.decoder import DecodeMode, FrameDecoder
 from s2video.decoding.whole import decode_frames, denormalize, to_frames
 from s2video.engine.engine import Engine
-from s2video.engine.job import Job
 from s2video.engine.make_video import make_video
 from s2video.geometry import LatentShape
 from s2video.media.video import probe_video
@@ -212,7 +211,7 @@ def test_ranks_end_when_the_reader_leaves(ranks: Ranks, world_size: int, mode: D
 
 
 def make(mesh: Mesh | None, config: RunConfig, output: Path) -> Path | None:
-    return make_video(Engine(config, mesh), Job(PROMPT, "", 3, output))
+    return make_video(Engine(config, mesh), job(config, output))
 
 
 @pytest.mark.parametrize(("world_size", "mode"), [(2, "auto"), (3, "tiled"), (2, "serial")])
@@ -233,7 +232,7 @@ def make_without_encoder(mesh: Mesh, config: RunConfig, output: Path, monkeypatc
     engine = Engine(config, mesh)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMAGEIO_FFMPEG_EXE", monkeypatched)
-        make_video(engine, Job(PROMPT, "", 3, output))
+        make_video(engine, job(config, output))
 
 
 def test_an_encoder_that_fails_ends_all_ranks(ranks: Ranks, tiny_checkpoint: Path, tmp_path: Path) -> None:

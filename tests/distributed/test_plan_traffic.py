@@ -15,6 +15,7 @@ from tiny import PROMPT, tiny_config
 from s2video.config.run import RunConfig, build_config
 from s2video.engine.engine import Engine
 from s2video.models.base import BlockModel, Conditioning
+from s2video.models.checkpoint import open_checkpoint
 from s2video.models.hunyuan_video.blocks import HunyuanVideoBlockModel
 from s2video.models.registry import read_costs
 from s2video.models.wan.blocks import WanBlockModel
@@ -89,7 +90,7 @@ def test_predicted_bytes_are_those_sent(
 
 
 def resolved_and_run(mesh: Mesh, config: RunConfig) -> tuple[RunConfig, torch.Tensor]:
-    config = resolve_parallel(config, mesh.world.size)
+    config = resolve_parallel(config, open_checkpoint(config.model.path), mesh.world.size)
     parallel = config.parallel
     assert parallel.ring is not None and parallel.ulysses is not None
     laid = laid_out(mesh, parallel.ring, parallel.ulysses, parallel.branch)

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 from ranks import RankError, RankPool
-from tiny import PROMPT, tiny_config
+from tiny import job, tiny_config
 
 from s2video.cli.main import main
 from s2video.config.run import build_config
 from s2video.engine.engine import Engine
-from s2video.engine.job import Job
 from s2video.engine.make_video import make_video
 from s2video.parallel.mesh import Mesh
 from s2video.records.sidecar_model import Sidecar, read_sidecar
-from s2video.review.reproduce import Remade, config_again, judge, make_again
+from s2video.review.reproduce import Remade, job_again, judge, make_again
 
 Ranks = Callable[[int], RankPool]
 
@@ -25,12 +24,14 @@ def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("made")
     values = tiny_config(tiny_checkpoint).model_dump(mode="json")
     values["sampling"]["num_inference_steps"] = 3
-    make_video(Engine(build_config(values)), Job(PROMPT, "", 5, folder / "clip.mp4"))
+    config = build_config(values)
+    make_video(Engine(config), job(config, folder / "clip.mp4", seed=5))
     return folder / "clip.mp4"
 
 
 def again(mesh: Mesh, sidecar: Sidecar, output: Path | None = None) -> Remade | None:
-    return make_again(Engine(config_again(sidecar, world_size=mesh.world.size), mesh), sidecar, output)
+    config = job_again(sidecar, world_size=mesh.world.size)
+    return make_again(Engine(config, mesh), sidecar, config, output)
 
 
 def test_on_one_rank(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,12 @@ import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler
 from ranks import RankPool
 from test_failures import Job, start  # noqa: F401  (a fixture)
-from tiny import PROMPT, tiny_config
+from tiny import PROMPT, job, tiny_config
 from tiny_wan22 import a14b_config
 
 from s2video.cli.main import main
 from s2video.config.run import RunConfig
 from s2video.engine.engine import Engine
-from s2video.engine.job import Job as VideoJob
 from s2video.engine.make_video import make_video
 from s2video.errors import StoppedError
 from s2video.parallel.mesh import Mesh
@@ -51,7 +50,7 @@ def interrupted(mesh: Mesh | None, config: RunConfig, euler: bool, step: int, pa
     is_last = mesh is None or mesh.world.rank == mesh.world.size - 1
     maker = engine(mesh, config, euler, TermAtStep(step) if is_last else None)
     with pytest.raises(StoppedError, match=f"after step {step} of 6"):
-        make_video(maker, VideoJob(PROMPT, "", 3, path))
+        make_video(maker, job(config, path))
 
 
 def resumed(mesh: Mesh | None, config: RunConfig, euler: bool, path: Path) -> torch.Tensor:
@@ -63,7 +62,7 @@ def resumed(mesh: Mesh | None, config: RunConfig, euler: bool, path: Path) -> to
         yield torch.zeros(1, 64, 64, 3)
 
     maker.decode = keeps
-    make_video(maker, VideoJob(PROMPT, "", 3, path, resume=True))
+    make_video(maker, job(config, path), resume=True)
     return kept[0] if kept else torch.empty(0)
 
 

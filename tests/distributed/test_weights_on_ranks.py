@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from s2video.config.run import RunConfig, build_config
 from s2video.config.sections import ParallelConfig
 from s2video.engine.engine import Engine
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.loading import load_transformer
 from s2video.models.parts import place_transformer
 from s2video.parallel.mesh import Mesh, build_mesh
@@ -100,8 +101,8 @@ def test_each_rank_streams_a_copy_of_its_own(ranks: Ranks, tiny_checkpoint: Path
 def load(mesh: Mesh, folder: Path, kind: str, dtype: torch.dtype) -> dict[str, Any]:
     """What this rank read and holds; and whether each block, while it is whole, equals that of `load_transformer`."""
     with counted_reads() as read:
-        model, weights = place_transformer(folder, dtype, mesh, build_parallel(kind), BLOCKS)
-    reference = load_transformer(folder, dtype, mesh.device)
+        model, weights = place_transformer(Checkpoint(folder), dtype, mesh, build_parallel(kind))
+    reference = load_transformer(Checkpoint(folder), dtype, mesh.device)
     expected = dict(reference.named_parameters())
     wrong = [name for name, buffer in reference.named_buffers() if not torch.equal(buffer, model.get_buffer(name))]
     for index, block in enumerate(model.blocks):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from PIL import Image
 from tiny import PROMPT
 
 from s2video.batch import replica as batch
-from s2video.batch.plan import video_job
 from s2video.batch.run_file import load_batch
 from s2video.cli.main import main
+from s2video.config.run import RunConfig
 from s2video.engine.engine import Engine
-from s2video.engine.job import Job
 from s2video.engine.make_video import Denoised, denoise, finish, make_video
 from s2video.system.shutdown import Termination
 
@@ -42,7 +40,7 @@ def run(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[Run]:
 @pytest.fixture
 def here(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`run.main` makes the videos in this process, as the one rank of a torchrun would."""
-    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr("s2video.cli.batch._is_rank", lambda: True)
     return run
 
 
@@ -50,7 +48,7 @@ def test_killed_at_ten_random_moments(run: Run) -> None:
     """20 videos are whole, distinct, and those of a run that nobody disturbed."""
     run.write(shots=[PROMPT, "a large blue square"], seeds=10, checkpoint={"every_seconds": 0.05})
     forks = multiprocessing.get_context("forkserver")  # which has imported torch, so that a start takes no seconds
-    forks.set_forkserver_preload(["s2video.batch.replica", "s2video.cli.main.batch"])
+    forks.set_forkserver_preload(["s2video.batch.replica", "s2video.cli.batch"])
     moments = random.Random(7)
     typical = 0.5  # seconds of a video, as far as it is known
     for start in range(10):
@@ -82,7 +80,7 @@ def test_killed_at_ten_random_moments(run: Run) -> None:
     engine = Engine(jobs[0].config, progress="none")
     for job in jobs[::7]:
         undisturbed = run.file.parent / "undisturbed" / job.name
-        make_video(engine.with_config(job.config), replace(video_job(job.config), output=undisturbed))
+        make_video(engine, job.config.patched({"output.path": str(undisturbed)}))
         assert digest(undisturbed) == digests[job.name]
 
 
@@ -154,16 +152,16 @@ def test_errors_belong_to_their_job(
     """Also those of the thread that decodes one job beside the next one."""
     threads: list[str] = []
 
-    def failing_denoise(engine: Engine, job: Job) -> Denoised | None:
-        if half == "denoise" and job.seed == 1:
+    def failing_denoise(engine: Engine, job: RunConfig, *, resume: bool = False) -> Denoised | None:
+        if half == "denoise" and job.sampling.seed == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        return denoise(engine, job)
+        return denoise(engine, job, resume=resume)
 
-    def failing_finish(engine: Engine, job: Job, denoised: Denoised, *, alone: bool = False) -> Path | None:
+    def failing_finish(denoised: Denoised, *, alone: bool = False) -> Path | None:
         threads.append("decoder" if alone else "main")
-        if half == "finish" and job.seed == 1:
+        if half == "finish" and denoised.engine.config.sampling.seed == 1:
             raise OSError("no encoder today")
-        return finish(engine, job, denoised, alone=alone)
+        return finish(denoised, alone=alone)
 
     monkeypatch.setattr(batch, "denoise", failing_denoise)
     monkeypatch.setattr(batch, "finish", failing_finish)
@@ -386,10 +384,10 @@ def test_a_stop_while_one_job_is_decoded_beside_another(here: Run, monkeypatch: 
         def requested(self) -> bool:
             return bool(stops)
 
-    def stopping_denoise(engine: Engine, job: Job) -> Denoised | None:
-        if job.seed == 1:
+    def stopping_denoise(engine: Engine, job: RunConfig, *, resume: bool = False) -> Denoised | None:
+        if job.sampling.seed == 1:
             stops.append(True)
-        return denoise(engine, job)
+        return denoise(engine, job, resume=resume)
 
     monkeypatch.setattr(batch, "Termination", StopsInSecondJob)
     monkeypatch.setattr(batch, "denoise", stopping_denoise)

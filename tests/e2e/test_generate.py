@@ -23,7 +23,7 @@ from s2video.cli.main import main
 from s2video.guidance.equations import Predictions
 from s2video.guidance.masks import step_masks
 from s2video.media.video import probe_video, read_video
-from s2video.models.checkpoint import weight_digests
+from s2video.models.checkpoint import Checkpoint
 from s2video.records.sidecar import latents_record
 from s2video.sampling import denoiser as denoising
 from s2video.sampling.forward import predict
@@ -69,7 +69,7 @@ def test_one_video_with_all_its_files(
         for mask in step_masks(spec, num_blocks=NUM_BLOCKS, seed=5, step=step, num_steps=STEPS)
     ]
     assert sidecar["masks"] == expected and [m["step"] for m in expected] == [1, 2, 3, 4]
-    assert sidecar["weights"] == weight_digests(tiny_checkpoint)
+    assert sidecar["weights"] == Checkpoint(tiny_checkpoint).weight_digests()
     assert sidecar["config"]["guidance"]["s2_scale"] == 0.25
     mesh = {"world_size": 1, "ring": 1, "ulysses": 1, "branch": 1, "backend": None, "device": "cpu"}
     assert sidecar["mesh"] == mesh

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from s2video.engine.engine import Engine
 from s2video.errors import StoppedError
-from s2video.models.checkpoint import read_family, read_json
+from s2video.models.checkpoint import Checkpoint, read_json
 from s2video.models.family import Prompts
 from s2video.models.images import Images
 from s2video.models.loading import load_conditioners, load_vae
 from s2video.models.registry import read_costs
-from s2video.records.checkpoint import Checkpoints
+from s2video.records.resume import ResumePoint
 from s2video.system.shutdown import Termination
 
 
@@ -37,13 +37,13 @@ def test_true_cfg_instead_of_embedded_guidance_is_that_of_the_pipeline(engine: E
     """Uncond sees a black image, and more tokens of it. With both kinds of guidance, or one: see the matrix."""
     guided = engine.with_guidance(cfg_scale=3.0, embedded_scale=1.0)
     got = guided.sample([PROMPT], [3], negative_prompt="blue", images=IMAGES)
-    expected = image_reference(engine.folder, guided.config, PROMPT, "blue", 3)
+    expected = image_reference(engine.checkpoint.folder, guided.config, PROMPT, "blue", 3)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def test_the_first_frame_is_the_image(engine: Engine) -> None:
     """Its latents are the mode of what the VAE says, whatever is drawn; an image of another size is fitted first."""
-    vae = load_vae(engine.folder, torch.float32, torch.device("cpu"))
+    vae = load_vae(engine.checkpoint, torch.float32, torch.device("cpu"))
     pixels = torch.from_numpy(np.array(IMAGES.first)).permute(2, 0, 1)[None, :, None] / 127.5 - 1
     expected = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     guided = engine.with_guidance(s2_scale=0.25, cfg_scale=3.0)
@@ -79,15 +79,15 @@ def test_a_batch_is_its_members(engine: Engine) -> None:
 def test_llava_loads_whole_from_names_as_published(tiny_hunyuan_image_checkpoint: Path) -> None:
     """The checkpoint's file says vision_tower.vision_model, and language_model beside the head."""
     expected = build_text_components(sees_images=True)["text_encoder"].state_dict()
-    got = load_conditioners(tiny_hunyuan_image_checkpoint, torch.float32)["text_encoder"].state_dict()
+    got = load_conditioners(Checkpoint(tiny_hunyuan_image_checkpoint), torch.float32)["text_encoder"].state_dict()
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         assert torch.equal(got[name], tensor), name
 
 
 def test_plans_count_the_text_with_its_image(tiny_hunyuan_image_checkpoint: Path) -> None:
-    family = read_family(tiny_hunyuan_image_checkpoint)
-    pipeline = family.build_pipeline(load_conditioners(tiny_hunyuan_image_checkpoint, torch.float32), None)
+    family = Checkpoint(tiny_hunyuan_image_checkpoint).family
+    pipeline = family.build_pipeline(load_conditioners(Checkpoint(tiny_hunyuan_image_checkpoint), torch.float32), None)
     costs = read_costs(read_json(tiny_hunyuan_image_checkpoint / "transformer" / "config.json"))
     with torch.no_grad():
         text, *_ = family.encode(pipeline, Prompts([PROMPT], MAX_SEQUENCE_LENGTH, torch.device("cpu"), IMAGES))
@@ -101,12 +101,12 @@ class TermAtOnce(Termination):
 
 
 def test_what_is_taken_up_is_not_mixed_with_the_image_again(engine: Engine, tmp_path: Path) -> None:
-    def checkpoints(engine: Engine, *, resume: bool) -> Checkpoints:
+    def point(engine: Engine, *, resume: bool) -> ResumePoint:
         path = tmp_path / "x.checkpoint"
-        return Checkpoints(path, engine.mesh, engine.denoising_weights, every_seconds=None, resume=resume)
+        return ResumePoint(path, engine.mesh, engine.denoising_weights, every_seconds=None, resume=resume)
 
     stopped = Engine(engine.config, termination=TermAtOnce())
     with pytest.raises(StoppedError, match="after step 1 of 4"):
-        stopped.sample([PROMPT], [3], images=IMAGES, checkpoints=checkpoints(stopped, resume=False))
-    got = engine.sample([PROMPT], [3], images=IMAGES, checkpoints=checkpoints(engine, resume=True))
+        stopped.sample([PROMPT], [3], images=IMAGES, resume_point=point(stopped, resume=False))
+    got = engine.sample([PROMPT], [3], images=IMAGES, resume_point=point(engine, resume=True))
     assert torch.equal(got, engine.sample([PROMPT], [3], images=IMAGES))

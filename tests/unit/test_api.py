@@ -13,7 +13,7 @@ from recipes import RECIPES, recipes
 from torch import Tensor
 
 import s2video
-from s2video.api import TextToVideo, _recipe, _with_settings
+from s2video.api import TextToVideo, _recipe
 from s2video.config.run import RunConfig, build_config, load_config
 from s2video.engine.engine import Engine
 from s2video.errors import InputError, StoppedError
@@ -129,7 +129,7 @@ def test_models_come_with_the_settings_of_their_configs() -> None:
     """After a change of configs/: python tools/recipes.py"""
     assert yaml.safe_load(RECIPES.read_text(encoding="utf-8")) == recipes()
     expected = load_config(ROOT / "configs" / "wan2.1-t2v-14b-720p.yaml").model_dump(mode="json")
-    recipe = _with_settings(_recipe("Wan-AI/Wan2.1-T2V-14B-Diffusers"), {"model.path": expected["model"]["path"]})
+    recipe = _recipe("Wan-AI/Wan2.1-T2V-14B-Diffusers").patched({"model.path": expected["model"]["path"]})
     loaded = recipe.model_dump(mode="json")
     for values in (expected, loaded):
         del values["prompt"], values["output"]["path"]

@@ -12,7 +12,8 @@ import pytest
 
 import s2video
 from s2video.cli.main import main
-from s2video.engine.job import VideoRequest, plan_videos, read_prompt_file
+from s2video.config.run import RunConfig
+from s2video.engine.job import plan_jobs, read_prompt_file
 from s2video.media.checks import check_output
 from s2video.system import launcher
 from s2video.system.launcher import LaunchPlan, launch, torchrun_command
@@ -50,10 +51,10 @@ def test_bad_input_is_answered_before_torch_is_imported(tmp_path: Path) -> None:
 
 
 def test_one_video_keeps_its_name_and_more_are_numbered() -> None:
-    path = Path("runs/x.mp4")
-    assert plan_videos(["a"], seed=5, num_videos=1, output=path) == (VideoRequest("a", 5, path),)
-    planned = plan_videos(["a", "b"], seed=5, num_videos=2, output=path)
-    assert [(v.prompt, v.seed, v.output.as_posix()) for v in planned] == [
+    config = RunConfig().patched({"sampling.seed": 5, "output.path": "runs/x.mp4"})
+    assert plan_jobs(config, ["a"]) == (config.patched({"prompt": "a"}),)
+    planned = plan_jobs(config, ["a", "b"], 2)
+    assert [(job.prompt, job.sampling.seed, job.output.path) for job in planned] == [
         ("a", 5, "runs/x-000.mp4"),
         ("a", 6, "runs/x-001.mp4"),
         ("b", 5, "runs/x-002.mp4"),

@@ -13,7 +13,7 @@ import torch
 
 from s2video.config.run import build_config
 from s2video.errors import InputError
-from s2video.models.checkpoint import check_checkpoint, read_checkpoint, weight_digests
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.limits import CheckpointInfo, check_request
 from s2video.models.loading import load_conditioners
 
@@ -29,8 +29,8 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 def test_bounds(tiny_checkpoint: Path, tiny_hunyuan_checkpoint: Path) -> None:
     for folder in (tiny_checkpoint, tiny_hunyuan_checkpoint):
-        check_checkpoint(folder)
-    assert read_checkpoint(tiny_checkpoint) == CheckpointInfo(
+        Checkpoint(folder).check()
+    assert Checkpoint(tiny_checkpoint).info == CheckpointInfo(
         num_blocks=tiny.NUM_BLOCKS,
         patch_size=(1, 2, 2),
         max_positions=64,
@@ -38,7 +38,7 @@ def test_bounds(tiny_checkpoint: Path, tiny_hunyuan_checkpoint: Path) -> None:
         temporal_factor=4,
         latent_channels=16,
     )
-    assert read_checkpoint(tiny_hunyuan_checkpoint) == CheckpointInfo(
+    assert Checkpoint(tiny_hunyuan_checkpoint).info == CheckpointInfo(
         num_blocks=tiny_hunyuan.NUM_BLOCKS,
         patch_size=(1, 2, 2),
         max_positions=None,
@@ -52,7 +52,7 @@ def test_bounds(tiny_checkpoint: Path, tiny_hunyuan_checkpoint: Path) -> None:
 @pytest.mark.parametrize(("field", "value"), [("height", 72), ("width", 104), ("num_frames", 16)])
 def test_sizes_of_hunyuan_video(tiny_hunyuan_checkpoint: Path, field: str, value: int) -> None:
     values = tiny_hunyuan.tiny_config(tiny_hunyuan_checkpoint).model_dump(mode="json")
-    checkpoint = read_checkpoint(tiny_hunyuan_checkpoint)
+    checkpoint = Checkpoint(tiny_hunyuan_checkpoint).info
     values["sampling"] |= {"height": 16 * 99, "num_frames": 4001}  # its positions have no end
     check_request(build_config(values), checkpoint)
     values["sampling"][field] = value
@@ -84,19 +84,19 @@ def test_what_is_refused(copy: Path, name: str) -> None:
     spoil, message = SPOILT[name]
     spoil(copy)
     with pytest.raises(InputError, match=message):
-        check_checkpoint(copy)
-        read_checkpoint(copy)
+        Checkpoint(copy).check()
+        _ = Checkpoint(copy).info
 
 
 @pytest.mark.parametrize("kind", ["latent_concat", None])
 def test_other_forms_of_image_to_video_are_refused(
     tiny_hunyuan_image_checkpoint: Path, tmp_path: Path, kind: str | None
 ) -> None:
-    assert read_checkpoint(tiny_hunyuan_image_checkpoint).image == "required"
+    assert Checkpoint(tiny_hunyuan_image_checkpoint).info.image == "required"
     folder = Path(shutil.copytree(tiny_hunyuan_image_checkpoint, tmp_path / "image"))
     edit_json(folder / "transformer/config.json", image_condition_type=kind)
     with pytest.raises(InputError, match=f"'token_replace' was expected .*, came {kind!r}.*HunyuanVideo-I2V$"):
-        read_checkpoint(folder)
+        _ = Checkpoint(folder).info
 
 
 def test_llama_3_is_tokenized_as_its_file_says(tiny_hunyuan_checkpoint: Path) -> None:
@@ -104,17 +104,17 @@ def test_llama_3_is_tokenized_as_its_file_says(tiny_hunyuan_checkpoint: Path) ->
     index = json.loads((tiny_hunyuan_checkpoint / "model_index.json").read_text())
     assert index["tokenizer"][1].startswith("LlamaTokenizer")
     text = "a small red circle, twice"
-    got = load_conditioners(tiny_hunyuan_checkpoint, torch.float32)["tokenizer"]
+    got = load_conditioners(Checkpoint(tiny_hunyuan_checkpoint), torch.float32)["tokenizer"]
     assert got(text).input_ids == tiny_hunyuan.build_llama_tokenizer()(text).input_ids
     assert got.padding_side == "right"
 
 
 def test_digests_cover_both_text_encoders(tiny_hunyuan_checkpoint: Path) -> None:
-    names = {name.split("/")[0] for name in weight_digests(tiny_hunyuan_checkpoint)}
+    names = {name.split("/")[0] for name in Checkpoint(tiny_hunyuan_checkpoint).weight_digests()}
     assert names == {"text_encoder", "text_encoder_2", "transformer", "vae"}
 
 
 def test_strips_are_for_wans_vae(tiny_hunyuan_checkpoint: Path) -> None:
     config = build_config({"sampling": {"num_frames": 5}, "parallel": {"decode": "sharded"}})
     with pytest.raises(InputError, match="this is AutoencoderKLHunyuanVideo"):
-        check_request(config, read_checkpoint(tiny_hunyuan_checkpoint))
+        check_request(config, Checkpoint(tiny_hunyuan_checkpoint).info)

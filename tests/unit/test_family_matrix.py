@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from s2video.engine.engine import Engine
 from s2video.models.base import BlockModel
-from s2video.models.checkpoint import read_family
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.loading import load_transformer
 from s2video.parallel.mesh import Mesh
 from s2video.sampling.forward import predict
@@ -40,10 +40,10 @@ class Part(NamedTuple):
 @pytest.fixture(scope="module", params=FAMILIES)
 def part(request: pytest.FixtureRequest, checkpoint_of: Callable[[str], Path]) -> Part:
     folder = checkpoint_of(request.param)
-    family = read_family(folder)
+    family = Checkpoint(folder).family
 
     def build() -> nn.Module:
-        model: nn.Module = load_transformer(folder, torch.float32, ALONE.device)
+        model: nn.Module = load_transformer(Checkpoint(folder), torch.float32, ALONE.device)
         return model
 
     return Part(FAMILIES[request.param], family.block_model(build(), None), build, family.block_lists)

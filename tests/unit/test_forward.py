@@ -10,6 +10,7 @@ from tiny import NUM_BLOCKS, build_transformer
 from torch import Tensor
 
 from s2video.models.base import BlockContext, Conditioning, TokenState
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.loading import load_transformer
 from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.attention import AttentionPlan
@@ -42,8 +43,8 @@ def test_block_model_is_the_module_to_the_bit(
 ) -> None:
     """`reference` keeps diffusers' own processors and forward."""
     latents, timestep, cond, uncond = inputs
-    reference = load_transformer(tiny_checkpoint, dtype, torch.device("cpu"))
-    model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")))
+    reference = load_transformer(Checkpoint(tiny_checkpoint), dtype, torch.device("cpu"))
+    model = WanBlockModel(load_transformer(Checkpoint(tiny_checkpoint), dtype, torch.device("cpu")))
     latents, cond, uncond = latents.to(dtype), Conditioning(cond.text.to(dtype)), Conditioning(uncond.text.to(dtype))
     got = predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond)
     assert got.uncond is not None and got.cond.dtype == dtype
@@ -53,7 +54,7 @@ def test_block_model_is_the_module_to_the_bit(
 
 
 def test_bfloat16_keeps_norms_and_tables_in_float32(tiny_checkpoint: Path) -> None:
-    transformer = load_transformer(tiny_checkpoint, torch.bfloat16, torch.device("cpu"))
+    transformer = load_transformer(Checkpoint(tiny_checkpoint), torch.bfloat16, torch.device("cpu"))
     kept = {n for n, p in transformer.named_parameters() if p.dtype == torch.float32}
     assert "scale_shift_table" in kept and "blocks.0.norm2.weight" in kept
     assert "condition_embedder.time_embedder.linear_1.weight" in kept
@@ -66,7 +67,7 @@ def test_bfloat16_is_close_to_float32(
     latents, timestep, cond, _ = inputs
     outputs = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = WanBlockModel(load_transformer(tiny_checkpoint, dtype, torch.device("cpu")))
+        model = WanBlockModel(load_transformer(Checkpoint(tiny_checkpoint), dtype, torch.device("cpu")))
         text = Conditioning(cond.text.to(dtype))
         outputs.append(predict(model, latents.to(dtype), timestep, mesh=ALONE, cond=text, masks=[(2,)]))
     for wide, narrow in zip((outputs[0].cond, *outputs[0].subs), (outputs[1].cond, *outputs[1].subs), strict=True):

@@ -12,7 +12,7 @@ from tiny_hunyuan15 import CHANNELS, NUM_BLOCKS
 
 from s2video.config.run import load_config
 from s2video.errors import InputError
-from s2video.models.checkpoint import ASSETS, check_checkpoint, fingerprint, read_checkpoint, read_family
+from s2video.models.checkpoint import ASSETS, Checkpoint
 from s2video.models.family import Prompts
 from s2video.models.hunyuan_video15.family import HunyuanVideo15
 from s2video.models.limits import CheckpointInfo
@@ -33,8 +33,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("image", ["none", "required"])
 def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
     folder: Path = request.getfixturevalue(f"tiny_hunyuan15_{'image_' if image == 'required' else ''}checkpoint")
-    check_checkpoint(folder)
-    assert read_checkpoint(folder) == CheckpointInfo(
+    Checkpoint(folder).check()
+    assert Checkpoint(folder).info == CheckpointInfo(
         num_blocks=NUM_BLOCKS,
         patch_size=(1, 1, 1),
         max_positions=None,
@@ -47,7 +47,7 @@ def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
     )
     weighted = {"text_encoder", "text_encoder_2", "transformer", "vae"}
     weighted |= {"image_encoder"} if image == "required" else set()
-    assert {name.split("/")[0] for name in fingerprint(folder)} == weighted
+    assert {name.split("/")[0] for name in Checkpoint(folder).fingerprint()} == weighted
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_other_forms_are_refused(
     path = copy / "transformer" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(InputError, match=message):
-        read_checkpoint(copy)
+        _ = Checkpoint(copy).info
 
 
 def test_masks_are_counted_right_whatever_the_dtype(tiny_hunyuan15_checkpoint: Path) -> None:
     """A sum of 1000 ones in bfloat16 would not be 1000, and the pipeline gives masks the dtype of the encoder."""
-    family = read_family(tiny_hunyuan15_checkpoint)
+    family = Checkpoint(tiny_hunyuan15_checkpoint).family
     assert isinstance(family, HunyuanVideo15)
-    conditioners = load_conditioners(tiny_hunyuan15_checkpoint, torch.bfloat16)
+    conditioners = load_conditioners(Checkpoint(tiny_hunyuan15_checkpoint), torch.bfloat16)
     pipeline = family.build_pipeline(conditioners, tiny_hunyuan15.build_vae())
     prompt = "word " * 40
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_published_checkpoints(name: str) -> None:
     assert (config.guidance.cfg_scale, config.guidance.s2_scale) == (6.0, 0.25)
 
     folder = ASSETS / "published" / config.model.path.replace("/", "--")
-    info = read_checkpoint(folder)
+    info = Checkpoint(folder).info
     assert (info.num_blocks, info.image) == (54, "required" if task == "i2v" else "none")
 
     plan = make_plan(config, 8, read_card("H100", []))

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from tiny_wan_i2v import KINDS, image
 
 from s2video.errors import InputError
-from s2video.models.checkpoint import read_checkpoint
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.images import Images, read_images
 from s2video.models.limits import check_images, check_request
 from s2video.records.sidecar import is_sidecar_of, job_facts
@@ -141,7 +141,7 @@ def test_what_checkpoints_take(
     takes: list[tuple[bool, bool]],
     refused: dict[tuple[bool, bool], str],
 ) -> None:
-    checkpoint = read_checkpoint(checkpoint_of(name))
+    checkpoint = Checkpoint(checkpoint_of(name)).info
     for first, last in takes:
         check_images(checkpoint, image=first, last_image=last)
     for (first, last), message in refused.items():
@@ -154,13 +154,13 @@ def test_text_beside_image_tokens_has_one_length(checkpoint_of: Checkpoints, nam
     """Diffusers' cross-attention takes the last 512 tokens for the text."""
     folder = checkpoint_of(name)
     values = KINDS[name].config(folder).model_dump(mode="json")
-    check_request(tiny.build_config(values), read_checkpoint(folder))
+    check_request(tiny.build_config(values), Checkpoint(folder).info)
     values["sampling"]["max_sequence_length"] = 226
     if KINDS[name].num_features:
         with pytest.raises(InputError, match=r"sampling.max_sequence_length: expected 512, .* came 226"):
-            check_request(tiny.build_config(values), read_checkpoint(folder))
+            check_request(tiny.build_config(values), Checkpoint(folder).info)
     else:
-        check_request(tiny.build_config(values), read_checkpoint(folder))
+        check_request(tiny.build_config(values), Checkpoint(folder).info)
 
 
 def test_an_image_encoder_that_is_missing(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_image_encoder_that_is_missing(checkpoint_of: Checkpoints, tmp_path: 
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"image_encoder": [None, None]}))
     with pytest.raises(InputError, match=r"image_encoder and image_processor: .* came none"):
-        read_checkpoint(folder)
+        _ = Checkpoint(folder).info
 
 
 def test_bad_images_are_answered_before_torch_is_imported(checkpoint_of: Checkpoints, tmp_path: Path) -> None:

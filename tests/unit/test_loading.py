@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from s2video.errors import InputError
-from s2video.models.checkpoint import check_checkpoint, find_checkpoint, fingerprint, weight_digests
+from s2video.models.checkpoint import Checkpoint, find_checkpoint
 from s2video.models.loading import load_conditioners, load_scheduler, load_transformer, load_vae
 
 
@@ -18,7 +18,7 @@ def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def test_a_whole_checkpoint_passes(tiny_checkpoint: Path) -> None:
-    check_checkpoint(find_checkpoint(str(tiny_checkpoint)))
+    Checkpoint(find_checkpoint(str(tiny_checkpoint))).check()
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/no/such/folder", "no-such-model", "a/b/c", "wan\\dir"])
@@ -45,7 +45,7 @@ def test_damaged_weights_are_found_without_loading(copy: Path, name: str, damage
     else:
         file.write_bytes(damaged[damage])
     with pytest.raises(InputError, match=name):
-        check_checkpoint(copy)
+        Checkpoint(copy).check()
 
 
 def test_missing_shard_is_named(copy: Path) -> None:
@@ -54,7 +54,7 @@ def test_missing_shard_is_named(copy: Path) -> None:
     next(folder.glob("*.safetensors")).rename(folder / "part-1.safetensors")
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"part-2\.safetensors: the file is missing"):
-        check_checkpoint(copy)
+        Checkpoint(copy).check()
 
 
 def test_another_pipeline_is_refused(copy: Path) -> None:
@@ -62,19 +62,19 @@ def test_another_pipeline_is_refused(copy: Path) -> None:
     with pytest.raises(
         InputError, match=r"of WanPipeline or WanImageToVideoPipeline or HunyuanVideoPipeline .* says 'FluxPipeline'"
     ):
-        check_checkpoint(copy)
+        Checkpoint(copy).check()
 
 
 def test_digests_are_of_the_bytes_and_fingerprints_of_the_headers(copy: Path) -> None:
-    digests, headers = weight_digests(copy), fingerprint(copy)
+    digests, headers = Checkpoint(copy).weight_digests(), Checkpoint(copy).fingerprint()
     assert digests.keys() == headers.keys() and len(digests) == 3
     name = next(n for n in digests if n.startswith("vae"))
     content = bytearray((copy / name).read_bytes())
     assert digests[name] == hashlib.sha256(content).hexdigest()
     content[-1] ^= 1
     (copy / name).write_bytes(content)
-    assert weight_digests(copy)[name] != digests[name]
-    assert fingerprint(copy) == headers
+    assert Checkpoint(copy).weight_digests()[name] != digests[name]
+    assert Checkpoint(copy).fingerprint() == headers
 
 
 def test_hub_cache_files_are_named_by_their_digest(copy: Path, tmp_path: Path) -> None:
@@ -83,24 +83,24 @@ def test_hub_cache_files_are_named_by_their_digest(copy: Path, tmp_path: Path) -
     blob = tmp_path / ("ab" * 32)
     file.rename(blob)
     file.symlink_to(blob)
-    assert weight_digests(copy)[str(file.relative_to(copy))] == "ab" * 32
+    assert Checkpoint(copy).weight_digests()[str(file.relative_to(copy))] == "ab" * 32
 
 
 def test_every_component_gets_its_own_dtype(tiny_checkpoint: Path) -> None:
     cpu = torch.device("cpu")
-    assert load_vae(tiny_checkpoint, torch.bfloat16, cpu).dtype == torch.bfloat16
-    assert load_conditioners(tiny_checkpoint, torch.float16)["text_encoder"].dtype == torch.float16
-    transformer = load_transformer(tiny_checkpoint, torch.float32, cpu)
+    assert load_vae(Checkpoint(tiny_checkpoint), torch.bfloat16, cpu).dtype == torch.bfloat16
+    assert load_conditioners(Checkpoint(tiny_checkpoint), torch.float16)["text_encoder"].dtype == torch.float16
+    transformer = load_transformer(Checkpoint(tiny_checkpoint), torch.float32, cpu)
     assert transformer.dtype == torch.float32 and not transformer.training
 
 
 def test_scheduler_is_the_checkpoints_own(copy: Path) -> None:
-    scheduler = load_scheduler(copy)
+    scheduler = load_scheduler(Checkpoint(copy))
     assert isinstance(scheduler, UniPCMultistepScheduler) and scheduler.config.flow_shift == 3.0
-    assert load_scheduler(copy, 7.5).config.flow_shift == 7.5
+    assert load_scheduler(Checkpoint(copy), 7.5).config.flow_shift == 7.5
     index = json.loads((copy / "model_index.json").read_text())
     index["scheduler"][1] = "FlowMatchEulerDiscreteScheduler"
     (copy / "model_index.json").write_text(json.dumps(index))
     FlowMatchEulerDiscreteScheduler(shift=2.0).save_pretrained(copy / "scheduler")
-    assert load_scheduler(copy).config.shift == 2.0
-    assert load_scheduler(copy, 7.5).config.shift == 7.5
+    assert load_scheduler(Checkpoint(copy)).config.shift == 2.0
+    assert load_scheduler(Checkpoint(copy), 7.5).config.shift == 7.5

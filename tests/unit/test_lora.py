@@ -23,7 +23,7 @@ from s2video.config.sections import LoraConfig
 from s2video.engine.engine import Engine
 from s2video.errors import InputError
 from s2video.models import lora
-from s2video.models.checkpoint import read_checkpoint
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.limits import check_request
 
 
@@ -211,7 +211,7 @@ def test_pipelines_without_lora_are_refused(tiny_hunyuan15_checkpoint: Path, lor
     values = tiny_config(tiny_hunyuan15_checkpoint).model_dump(mode="json")
     values["model"]["lora"] = [{"path": str(lora_file)}]
     with pytest.raises(InputError, match="loads no LoRA for this checkpoint's pipeline"):
-        check_request(build_config(values), read_checkpoint(tiny_hunyuan15_checkpoint))
+        check_request(build_config(values), Checkpoint(tiny_hunyuan15_checkpoint).info)
 
 
 def test_without_peft(tiny_checkpoint: Path, lora_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

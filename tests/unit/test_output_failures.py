@@ -12,8 +12,8 @@ import pytest
 from torch import Tensor
 from video_helpers import noise
 
-from s2video.config.run import build_config
-from s2video.engine.job import plan_videos
+from s2video.config.run import RunConfig, build_config
+from s2video.engine.job import plan_jobs
 from s2video.errors import InputError, S2VideoError
 from s2video.media.checks import check_output, check_spec
 from s2video.media.exr import ExrSequence
@@ -199,19 +199,19 @@ def test_settings_of_the_wrong_kind(values: dict[str, object]) -> None:
 
 
 def test_templates_as_output() -> None:
-    videos = plan_videos(
-        ["A red circle", "a/b"], seed=3, num_videos=2, output=Path("/r/{index:02d}_{prompt}_s{seed}.{ext}"), codec="exr"
-    )
+    output = {"path": "/r/{index:02d}_{prompt}_s{seed}.{ext}", "codec": "exr"}
+    config = RunConfig().patched({"sampling.seed": 3, "output": output})
+    jobs = plan_jobs(config, ["A red circle", "a/b"], 2)
     names = ["00_a-red-circle_s3.exr", "01_a-red-circle_s4.exr", "02_a-b_s3.exr", "03_a-b_s4.exr"]
-    assert [str(video.output) for video in videos] == [f"/r/{name}" for name in names]
-    (single,) = plan_videos(["x"], seed=3, num_videos=1, output=Path("{prompt}.{ext}"))
-    assert single.output == Path("x.mp4")
+    assert [job.output.path for job in jobs] == [f"/r/{name}" for name in names]
+    (single,) = plan_jobs(RunConfig().patched({"output.path": "{prompt}.{ext}"}), ["x"])
+    assert single.output.path == "x.mp4"
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("{prompt}.{ext}", r"would be called .*a\.mp4 \(number 0 and 1\): put \{seed\}"),
+        ("{prompt}.{ext}", r"would have the name .*a\.mp4 \(number 0 and 1\): put \{seed\}"),
         ("{show}.mp4", "unknown field 'show'"),
         ("{seed}.avi", "expected a name that ends in"),
         ("{seed.mp4", "expected '}'"),
@@ -219,4 +219,4 @@ def test_templates_as_output() -> None:
 )
 def test_templates_that_do_not_work(output: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        plan_videos(["a"], seed=0, num_videos=2, output=Path(output))
+        plan_jobs(RunConfig().patched({"output.path": output}), ["a"], 2)

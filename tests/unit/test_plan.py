@@ -18,7 +18,7 @@ from s2video.config.run import RunConfig, build_config, load_config
 from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
 from s2video.guidance.masks import MaskSpec
-from s2video.models.checkpoint import ASSETS, num_parameters, read_checkpoint
+from s2video.models.checkpoint import ASSETS, Checkpoint, open_checkpoint
 from s2video.models.limits import check_request
 from s2video.models.registry import read_costs
 from s2video.parallel.mesh import resolve_degrees
@@ -186,7 +186,7 @@ def test_weights_and_decoding_are_as_the_config_says() -> None:
 )
 def test_legal_is_what_the_engine_takes(world_size: int, overrides: tuple[str, ...]) -> None:
     config = load_config(WAN_14B, overrides)
-    info = read_checkpoint(ASSETS / "published" / config.model.path.replace("/", "--"))
+    info = Checkpoint(ASSETS / "published" / config.model.path.replace("/", "--")).info
     legal = set()
     for ring in range(1, world_size + 1):
         for ulysses in range(1, world_size + 1):
@@ -250,13 +250,13 @@ def test_idle_and_uneven_heads_are_noted() -> None:
 
 
 def test_a_checkpoint_is_read_from_its_headers() -> None:
-    folder = ASSETS / "shapes-wan"
+    checkpoint, folder = open_checkpoint("shapes-wan"), ASSETS / "shapes-wan"
     costs = read_costs(json.loads((folder / "transformer" / "config.json").read_text()))
     blocks = sum(map(costs.block_parameters, range(costs.num_blocks)))
-    assert num_parameters(folder / "transformer") == costs.root_parameters() + blocks
+    assert checkpoint.num_parameters("transformer") == costs.root_parameters() + blocks
     plan = planned(2, config=ROOT / "configs" / "shapes.yaml")
     assert not plan.published
-    assert plan.step.text_encoder_bytes == num_parameters(folder / "text_encoder") * 4
+    assert plan.step.text_encoder_bytes == checkpoint.num_parameters("text_encoder") * 4
 
 
 def test_published_values_stand_in_and_the_output_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,7 +389,7 @@ def with_parallel(tiny_checkpoint: Path, parallel: Any) -> RunConfig:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_auto_is_the_plans_first(tiny_checkpoint: Path, world_size: int) -> None:
     auto = with_parallel(tiny_checkpoint, {"degrees": "auto", "timeout_seconds": 7.0})
-    resolved = resolve_parallel(auto, world_size)
+    resolved = resolve_parallel(auto, Checkpoint(tiny_checkpoint), world_size)
     best = make_plan(auto, world_size, read_card("cpu", ["node_size=1"])).best.degrees
     expected = ParallelConfig.model_validate({**best._asdict(), "timeout_seconds": 7.0})
     assert resolved == auto.model_copy(update={"parallel": expected})
@@ -398,7 +398,7 @@ def test_auto_is_the_plans_first(tiny_checkpoint: Path, world_size: int) -> None
 
 def test_given_degrees_stay(tiny_checkpoint: Path) -> None:
     config = with_parallel(tiny_checkpoint, {"ring": 2})
-    assert resolve_parallel(config, 2) is config
+    assert resolve_parallel(config, Checkpoint(tiny_checkpoint), 2) is config
 
 
 def test_the_word_auto_is_short_for_its_degrees(tiny_checkpoint: Path) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from s2video.config.run import load_config
-from s2video.models.checkpoint import ASSETS, read_checkpoint, read_family
+from s2video.models.checkpoint import ASSETS, Checkpoint
 from s2video.models.limits import check_request
 from s2video.models.registry import read_costs
 
@@ -157,7 +157,7 @@ def test_image_encoders_weigh_what_plans_count_on() -> None:
         folder = folder_of(f"Wan-AI/{model}")
         named = values(folder / "model_index.json")["image_encoder"][1]
         assert values(folder / "parameters.json")["image_encoder"] == counts[named]
-        assert read_family(folder).components["image_encoder"] == named
+        assert Checkpoint(folder).family.components["image_encoder"] == named
 
 
 def test_text_encoders_of_hunyuan_video_weigh_what_plans_count_on() -> None:
@@ -174,15 +174,15 @@ def test_text_encoders_of_hunyuan_video_weigh_what_plans_count_on() -> None:
         folder = folder_of(f"hunyuanvideo-community/{name}")
         count = sum(p.numel() for part in (model, clip_text) for p in part.parameters())
         assert values(folder / "parameters.json")["text_encoder"] == count
-        assert read_family(folder).components["text_encoder"] == type(model).__name__
+        assert Checkpoint(folder).family.components["text_encoder"] == type(model).__name__
 
 
 @pytest.mark.parametrize("name", ["hunyuanvideo-720p", "hunyuanvideo-i2v-720p"])
 def test_configs_of_hunyuan_video_are_what_its_pipelines_take_unasked(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     folder = folder_of(config.model.path)
-    check_request(config, read_checkpoint(folder))
-    call = getattr(diffusers, read_family(folder).pipeline).__call__
+    check_request(config, Checkpoint(folder).info)
+    call = getattr(diffusers, Checkpoint(folder).family.pipeline).__call__
     defaults = {key: parameter.default for key, parameter in inspect.signature(call).parameters.items()}
     for field in ("height", "width", "num_frames", "num_inference_steps", "max_sequence_length"):
         assert getattr(config.sampling, field) == defaults[field]
@@ -202,7 +202,7 @@ def test_configs_of_hunyuan_video_are_what_its_pipelines_take_unasked(name: str)
 def test_what_wan_checkpoints_take(
     model: str, image: str, last_image: str, text_length: int | None, boundary_ratio: float | None
 ) -> None:
-    info = read_checkpoint(folder_of(f"Wan-AI/{model}"))
+    info = Checkpoint(folder_of(f"Wan-AI/{model}")).info
     assert (info.num_blocks, info.latent_channels, info.spatial_factor, info.temporal_factor) == (40, 16, 8, 4)
     assert (info.image, info.last_image, info.text_length) == (image, last_image, text_length)
     assert info.boundary_ratio == boundary_ratio

@@ -13,7 +13,7 @@ from s2video.cli.main import main
 from s2video.errors import InputError, S2VideoError
 from s2video.records.sidecar import latents_record
 from s2video.records.sidecar_model import Sidecar
-from s2video.review.reproduce import Remade, config_again, images_again, judge
+from s2video.review.reproduce import Remade, check_images_again, job_again, judge
 
 LATENTS = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -62,11 +62,11 @@ def test_other_shapes_are_not_the_same(sidecar: Sidecar) -> None:
 def test_the_mesh_is_the_recorded_one_where_the_ranks_allow_it(sidecar: Sidecar) -> None:
     four = {"world_size": 4, "ring": 2, "ulysses": 2, "branch": 1, "backend": "gloo", "device": "cpu"}
     recorded = Sidecar.model_validate(sidecar.as_json() | {"mesh": four})
-    parallel = config_again(recorded, world_size=4).parallel
+    parallel = job_again(recorded, world_size=4).parallel
     assert (parallel.ring, parallel.ulysses, parallel.branch) == (2, 2, 1)
-    parallel = config_again(recorded, world_size=3).parallel
+    parallel = job_again(recorded, world_size=3).parallel
     assert (parallel.ring, parallel.ulysses, parallel.branch) == (None, None, 1)
-    moved = config_again(recorded, world_size=1, model="elsewhere", device="cuda").model
+    moved = job_again(recorded, world_size=1, model="elsewhere", device="cuda").model
     assert (moved.path, moved.device) == ("elsewhere", "cuda")
 
 
@@ -91,4 +91,4 @@ def test_images_that_are_not_those(tmp_path: Path, name: str, message: str) -> N
     Image.new("RGB", (8, 8), "red").save(tmp_path / "other.png")
     images = [{"path": str(tmp_path / name), "digest": "0" * 64}]
     with pytest.raises(InputError, match=message):
-        images_again(made_video(tmp_path / "clip.mp4", images=images).sidecar)
+        check_images_again(made_video(tmp_path / "clip.mp4", images=images).sidecar)

@@ -9,7 +9,7 @@ from tiny import MAX_SEQUENCE_LENGTH, PROMPT
 
 from s2video.models import text
 from s2video.models.base import Conditioning
-from s2video.models.checkpoint import read_family
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.loading import load_conditioners
 from s2video.models.text import TextEncoder
 from s2video.parallel.mesh import Mesh
@@ -19,7 +19,7 @@ class Watched:
     """The tiny checkpoint's encoder behind a `TextEncoder`, with a journal of what is asked of it."""
 
     def __init__(self, checkpoint: Path, *, offload: bool) -> None:
-        family, components = read_family(checkpoint), load_conditioners(checkpoint, torch.float32)
+        family, components = Checkpoint(checkpoint).family, load_conditioners(Checkpoint(checkpoint), torch.float32)
         encoder = components["text_encoder"]
         self.events: list[Any] = []
         move = encoder.to
@@ -70,7 +70,10 @@ def test_the_least_recently_used_are_dropped(tiny_checkpoint: Path, monkeypatch:
 
 def test_a_streamed_encoder_is_a_whole_one_to_the_bit_and_leaves_the_device_empty(tiny_checkpoint: Path) -> None:
     def build(*, stream: bool) -> tuple[TextEncoder, torch.nn.Module]:
-        family, components = read_family(tiny_checkpoint), load_conditioners(tiny_checkpoint, torch.float32)
+        family, components = (
+            Checkpoint(tiny_checkpoint).family,
+            load_conditioners(Checkpoint(tiny_checkpoint), torch.float32),
+        )
         encode = TextEncoder(
             family,
             family.build_pipeline(components, None),

@@ -11,19 +11,18 @@ import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from families import FAMILIES
-from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, RESIDUAL_Z_DIM
+from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, RESIDUAL_Z_DIM, job
 from tiny_wan22 import BOUNDARY_RATIO, TI2V_SIZE
 from torch import Tensor, nn
 
 from s2video.config.run import RunConfig, build_config
 from s2video.engine.decode_latents import decode_latents
 from s2video.engine.engine import Engine
-from s2video.engine.job import Job
 from s2video.engine.make_video import make_video
 from s2video.errors import InputError
 from s2video.guidance.masks import step_masks
 from s2video.media.video import probe_video
-from s2video.models.checkpoint import check_checkpoint, fingerprint, read_checkpoint, weight_digests
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.experts import Expert, Experts
 from s2video.models.limits import check_request
 from s2video.parallel.weights import WHOLE
@@ -47,18 +46,18 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def test_bounds(checkpoint_of: CheckpointOf) -> None:
-    a14b, ti2v = (read_checkpoint(checkpoint_of(name)) for name in (A14B, TI2V))
+    a14b, ti2v = (Checkpoint(checkpoint_of(name)).info for name in (A14B, TI2V))
     assert (a14b.boundary_ratio, a14b.num_blocks, a14b.image) == (BOUNDARY_RATIO, NUM_BLOCKS, "none")
     assert (ti2v.boundary_ratio, ti2v.image, ti2v.last_image) == (None, "optional", "none")
     assert (ti2v.spatial_factor, ti2v.latent_channels, ti2v.time_per_token) == (16, RESIDUAL_Z_DIM, True)
-    assert ti2v == read_checkpoint(checkpoint_of(TI2V_WITH_IMAGE))
+    assert ti2v == Checkpoint(checkpoint_of(TI2V_WITH_IMAGE)).info
     names = [json.loads((checkpoint_of(n) / "model_index.json").read_text()) for n in (TI2V, TI2V_WITH_IMAGE)]
     assert [name["_class_name"] for name in names] == ["WanPipeline", "WanImageToVideoPipeline"]
 
 
 def test_both_transformers_count(checkpoint_of: CheckpointOf) -> None:
-    digests = weight_digests(checkpoint_of(A14B))
-    assert digests.keys() == fingerprint(checkpoint_of(A14B)).keys()
+    digests = Checkpoint(checkpoint_of(A14B)).weight_digests()
+    assert digests.keys() == Checkpoint(checkpoint_of(A14B)).fingerprint().keys()
     assert {name.split("/")[0] for name in digests} == {"text_encoder", "transformer", "transformer_2", "vae"}
     assert len(set(digests.values())) == len(digests)
 
@@ -94,8 +93,8 @@ def test_what_is_no_pair_is_refused(checkpoint_of: CheckpointOf, tmp_path: Path,
     folder = Path(shutil.copytree(checkpoint_of(A14B), tmp_path / "a14b"))
     spoil(folder)
     with pytest.raises(InputError, match=message):
-        check_checkpoint(folder)
-        read_checkpoint(folder)
+        Checkpoint(folder).check()
+        _ = Checkpoint(folder).info
 
 
 @pytest.mark.parametrize(
@@ -115,11 +114,11 @@ def test_settings_that_make_no_sense(
 ) -> None:
     folder = checkpoint_of(family)
     config = FAMILIES[family].config(folder, cfg_scale_2=3.0) if family == A14B else FAMILIES[family].config(folder)
-    check_request(config, read_checkpoint(folder))
+    check_request(config, Checkpoint(folder).info)
     if family == A14B:
         config = changed(changed(config, "model", offload_experts=section == "parallel"), "parallel", branch=2)
     with pytest.raises(InputError, match=message):
-        check_request(changed(config, section, **values), read_checkpoint(folder), world_size=2)
+        check_request(changed(config, section, **values), Checkpoint(folder).info, world_size=2)
 
 
 # turns
@@ -275,7 +274,7 @@ def test_each_component_has_its_own_dtype(checkpoint_of: CheckpointOf, family: s
 
 def test_the_residual_vae_from_latents_to_files(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
     config = changed(FAMILIES[TI2V].config(checkpoint_of(TI2V)), "sampling", num_inference_steps=1)
-    video = make_video(Engine(config), Job(PROMPT, "", 3, tmp_path / "clip.mp4", keep_latents=True))
+    video = make_video(Engine(config), job(config, tmp_path / "clip.mp4", keep_latents=True))
     assert video is not None
     again = decode_latents(tmp_path / "clip.latents.safetensors", tmp_path / "again.mp4")
     for info in map(probe_video, (video, again)):

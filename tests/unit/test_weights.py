@@ -16,7 +16,7 @@ from s2video.config.run import build_config
 from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
 from s2video.models.base import Conditioning
-from s2video.models.checkpoint import read_checkpoint
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.limits import check_request
 from s2video.models.loading import load_transformer
 from s2video.models.parts import place_transformer
@@ -84,8 +84,8 @@ def test_streamed_is_whole_to_the_bit(tiny_checkpoint: Path, dtype: torch.dtype)
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 16, 5, 10, 14, generator=generator).to(dtype)
     cond, uncond = (Conditioning(torch.randn(1, 8, 128, generator=generator).to(dtype)) for _ in range(2))
-    whole = WanBlockModel(load_transformer(tiny_checkpoint, dtype, CPU))
-    transformer, weights = place_transformer(tiny_checkpoint, dtype, ALONE, STREAMED, BLOCKS)
+    whole = WanBlockModel(load_transformer(Checkpoint(tiny_checkpoint), dtype, CPU))
+    transformer, weights = place_transformer(Checkpoint(tiny_checkpoint), dtype, ALONE, STREAMED)
     streamed = WanBlockModel(transformer)
     for masks in ([(2, 4)], [(1,), (5,)]):
         expected = predict(whole, latents, torch.tensor([500]), mesh=ALONE, cond=cond, uncond=uncond, masks=masks)
@@ -111,7 +111,7 @@ def test_streamed_is_whole_to_the_bit(tiny_checkpoint: Path, dtype: torch.dtype)
 
 
 def test_streaming_needs_two_blocks_of_memory(tiny_checkpoint: Path) -> None:
-    transformer, _ = place_transformer(tiny_checkpoint, torch.float32, ALONE, STREAMED, BLOCKS)
+    transformer, _ = place_transformer(Checkpoint(tiny_checkpoint), torch.float32, ALONE, STREAMED)
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in transformer.blocks.parameters()}
     one_block = sum(p.nbytes for p in transformer.blocks[0].parameters())
     assert len(storages) == 2 and sum(storages.values()) < 2.2 * one_block
@@ -145,9 +145,9 @@ def test_what_is_read_is_what_diffusers_loads(
         shutil.rmtree(folder / "transformer")
         build_transformer().save_pretrained(folder / "transformer", max_shard_size="200KB")
         assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
-    expected = load_transformer(folder, dtype, CPU)
+    expected = load_transformer(Checkpoint(folder), dtype, CPU)
     with counted_reads() as read:
-        model, weights = place_transformer(folder, dtype, ALONE, STREAMED, BLOCKS)
+        model, weights = place_transformer(Checkpoint(folder), dtype, ALONE, STREAMED)
     assert read == {name: 4 * p.numel() for name, p in expected.named_parameters()}
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert {**model.config, "_name_or_path": ""} == {**expected.config, "_name_or_path": ""}
@@ -166,7 +166,7 @@ def test_what_is_read_is_what_diffusers_loads(
 
 @pytest.mark.parametrize("kind", ["fsdp", "zero3"])
 def test_a_single_rank_shares_with_nobody(tiny_checkpoint: Path, kind: Any) -> None:
-    model, weights = place_transformer(tiny_checkpoint, torch.float32, ALONE, ParallelConfig(weights=kind), BLOCKS)
+    model, weights = place_transformer(Checkpoint(tiny_checkpoint), torch.float32, ALONE, ParallelConfig(weights=kind))
     with weights.block(0):
         assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in build_transformer().parameters())
 
@@ -184,7 +184,7 @@ def test_files_that_do_not_fit_the_model_are_refused(tiny_checkpoint: Path, tmp_
     save_file(tensors, file)
     came = {"missing": "none", "misshapen": r"\[60, 59\]"}[damage]
     with pytest.raises(InputError, match=rf"{name}: expected a tensor of shape \[60, 60\].* came {came}"):
-        place_transformer(folder, torch.float32, ALONE, STREAMED, BLOCKS)
+        place_transformer(Checkpoint(folder), torch.float32, ALONE, STREAMED)
 
 
 def test_zero3_without_deepspeed_says_what_to_install(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,4 +193,4 @@ def test_zero3_without_deepspeed_says_what_to_install(tiny_checkpoint: Path, mon
     values = tiny_config(tiny_checkpoint).model_dump(mode="json")
     values["parallel"]["weights"] = "zero3"
     with pytest.raises(InputError, match=r"pip install 's2video\[deepspeed\]', or choose fsdp"):
-        check_request(build_config(values), read_checkpoint(tiny_checkpoint), world_size=2)
+        check_request(build_config(values), Checkpoint(tiny_checkpoint).info, world_size=2)

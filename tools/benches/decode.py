@@ -16,7 +16,7 @@ from s2video.decoding.decoder import DecodeMode, FrameDecoder
 from s2video.decoding.whole import decode_frames
 from s2video.geometry import LatentShape
 from s2video.media.video import VideoSpec, write_video
-from s2video.models.checkpoint import find_checkpoint
+from s2video.models.checkpoint import Checkpoint, find_checkpoint
 from s2video.models.loading import load_vae
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
@@ -28,7 +28,7 @@ MODES: tuple[DecodeMode, ...] = ("serial", "sharded")
 
 def peak(mesh: Mesh, num_frames: int, height: int, width: int) -> int:
     """Bytes above the level before, while a video is decoded and encoded; in a process of its own."""
-    vae = load_vae(find_checkpoint("shapes-wan"), torch.float32, mesh.device)
+    vae = load_vae(Checkpoint(find_checkpoint("shapes-wan")), torch.float32, mesh.device)
     latents = torch.randn(1, 16, (num_frames - 1) // 4 + 1, height // 8, width // 8)
     with tempfile.TemporaryDirectory() as folder:
         for _ in decode_frames(vae, latents[:, :, :2]):  # libraries and thread pools set up before the baseline
@@ -58,7 +58,7 @@ def time_ranks(mesh: Mesh, num_frames: int, side: int, repeats: int) -> dict[str
     """Seconds by mode, in turns, the other ranks being asleep while rank 0 decodes alone."""
     torch.set_num_threads(1)
     shape = LatentShape.from_pixels(num_frames=num_frames, height=side, width=side, temporal_factor=4, spatial_factor=8)
-    vae = load_vae(find_checkpoint("shapes-wan"), torch.float32, mesh.device)
+    vae = load_vae(Checkpoint(find_checkpoint("shapes-wan")), torch.float32, mesh.device)
     decoders = {
         mode: FrameDecoder(mode, mesh, shape, vae_class=type(vae).__name__, load_vae=lambda: vae, timeout_seconds=600.0)
         for mode in MODES

@@ -53,7 +53,7 @@ def against_diffusers(options: Options) -> Section:
     """CFG, the same weights and seed; the pipeline encodes its text in every run, and the engine keeps it."""
     engine = Engine(config(options), progress="none").with_guidance(s2_scale=0.0)
     sampling = engine.config.sampling
-    pipeline = WanPipeline.from_pretrained(engine.folder, dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(engine.checkpoint.folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
 
     def ours() -> torch.Tensor:

@@ -30,7 +30,7 @@ from benches.workloads import (
     wan_step,
 )
 from s2video.guidance.masks import MaskSpec, step_masks
-from s2video.models.checkpoint import find_checkpoint
+from s2video.models.checkpoint import Checkpoint, find_checkpoint
 from s2video.models.loading import load_transformer
 
 # name -> checkpoint; latent frames, rows, columns
@@ -50,7 +50,7 @@ def held(num_blocks: int, masks: list[tuple[int, ...]], *, share_prefix: bool = 
 def by_the_clock(options: Options) -> Section:
     steps = {"Wan 1.3B scaled down": scaled_step(quick=options.quick)}
     if not options.quick:
-        shapes = load_transformer(find_checkpoint("shapes-wan"), torch.float32, CPU)
+        shapes = load_transformer(Checkpoint(find_checkpoint("shapes-wan")), torch.float32, CPU)
         steps["shapes-wan"] = wan_step(shapes, (5, 8, 8))
     rows: list[Row] = []
     raw: dict[str, Any] = {}

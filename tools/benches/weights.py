@@ -12,6 +12,7 @@ from benches.rows import Row, Section, counted, measured
 from benches.step import peak_bytes
 from benches.workloads import CPU, OneStep, Options, apart, random_model, scaled_wan, take_turns, wan_step
 from s2video.config.sections import ParallelConfig
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.parts import place_transformer
 from s2video.parallel.attention import AttentionPlan
 from s2video.parallel.mesh import Mesh
@@ -73,7 +74,7 @@ def streamed(
 ) -> Section:
     """Blocks from CPU memory (on the CPU: copied), all branches in lockstep against one pass after another."""
     parallel, mesh = ParallelConfig(weights="streamed"), Mesh(device)
-    transformer, weights = place_transformer(folder, dtype, mesh, parallel, BLOCKS)
+    transformer, weights = place_transformer(Checkpoint(folder), dtype, mesh, parallel)
     step = wan_step(transformer, latent_shape, num_text=8)
     ways = {"lockstep": lambda: in_lockstep(step, weights), "pass by pass": lambda: pass_by_pass(step, weights)}
     outputs, fetched = {}, {}
@@ -108,7 +109,7 @@ def load_peak(mesh: Mesh, folder: str, kind: Any) -> int:
     """Bytes above the level before, while this rank loads its part."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = memory_status("VmRSS")
-    kept = place_transformer(Path(folder), torch.float32, mesh, ParallelConfig(weights=kind), BLOCKS)
+    kept = place_transformer(Checkpoint(Path(folder)), torch.float32, mesh, ParallelConfig(weights=kind))
     peak = memory_status("VmHWM") - before
     del kept
     return peak

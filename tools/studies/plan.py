@@ -15,7 +15,7 @@ from s2video.errors import InputError
 from s2video.guidance.equations import needs_uncond
 from s2video.guidance.masks import step_masks
 from s2video.planning.work import SubWork
-from s2video.sampling.guiders import Rival
+from s2video.sampling.guiders import OtherGuidance
 
 LAMBDAS, OMEGAS = (1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 STRONG = 1.0  # ω at which the grid, made first, saw S² begin to help on shapes-wan: more captions tell whether it does
@@ -188,8 +188,8 @@ def evaluations(guidance: GuidanceConfig, *, num_blocks: int, num_steps: int, ma
     """What one clip costs, in passes through the whole network, blocks counting alike; a sub pass from its fork on."""
     masks: list[tuple[tuple[int, ...], ...]] = []
     if guidance.method == "slg":
-        rival = Rival(guidance, num_steps)
-        masks = [rival.masks(step) for step in range(num_steps)]
+        other = OtherGuidance(guidance, num_steps)
+        masks = [other.masks(step) for step in range(num_steps)]
     elif guidance.uses_s2:
         spec = guidance.mask_spec()
         masks = [

@@ -23,6 +23,7 @@ from ...geometry import LatentShape
 from ...parallel.attention import AttentionPlan, sharded_joint_attention
 from ..base import BlockContext, Conditioning, TokenState
 from ..tokens import embed_shard, gather_latents, pad_text
+from .family import HunyuanVideo
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -89,7 +90,7 @@ class HunyuanVideoBlockModel:
         blocks: the dual blocks, then the single ones.
     """
 
-    block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
+    block_lists: ClassVar[tuple[str, ...]] = HunyuanVideo.block_lists
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, *, attention_backend: str | None = None) -> None:
         self.transformer = transformer

@@ -1,4 +1,4 @@
-"""The checkpoints of HunyuanVideo's pipelines. Imports torch only where a method needs it."""
+"""Checkpoints of HunyuanVideo's pipelines. Imports torch within methods only."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...decoding.kinds import HUNYUAN_VAE
 from ...errors import InputError
+from ..costs import TransformerCosts
 from ..family import CheckpointInfo, Family, JsonFile, Prompts
+from .costs import HunyuanVideoCosts
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..base import BlockModel, Conditioning, Given
+    from ..base import BlockModel, Conditioning, ImageConditioning
     from ..images import Images
 
 
@@ -29,6 +32,7 @@ class HunyuanVideo(Family):
     image_condition: ClassVar[str | None] = None
     published: ClassVar[str] = "hunyuanvideo-community/HunyuanVideo"
     block_lists = ("transformer_blocks", "single_transformer_blocks")
+    block_returns = ("hidden_states", "encoder_hidden_states")
     classes: ClassVar[Mapping[str, str]] = {
         # model_index.json says LlamaTokenizerFast; that of transformers 5 splits text as Llama 1 and 2 do, whatever
         # tokenizer.json says, and Llama 3's is another
@@ -37,14 +41,18 @@ class HunyuanVideo(Family):
         "tokenizer_2": "CLIPTokenizer",
         "text_encoder_2": "CLIPTextModel",
         "transformer": "HunyuanVideoTransformer3DModel",
-        "vae": "AutoencoderKLHunyuanVideo",
+        "vae": HUNYUAN_VAE,
     }
+
+    @classmethod
+    def costs(cls, config: Mapping[str, Any]) -> TransformerCosts:
+        return HunyuanVideoCosts.from_config(config)
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
         if (kind := transformer.values.get("image_condition_type")) != self.image_condition:
             raise InputError(
-                f"{transformer.path}: image_condition_type: {self.image_condition!r} was expected with "
-                f"{self.pipeline}, came {kind!r}, which is not supported: choose a checkpoint like {self.published}"
+                f"{transformer.path}: image_condition_type: expected {self.image_condition!r} with "
+                f"{self.pipeline}, got {kind!r}, which is not supported: choose a checkpoint like {self.published}"
             )
         patch = transformer.count("patch_size", 2)
         return CheckpointInfo(
@@ -87,6 +95,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
 
     pipeline = "HunyuanVideoImageToVideoPipeline"
     image_condition = "token_replace"
+    cond_context = None  # the pipeline does not name its passes
     published = "hunyuanvideo-community/HunyuanVideo-I2V"
     text_sees_image = True
     classes: ClassVar[Mapping[str, str]] = {
@@ -143,11 +152,11 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
         )
         return (frame,)
 
-    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
-        from ..base import Given
+    def image_conditioning(self, latents: Tensor, *encoded: Tensor) -> ImageConditioning:
+        from ..base import ImageConditioning
 
         (frame,) = encoded
-        return Given(frames=frame, noise_share=0.999)
+        return ImageConditioning(frames=frame, noise_share=0.999)
 
 
 def set_even_sigmas(scheduler: Any, num_steps: int, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoints of HunyuanVideo 1.5's pipelines. Imports torch only where a method needs it."""
+"""Checkpoints of HunyuanVideo 1.5's pipelines. Imports torch within methods only."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...decoding.kinds import HUNYUAN15_VAE
 from ...errors import InputError
+from ..costs import TransformerCosts
 from ..family import CheckpointInfo, Family, JsonFile, Prompts
 from ..hunyuan_video.family import set_even_sigmas
+from .costs import HunyuanVideo15Costs
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..base import BlockModel, Conditioning, Given
+    from ..base import BlockModel, Conditioning, ImageConditioning
     from ..images import Images
 
 
 class HunyuanVideo15(Family):
     pipeline = "HunyuanVideo15Pipeline"
     block_lists = ("transformer_blocks",)
+    block_returns = ("hidden_states", "encoder_hidden_states")
+    cond_context = "pred_cond"  # as guiders name it
     classes: ClassVar[Mapping[str, str]] = {
         "tokenizer": "Qwen2Tokenizer",
         "text_encoder": "Qwen2_5_VLTextModel",
@@ -31,6 +35,10 @@ class HunyuanVideo15(Family):
         "vae": HUNYUAN15_VAE,
     }
 
+    @classmethod
+    def costs(cls, config: Mapping[str, Any]) -> TransformerCosts:
+        return HunyuanVideo15Costs.from_config(config)
+
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
         if transformer.values.get("use_meanflow"):
             raise InputError(
@@ -38,11 +46,11 @@ class HunyuanVideo15(Family):
                 "one without step_distilled in its name"
             )
         patch, channels = transformer.count("patch_size", 1), vae.count("latent_channels", 32)
-        expected, came = 2 * channels + 1, transformer.count("in_channels", 65)
-        if came != expected:
+        expected, found = 2 * channels + 1, transformer.count("in_channels", 65)
+        if found != expected:
             raise InputError(
-                f"{transformer.path}: in_channels: {expected} were expected, which are noisy latents, given ones and "
-                f"a mask, came {came}"
+                f"{transformer.path}: in_channels: expected {expected} (noisy latents, image latents and a mask), "
+                f"got {found}"
             )
         return CheckpointInfo(
             num_blocks=transformer.count("num_layers", 54),
@@ -85,12 +93,12 @@ class HunyuanVideo15(Family):
     def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
         set_even_sigmas(scheduler, num_steps, device)
 
-    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
-        """Given latents and their mask: nothing but zeros."""
-        from ..base import Given
+    def image_conditioning(self, latents: Tensor, *encoded: Tensor) -> ImageConditioning:
+        """Return latents and mask of no image: zeros."""
+        from ..base import ImageConditioning
 
         _, channels, *shape = latents.shape
-        return Given(channels=latents.new_zeros(1, channels + 1, *shape))
+        return ImageConditioning(channels=latents.new_zeros(1, channels + 1, *shape))
 
 
 class HunyuanVideo15ImageToVideo(HunyuanVideo15):
@@ -118,8 +126,8 @@ class HunyuanVideo15ImageToVideo(HunyuanVideo15):
         )
         return features, torch.cat(latents_and_mask, dim=1)
 
-    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
-        from ..base import Given
+    def image_conditioning(self, latents: Tensor, *encoded: Tensor) -> ImageConditioning:
+        from ..base import ImageConditioning
 
         features, channels = encoded
-        return Given(channels=channels, features=features)
+        return ImageConditioning(channels=channels, features=features)

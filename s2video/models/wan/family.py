@@ -1,4 +1,4 @@
-"""The checkpoints of Wan's pipelines. Imports torch only where a method needs it."""
+"""Checkpoints of Wan's pipelines. Imports torch within methods only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...decoding.kinds import WAN_VAE
 from ...errors import InputError
+from ..costs import TransformerCosts
 from ..family import CheckpointInfo, Family, JsonFile, Prompts, is_count
+from .costs import WanCosts
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..base import BlockModel, Conditioning, Given
+    from ..base import BlockModel, Conditioning, ImageConditioning
     from ..images import Images
 
 # In a cross-attention that sees image tokens too, diffusers takes the last 512 tokens for the text.
@@ -35,10 +37,14 @@ class Wan(Family):
     }
     optional = frozenset({"transformer_2"})
 
+    @classmethod
+    def costs(cls, config: Mapping[str, Any]) -> TransformerCosts:
+        return WanCosts.from_config(config)
+
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
         patch_size = transformer.values.get("patch_size", [1, 2, 2])
         if not isinstance(patch_size, list) or len(patch_size) != 3 or any(not is_count(p) for p in patch_size):
-            raise InputError(f"{transformer.path}: patch_size: expected three whole numbers > 0, came {patch_size!r}")
+            raise InputError(f"{transformer.path}: patch_size: expected three whole numbers > 0, got {patch_size!r}")
         return CheckpointInfo(
             num_blocks=transformer.count("num_layers", 40),
             patch_size=(patch_size[0], patch_size[1], patch_size[2]),
@@ -59,7 +65,7 @@ class Wan(Family):
         raise InputError(
             f"{self.index.path}: boundary_ratio: expected "
             + ("a number from 0 to 1, where transformer_2 takes over" if second else "null, without transformer_2")
-            + f", came {ratio!r}"
+            + f", got {ratio!r}"
         )
 
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
@@ -107,8 +113,8 @@ class WanImageToVideo(Wan):
             return replace(info, last_image="optional")
         if not {"image_encoder", "image_processor"} <= self.components.keys():
             raise InputError(
-                f"{self.index.path}: image_encoder and image_processor: {transformer.path} counts on them (image_dim), "
-                "came none; download the checkpoint again, whole"
+                f"{self.index.path}: image_encoder and image_processor: {transformer.path} needs them (image_dim), "
+                "got none; download the checkpoint again, whole"
             )
         takes_two = transformer.values.get("pos_embed_seq_len") is not None
         return replace(info, last_image="required" if takes_two else "none", text_length=_TEXT_BESIDE_IMAGES)
@@ -143,22 +149,27 @@ class WanImageToVideo(Wan):
         features = pipeline.encode_image(given, device)
         return condition, features.flatten(0, 1).unsqueeze(0)
 
-    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
-        from ..base import Given
+    def image_conditioning(self, latents: Tensor, *encoded: Tensor) -> ImageConditioning:
+        from ..base import ImageConditioning
 
         channels, *features = encoded
-        return Given(channels=channels, features=features[0] if features else None)
+        return ImageConditioning(channels=channels, features=features[0] if features else None)
 
 
 class WanTextImageToVideo(WanImageToVideo):
     """Wan 2.2 TI2V 5B: with a first image or without one, and with a time for each token.
 
-    Its checkpoints name the one pipeline or the other, and either is served; what tells them from others is
-    `expand_timesteps`. The image's latents, [1, C, 1, H, W], stand in the place of the first noisy frame.
+    Its checkpoints name one pipeline or the other; `expand_timesteps` marks them. The image's latents, [1, C, 1, H, W],
+    replace the first noisy frame.
     """
 
     classes: ClassVar[Mapping[str, str]] = {name: kind for name, kind in Wan.classes.items() if name != "transformer_2"}
     optional = frozenset()
+
+    @classmethod
+    def claims(cls, index: JsonFile) -> bool:
+        named = index.values.get("_class_name") in (Wan.pipeline, WanImageToVideo.pipeline)
+        return named and bool(index.values.get("expand_timesteps"))
 
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
         return replace(Wan.describe(self, transformer, vae), image="optional", time_per_token=True)
@@ -173,7 +184,7 @@ class WanTextImageToVideo(WanImageToVideo):
         pipeline.register_to_config(expand_timesteps=True)
         return pipeline
 
-    def given(self, latents: Tensor, *encoded: Tensor) -> Given:
-        from ..base import Given
+    def image_conditioning(self, latents: Tensor, *encoded: Tensor) -> ImageConditioning:
+        from ..base import ImageConditioning
 
-        return Given(frames=encoded[0]) if encoded else Given()
+        return ImageConditioning(frames=encoded[0]) if encoded else ImageConditioning()

@@ -1,8 +1,8 @@
-"""Denoising that can be taken up again: latents and the scheduler's state in a file beside the video.
+"""The resume point of a job: its latents after some steps, and the state of scheduler and guidance, in a file.
 
-X.checkpoint.safetensors holds tensors, and JSON in its header: the steps done, what has changed in the scheduler since
-its first step, and a statement of all that decides the latents, so that another job is not taken up by mistake. The
-masks need no state: they are a function of the step. Knows no model and no particular scheduler.
+X.checkpoint.safetensors, next to the video X, holds tensors, and JSON in its header: the steps done, what has changed
+in the scheduler since its first step, the guidance's state, and a statement of everything that decides the latents, so
+that no other job resumes from it. Masks need no state: they are a function of the step.
 """
 
 import copy
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,22 +22,27 @@ from ..parallel.collectives import broadcast_tensors, gather_objects
 from ..parallel.mesh import Mesh
 from .sidecar import METADATA_KEY, write_tensors
 
-# Parts of a job's statement, or whole sections of it, that change the latents by rounding at most: what goes on on
-# another number of ranks, or after an update, is the same video. Weights are compared whole instead of by their names.
-_NOT_COMPARED = {"parallel", "checkpoint", "versions", "weights", "model.device", "model.revision", "model.vae_dtype"}
-_NOT_COMPARED |= {"guidance.share_prefix", "guidance.batch_branches"}
+
+class Stateful(Protocol):
+    """What carries numbers and tensors from step to step (`sampling.denoiser.Denoiser`)."""
+
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: Mapping[str, Any]) -> None: ...
 
 
-class Checkpoints:
-    """The checkpoint of one job: read before the first step, written between steps, removed when the video is there.
+class ResumePoint:
+    """One job's resume point: read before the first step, written between steps, removed when the video is there.
 
     All ranks construct it and call `begin` and `step_done` together; the main rank reads and writes.
 
     Args:
-        weights: digests of the weights that decide the latents; asked on the main rank, when a file is read or written,
-            for they take their time.
+        weights: returns digests of the weights that decide the latents. Called on the main rank, and only when a file
+            is read or written, because hashing takes time.
         every_seconds: how often `step_done` writes; None: only when the run is stopped.
-        resume: whether `begin` looks for a checkpoint.
+        resume: whether `begin` looks for a file.
+
+    Attributes:
+        first_step: steps that were done when the job was resumed; 0: it started at the beginning.
     """
 
     def __init__(
@@ -57,25 +62,25 @@ class Checkpoints:
         self._every_seconds = every_seconds
         self._statement: dict[str, Any] = {}
         self._fresh: dict[str, Any] = {}
+        self._guidance_state: dict[str, Any] = {}
         self._written_at = 0.0
 
     def begin(self, statement: Mapping[str, Any], scheduler: Any, noise: Tensor) -> tuple[Tensor, int]:
-        """Take the job up where its checkpoint left it, if there is one.
+        """Resume the job from its file, if there is one.
 
         Args:
-            statement: JSON-like values of all that decides the latents but the weights, by field.
-            scheduler: after `set_timesteps`; given the state that it had.
-            noise: where the job starts anew.
+            statement: JSON-like values of everything that decides the latents, except the weights, by field.
+            scheduler: after `set_timesteps`; its state of the resume point is restored.
+            noise: where the job starts if there is no file.
 
         Returns:
-            The latents to go on from, on the mesh's device, and the number of steps done; that is `first_step` then.
+            The latents to continue from, on the mesh's device, and the number of steps done, which is `first_step`.
 
         Raises:
-            InputError: on all ranks, for a checkpoint that is damaged or of another job; it names the first field that
-                differs.
+            InputError: on all ranks, for a file that is damaged or belongs to another job; it names the first field
+                that differs.
         """
-        kept = {key: value for key, value in statement.items() if not {key, key.split(".")[0]} & _NOT_COMPARED}
-        self._statement = json.loads(json.dumps(kept, default=str))
+        self._statement = json.loads(json.dumps(statement, default=str))
         self._fresh = copy.deepcopy(vars(scheduler))
         self._written_at = time.monotonic()
         if not self.resume:
@@ -92,61 +97,73 @@ class Checkpoints:
         if problem is not None:
             raise InputError(problem)
         if facts is None:
-            self._note(f"there is no {self.path}: starting with the first step")
+            self._note(f"no resume point {self.path}; starting with the first step")
             return noise, 0
         device, names = self._mesh.device, facts["tensors"]
         ours = [tensors[name].to(device) for name in names] if self._mesh.is_main else None
         received = dict(zip(names, broadcast_tensors(ours, self._mesh.world, device), strict=True))
         for name, value in facts["scheduler"].items():
             setattr(scheduler, name, _decoded(value, received))
+        self._guidance_state = {name: _decoded(value, received) for name, value in facts["guidance"].items()}
         self.first_step = facts["step"]
-        self._note(f"{self.path}: going on after step {self.first_step}")
+        self._note(f"{self.path}: resuming after step {self.first_step}")
         return received["latents"], self.first_step
 
-    def step_done(self, step: int, num_steps: int, latents: Tensor, scheduler: Any, *, stops: bool) -> None:
-        """After `step` steps: write a checkpoint if it is time for one, if only decoding is left to do, or at a stop.
+    def restore(self, denoiser: Stateful) -> None:
+        """Give the denoiser the state that it had at the resume point, after `begin`."""
+        denoiser.load_state(self._guidance_state)
 
-        A checkpoint that cannot be written is noted, and the older one stands.
+    def step_done(
+        self, step: int, num_steps: int, latents: Tensor, scheduler: Any, denoiser: Stateful, *, stops: bool
+    ) -> None:
+        """After `step` steps: write the file if it is due, if only decoding is left to do, or if the run stops.
+
+        If it cannot be written, a line says so, and the older file stays.
 
         Raises:
             StoppedError: on all ranks, if `stops`, which is the same on all of them.
-            S2VideoError: after the first step, for a scheduler whose state cannot be stored, if that is to be done.
+            S2VideoError: after the first step, for a scheduler whose state cannot be stored, if a file would be due.
         """
         if stops:
-            problem = self._write(step, latents, scheduler) if self._mesh.is_main else None
-            problem = gather_objects(problem, self._mesh.world)[0]  # nobody leaves while the main rank writes
-            end = f"{self.path} holds it: generate --resume, or the batch when it is started again, goes on from there"
+            problem = self._write(step, latents, scheduler, denoiser) if self._mesh.is_main else None
+            problem = gather_objects(problem, self._mesh.world)[0]  # no rank leaves while the main rank writes
+            end = f"saved to {self.path}; run the same command with --resume (a batch: start it again) to continue"
             if problem is not None:
-                end = f"no checkpoint could be written ({problem})"
-            raise StoppedError(f"stopped as asked after step {step} of {num_steps}: {end}")
+                end = f"it could not be saved ({problem})"
+            raise StoppedError(f"stopped on request after step {step} of {num_steps}: {end}")
         if self._every_seconds is None or not self._mesh.is_main:
             return
         if step == self.first_step + 1:
-            _encoded(self._changed(scheduler))
+            _encoded(self._changed(scheduler), {})
         if step == num_steps or time.monotonic() - self._written_at >= self._every_seconds:
-            if (problem := self._write(step, latents, scheduler)) is not None:
-                self._note(f"no checkpoint after step {step}: {problem}")
+            if (problem := self._write(step, latents, scheduler, denoiser)) is not None:
+                self._note(f"no resume point after step {step}: {problem}")
             self._written_at = time.monotonic()
 
     def remove(self) -> None:
-        """The video is there, and the checkpoint has served."""
+        """Remove the file: the video is there."""
         if self._mesh.is_main:
             self.path.unlink(missing_ok=True)
 
     def _changed(self, scheduler: Any) -> dict[str, Any]:
-        """The scheduler's attributes that are not as they were after `set_timesteps`."""
+        """Return the scheduler's attributes that differ from those after `set_timesteps`."""
         return {
             name: value
             for name, value in vars(scheduler).items()
             if name not in self._fresh or not _same(value, self._fresh[name])
         }
 
-    def _write(self, step: int, latents: Tensor, scheduler: Any) -> str | None:
-        """None, or what stood in the way."""
+    def _write(self, step: int, latents: Tensor, scheduler: Any, denoiser: Stateful) -> str | None:
+        """Write the file; returns why it could not be written, or None."""
+        tensors = {"latents": latents}
         try:
-            state, tensors = _encoded(self._changed(scheduler))
-            tensors["latents"] = latents
-            facts = {"statement": self._full_statement(), "step": step, "scheduler": state, "tensors": list(tensors)}
+            facts = {
+                "statement": self._full_statement(),
+                "step": step,
+                "scheduler": _encoded(self._changed(scheduler), tensors),
+                "guidance": _encoded(denoiser.state(), tensors),
+                "tensors": list(tensors),
+            }
             write_tensors(self.path, tensors, facts)
         except (S2VideoError, OSError) as error:
             return str(error)
@@ -160,15 +177,16 @@ class Checkpoints:
                 facts = json.loads((file.metadata() or {})[METADATA_KEY])
                 tensors = {key: file.get_tensor(key) for key in facts["tensors"]}
             saved = facts["statement"]
+            _move_guidance_state(facts)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path}: is no checkpoint of s2video ({error}); delete it") from None
+            raise InputError(f"{self.path}: expected a resume point of s2video ({error}); delete the file") from None
         statement = self._full_statement()
         for field in sorted(saved.keys() | statement.keys()):
             then, now = saved.get(field), statement.get(field)
             if then != now:
                 raise InputError(
-                    f"{self.path}: is of another job: {field} was {_short(then)}, now it is {_short(now)}; "
-                    "ask for the same, choose another output, or delete the checkpoint"
+                    f"{self.path}: belongs to another job: {field} was {_short(then)}, now it is {_short(now)}; "
+                    "use the same settings, choose another output, or delete the file"
                 )
         return facts, tensors
 
@@ -180,9 +198,8 @@ class Checkpoints:
             print(f"s2video: {text}", file=sys.stderr, flush=True)
 
 
-def _encoded(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Attributes as JSON, and the tensors that it names. Raises S2VideoError for what is neither."""
-    tensors: dict[str, Tensor] = {}
+def _encoded(state: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return attributes as JSON, and add the tensors that it names to `tensors`. Raises S2VideoError for others."""
 
     def encode(name: str, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -194,11 +211,18 @@ def _encoded(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor
         if value is None or type(value) in (bool, int, float, str):
             return value
         raise S2VideoError(
-            f"the scheduler's state cannot be stored: expected numbers, text, tensors and lists, {name} is of type "
+            f"the scheduler's state cannot be stored: expected numbers, text, tensors and lists, got {name} of type "
             f"{type(value).__name__}; run this scheduler without checkpoint.every_seconds"
         )
 
-    return {name: encode(name, value) for name, value in state.items()}, tensors
+    return {name: encode(name, value) for name, value in state.items()}
+
+
+def _move_guidance_state(facts: dict[str, Any]) -> None:
+    """Older files kept the momentum of APG among the scheduler's attributes."""
+    state = facts.setdefault("guidance", {})
+    if "guidance_momentum" in facts["scheduler"]:
+        state["momentum"] = facts["scheduler"].pop("guidance_momentum")
 
 
 def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:

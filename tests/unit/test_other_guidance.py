@@ -20,7 +20,7 @@ from s2video.config.run import build_config
 from s2video.engine.engine import Engine
 from s2video.guidance.equations import Predictions
 from s2video.records.sidecar import job_facts
-from s2video.sampling.guiders import Rival
+from s2video.sampling.guiders import OtherGuidance
 
 NUM_STEPS = 6
 SLG = {"scale": 1.5, "start": 0.0, "stop": 0.7, "layers": [2, 4]}
@@ -48,10 +48,6 @@ GUIDERS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
-class Memory:
-    """What outlasts an interruption."""
-
-
 def guidance(**settings: Any) -> Any:
     return build_config({"guidance": settings}).guidance
 
@@ -76,17 +72,17 @@ def by_its_own_manners(guider: Any, step: int) -> Tensor:
 @pytest.mark.parametrize("name", GUIDERS)
 def test_it_is_what_the_guider_makes(name: str) -> None:
     settings, guider = GUIDERS[name]
-    rival = Rival(guidance(**settings), NUM_STEPS, Memory())
+    other = OtherGuidance(guidance(**settings), NUM_STEPS)
     for step in range(NUM_STEPS):
         made = predictions(step)
-        got = rival.combine(made._replace(subs=made.subs if rival.masks(step) else ()), step)
+        got = other.combine(made._replace(subs=made.subs if other.masks(step) else ()), step)
         assert torch.equal(got, by_its_own_manners(guider, step)), step
 
 
 @pytest.mark.parametrize("name", GUIDERS)
 def test_a_step_may_have_a_scale_of_its_own(name: str) -> None:
     """Of two transformers each has its λ."""
-    told, set_so = (Rival(guidance(**GUIDERS[name][0], cfg_scale=x), NUM_STEPS, Memory()) for x in (7.0, 2.0))
+    told, set_so = (OtherGuidance(guidance(**GUIDERS[name][0], cfg_scale=x), NUM_STEPS) for x in (7.0, 2.0))
     for step in range(NUM_STEPS):
         made = predictions(step)
         made = made._replace(subs=made.subs if told.masks(step) else ())
@@ -95,35 +91,35 @@ def test_a_step_may_have_a_scale_of_its_own(name: str) -> None:
 
 def test_momentum_is_of_one_run_and_outlasts_its_interruption() -> None:
     config = guidance(**GUIDERS["apg"][0])
-    memory = Memory()
-    whole = [Rival(config, NUM_STEPS, Memory()) for _ in range(2)]
-    expected = [[rival.combine(predictions(step), step) for step in range(NUM_STEPS)] for rival in whole]
+    whole = [OtherGuidance(config, NUM_STEPS) for _ in range(2)]
+    expected = [[other.combine(predictions(step), step) for step in range(NUM_STEPS)] for other in whole]
     assert all(map(torch.equal, *expected))
-    before, after = Rival(config, NUM_STEPS, memory), None
+    before, after = OtherGuidance(config, NUM_STEPS), None
     for step in range(NUM_STEPS):
         if step == 3:
-            after = Rival(config, NUM_STEPS, memory)
+            after = OtherGuidance(config, NUM_STEPS)
+            after.load_state(before.state())
         assert torch.equal((after or before).combine(predictions(step), step), expected[0][step])
-    assert not torch.equal(Rival(config, NUM_STEPS, Memory()).combine(predictions(3), 3), expected[0][3])
+    assert not torch.equal(OtherGuidance(config, NUM_STEPS).combine(predictions(3), 3), expected[0][3])
 
 
 def test_skip_layer_guidance_by_hand() -> None:
     """With λ and its own strength where it acts, and CFG elsewhere; never in the first step."""
-    rival = Rival(guidance(method="slg", slg=SLG), NUM_STEPS)
-    assert [step for step in range(NUM_STEPS) if rival.masks(step)] == [1, 2, 3]
-    assert rival.masks(1) == ((2, 4),)
+    other = OtherGuidance(guidance(method="slg", slg=SLG), NUM_STEPS)
+    assert [step for step in range(NUM_STEPS) if other.masks(step)] == [1, 2, 3]
+    assert other.masks(1) == ((2, 4),)
     cond, uncond, (sub,) = predictions(1)
     cfg = uncond + 5 * (cond - uncond)
-    torch.testing.assert_close(rival.combine(Predictions(cond, uncond, (sub,)), 1), cfg + 1.5 * (cond - sub))
-    torch.testing.assert_close(rival.combine(Predictions(cond, uncond), 5), cfg)
+    torch.testing.assert_close(other.combine(Predictions(cond, uncond, (sub,)), 1), cfg + 1.5 * (cond - sub))
+    torch.testing.assert_close(other.combine(Predictions(cond, uncond), 5), cfg)
 
 
 @pytest.mark.parametrize("name", GUIDERS)
 def test_without_uncond(name: str) -> None:
     """λ = 1: CFG-Zero* keeps its zeros, APG is cond, SLG goes from sub to cond and beyond."""
-    rival = Rival(guidance(**{**GUIDERS[name][0], "cfg_scale": 1.0, "rescale": 0.0}), NUM_STEPS, Memory())
+    other = OtherGuidance(guidance(**{**GUIDERS[name][0], "cfg_scale": 1.0, "rescale": 0.0}), NUM_STEPS)
     cond, _, (sub,) = predictions(1)
-    got = rival.combine(Predictions(cond, None, (sub,) if rival.masks(1) else ()), 1)
+    got = other.combine(Predictions(cond, None, (sub,) if other.masks(1) else ()), 1)
     expected = {"cfg-zero-star": torch.zeros_like(cond), "slg": sub + 1.5 * (cond - sub)}.get(name, cond)
     torch.testing.assert_close(got, expected)
 

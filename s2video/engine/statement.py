@@ -1,0 +1,54 @@
+"""What a job consists of, field by field: ranks compare it before the first step, and a resume point keeps it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..config.marks import marked_settings
+from ..config.run import RunConfig
+from ..geometry import LatentShape
+from ..models.images import Images
+from ..records.sidecar import versions
+
+
+def latents_statement(
+    config: RunConfig,
+    *,
+    prompts: Sequence[str],
+    negative_prompt: str,
+    seeds: Sequence[int],
+    mask_seed: int,
+    images: Images | None,
+    loras: Mapping[str, str],
+    latent_shape: LatentShape,
+    scheduler: Any,
+) -> dict[str, Any]:
+    """Return everything that decides the latents, beyond rounding, except the weights: JSON-like values by field."""
+    return marked_settings(config.model_dump(mode="json"), frozenset({"latents"})) | {
+        "prompt": list(prompts),
+        "negative_prompt": negative_prompt,
+        "seed": list(seeds),
+        "guidance.mask_seed": mask_seed,
+        "images": [] if images is None else images.digests(),
+        "model.lora": dict(loras),
+        "latent_shape": [latent_shape.frames, latent_shape.height, latent_shape.width],
+        # what diffusers adds for itself is in the order of a set, which differs from process to process
+        "scheduler": {key: value for key, value in scheduler.config.items() if not key.startswith("_")},
+        "scheduler class": type(scheduler).__name__,
+        # chooses kernels if the config names none, and kernels differ in the last bits
+        "attention backend (DIFFUSERS_ATTN_BACKEND)": os.environ.get("DIFFUSERS_ATTN_BACKEND"),
+    }
+
+
+def rank_statement(config: RunConfig, fingerprint: Mapping[str, str]) -> dict[str, Any]:
+    """Return what ranks must have in common besides `latents_statement`.
+
+    Args:
+        fingerprint: digests of the headers of the weight files.
+    """
+    settings = marked_settings(config.model_dump(mode="json"), frozenset({"frames", "rounding"}))
+    return {key: value for key, value in settings.items() if not key.startswith("output.")} | {
+        "model.revision": config.model.revision,
+        "weights": dict(fingerprint),
+        "versions": versions(),
+    }
