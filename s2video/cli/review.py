@@ -124,7 +124,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     try:
         with Termination().handled() as termination, init_mesh(job.parallel, job.model.device) as mesh:
             engine = Engine(job, mesh, checkpoint=checkpoint, progress=progress, termination=termination)
-            remade = make_again(engine, sidecar, job, arguments.output)
+            remade = make_again(engine, sidecar, arguments.output)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     if remade is not None:

@@ -66,11 +66,11 @@ def check_images_again(sidecar: Sidecar) -> None:
             )
 
 
-def make_again(engine: Engine, sidecar: Sidecar, job: RunConfig, output: Path | None) -> Remade | None:
+def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade | None:
     """Denoise once more; with `output` make the video and its sidecar too. All ranks call it together.
 
     Args:
-        job: from `job_again`.
+        engine: the models, under the config from `job_again`.
 
     Returns:
         On the main rank, what to compare; None on the others.
@@ -89,9 +89,9 @@ def make_again(engine: Engine, sidecar: Sidecar, job: RunConfig, output: Path | 
         raise InputError(problem)
     check_images_again(sidecar)
     if output is None:
-        latents = denoise_in_memory(engine, job).latents
+        latents = denoise_in_memory(engine, engine.config).latents
     else:
-        denoised = denoise(engine, job.patched({"output.path": str(output)}))
+        denoised = denoise(engine, engine.config.patched({"output.path": str(output)}))
         assert denoised is not None, "a job is always made without `resume`"
         latents = denoised.latents
         finish(denoised)

@@ -19,7 +19,7 @@ from s2video.engine.engine import Engine
 from s2video.errors import InputError, StoppedError
 from s2video.media.video import probe_video, read_video
 from s2video.records.sidecar_model import find_sidecar, read_sidecar
-from s2video.review.reproduce import config_again, judge, make_again
+from s2video.review.reproduce import job_again, judge, make_again
 
 ROOT = Path(s2video.__file__).parents[1]
 PROMPT = "a large red circle moving left on a gray background"
@@ -49,7 +49,7 @@ def test_a_video_is_the_engines_and_is_saved_with_its_sidecar(engine: TextToVide
     sidecar = read_sidecar(find_sidecar(path))
     assert (sidecar.prompt, sidecar.seed, sidecar.config.output.crf) == (PROMPT, 7, 1)
     assert sidecar.as_json()["masks"] == video.facts["masks"] != []
-    again = make_again(Engine(config_again(sidecar, world_size=1)), sidecar, None)
+    again = make_again(Engine(job_again(sidecar, world_size=1)), sidecar, None)
     assert again is not None and "same to the bit" in judge(sidecar, again)
 
 
