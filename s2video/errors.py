@@ -19,7 +19,7 @@ class S2VideoError(Exception):
 
 
 class InputError(S2VideoError, ValueError):
-    """Input that cannot be used: the message says what was expected, what came, and what to do."""
+    """Input that cannot be used: the message says what was expected, what got, and what to do."""
 
 
 class AgreementError(S2VideoError):

@@ -31,24 +31,24 @@ _SEED = "sampling.seed"
 
 def _read_shot_source(value: Any) -> Any:
     if not isinstance(value, (str, list)) or not value:
-        raise ValueError(f"expected a list of shots, or the path of a .jsonl, .csv or .txt file, came {show(value)}")
+        raise ValueError(f"expected a list of shots, or the path of a .jsonl, .csv or .txt file, got {show(value)}")
     return value
 
 
 def _read_grid(value: Any) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"expected settings and lists, such as {{guidance.s2_scale: [0, 0.25]}}, came {show(value)}")
+        raise ValueError(f"expected settings and lists, such as {{guidance.s2_scale: [0, 0.25]}}, got {show(value)}")
     for key, choices in value.items():
         if (problem := key_problem(key)) is not None:
             raise ValueError(problem)
         if not isinstance(choices, list) or not choices:
-            raise ValueError(f"{key}: expected a list of values, came {show(choices)}")
+            raise ValueError(f"{key}: expected a list of values, got {show(choices)}")
     return value
 
 
 def _read_fields(value: Any) -> Any:
     if not isinstance(value, dict) or not all(isinstance(key, str) and key.isidentifier() for key in value):
-        raise ValueError(f"expected names and values, such as {{show: abc, version: 3}}, came {show(value)}")
+        raise ValueError(f"expected names and values, such as {{show: abc, version: 3}}, got {show(value)}")
     return value
 
 
@@ -163,7 +163,7 @@ def _expand(
     naming = {**run.fields, **{k.removeprefix(FIELDS): v for k, v in shot.values.items() if k.startswith(FIELDS)}}
     name = shot.values.get(NAME, f"{number:03d}")
     if not isinstance(name, str):
-        raise InputError(f'{shot.where}: {NAME}: expected text, came {show(name)}: quote it, "like this"')
+        raise InputError(f'{shot.where}: {NAME}: expected text, got {show(name)}: quote it, "like this"')
     for choice in itertools.product(*run.sweep.values()):
         swept = dict(zip(run.sweep, choice, strict=True))
         config = build_config(patch(base, own | swept), shot.where)

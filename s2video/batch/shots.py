@@ -72,7 +72,7 @@ def read_shots(path: Path) -> list[Shot]:
     """
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".txt": _read_txt}
     if path.suffix.lower() not in readers:
-        raise InputError(f"shots {path}: expected a name that ends in {', '.join(readers)}, came {path.name!r}")
+        raise InputError(f"shots {path}: expected a name that ends in {', '.join(readers)}, got {path.name!r}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -81,7 +81,7 @@ def read_shots(path: Path) -> list[Shot]:
         raise InputError(f"shots {path}: cannot be read ({error.strerror}): check the path") from None
     shots = list(readers[path.suffix.lower()](text, str(path)))
     if not shots:
-        raise InputError(f"shots {path}: expected at least one shot, came an empty file")
+        raise InputError(f"shots {path}: expected at least one shot, got an empty file")
     return shots
 
 
@@ -114,7 +114,7 @@ def _read_csv(text: str, source: str) -> Iterator[Shot]:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                yield Shot(where, problems=(f"expected {len(header)} cells as in the header, came {len(cells)}",))
+                yield Shot(where, problems=(f"expected {len(header)} cells as in the header, got {len(cells)}",))
                 continue
             try:
                 yield _shot({k: _cell(k, c) for k, c in zip(header, cells, strict=True) if c.strip()}, where)
@@ -146,7 +146,7 @@ def _shot(item: Any, where: str) -> Shot:
     if isinstance(item, str):
         item = {"prompt": item}
     if not isinstance(item, dict):
-        return Shot(where, problems=(f"expected a prompt or a mapping of settings, came {show(item)}",))
+        return Shot(where, problems=(f"expected a prompt or a mapping of settings, got {show(item)}",))
     values: dict[str, Any] = {}
     problems = []
     for key, value in _flat(item):

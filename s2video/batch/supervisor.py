@@ -37,7 +37,7 @@ class ReplicaPlan:
     def check(self) -> None:
         """Raise InputError for a number that makes no sense, or more ranks than GPUs."""
         if self.count < 1 or self.nproc < 1:
-            raise InputError(f"--replicas and --nproc: expected values >= 1, came {self.count} and {self.nproc}")
+            raise InputError(f"--replicas and --nproc: expected values >= 1, got {self.count} and {self.nproc}")
         if self.gpus and self.count * self.nproc > len(self.gpus):
             raise InputError(
                 f"--replicas {self.count} of --nproc {self.nproc} need {self.count * self.nproc} GPUs, there are "

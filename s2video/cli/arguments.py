@@ -60,4 +60,4 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, came {text[:60]!r}") from None
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text[:60]!r}") from None

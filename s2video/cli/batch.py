@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 1/4, came {text[:60]!r}")
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 1/4, got {text[:60]!r}")
     return int(match[1]), int(match[2])
 
 

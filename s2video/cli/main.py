@@ -155,7 +155,7 @@ def _decode(arguments: argparse.Namespace) -> int:
     if not latents.is_file():
         raise InputError(f"latents {latents}: no such file: expected the X.latents.safetensors of a --keep-latents run")
     if latents.suffix != ".safetensors":
-        raise InputError(f"latents {latents}: expected a .safetensors file, came {latents.name!r}")
+        raise InputError(f"latents {latents}: expected a .safetensors file, got {latents.name!r}")
     codec: Codec | Literal["auto"] = arguments.codec or "auto"
     stem = latents.name.removesuffix(".safetensors").removesuffix(".latents")
     output = arguments.output or latents.with_name(f"{stem}{suffix_of(codec)}")

@@ -153,7 +153,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
     from ..review.sheet import contact_sheet
 
     if arguments.columns < 1:
-        raise InputError(f"--columns: expected a value >= 1, came {arguments.columns}")
+        raise InputError(f"--columns: expected a value >= 1, got {arguments.columns}")
     check_output(arguments.output, is_video=False)
     videos: list[Path] = []
     for path in arguments.videos:

@@ -82,10 +82,10 @@ def patch(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     for key, value in changes.items():
         *sections, last = key.split(".")
         target = patched
-        for section in sections:
+        for depth, section in enumerate(sections, 1):
             inner = target.get(section)
             if not isinstance(inner, Mapping | None):
-                raise InputError(f"{key}: expected {section} to be a mapping of settings, got {show(inner)}")
+                raise InputError(f"{'.'.join(sections[:depth])}: expected a mapping of keys, got {show(inner)}")
             target[section] = target = dict(inner or {})
         is_section = isinstance(value, Mapping) and isinstance(target.get(last), Mapping)
         target[last] = {**target[last], **value} if is_section else value

@@ -182,7 +182,7 @@ class SlgConfig(Section):
     @model_validator(mode="after")
     def _ordered(self) -> SlgConfig:
         if self.start > self.stop:
-            raise ValueError(f"expected start <= stop, came start {self.start:g} and stop {self.stop:g}: swap the two")
+            raise ValueError(f"expected start <= stop, got start {self.start:g} and stop {self.stop:g}: swap the two")
         return self
 
 
@@ -262,7 +262,7 @@ class GuidanceConfig(Section):
     @classmethod
     def _ordered(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
         if pair is not None and pair[0] > pair[1]:
-            raise ValueError(f"expected [first, last] in ascending order, came {list(pair)}: swap the two")
+            raise ValueError(f"expected [first, last] in ascending order, got {list(pair)}: swap the two")
         return pair
 
     @model_validator(mode="after")
@@ -272,17 +272,17 @@ class GuidanceConfig(Section):
         default = GuidanceConfig.model_fields["s2_scale"].default
         if self.s2_scale not in (0, default) or self.form != "deviation":
             raise ValueError(
-                f"expected s2_scale and form to be left alone, for method is {self.method}, came s2_scale "
+                f"expected s2_scale and form to be left alone, for method is {self.method}, got s2_scale "
                 f"{self.s2_scale:g} and form {self.form}: S² is not combined with other guidance; take them away, or "
                 "set method to s2"
             )
         if self.method == "cfg_zero_star" and self.cfg_zero_star.zero_init_steps and self.rescale:
             raise ValueError(
-                f"expected rescale 0, came {self.rescale:g}: the steps that cfg_zero_star.zero_init_steps makes zero "
+                f"expected rescale 0, got {self.rescale:g}: the steps that cfg_zero_star.zero_init_steps makes zero "
                 "have no spread to be rescaled; set one of the two to 0"
             )
         if self.method == "slg" and not self.slg.layers:
-            raise ValueError("expected slg.layers to name the blocks that its pass leaves out, came none")
+            raise ValueError("expected slg.layers to name the blocks that its pass leaves out, got none")
         return self
 
     @property

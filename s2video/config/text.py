@@ -88,13 +88,13 @@ def read_number(value: Any) -> float:
     """A finite float from an int, a float or text such as 1e-4; never from a bool."""
     written_as_text = isinstance(value, str) and _EXPONENT.fullmatch(value)
     if isinstance(value, bool) or not (isinstance(value, (int, float)) or written_as_text):
-        raise ValueError(f"expected a number, came {show(value)}")
+        raise ValueError(f"expected a number, got {show(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"expected a finite number, came {show(value)}")
+        raise ValueError(f"expected a finite number, got {show(value)}")
     return number
 
 
@@ -106,30 +106,30 @@ def read_whole(value: Any) -> int:
         number = float(value)
         if number.is_integer():
             return int(number)
-    raise ValueError(f"expected a whole number, came {show(value)}")
+    raise ValueError(f"expected a whole number, got {show(value)}")
 
 
 def read_text(value: Any) -> str:
     """Text that can be encoded; a value that YAML took for something else is refused with the advice to quote it."""
     if not isinstance(value, str):
         advice = 'write "" for empty text' if value is None else 'quote it, "like this"'
-        raise ValueError(f"expected text, came {show(value)}: {advice}")
+        raise ValueError(f"expected text, got {show(value)}: {advice}")
     if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):
-        raise ValueError(f"expected text without stray bytes or NUL, came {show(value)}")
+        raise ValueError(f"expected text without stray bytes or NUL, got {show(value)}")
     return value
 
 
 def read_switch(value: Any) -> bool:
     """A bool and nothing that merely looks like one."""
     if not isinstance(value, bool):
-        raise ValueError(f"expected true or false, came {show(value)}")
+        raise ValueError(f"expected true or false, got {show(value)}")
     return value
 
 
 def read_list(value: Any) -> tuple[Any, ...]:
     """A tuple from a list; its members are checked elsewhere."""
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"expected a list such as [0, 1], came {show(value)}")
+        raise ValueError(f"expected a list such as [0, 1], got {show(value)}")
     return tuple(value)
 
 
@@ -137,17 +137,17 @@ def read_fraction(value: Any) -> Fraction:
     """A positive ratio from an int, a float, "24000/1001" or "23.976"; a float is taken to a denominator up to 1001."""
     advice = 'expected a frame rate such as 16, 23.976 or "24000/1001"'
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Fraction)):
-        raise ValueError(f"{advice}, came {show(value)}")
+        raise ValueError(f"{advice}, got {show(value)}")
     try:
         rate = Fraction(value.strip() if isinstance(value, str) else value)
     except (ValueError, OverflowError, ZeroDivisionError):
-        raise ValueError(f"{advice}, came {show(value)}") from None
+        raise ValueError(f"{advice}, got {show(value)}") from None
     if isinstance(value, float):
         rate = rate.limit_denominator(1001)
     if rate <= 0:
-        raise ValueError(f"{advice}, greater than 0, came {show(value)}")
+        raise ValueError(f"{advice}, greater than 0, got {show(value)}")
     if max(rate.numerator, rate.denominator) > _LARGEST_RATE_PART:
-        raise ValueError(f"{advice} with parts of at most {_LARGEST_RATE_PART}, came {show(value)}")
+        raise ValueError(f"{advice} with parts of at most {_LARGEST_RATE_PART}, got {show(value)}")
     return rate
 
 
@@ -179,7 +179,7 @@ def nearest_key(key: str, model: type[BaseModel]) -> str:
 
 
 def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
-    """Every problem of a ValidationError as "key: expected ..., came ...", joined on one line."""
+    """Every problem of a ValidationError as "key: expected ..., got ...", joined on one line."""
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"])
@@ -187,20 +187,20 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
         if kind == "extra_forbidden":
             text = f"unknown key {key!r}{nearest_key(key, model)}"
         elif kind == "invalid_key":
-            text = f"expected text as a key, came {key!r}: quote it"
+            text = f"expected text as a key, got {key!r}: quote it"
         elif kind in ("model_type", "model_attributes_type", "dict_type"):
-            text = f"{key}: expected a mapping of keys, came {show(value)}"
+            text = f"{key}: expected a mapping of keys, got {show(value)}"
         elif kind == "literal_error":
-            text = f"{key}: expected {context['expected']}, came {show(value)}"
+            text = f"{key}: expected {context['expected']}, got {show(value)}"
         elif kind in _BOUNDS:
-            text = f"{key}: expected a value {_BOUNDS[kind]} {_number(context)}, came {show(value)}"
+            text = f"{key}: expected a value {_BOUNDS[kind]} {_number(context)}, got {show(value)}"
         elif kind == "missing":
             *parents, last = (str(part) for part in problem["loc"])
-            text = f"{'.'.join(parents)}: expected {'more values' if last.isdigit() else last}, came {show(value)}"
+            text = f"{'.'.join(parents)}: expected {'more values' if last.isdigit() else last}, got {show(value)}"
         elif kind == "too_long":
-            text = f"{key}: expected {context['max_length']} values, came {show(value)}"
+            text = f"{key}: expected {context['max_length']} values, got {show(value)}"
         elif kind == "string_too_short":
-            text = f"{key}: expected text, came an empty one"
+            text = f"{key}: expected text, got an empty one"
         else:
             text = f"{key}: {' '.join(problem['msg'].split()).removeprefix('Value error, ')}"
         lines.append(text)

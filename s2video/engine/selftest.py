@@ -269,7 +269,7 @@ def _video(mesh: Mesh) -> tuple[bool, str]:
         info, back = probe_video(path), read_video(path).float() / 255
         size = os.path.getsize(path)
     if back.shape != frames.shape:
-        return False, f"{tuple(back.shape)} came back for {tuple(frames.shape)}"
+        return False, f"read {tuple(back.shape)} for {tuple(frames.shape)} written"
     psnr = -10 * torch.log10(((back - frames) @ torch.tensor(LUMA)).square().mean()).item()
     tagged = {info.matrix, info.primaries, info.transfer} == {"bt709"}
     return psnr >= LEAST_PSNR and tagged, f"{len(back)} frames, {size / 1024:.0f} KiB, {psnr:.0f} dB" + (

@@ -77,7 +77,7 @@ def check_transformer(transformer: Any, spec: MaskSpec) -> None:
     eligible = len(spec.eligible(num_blocks))
     if spec.drop_count is not None and spec.drop_count > eligible:
         raise InputError(
-            f"S²-Guidance: drop_count: expected at most {eligible} of {num_blocks} blocks, came {spec.drop_count}"
+            f"S²-Guidance: drop_count: expected at most {eligible} of {num_blocks} blocks, got {spec.drop_count}"
         )
 
 

@@ -50,12 +50,12 @@ def _read(path: Path, field: str) -> Image.Image:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
     except Image.UnidentifiedImageError:
-        raise InputError(f"{field} {path}: expected an image, such as PNG or JPEG, came something else") from None
+        raise InputError(f"{field} {path}: expected an image, such as PNG or JPEG, got something else") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{field} {path}: cannot be read ({reason}): check the path and the file") from None
     if image.mode.startswith(_DEEP):
-        raise InputError(f"{field} {path}: expected 8 bits a channel, came Pillow's mode {image.mode}: convert it")
+        raise InputError(f"{field} {path}: expected 8 bits a channel, got Pillow's mode {image.mode}: convert it")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

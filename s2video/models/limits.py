@@ -23,10 +23,10 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
     if checkpoint.text_length not in (None, length):
         raise InputError(
             f"sampling.max_sequence_length: expected {checkpoint.text_length}, which this checkpoint's "
-            f"cross-attention counts on, came {length}"
+            f"cross-attention counts on, got {length}"
         )
     if config.parallel.backend == "nccl" and config.model.device == "cpu":
-        raise InputError("parallel.backend: nccl needs model.device cuda, came cpu: use gloo, or auto")
+        raise InputError("parallel.backend: nccl needs model.device cuda, got cpu: use gloo, or auto")
     _check_experts(config, checkpoint)
     if config.parallel.branch == 2 and 1 in config.guidance.cfg_scales:
         scale = "cfg_scale" if config.guidance.cfg_scale == 1 else "cfg_scale_2"
@@ -63,7 +63,7 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
         if config.model.attention_backend not in names:
             public = ", ".join(name for name in names if not name.startswith("_"))
             raise InputError(
-                f"model.attention_backend: expected one of {public}, came {config.model.attention_backend!r}"
+                f"model.attention_backend: expected one of {public}, got {config.model.attention_backend!r}"
             )
 
 
@@ -88,31 +88,31 @@ def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
         token = checkpoint.spatial_factor * patch
         step = math.lcm(token, _PIPELINE_MULTIPLE)
         if size % step != 0:
-            raise InputError(f"sampling.{name}: expected a multiple of {step}, came {size}: {_nearest(size, step)}")
+            raise InputError(f"sampling.{name}: expected a multiple of {step}, got {size}: {_nearest(size, step)}")
         if checkpoint.max_positions is not None and size // token > checkpoint.max_positions:
             raise InputError(
                 f"sampling.{name}: expected at most {token * checkpoint.max_positions}, as far as the model's "
-                f"positions reach, came {size}"
+                f"positions reach, got {size}"
             )
     factor, frames = checkpoint.temporal_factor, sampling.num_frames
     step = factor * checkpoint.patch_size[0]
     offset = 1 + factor * (checkpoint.patch_size[0] - 1)  # the first latent frame holds one frame, later ones `factor`
     if (frames - offset) % step != 0:
         raise InputError(
-            f"sampling.num_frames: expected {offset} more than a multiple of {step}, came {frames}: "
+            f"sampling.num_frames: expected {offset} more than a multiple of {step}, got {frames}: "
             f"{_nearest(frames, step, offset)}"
         )
     if checkpoint.max_positions is not None and 1 + (frames - offset) // step > checkpoint.max_positions:
         raise InputError(
             f"sampling.num_frames: expected at most {offset + step * (checkpoint.max_positions - 1)}, as far as the "
-            f"model's positions reach, came {frames}"
+            f"model's positions reach, got {frames}"
         )
 
 
 def _check_experts(config: RunConfig, checkpoint: CheckpointInfo) -> None:
     if config.guidance.cfg_scale_2 is not None and checkpoint.boundary_ratio is None:
         raise InputError(
-            f"guidance.cfg_scale_2: is for a second transformer, and this checkpoint has one; set it to null, came "
+            f"guidance.cfg_scale_2: is for a second transformer, and this checkpoint has one; set it to null, got "
             f"{config.guidance.cfg_scale_2:g}"
         )
     if not config.model.offload_experts:
@@ -124,7 +124,7 @@ def _check_experts(config: RunConfig, checkpoint: CheckpointInfo) -> None:
         )
     if config.parallel.weights != "replicated":
         raise InputError(
-            f"model.offload_experts: moves whole transformers, so it needs parallel.weights replicated, came "
+            f"model.offload_experts: moves whole transformers, so it needs parallel.weights replicated, got "
             f"{config.parallel.weights}: set it to false"
             + (", for streamed blocks lie in CPU memory anyway" if config.parallel.weights == "streamed" else "")
         )
@@ -140,16 +140,16 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
     guidance = config.guidance
     blocks = f"the model's blocks, 0 to {num_blocks - 1}"
     if outside := [index for index in guidance.never_drop if index >= num_blocks]:
-        raise InputError(f"guidance.never_drop: expected indices of {blocks}, came {outside[0]}")
+        raise InputError(f"guidance.never_drop: expected indices of {blocks}, got {outside[0]}")
     if outside := [index for index in guidance.slg.layers if index >= num_blocks]:
-        raise InputError(f"guidance.slg.layers: expected indices of {blocks}, came {outside[0]}")
+        raise InputError(f"guidance.slg.layers: expected indices of {blocks}, got {outside[0]}")
     if guidance.band is not None and guidance.band[1] >= num_blocks:
-        raise InputError(f"guidance.band: expected indices of {blocks}, came {list(guidance.band)}")
+        raise InputError(f"guidance.band: expected indices of {blocks}, got {list(guidance.band)}")
     eligible = len(guidance.mask_spec().eligible(num_blocks))
     if guidance.drop_count is not None and guidance.drop_count > eligible:
         raise InputError(
             f"guidance.drop_count: expected at most {eligible}, the blocks that never_drop and band leave of "
-            f"{num_blocks}, came {guidance.drop_count}"
+            f"{num_blocks}, got {guidance.drop_count}"
         )
 
 

@@ -47,7 +47,7 @@ def find_lora(path: str) -> Path:
             files = [file for file in files if file.name == _PUBLISHED_NAME] or files
         if len(files) != 1:
             names = ", ".join(file.name for file in files) or "none"
-            raise InputError(f"model.lora: {path}: one .safetensors file was expected, came {names}: name the file")
+            raise InputError(f"model.lora: {path}: one .safetensors file was expected, got {names}: name the file")
         place = files[0]
     read_header(place)
     return place
@@ -113,6 +113,6 @@ def _check_layers(path: Path, transformer: Any, state: dict[str, torch.Tensor]) 
         side, size = (1, layer.in_features) if "lora_A" in key else (0, layer.out_features)
         if state[key].shape[side] != size:
             raise InputError(
-                f"model.lora: {path}: {key}: expected a size of {size}, as the model has, came {state[key].shape[side]}"
+                f"model.lora: {path}: {key}: expected a size of {size}, as the model has, got {state[key].shape[side]}"
                 ": take a LoRA that was made for this model"
             )

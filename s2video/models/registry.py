@@ -13,9 +13,9 @@ from .hunyuan_video15.family import HunyuanVideo15, HunyuanVideo15ImageToVideo
 from .wan.family import Wan, WanImageToVideo, WanTextImageToVideo
 
 FAMILIES: list[type[Family]] = [
-    WanTextImageToVideo,
     Wan,
     WanImageToVideo,
+    WanTextImageToVideo,
     HunyuanVideo,
     HunyuanVideoImageToVideo,
     HunyuanVideo15,

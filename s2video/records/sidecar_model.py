@@ -161,7 +161,7 @@ def read_sidecar(path: Path) -> Sidecar:
         raise InputError(f"{path}: expected a sidecar of s2video, which has the key `schema`")
     if values["schema"] != SCHEMA_VERSION:
         raise InputError(
-            f"{path}: expected schema {SCHEMA_VERSION}, came {str(values['schema'])[:40]!r}: use the version of "
+            f"{path}: expected schema {SCHEMA_VERSION}, got {str(values['schema'])[:40]!r}: use the version of "
             "s2video that wrote it, which is named under `versions`"
         )
     try:

@@ -36,7 +36,7 @@ def contact_sheet(
     if not videos:
         raise InputError(f"no videos for {path}: name video files, or a folder in which they lie beside their sidecars")
     if path.suffix not in SUFFIXES:
-        raise InputError(f"output {path}: expected a name that ends in {', '.join(SUFFIXES)}, came {path.name!r}")
+        raise InputError(f"output {path}: expected a name that ends in {', '.join(SUFFIXES)}, got {path.name!r}")
     width = columns * (THUMBNAIL_WIDTH + MARGIN) + MARGIN
     with atomic_path(path) as temporary:
         rows = []

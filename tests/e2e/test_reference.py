@@ -78,5 +78,5 @@ def test_a_batch_is_its_members(tiny_checkpoint: Path) -> None:
 def test_sizes_are_checked_from_python_too(tiny_checkpoint: Path, field: str, value: int) -> None:
     values = tiny_config(tiny_checkpoint).model_dump(mode="json")
     values["sampling"][field] = value
-    with pytest.raises(InputError, match=f"sampling.{field}: expected .* came {value}"):
+    with pytest.raises(InputError, match=f"sampling.{field}: expected .* got {value}"):
         Engine(build_config(values))

@@ -36,14 +36,8 @@ def made_video(
             "output": {"path": str(path), "fps": 8},
         }
     )
-    facts = job_facts(
-        config,
-        prompt=prompt,
-        negative_prompt="",
-        images=images,
-        seed=seed,
-        masks=config.guidance.mask_schedule(num_blocks=NUM_BLOCKS, seed=seed, num_steps=STEPS),
-    )
+    masks = config.guidance.mask_schedule(num_blocks=NUM_BLOCKS, seed=seed, num_steps=STEPS)
+    facts = job_facts(config, images=images, masks=masks)
     if latents is None:
         latents = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
     timings = {"load_seconds": 0.5, "denoise_seconds": 1.25}

@@ -76,11 +76,11 @@ def test_settings_by_section_and_by_dotted_name(engine: TextToVideo) -> None:
     [
         ({"guidance": {"s2_scal": 1}}, "did you mean 'guidance.s2_scale'"),
         ({"guidence.s2_scale": 1}, "unknown key 'guidence'"),
-        ({"prompt.length": 1}, "prompt is a setting"),
+        ({"prompt.length": 1}, "prompt: expected a mapping"),
         ({"sampling.width": 70}, "multiple of 16"),
-        ({"model": {"dtype": "bfloat16"}}, "load them anew"),
+        ({"model": {"dtype": "bfloat16"}}, "load them again"),
         ({"seed": -1}, "sampling.seed"),
-        ({"prompt": "  "}, "came '  '"),
+        ({"prompt": "  "}, "got '  '"),
     ],
 )
 def test_settings_that_cannot_be_used(engine: TextToVideo, settings: dict[str, Any], message: str) -> None:
@@ -145,7 +145,7 @@ def test_a_yaml_file_can_be_loaded(tmp_path: Path) -> None:
 
 def test_one_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"s2video\.pipeline\.Engine"):
+    with pytest.raises(InputError, match=r"s2video\.Engine"):
         s2video.load("shapes-wan")
 
 

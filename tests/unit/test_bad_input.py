@@ -138,14 +138,14 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "older S² and another": (setting("guidance.method=apg", "guidance.form=original"), ["method is apg", "original"]),
     "zeros that are rescaled": (
         setting("guidance.method=cfg_zero_star", "guidance.rescale=0.5"),
-        ["guidance", "expected rescale 0, came 0.5", "zero_init_steps"],
+        ["guidance", "expected rescale 0, got 0.5", "zero_init_steps"],
     ),
     "SLG without layers": (setting("guidance.method=slg"), ["guidance", "slg.layers"]),
     "SLG layers outside": (
         setting("guidance.method=slg", f"guidance.slg.layers=[{NUM_BLOCKS}]"),
-        ["guidance.slg.layers", f"0 to {NUM_BLOCKS - 1}", f"came {NUM_BLOCKS}"],
+        ["guidance.slg.layers", f"0 to {NUM_BLOCKS - 1}", f"got {NUM_BLOCKS}"],
     ),
-    "SLG window": (setting("guidance.slg.start=0.5"), ["guidance.slg", "start <= stop", "came start 0.5 and stop 0.2"]),
+    "SLG window": (setting("guidance.slg.start=0.5"), ["guidance.slg", "start <= stop", "got start 0.5 and stop 0.2"]),
     # arguments
     "no such option": (words("--promt", "x"), ["--promt"]),
     "option without value": (words("--seed"), ["--seed"]),
@@ -269,7 +269,7 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     ),
     "boundary of a single transformer": (
         checkpoint(lambda c: edit_json(c / "model_index.json", boundary_ratio=0.875)),
-        ["boundary_ratio", "expected null", "came 0.875"],
+        ["boundary_ratio", "expected null", "got 0.875"],
     ),
     "scale of a second transformer": (setting("guidance.cfg_scale_2=3"), ["guidance.cfg_scale_2", "has one"]),
     "a single transformer offloaded": (setting("model.offload_experts=true"), ["model.offload_experts", "streamed"]),

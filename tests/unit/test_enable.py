@@ -271,12 +271,12 @@ def test_compiled_blocks_are_not_compiled_again_for_another_mask(
 @pytest.mark.parametrize("kind", [WanVideoToVideoPipeline, HunyuanVideoImageToVideoPipeline])
 def test_pipelines_that_name_no_call_are_refused(kind: Any) -> None:
     names = set(inspect.signature(kind.__init__).parameters) - {"self"}
-    with pytest.raises(InputError, match=f"came {kind.__name__}"):
+    with pytest.raises(InputError, match=f"got {kind.__name__}"):
         s2video.enable(kind(**dict.fromkeys(names)))
 
 
 def test_unknown_pipelines_are_refused() -> None:
-    with pytest.raises(InputError, match=r"expected one of WanPipeline, .* came Linear"):
+    with pytest.raises(InputError, match=r"expected one of WanPipeline, .* got Linear"):
         s2video.enable(nn.Linear(2, 2))
     with pytest.raises(InputError, match=r"WanModularPipeline takes a guider: .*S2Guidance"):
         s2video.enable(WanBlocks().init_pipeline())

@@ -56,25 +56,25 @@ def test_sizes_of_hunyuan_video(tiny_hunyuan_checkpoint: Path, field: str, value
     values["sampling"] |= {"height": 16 * 99, "num_frames": 4001}  # its positions have no end
     check_request(build_config(values), checkpoint)
     values["sampling"][field] = value
-    with pytest.raises(InputError, match=f"sampling.{field}: expected .* came {value}"):
+    with pytest.raises(InputError, match=f"sampling.{field}: expected .* got {value}"):
         check_request(build_config(values), checkpoint)
 
 
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "image to video": (
         lambda folder: edit_json(folder / "transformer/config.json", image_condition_type="token_replace"),
-        "image_condition_type: None was expected with HunyuanVideoPipeline, came 'token_replace'",
+        "image_condition_type: expected None with HunyuanVideoPipeline, got 'token_replace'",
     ),
     "another transformer": (
         lambda folder: edit_json(folder / "model_index.json", transformer=["diffusers", "WanTransformer3DModel"]),
-        "transformer: HunyuanVideoTransformer3DModel was expected, came",
+        "transformer: expected HunyuanVideoTransformer3DModel, got",
     ),
-    "no VAE named": (lambda folder: edit_json(folder / "model_index.json", vae=None), "vae: AutoencoderKLHunyuanVideo"),
+    "no VAE named": (lambda folder: edit_json(folder / "model_index.json", vae=None), "vae: expected AutoencoderKLHunyuanVideo"),
     "a text encoder missing": (lambda folder: shutil.rmtree(folder / "text_encoder_2"), "text_encoder_2/ is missing"),
     "a tokenizer missing": (lambda folder: (folder / "tokenizer_2/tokenizer_config.json").unlink(), "tokenizer_2"),
     "blocks not counted": (
         lambda folder: edit_json(folder / "transformer/config.json", num_single_layers=0),
-        "num_single_layers: expected a whole number > 0, came 0",
+        "num_single_layers: expected a whole number > 0, got 0",
     ),
 }
 
@@ -95,7 +95,7 @@ def test_other_forms_of_image_to_video_are_refused(
     assert Checkpoint(tiny_hunyuan_image_checkpoint).info.image == "required"
     folder = Path(shutil.copytree(tiny_hunyuan_image_checkpoint, tmp_path / "image"))
     edit_json(folder / "transformer/config.json", image_condition_type=kind)
-    with pytest.raises(InputError, match=f"'token_replace' was expected .*, came {kind!r}.*HunyuanVideo-I2V$"):
+    with pytest.raises(InputError, match=f"expected 'token_replace' .*, got {kind!r}.*HunyuanVideo-I2V$"):
         _ = Checkpoint(folder).info
 
 

@@ -239,5 +239,5 @@ def test_settings_out_of_bounds_are_refused(settings: dict[str, Any], said: str)
 def test_other_models_are_refused_by_name() -> None:
     guider = s2video.S2Guidance()
     guider.set_state(step=5, num_inference_steps=10, timestep=torch.tensor(500))
-    with pytest.raises(InputError, match="came Linear"):
+    with pytest.raises(InputError, match="got Linear"):
         guider.prepare_models(nn.Linear(2, 2))

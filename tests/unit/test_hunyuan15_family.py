@@ -54,7 +54,7 @@ def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
     ("changes", "message"),
     [
         ({"use_meanflow": True}, "use_meanflow: is a step-distilled checkpoint"),
-        ({"in_channels": 98}, f"in_channels: {2 * CHANNELS + 1} were expected.* came 98"),
+        ({"in_channels": 98}, f"in_channels: {2 * CHANNELS + 1} were expected.* got 98"),
     ],
 )
 def test_other_forms_are_refused(

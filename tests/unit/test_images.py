@@ -157,7 +157,7 @@ def test_text_beside_image_tokens_has_one_length(checkpoint_of: Checkpoints, nam
     check_request(tiny.build_config(values), Checkpoint(folder).info)
     values["sampling"]["max_sequence_length"] = 226
     if KINDS[name].num_features:
-        with pytest.raises(InputError, match=r"sampling.max_sequence_length: expected 512, .* came 226"):
+        with pytest.raises(InputError, match=r"sampling.max_sequence_length: expected 512, .* got 226"):
             check_request(tiny.build_config(values), Checkpoint(folder).info)
     else:
         check_request(tiny.build_config(values), Checkpoint(folder).info)
@@ -167,7 +167,7 @@ def test_an_image_encoder_that_is_missing(checkpoint_of: Checkpoints, tmp_path: 
     folder = Path(shutil.copytree(checkpoint_of("wan-i2v"), tmp_path / "copy"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"image_encoder": [None, None]}))
-    with pytest.raises(InputError, match=r"image_encoder and image_processor: .* came none"):
+    with pytest.raises(InputError, match=r"image_encoder and image_processor: .* got none"):
         _ = Checkpoint(folder).info
 
 
@@ -196,14 +196,8 @@ def test_a_sidecar_remembers_pixels_not_paths(checkpoint_of: Checkpoints, tmp_pa
     def facts(path: str, digest: str) -> dict[str, Any]:
         config = KINDS["wan-i2v"].config(Path("model"))
         images = [{"path": path, "digest": digest}]
-        made = job_facts(
-            config,
-            prompt="a",
-            negative_prompt="",
-            images=images,
-            seed=1,
-            masks=config.guidance.mask_schedule(num_blocks=6, seed=1, num_steps=4),
-        )
+        masks = config.guidance.mask_schedule(num_blocks=6, seed=1, num_steps=4)
+        made = job_facts(config.patched({"prompt": "a"}), images=images, masks=masks)
         return made | {"weights": {}}
 
     sidecar = tmp_path / "x.json"

@@ -29,7 +29,7 @@ def test_what_is_no_model_is_said_so(path: str) -> None:
 
 def test_an_unreachable_hub_id_is_one_clear_line() -> None:
     """The tests run with the Hub offline."""
-    with pytest.raises(InputError, match="neither a folder here nor could it be had from the Hub") as caught:
+    with pytest.raises(InputError, match="not a local folder and could not be downloaded from the Hub") as caught:
         find_checkpoint("nobody/no-such-model")
     assert "\n" not in str(caught.value)
 

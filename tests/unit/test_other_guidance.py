@@ -169,12 +169,5 @@ def test_no_masks_are_drawn(engine: Engine) -> None:
     """So a batch of several seeds needs no mask seed, and the sidecar lists none."""
     other = engine.with_guidance(method="apg")
     assert other.sample([PROMPT] * 2, [7, 8]).shape[0] == 2
-    facts = job_facts(
-        other.config,
-        prompt=PROMPT,
-        negative_prompt="",
-        images=[],
-        seed=7,
-        masks=other.mask_schedule([7]),
-    )
+    facts = job_facts(other.config, images=[], masks=other.mask_schedule([7]))
     assert facts["masks"] == []

@@ -81,9 +81,9 @@ def test_the_codec_of_a_name(name: str, codec: Codec, expected: Codec) -> None:
 @pytest.mark.parametrize(
     ("name", "codec", "message"),
     [
-        ("x.avi", "auto", ".mp4, .mov, .png or .exr, came 'x.avi'"),
-        ("x.MP4", "auto", "came 'x.MP4'"),
-        ("x", "auto", "came 'x'"),
+        ("x.avi", "auto", ".mp4, .mov, .png or .exr, got 'x.avi'"),
+        ("x.MP4", "auto", "got 'x.MP4'"),
+        ("x", "auto", "got 'x'"),
         (".exr", "auto", "expected a name"),
         ("..exr", "auto", "a name before the suffix"),
         ("...exr", "exr", "a name before the suffix"),

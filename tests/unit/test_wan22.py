@@ -65,23 +65,23 @@ def test_both_transformers_count(checkpoint_of: CheckpointOf) -> None:
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "fewer blocks": (
         lambda folder: edit_json(folder / "transformer_2/config.json", num_layers=5),
-        "transformer_2: num_blocks: expected 6, as of the first transformer, came 5",
+        "transformer_2: num_blocks: expected 6, as of the first transformer, got 5",
     ),
     "other patches": (
         lambda folder: edit_json(folder / "transformer_2/config.json", patch_size=[1, 4, 4]),
-        r"transformer_2: patch_size: expected \(1, 2, 2\), .* came \(1, 4, 4\)",
+        r"transformer_2: patch_size: expected \(1, 2, 2\), .* got \(1, 4, 4\)",
     ),
     "no boundary": (
         lambda folder: edit_json(folder / "model_index.json", boundary_ratio=None),
-        "boundary_ratio: expected a number from 0 to 1.* came None",
+        "boundary_ratio: expected a number from 0 to 1.* got None",
     ),
     "a boundary outside": (
         lambda folder: edit_json(folder / "model_index.json", boundary_ratio=875),
-        "boundary_ratio: expected a number from 0 to 1.* came 875",
+        "boundary_ratio: expected a number from 0 to 1.* got 875",
     ),
     "a boundary for one": (
         lambda folder: edit_json(folder / "model_index.json", transformer_2=[None, None]),
-        "boundary_ratio: expected null, without transformer_2, came 0.875",
+        "boundary_ratio: expected null, without transformer_2, got 0.875",
     ),
     "the second one missing": (lambda folder: shutil.rmtree(folder / "transformer_2"), "transformer_2/ is missing"),
 }
@@ -100,13 +100,13 @@ def test_what_is_no_pair_is_refused(checkpoint_of: CheckpointOf, tmp_path: Path,
 @pytest.mark.parametrize(
     ("family", "section", "values", "message"),
     [
-        ("wan", "guidance", {"cfg_scale_2": 3.0}, r"guidance\.cfg_scale_2: .* this checkpoint has one.* came 3"),
+        ("wan", "guidance", {"cfg_scale_2": 3.0}, r"guidance\.cfg_scale_2: .* this checkpoint has one.* got 3"),
         ("wan", "model", {"offload_experts": True}, r"model\.offload_experts: .* a single one"),
-        (A14B, "parallel", {"weights": "streamed"}, r"model\.offload_experts: .* replicated, came streamed"),
-        (A14B, "parallel", {"weights": "fsdp"}, r"model\.offload_experts: .* replicated, came fsdp: set it to false$"),
+        (A14B, "parallel", {"weights": "streamed"}, r"model\.offload_experts: .* replicated, got streamed"),
+        (A14B, "parallel", {"weights": "fsdp"}, r"model\.offload_experts: .* replicated, got fsdp: set it to false$"),
         (A14B, "guidance", {"cfg_scale": 1.0}, r"parallel\.branch: .*guidance\.cfg_scale 1 there is no uncond"),
         (A14B, "guidance", {"cfg_scale_2": 1.0}, r"parallel\.branch: .*guidance\.cfg_scale_2 1 there is no uncond"),
-        (TI2V, "sampling", {"height": 176}, r"sampling\.height: expected a multiple of 32, came 176"),
+        (TI2V, "sampling", {"height": 176}, r"sampling\.height: expected a multiple of 32, got 176"),
     ],
 )
 def test_settings_that_make_no_sense(

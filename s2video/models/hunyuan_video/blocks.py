@@ -11,7 +11,6 @@ Dimension letters as in `base`; N_heads heads.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
@@ -23,7 +22,6 @@ from ...geometry import LatentShape
 from ...parallel.attention import AttentionPlan, sharded_joint_attention
 from ..base import BlockContext, Conditioning, TokenState
 from ..tokens import embed_shard, gather_latents, pad_text
-from .family import HunyuanVideo
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -86,18 +84,15 @@ class HunyuanVideoBlockModel:
     Takes the module over: its attention processors are replaced.
 
     Attributes:
-        block_lists: the module's lists of blocks.
-        blocks: the dual blocks, then the single ones.
+        blocks: the dual blocks, then the single ones, if the module has any.
     """
-
-    block_lists: ClassVar[tuple[str, ...]] = HunyuanVideo.block_lists
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, *, attention_backend: str | None = None) -> None:
         self.transformer = transformer
         self._dtype = transformer.dtype  # asked once: it walks through all modules
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
-        self.blocks = [block for name in self.block_lists for block in getattr(transformer, name)]
+        self.blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
         self._patch_size = (transformer.config.patch_size_t, *[transformer.config.patch_size] * 2)
         self._attention = ShardedJointAttention(attention_backend)
         for block in self.blocks:

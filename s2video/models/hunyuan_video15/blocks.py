@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import pad_sequence
 from ...parallel.attention import AttentionPlan
 from ..base import BlockContext, Conditioning
 from ..hunyuan_video.blocks import HunyuanVideoBlockModel
-from .family import HunyuanVideo15
 
 _PROMPT, _GLYPHS, _IMAGE = range(3)  # rows of the module's table of token types
 
@@ -24,8 +23,6 @@ class HunyuanVideo15BlockModel(HunyuanVideoBlockModel):
 
     Takes the module over: its attention processors are replaced.
     """
-
-    block_lists = HunyuanVideo15.block_lists
 
     def prepare(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan

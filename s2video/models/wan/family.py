@@ -38,6 +38,10 @@ class Wan(Family):
     optional = frozenset({"transformer_2"})
 
     @classmethod
+    def claims(cls, index: JsonFile) -> bool:
+        return super().claims(index) and not index.values.get("expand_timesteps")
+
+    @classmethod
     def costs(cls, config: Mapping[str, Any]) -> TransformerCosts:
         return WanCosts.from_config(config)
 
