@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benches import batch, decode, engine, gpu, ranks, step, weights
+from benches import decoding_cost, gpu, many_videos, step, two_ranks, weight_fetching, whole_runs
 from benches.rows import Section, table
 from benches.workloads import Options
 
@@ -37,15 +37,15 @@ class Entry(NamedTuple):
 
 SECTIONS = {
     "step": Entry("S²/CFG, seconds of a step", step.by_the_clock),
-    "run": Entry("S²/CFG, seconds of a run", engine.runs),
+    "run": Entry("S²/CFG, seconds of a run", whole_runs.runs),
     "flops": Entry("S²/CFG, FLOPs of a step and of a run", step.in_flops),
     "memory": Entry("S²/CFG, peak memory of a step", step.in_memory),
-    "engine": Entry("CFG here / diffusers' `WanPipeline`", engine.against_diffusers),
-    "weights": Entry("Streamed weights, pass by pass / lockstep; memory while loading", weights.bench),
-    "ranks": Entry("One rank / 2 ranks, seconds of a step; the merged suffix", ranks.meshes),
-    "traffic": Entry("Sent by 2 ranks / the least possible", ranks.traffic),
-    "decode": Entry("Decoding: long / short videos, peak memory; one rank / 2 ranks, seconds", decode.bench),
-    "batch": Entry("Many videos: a loop, separate processes / one batch, seconds", batch.bench),
+    "engine": Entry("CFG here / diffusers' `WanPipeline`", whole_runs.against_diffusers),
+    "weights": Entry("Streamed weights, pass by pass / lockstep; memory while loading", weight_fetching.bench),
+    "ranks": Entry("One rank / 2 ranks, seconds of a step; the merged suffix", two_ranks.meshes),
+    "traffic": Entry("Sent by 2 ranks / the least possible", two_ranks.traffic),
+    "decode": Entry("Decoding: long / short videos, peak memory; one rank / 2 ranks, seconds", decoding_cost.bench),
+    "batch": Entry("Many videos: a loop, separate processes / one batch, seconds", many_videos.bench),
     "gpu-wan": Entry("GPU: Wan 1.3B, 832x480x81, S²/CFG, against diffusers, peak memory", gpu.wan_small),
     "gpu-wan-14b": Entry("GPU: Wan 14B, 1280x720x81, the same", gpu.wan_large),
     "gpu-hunyuan": Entry("GPU: HunyuanVideo, 1280x720x129, S²/cond", gpu.hunyuan),

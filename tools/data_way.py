@@ -44,7 +44,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import s2video
 from s2video.cli.main import main as s2video_main
 
-
 PACKAGE = Path(s2video.__file__).parent
 SIZE = {"width": 32, "height": 32, "num_frames": 5, "num_inference_steps": 2}
 _OWN_NO_NAME = re.compile(r"(\.<locals>)?\.<(listcomp|setcomp|dictcomp|genexpr)>")

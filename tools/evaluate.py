@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from shapes.contact_sheet import Cell, Strip, write_sheet
 from shapes.detector import Reading, read_scene, score
 from shapes.report import METHOD_NAMES, Scores, check_bars, choose_scale, column, describe, summarize
-from shapes.sheet import Cell, Strip, write_sheet
 from shapes.world import ATTRIBUTES, Scene, caption, sample_scene
 from torch import Tensor
 

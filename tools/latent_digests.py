@@ -45,7 +45,6 @@ from ranks import RankPool, laid_out
 from s2video.config.run import build_config
 from s2video.engine.engine import Engine
 
-
 PROMPT, NEGATIVE, SEED = "a small red circle moving left on a gray background", "blue, large", 3
 VERSIONS_OF = ("torch", "diffusers", "transformers")
 

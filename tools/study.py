@@ -18,8 +18,7 @@ from evaluate import Clip, load_engine, positive_number
 from PIL import Image
 from shapes.features import WEIGHTS, load_features
 from shapes.world import render
-from studies.measures import measure_clip
-from studies.plan import (
+from studies.cells import (
     NUM_SHOWN,
     Cell,
     Counts,
@@ -30,7 +29,8 @@ from studies.plan import (
     mask_seed_of,
     seed_of,
 )
-from studies.records import Records
+from studies.clip_file import Records
+from studies.clip_measures import measure_clip
 from torch import Tensor
 
 from s2video.config.run import RunConfig

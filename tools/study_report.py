@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate import positive_number
+from studies.bootstrap import RESAMPLES
+from studies.markdown import tables
 from studies.plots import draw_all
-from studies.statistics import RESAMPLES
 from studies.summary import summarize
-from studies.tables import tables
 
 from s2video.errors import InputError
 from s2video.system.files import write_json

@@ -30,9 +30,9 @@ from toys.experiment import (
     sample_points,
     train_networks,
 )
-from toys.measures import Interval, Measures, interval, measure, true_outside
 from toys.mixtures import MIXTURES, Mixture
 from toys.network import ResidualNetworks
+from toys.point_measures import Interval, Measures, interval, measure, true_outside
 
 from s2video.system.files import atomic_path, write_json
 

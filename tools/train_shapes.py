@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from shapes.caption_encoder import MAX_SEQUENCE_LENGTH
 from shapes.export import export
-from shapes.text import MAX_SEQUENCE_LENGTH
 from shapes.train_transformer import (
     EMPTY_CAPTIONS,
     FAMILY_SHARE,

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from shapes.world import Scene, render
 from shapes_helpers import next_color, understand
-from studies.plan import Cell, Counts, Take, cost_ratio, evaluations, make_plan, mask_seed_of, seed_of
-from studies.records import Records, read_records
+from studies.cells import Cell, Counts, Take, cost_ratio, evaluations, make_plan, mask_seed_of, seed_of
+from studies.clip_file import Records, read_records
+from studies.markdown import tables
 from studies.summary import summarize, value_of
-from studies.tables import tables
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from torch import Tensor
 

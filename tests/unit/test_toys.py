@@ -17,9 +17,9 @@ from toys.experiment import (
     sample_points,
     train_networks,
 )
-from toys.measures import TRUTH_SEED, interval, measure, true_outside
 from toys.mixtures import MIXTURES, ONE_D, Mixture
 from toys.network import ResidualNetworks
+from toys.point_measures import TRUTH_SEED, interval, measure, true_outside
 
 SEEDS = 3
 

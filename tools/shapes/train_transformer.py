@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import UMT5EncoderModel
 
+from .caption_encoder import TEXT_CONFIG, build_text_encoder, build_tokenizer, encode
 from .heads import PlaceHeads, WordHeads, patch_owners
 from .loop import TrainState, autocast, train
-from .text import TEXT_CONFIG, build_text_encoder, build_tokenizer, encode
 from .world import Scene, caption, render, sample_scene, variants
 
 TRANSFORMER_CONFIG = dict(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from evaluate import remark
 from PIL import Image
-from shapes.sheet import Cell, Strip, write_sheet
+from shapes.contact_sheet import Cell, Strip, write_sheet
 from torch import Tensor
 
 from s2video.system.files import atomic_path

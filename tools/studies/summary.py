@@ -18,8 +18,8 @@ from shapes.world import ATTRIBUTES
 
 from s2video.errors import InputError
 
-from .records import read_records
-from .statistics import Bootstrap, Estimate, Sample, estimate, spread
+from .bootstrap import Bootstrap, Estimate, Sample, estimate, spread
+from .clip_file import read_records
 
 Row = Mapping[str, Any]
 SHARES = (*ATTRIBUTES, "background", "all", "perfect")
