@@ -1,7 +1,7 @@
 """Leaves out one block at a time and measures what becomes of the prediction, and of the result.
 
-    python tools/scan_blocks.py --config configs/shapes.yaml --captions 8 --output runs/blocks.json
-    python tools/scan_blocks.py --config configs/wan2.1-t2v-1.3b-480p.yaml --prompts prompts.txt --output runs/wan.json
+    python tools/scan_blocks.py --config configs/shapes.yaml --captions 8 --output runs/blocks.jsonl
+    python tools/scan_blocks.py --config configs/wan2.1-t2v-1.3b-480p.yaml --prompts prompts.txt --output runs/wan.jsonl
 
 For any checkpoint that the engine loads, under torchrun too. For models of the shapes' world, `--captions` takes
 held-out captions and also counts the attributes right. It suggests `guidance.never_drop` by a stated rule: those blocks
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from evaluate import Clip, draw_clips, positive_number, whole_number
+from json_lines import lines_path, write_lines
 from shapes.detector import read_scene, score
 from torch import Tensor
 
@@ -32,7 +33,6 @@ from s2video.models.checkpoint import weight_digests
 from s2video.parallel.mesh import init_mesh
 from s2video.records.sidecar import versions
 from s2video.sampling.denoiser import Denoiser
-from s2video.system.files import write_json
 from s2video.system.progress import Progress
 
 FACTOR = 2.0
@@ -211,7 +211,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--together", type=positive_number, default=4, help="blocks left out in one pass, each of which takes memory")
     add("--factor", type=float, default=FACTOR, help="of the rule, see above")
     add("--no-results", action="store_true", help="predictions only: one video a prompt, in place of one a block")
-    add("--output", type=Path, required=True, help="JSON with every figure")
+    add("--output", type=lines_path, required=True, metavar="FILE.jsonl", help="a line for each block")
     return parser.parse_args(argv)
 
 
@@ -225,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures = scan(engine, args, clips, prompts)
             if mesh.is_main:
                 facts = {"weights": weight_digests(engine.folder), "versions": versions(), "prompts": prompts}
-                write_json(args.output, {"config": config.model_dump(mode="json"), **facts, **figures})
+                whole = {name: value for name, value in figures.items() if name != "blocks"}
+                header = {"config": config.model_dump(mode="json"), **facts, **whole}
+                write_lines(args.output, header, figures["blocks"])
                 print(describe(figures))
     except S2VideoError as error:
         print(f"scan_blocks: error: {error}", file=sys.stderr)

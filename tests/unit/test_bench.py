@@ -10,6 +10,7 @@ import bench
 import pytest
 import torch
 from benches import decoding_cost, many_videos, step, weight_fetching, whole_runs
+from benches.report_file import read_report, write_report
 from benches.rows import Row, Section, counted, measured, table
 from benches.workloads import CPU, Options, apart, random_model, s2_over_cfg, scaled_step, scaled_wan, wan_step
 
@@ -179,10 +180,10 @@ def test_random_models_keep_float32_where_the_class_does() -> None:
 
 
 def test_a_report_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "report.json"
+    file = tmp_path / "report.jsonl"
     bench.main(["--quick", "--threads", "1", "--sections", "memory", "gpu-dtype", "--json", str(file)])
     printed = capsys.readouterr().out
-    report = json.loads(file.read_text())
+    report = read_report(file)
     expected = {"command", "date", "machine", "device", "cpus", "threads", "quick", "versions", "sections"}
     assert report.keys() == expected and report["threads"] == 1
     assert report["versions"].keys() >= {"torch", "diffusers", "python"}
@@ -196,10 +197,10 @@ def test_a_report_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_of_several_reports_the_last_counts(tmp_path: Path) -> None:
-    for name, ratio in (("a", 1.0), ("b", 2.0)):
+    for name, ratio in (("a.jsonl", 1.0), ("b.jsonl", 2.0)):
         section: dict[str, Any] = Section([counted("bytes", ratio, "")]).as_json()
-        (tmp_path / name).write_text(json.dumps({"sections": {"traffic": section}}))
-    assert "| bytes | 2.000 |" in bench.show([tmp_path / "a", tmp_path / "b"])
+        write_report(tmp_path / name, {"sections": {"traffic": section}})
+    assert "| bytes | 2.000 |" in bench.show([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,7 @@ def test_of_several_reports_the_last_counts(tmp_path: Path) -> None:
         (["--sections", "gpu-wan"], "--device cuda, got cpu"),
         (["--sections", "nothing"], "invalid choice"),
         (["--device", "cuda"], "torch finds no GPU here"),
+        (["--json", "report.json"], "ends in .jsonl"),
     ],
 )
 def test_what_cannot_be_run(
@@ -224,4 +226,4 @@ def test_the_document_shows_what_was_measured() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     files = [DOCUMENT.parents[2] / word for word in text.split("--show ")[1].splitlines()[0].split()]
     assert bench.show(files) in text
-    assert not any(json.loads(file.read_text(encoding="utf-8"))["quick"] for file in files)
+    assert not any(read_report(file)["quick"] for file in files)
