@@ -10,8 +10,10 @@ The work folder keeps networks, results.jsonl and figures; after an interruption
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +56,31 @@ METHODS = (
 TITLES = {"wasserstein": "Wasserstein", "mode_shift": "mode shift", "spread": "spread", "outside": "outside, %"}
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/toys"), help="networks, results and figures")
-    parser.add_argument("--seeds", type=int, default=NUM_SEEDS, help="training seeds, at least 2")
-    parser.add_argument("--points", type=int, default=NUM_POINTS, help="samples a seed and method")
-    parser.add_argument("--long", type=int, default=TRAINING["long"], help="training steps of the long training")
-    parser.add_argument("--short", type=int, default=TRAINING["short"], help="and of the short one")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--show", type=Path, metavar="FILE.jsonl", help="print the tables of such results instead")
+    add = parser.add_argument
+    add("--work", type=Path, default=Path("runs/toys"), help="networks, results and figures")
+    add("--seeds", type=int, default=NUM_SEEDS, help="training seeds, at least 2")
+    add("--points", type=int, default=NUM_POINTS, help="samples a seed and method")
+    add("--long", type=int, default=TRAINING["long"], help="training steps of the long training")
+    add("--short", type=int, default=TRAINING["short"], help="and of the short one")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    add("--show", type=Path, metavar="FILE.jsonl", help="print the tables of such results instead")
     args = parser.parse_args()
+    if args.seeds < 2:
+        parser.error(f"--seeds: expected at least 2, for an interval, got {args.seeds}")
+    return args
+
+
+def main() -> int:
+    args = parse()
     if args.show is not None:
         try:
             print(_tables(_read(args.show)))
         except InputError as error:
-            parser.error(f"--show: {error}")
-        return
-    if args.seeds < 2:
-        parser.error(f"--seeds: expected at least 2, for an interval, got {args.seeds}")
+            print(f"toy: error: {error}", file=sys.stderr)
+            return 2
+        return 0
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     settings = {"seeds": args.seeds, "points": args.points, "long": args.long, "short": args.short}
@@ -79,18 +88,19 @@ def main() -> None:
     for mixture in MIXTURES.values():
         labels = torch.arange(mixture.num_classes).repeat_interleave(args.points // mixture.num_classes)
         labels = labels.expand(args.seeds, -1)
-        results.keep(f"{mixture.name} truth", lambda m=mixture, at=labels: _exact(m, at))
+        results.keep(f"{mixture.name} truth", partial(_exact, mixture, labels))
         for training in TRAINING:
             networks = _networks(args.work, mixture, training, settings)
             for method in (*METHODS, *_grid()):
                 key = f"{mixture.name} {training} {method.name} {method.cfg_scale:g} {method.s2_scale:g}"
-                results.keep(key, lambda n=networks, x=mixture, m=method, at=labels: _judge(n, x, m, at))
+                results.keep(key, partial(_judge, networks, mixture, method, labels))
             for scale in (1.0, SCALE):
                 key = f"{mixture.name} {training} best omega {scale:g}"
-                results.keep(key, lambda n=networks, x=mixture, s=scale: _best_omegas(n, x, s))
+                results.keep(key, partial(_best_omegas, networks, mixture, scale))
             _draw(args.work, mixture, training, networks, labels)
     _draw_numbers(args.work, results.values)
     print(_tables(results.values))
+    return 0
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -250,4 +260,4 @@ def _signed(difference: Interval, digits: int = 3) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
