@@ -1,10 +1,10 @@
-"""Counts how often one `s2video.load("shapes-wan")` opens each file of the checkpoint.
+"""Count how often one `s2video.load("shapes-wan")` opens each file of the checkpoint.
 
     python tools/checkpoint_opens.py
-    python tools/checkpoint_opens.py --who      and who opened it: the nearest function of the package
+    python tools/checkpoint_opens.py --who      # also the nearest function of the package that opened it
 
-Python says of each `open` that it comes; safetensors' `safe_open`, which opens in Rust, is wrapped. Files that other
-compiled code opens, such as that of tokenizers, are not seen.
+Python reports each `open` to an audit hook; safetensors' `safe_open`, which opens files in Rust, is wrapped. Files that
+other compiled code opens, such as that of tokenizers, are not counted.
 """
 
 import argparse
@@ -23,19 +23,45 @@ import safetensors
 
 import s2video
 
-PACKAGE = Path(s2video.__file__).parent
-CHECKPOINT = next(PACKAGE.rglob("shapes-wan"))
-_opened: Counter[tuple[str, str]] = Counter()  # by file and function
-_counts = False
+PACKAGE = Path(s2video.__file__).resolve().parent
+CHECKPOINT = PACKAGE / "assets" / "shapes-wan"
 
 
-def note(path: Any) -> None:
-    """Count one opening, where it is of the checkpoint."""
-    if not _counts or not isinstance(path, (str, os.PathLike)):
-        return
-    file = Path(os.path.realpath(path))
-    if file.is_relative_to(CHECKPOINT):
-        _opened[str(file.relative_to(CHECKPOINT)), _opener()] += 1
+class Openings:
+    """Counts the openings of the checkpoint's files, by file and by the function that opens it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def watch(self) -> None:
+        """Count from now on. Call it before any module imports `safe_open` by name."""
+        real = safetensors.safe_open
+
+        def safe_open(filename: Any, *arguments: Any, **others: Any) -> Any:
+            self.note(filename)
+            return real(filename, *arguments, **others)
+
+        safetensors.safe_open = safe_open
+        sys.addaudithook(lambda event, arguments: self.note(arguments[0]) if event == "open" else None)
+
+    def note(self, path: Any) -> None:
+        if not isinstance(path, str | os.PathLike):
+            return
+        file = Path(os.path.realpath(path))
+        if file.is_relative_to(CHECKPOINT):
+            self.counts[str(file.relative_to(CHECKPOINT)), _opener()] += 1
+
+    def report(self, who: bool) -> None:
+        """Print a line for each file and, if `who`, for each function."""
+        files = Counter[str]()
+        for (file, _), count in self.counts.items():
+            files[file] += count
+        for file, count in sorted(files.items()):
+            print(f"{count:4}  {file}")
+            for (other, opener), part in sorted(self.counts.items()):
+                if who and other == file:
+                    print(f"      {part:4}  {opener}")
+        print(f"{sum(files.values()):4}  in all")
 
 
 def _opener() -> str:
@@ -49,46 +75,15 @@ def _opener() -> str:
     return "another thread"
 
 
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open":
-        note(arguments[0])
-
-
-def _wrap_safe_open() -> None:
-    """Before anything imports it by name."""
-    real = safetensors.safe_open
-
-    def safe_open(filename: Any, *arguments: Any, **others: Any) -> Any:
-        note(filename)
-        return real(filename, *arguments, **others)
-
-    safetensors.safe_open = safe_open
-
-
-def _report(who: bool) -> None:
-    files = Counter[str]()
-    for (file, _), count in _opened.items():
-        files[file] += count
-    for file, count in sorted(files.items()):
-        print(f"{count:4}  {file}")
-        for (other, opener), part in sorted(_opened.items()):
-            if who and other == file:
-                print(f"      {part:4}  {opener}")
-    print(f"{sum(files.values()):4}  in all")
-
-
 def main() -> int:
-    """Load the model once; what was opened is printed at the end, when threads that still read have ended too."""
-    global _counts
-    parser = argparse.ArgumentParser(description="Files of a checkpoint opened by one load.", allow_abbrev=False)
-    parser.add_argument("--who", action="store_true", help="say too which function opened each")
+    """Load the model once. The counts are printed at exit, when threads that still read have ended."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--who", action="store_true", help="also print which function opened each file")
     arguments = parser.parse_args()
-    _wrap_safe_open()
-    load = s2video.load
-    sys.addaudithook(_hook)
-    atexit.register(_report, arguments.who)
-    _counts = True
-    load("shapes-wan", **{"model.device": "cpu"})
+    openings = Openings()
+    openings.watch()
+    atexit.register(openings.report, arguments.who)
+    s2video.load("shapes-wan", **{"model.device": "cpu"})
     return 0
 
 

@@ -1,23 +1,23 @@
-"""Traces how a call's data goes through the modules of the package, and counts the crossings.
+"""Trace which modules a call's data goes through, and count the crossings and the returns.
 
-    python tools/data_way.py            a table
-    python tools/data_way.py --list     and each crossing, in order
+    python tools/data_way.py            # a table
+    python tools/data_way.py --list     # also each crossing, in order
     python tools/data_way.py --json
 
-Three calls are traced, each in a process of its own, with the embedded model in miniature (32 x 32 pixels, 5 frames,
-2 steps): `make_video`, which is `s2video generate` from the entry of its main(); `load`, which is `s2video.load` with
-settings; and `reproduce`, which is `s2video reproduce`.
+Three calls are traced, each in a process of its own, with a short video of the embedded model (32 x 32 pixels, 5
+frames, 2 steps): `make_video` is `s2video generate` from its main(), `load` is `s2video.load` with settings, and
+`reproduce` is `s2video reproduce`.
 
-What is counted: a call of a function of one module from a function of another one. The caller is the nearest function
-of the package up the stack, so calls by way of torch or the standard library count too; to take the next value of a
-generator is a call of it. Every pair of caller and callee counts once, where it first occurs, so steps and blocks do
-not count again. What runs while a module is imported is left out, and so are calls inside one module. Comprehensions
-belong to the function around them. What other threads do comes after what the main thread does, thread by thread, so
-that the order is the same in every run; a thread has no caller.
+A crossing is a call of a function of one module by a function of another one. The caller is the nearest function of the
+package up the stack, so calls through torch or the standard library count too. Taking the next value of a generator is
+a call. Each pair of caller and callee counts once, at its first occurrence, so steps and blocks are not counted again.
+Calls inside a module, and calls while a module is imported, do not count. A comprehension belongs to the function
+around it. Calls in other threads come after those of the main thread, thread by thread, so the order is the same in
+every run; the first function of a thread has no caller.
 
-    modules    how many modules take part
-    crossings  how many pairs of caller and callee there are
-    returns    how many of them, in order, go to a module that was visited before and left
+    modules    number of modules that take part
+    crossings  number of pairs of caller and callee
+    returns    number of crossings, in order, to a module that was visited and left before
 
 Exit codes: 0 done, 1 a call failed.
 """
@@ -44,9 +44,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import s2video
 from s2video.cli.main import main as s2video_main
 
-PACKAGE = Path(s2video.__file__).parent
+PACKAGE = Path(s2video.__file__).resolve().parent
 SIZE = {"width": 32, "height": 32, "num_frames": 5, "num_inference_steps": 2}
-_OWN_NO_NAME = re.compile(r"(\.<locals>)?\.<(listcomp|setcomp|dictcomp|genexpr)>")
+_INNER_SCOPE = re.compile(r"(\.<locals>)?\.<(listcomp|setcomp|dictcomp|genexpr)>")
 
 
 class Place(NamedTuple):
@@ -61,12 +61,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Way:
-    """What one call was traced to do.
+    """The trace of one call.
 
     Attributes:
-        entry: the first function of the package.
-        modules: in the order in which they were visited first.
-        crossings: pairs of caller and callee, in different modules, in the order in which they occurred first.
+        entry: the first function of the package that ran.
+        modules: in order of their first visit.
+        crossings: pairs of caller and callee, in different modules, in order of their first occurrence.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Way:
     crossings: tuple[tuple[Place, Place], ...]
 
     def is_return(self) -> list[bool]:
-        """Of each crossing, whether it goes to a module that was visited before and left."""
+        """Return for each crossing whether it goes to a module that was visited and left before."""
         seen, last, found = {self.entry.module}, self.entry.module, []
         for caller, callee in self.crossings:
             seen.add(caller.module)
@@ -85,12 +85,12 @@ class Way:
         return found
 
     def row(self) -> tuple[str, int, int, int]:
-        """Name, modules, crossings, returns."""
+        """Return name, modules, crossings and returns."""
         return self.name, len(self.modules), len(self.crossings), sum(self.is_return())
 
 
 class Tracer:
-    """Inside `on`, notes the calls of functions of the package, thread by thread."""
+    """Records calls of functions of the package while `on` is active, by thread."""
 
     def __init__(self) -> None:
         self._calls: dict[int, dict[tuple[Place | None, Place], None]] = {}  # by thread, in order
@@ -98,7 +98,7 @@ class Tracer:
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        """Trace this thread, and those that start meanwhile."""
+        """Trace this thread, and threads that start inside the `with`."""
         self._calls[threading.get_ident()] = {}
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
@@ -109,7 +109,7 @@ class Tracer:
             threading.setprofile(None)
 
     def way(self, name: str) -> Way:
-        """All that was noted: the main thread's calls, and then those of the others, thread by thread."""
+        """Return the calls so far: those of the main thread, then those of the others, thread by thread."""
         calls = list(dict.fromkeys(call for calls_of_one in self._calls.values() for call in calls_of_one))
         modules = dict.fromkeys(callee.module for _, callee in calls)
         crossings = [(a, b) for a, b in calls if a is not None and a.module != b.module]
@@ -122,14 +122,14 @@ class Tracer:
         while above is not None:
             if (place := self._place(above.f_code)) is not None:
                 if place.function == "<module>":
-                    return  # while it is imported
+                    return  # a module is being imported
                 caller = caller or place
             above = above.f_back
         if callee.function != "<module>":
             self._calls.setdefault(threading.get_ident(), {})[caller, callee] = None
 
     def _place(self, code: CodeType) -> Place | None:
-        """The function of the package that `code` is, or belongs to; None for all other code."""
+        """Return the function of the package that `code` belongs to; None for all other code."""
         if code not in self._places:
             self._places[code] = _find_place(code)
         return self._places[code]
@@ -140,11 +140,11 @@ def _find_place(code: CodeType) -> Place | None:
     if not path.is_relative_to(PACKAGE) or path.suffix != ".py":
         return None
     module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    return Place(module, _OWN_NO_NAME.sub("", code.co_qualname))
+    return Place(module, _INNER_SCOPE.sub("", code.co_qualname))
 
 
 def make_video(folder: Path) -> Callable[[], object]:
-    """`s2video generate`; leaves the video that `reproduce` needs."""
+    """Prepare `s2video generate`, which writes the video that `reproduce` needs."""
     config = folder / "config.yaml"
     sampling = json.dumps({**SIZE, "max_sequence_length": 64})  # JSON is YAML
     config.write_text(f"model: {{path: shapes-wan, device: cpu}}\nsampling: {sampling}\n", encoding="utf-8")
@@ -153,13 +153,13 @@ def make_video(folder: Path) -> Callable[[], object]:
 
 
 def load(folder: Path) -> Callable[[], object]:
-    """`s2video.load` with settings, one by section and one by dotted name."""
+    """Prepare `s2video.load` with settings, some by section and some by dotted name."""
     load_model = s2video.load
     return lambda: load_model("shapes-wan", sampling=SIZE, **{"model.device": "cpu", "guidance.s2_scale": 0.5})
 
 
 def reproduce(folder: Path) -> Callable[[], object]:
-    """`s2video reproduce` of the video that `make_video` left."""
+    """Prepare `s2video reproduce` of the video that `make_video` wrote."""
     return lambda: _run_main("reproduce", str(folder / "x.mp4"), "--plain")
 
 
@@ -167,15 +167,15 @@ CALLS = {"make_video": make_video, "load": load, "reproduce": reproduce}
 
 
 def _run_main(*arguments: str) -> None:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = s2video_main(list(arguments))
     if code != 0:
-        raise SystemExit(f"s2video {arguments[0]} ended with {code}: {said.getvalue()}")
+        raise RuntimeError(f"s2video {arguments[0]} ended with exit code {code}: {output.getvalue()}")
 
 
 def trace(name: str, folder: Path) -> Way:
-    """Make the call `name` in this process, traced. What has to be there before lies in `folder`."""
+    """Run the call `name` in this process and return its trace. `folder` holds the files of earlier calls."""
     call, tracer = CALLS[name](folder), Tracer()
     with tracer.on():
         call()
@@ -183,7 +183,7 @@ def trace(name: str, folder: Path) -> Way:
 
 
 def trace_all() -> list[Way]:
-    """Each call in a process of its own: what one of them keeps in caches would shorten the way of the next."""
+    """Trace each call in a process of its own, because the caches of one would shorten the way of the next."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ways = []
@@ -194,13 +194,13 @@ def trace_all() -> list[Way]:
 
 
 def as_table(ways: list[Way]) -> str:
-    """Three rows of numbers."""
+    """Return a row of numbers for each call."""
     rows = [("call", "modules", "crossings", "returns"), *(tuple(map(str, way.row())) for way in ways)]
     return "\n".join(f"{a:12}{b:>9}{c:>11}{d:>9}" for a, b, c, d in rows)
 
 
 def as_list(way: Way) -> str:
-    """The crossings in order; `<` marks those that return."""
+    """Return the crossings in order; `<` marks returns."""
     lines = [f"{way.name}: enters at {way.entry}"]
     for number, ((caller, callee), is_return) in enumerate(zip(way.crossings, way.is_return(), strict=True), 1):
         lines.append(f"{number:5} {'<' if is_return else ' '} {caller} -> {callee}")
@@ -208,7 +208,7 @@ def as_list(way: Way) -> str:
 
 
 def as_json(ways: list[Way]) -> str:
-    """One JSON object, by the name of the call."""
+    """Return one JSON object, by the name of the call."""
     found = {}
     for way in ways:
         _, modules, crossings, returns = way.row()
@@ -219,12 +219,15 @@ def as_json(ways: list[Way]) -> str:
 
 
 def main() -> int:
-    """Trace the three calls and print what was found."""
-    parser = argparse.ArgumentParser(description="How data goes through the modules.", allow_abbrev=False)
-    parser.add_argument("--list", action="store_true", help="each crossing too, in order")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--list", action="store_true", help="also print each crossing, in order")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     arguments = parser.parse_args()
-    ways = trace_all()
+    try:
+        ways = trace_all()
+    except RuntimeError as error:
+        print(f"data_way: error: {error}", file=sys.stderr)
+        return 1
     if arguments.json:
         print(as_json(ways))
         return 0

@@ -1,14 +1,14 @@
-"""Makes small videos' latents in every way there is, and records the SHA-256 of each.
+"""Make small videos' latents in many ways and record the SHA-256 of each.
 
     python tools/latent_digests.py -o before.json
     python tools/latent_digests.py --against before.json
 
-The first writes a file; the second makes the latents again, and names those that differ from the file. It says whether
-a change of the code left every bit where it was. Every family of checkpoints takes part with random weights, alone and,
-for some, on 2 and 3 ranks; and so do the other ways of guidance. Digests can be compared on the same kind of machine
-and under the same versions only: the file holds both, and a difference there is told too.
+The first command writes a file. The second makes the latents again and names those that differ from the file: it shows
+whether a change of the code left every bit as it was. Every family takes part with random weights, in one process and,
+for some, on 2 and 3 ranks; so do the other guidance methods. Digests depend on the kind of processor and on versions of
+libraries, so the file holds both, and other ones are not compared.
 
-Exit codes: 0 done or all the same, 1 some differ, 2 the file cannot be used.
+Exit codes: 0 done or all the same, 1 some differ, 2 the file cannot be used here.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -27,33 +27,28 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
-
-import s2video
-
-sys.path.extend(  # those of the repository that the package lies in
-    str(folder / name)
-    for folder in Path(s2video.__file__).parents
-    if (folder / "pyproject.toml").is_file()
-    for name in ("tests", "tools")
-)
-
 from families import FAMILIES
 from ranks import RankPool, laid_out
 
 from s2video.config.run import build_config
 from s2video.engine.engine import Engine
+from s2video.errors import InputError
+from s2video.system.files import write_json
 
 PROMPT, NEGATIVE, SEED = "a small red circle moving left on a gray background", "blue, large", 3
-VERSIONS_OF = ("torch", "diffusers", "transformers")
+LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Latents to make: of a family, with settings of guidance and of sharing, on so many ranks.
+    """Latents to make.
 
     Attributes:
+        family: a name of `FAMILIES`.
+        guidance, parallel: settings of these sections of the config.
         degrees: ring, ulysses, branch; their product is the number of ranks.
     """
 
@@ -89,7 +84,7 @@ CASES: dict[str, Case] = {
 
 
 def digest(mesh: Any, config: Any, images: Any, degrees: tuple[int, int, int]) -> str:
-    """SHA-256 of the latents' float32 bytes. Every rank runs it; `mesh` is None for one process alone."""
+    """Return the SHA-256 of the latents' float32 bytes. Every rank calls it; `mesh` is None in a single process."""
     torch.set_num_threads(1)
     if mesh is not None:
         ring, ulysses, branch = degrees
@@ -99,17 +94,17 @@ def digest(mesh: Any, config: Any, images: Any, degrees: tuple[int, int, int]) -
     return hashlib.sha256(latents.float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def make_digests(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and digest of every case. The checkpoints go below `folder`."""
+def make_digests(cases: Mapping[str, Case], folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and digest of every case, fewest ranks first. The checkpoints are written below `folder`."""
 
     @cache
-    def checkpoint(name: str) -> Path:
-        return FAMILIES[name].build_checkpoint(folder / name)
+    def checkpoint(family: str) -> Path:
+        return FAMILIES[family].build_checkpoint(folder / family)
 
-    for world_size in sorted({case.world_size for case in CASES.values()}):
+    for world_size in sorted({case.world_size for case in cases.values()}):
         pool = RankPool(world_size) if world_size > 1 else None
         try:
-            for name, case in CASES.items():
+            for name, case in cases.items():
                 if case.world_size == world_size:
                     yield name, _digest_of(case, checkpoint(case.family), pool)
         finally:
@@ -128,53 +123,63 @@ def _digest_of(case: Case, checkpoint: Path, pool: RankPool | None) -> str:
     return first if all(other == first for other in others) else "ranks differ"
 
 
-def circumstances() -> dict[str, str]:
-    """What else decides the last bits: the kind of processor, and versions."""
+def find_circumstances() -> dict[str, str]:
+    """Return what else the last bits depend on: the kind of processor, and versions."""
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {"processor": processor, **{name: metadata.version(name) for name in VERSIONS_OF}}
+    return {"processor": processor, **{name: metadata.version(name) for name in LIBRARIES}}
 
 
-def compare(made: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """What differs, a line each."""
-    lines = []
-    for part in ("circumstances", "digests"):
-        before, after = expected[part], made[part]
-        for name in {**before, **after}:
-            if before.get(name) != after.get(name):
-                lines.append(f"{name}: was {before.get(name, 'not there')}, is {after.get(name, 'not there')}")
-    return lines
+def read_digests(path: Path) -> dict[str, str]:
+    """Return the digests of a file.
 
-
-def _read(path: Path) -> dict[str, Any] | None:
+    Raises:
+        InputError: if `-o` did not write the file, or wrote it in other circumstances than these.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) and {"circumstances", "digests"} <= values.keys() else None
+        before, digests = values["circumstances"], values["digests"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(f"{path}: expected a file that -o wrote") from None
+    changed = differences(before, find_circumstances())
+    if changed:
+        raise InputError(f"{path} cannot be compared here: {'; '.join(changed)}")
+    return dict(digests)
 
 
-def main() -> int:
-    """Make the digests; write them, or compare them with those of a file."""
-    parser = argparse.ArgumentParser(description="SHA-256 of latents made in every way there is.", allow_abbrev=False)
+def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Return a line for each name whose values differ."""
+    return [
+        f"{name}: expected {before.get(name, 'nothing')}, got {after.get(name, 'nothing')}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    ]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="write the digests there")
-    task.add_argument("--against", type=Path, metavar="FILE.json", help="compare with those digests")
-    arguments = parser.parse_args()
-    expected = None
-    if arguments.against is not None and (expected := _read(arguments.against)) is None:
-        print(f"{arguments.against}: expected a file that -o wrote", file=sys.stderr)
+    task.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="write the digests to this file")
+    task.add_argument("--against", type=Path, metavar="FILE.json", help="compare with the digests of this file")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        expected = None if args.against is None else read_digests(args.against)
+    except InputError as error:
+        print(f"latent_digests: error: {error}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
     digests: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, value in make_digests(Path(folder)):
+        for name, value in make_digests(CASES, Path(folder)):
             print(f"{value[:16]}  {name}", flush=True)
             digests[name] = value
-    made = {"circumstances": circumstances(), "digests": digests}
     if expected is None:
-        arguments.output.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(args.output, {"circumstances": find_circumstances(), "digests": digests})
         return 0
-    lines = compare(made, expected)
+    lines = differences(expected, digests)
     print("\n".join(lines) if lines else f"all {len(digests)} are the same")
     return 1 if lines else 0
 

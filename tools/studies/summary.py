@@ -7,7 +7,7 @@ A cell that is not whole has no numbers.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def summarize(work: Path, *, resamples: int, seed: int = 0) -> dict[str, Any]:
         if part in SPREADS and all(entry.cell.is_whole for entry in entries):
             summary.setdefault("spread", {})[part] = _spread_of(entries)
         if part == "main":
-            entries.append(replace(truth, values={**truth.values, "at": "truth"}))
+            entries.append(truth)
         judge.judge(part, entries)
         summary["parts"][part] = [entry.values for entry in entries]
     return _without_nan(summary)
