@@ -277,7 +277,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def require_writable(path: Path) -> None:
-    """Better told now than after an hour."""
+    """Raise InputError now rather than after an hour if a file cannot be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -111,7 +111,7 @@ def test_a_batch_of_shapes_wan_ends_under_vbenchs_names(
         ([], "expected a list of prompts"),
         (["a prompt"], "entry 1: expected an object with prompt_en"),
         ([*INFO, {"prompt_en": "x", "dimension": "color"}], "entry 5: expected an object with prompt_en"),
-        ([{"prompt_en": "x", "dimension": ["colour"]}], "came 'colour'"),
+        ([{"prompt_en": "x", "dimension": ["colour"]}], "got 'colour'"),
         ([{"prompt_en": "a/b", "dimension": ["color"]}], "no file name can hold 'a/b'"),
         ([{"prompt_en": "ä" * 130, "dimension": ["color"]}], "no file name can hold"),
     ],
@@ -129,7 +129,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["prepare", *missing, "--set", "output.codec=prores"]) == 2
     assert main(["prepare", *missing, "--set", "guidance.cfg_scal=3"]) == 2
     assert main(["flicker", str(tmp_path)]) == 2
-    said = ("cannot be read", "wants .mp4 files, came prores", "unknown key", "expected .mp4 files, found none")
+    said = ("cannot be read", "wants .mp4 files, got prores", "unknown key", "expected .mp4 files, found none")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(said) and all(words in line for words, line in zip(said, lines, strict=True))
     assert [path.name for path in tmp_path.iterdir()] == ["info.json"]
@@ -158,7 +158,7 @@ def test_flickering_is_one_less_the_mean_difference(tmp_path: Path) -> None:
 def test_one_frame_has_no_flickering(tmp_path: Path) -> None:
     path = tmp_path / "one.mp4"
     write_video([solid((1, 0, 0))], path, VideoSpec(Fraction(8)), metadata={})
-    with pytest.raises(InputError, match="at least two frames, came 1"):
+    with pytest.raises(InputError, match="at least two frames, got 1"):
         flicker_score(path)
 
 
