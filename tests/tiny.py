@@ -14,7 +14,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from shapes.text import build_text_encoder, build_tokenizer
+from shapes.caption_encoder import build_text_encoder, build_tokenizer
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 

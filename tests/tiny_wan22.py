@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
-from shapes.text import build_tokenizer
+from shapes.caption_encoder import build_tokenizer
 from tiny import (
     MAX_SEQUENCE_LENGTH,
     RESIDUAL_Z_DIM,

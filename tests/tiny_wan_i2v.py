@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from PIL import Image
-from shapes.text import build_tokenizer
+from shapes.caption_encoder import build_tokenizer
 from tiny import NUM_BLOCKS, SIZE, build_scheduler, build_vae, tiny_text_encoder
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection

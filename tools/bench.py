@@ -1,13 +1,13 @@
 """What S²-Guidance costs here: one command, one table, every ratio from one run.
 
-    python tools/bench.py [--sections step flops …] [--quick] [--json FILE]
-    python tools/bench.py --device cuda --json FILE
-    python tools/bench.py --show FILE …
+    python tools/bench.py [--sections step flops …] [--quick] [--json FILE.jsonl]
+    python tools/bench.py --device cuda --json FILE.jsonl
+    python tools/bench.py --show FILE.jsonl …
 
-Ways that are compared take turns, each turn gives one ratio, and the table has the median and the quartiles; still, run
-it on an idle machine. Nothing is asserted. The table is the one of docs/evidence/cost.md; the JSON, rewritten after
-every section, has every number behind it. `--show` prints the table of such files without running anything. A GPU's
-sections are those whose names begin with `gpu`.
+Ways that are compared take turns. Each turn gives one ratio, and the table has their median and quartiles. Run it on an
+idle machine. Nothing is asserted. The table is the one of docs/evidence/cost.md. The result file, rewritten after every
+section, has every number behind it (see json_lines.py). `--show` prints the table of such files and runs nothing. The
+names of a GPU's sections begin with `gpu`.
 """
 
 import argparse
@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benches import batch, decode, engine, gpu, ranks, step, weights
+from benches import decoding_cost, gpu, many_videos, step, two_ranks, weight_fetching, whole_runs
+from benches.report_file import read_report, write_report
 from benches.rows import Section, table
 from benches.workloads import Options
+from json_lines import lines_path
 
+from s2video.errors import InputError
 from s2video.records.sidecar import versions
-from s2video.system.files import write_json
 
 
 class Entry(NamedTuple):
@@ -37,15 +39,15 @@ class Entry(NamedTuple):
 
 SECTIONS = {
     "step": Entry("S²/CFG, seconds of a step", step.by_the_clock),
-    "run": Entry("S²/CFG, seconds of a run", engine.runs),
+    "run": Entry("S²/CFG, seconds of a run", whole_runs.runs),
     "flops": Entry("S²/CFG, FLOPs of a step and of a run", step.in_flops),
     "memory": Entry("S²/CFG, peak memory of a step", step.in_memory),
-    "engine": Entry("CFG here / diffusers' `WanPipeline`", engine.against_diffusers),
-    "weights": Entry("Streamed weights, pass by pass / lockstep; memory while loading", weights.bench),
-    "ranks": Entry("One rank / 2 ranks, seconds of a step; the merged suffix", ranks.meshes),
-    "traffic": Entry("Sent by 2 ranks / the least possible", ranks.traffic),
-    "decode": Entry("Decoding: long / short videos, peak memory; one rank / 2 ranks, seconds", decode.bench),
-    "batch": Entry("Many videos: a loop, separate processes / one batch, seconds", batch.bench),
+    "engine": Entry("CFG here / diffusers' `WanPipeline`", whole_runs.against_diffusers),
+    "weights": Entry("Streamed weights, pass by pass / lockstep; memory while loading", weight_fetching.bench),
+    "ranks": Entry("One rank / 2 ranks, seconds of a step; the merged suffix", two_ranks.meshes),
+    "traffic": Entry("Sent by 2 ranks / the least possible", two_ranks.traffic),
+    "decode": Entry("Decoding: long / short videos, peak memory; one rank / 2 ranks, seconds", decoding_cost.bench),
+    "batch": Entry("Many videos: a loop, separate processes / one batch, seconds", many_videos.bench),
     "gpu-wan": Entry("GPU: Wan 1.3B, 832x480x81, S²/CFG, against diffusers, peak memory", gpu.wan_small),
     "gpu-wan-14b": Entry("GPU: Wan 14B, 1280x720x81, the same", gpu.wan_large),
     "gpu-hunyuan": Entry("GPU: HunyuanVideo, 1280x720x129, S²/cond", gpu.hunyuan),
@@ -61,7 +63,7 @@ def show(files: Sequence[Path]) -> str:
     """The table of reports; where several have a section, the last one's counts."""
     sections: dict[str, Any] = {}
     for file in files:
-        sections |= json.loads(file.read_text(encoding="utf-8"))["sections"]
+        sections |= read_report(file)["sections"]
     return table(sections, {name: entry.title for name, entry in SECTIONS.items()})
 
 
@@ -88,7 +90,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of what runs on one rank")
     parser.add_argument("--quick", action="store_true", help="sizes that take seconds and say nothing about cost")
-    parser.add_argument("--json", type=Path, help="also write every number there")
+    parser.add_argument("--json", type=lines_path, metavar="FILE.jsonl", help="also write every number there")
     parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print the table of such files instead")
     args = parser.parse_args(argv)
     on_gpu = args.device == "cuda"
@@ -102,11 +104,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.show:
-        print(show(args.show))
-        return
+        try:
+            print(show(args.show))
+        except InputError as error:
+            print(f"bench: error: {error}", file=sys.stderr)
+            return 2
+        return 0
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the processes that sections start
     options = Options(masks=args.masks, repeats=args.repeats, quick=args.quick, device=args.device)
@@ -117,11 +123,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         report["sections"][name] = SECTIONS[name].run(options).as_json()
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
         if args.json:
-            write_json(args.json, report)
+            write_report(args.json, report)
     print(table(report["sections"], {name: SECTIONS[name].title for name in args.sections}))
     if args.quick:
         print("\n--quick: of miniature models, whatever a line calls them; these ratios say nothing about cost")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from shapes.contact_sheet import Cell, Strip, write_sheet
 from shapes.detector import Reading, read_scene, score
 from shapes.report import METHOD_NAMES, Scores, check_bars, choose_scale, column, describe, summarize
-from shapes.sheet import Cell, Strip, write_sheet
 from shapes.world import ATTRIBUTES, Scene, caption, sample_scene
 from torch import Tensor
 
@@ -156,23 +156,11 @@ def load_engine(config_path: Path, overrides: Sequence[str]) -> tuple[Sampler, d
 
 def run(sampler: Sampler, args: argparse.Namespace) -> dict[str, Any]:
     """Grid, then report; returns the figures, with the results themselves under "grid" and "report"."""
-    things = list(dict.fromkeys(args.num_things))
+    grid_clips, report_clips = draw_sets(args)
     scales = list(dict.fromkeys(args.cfg_scales))
-    base = SEEDS_PER_RUN * args.seed
-    grid_clips: dict[int, list[Clip]] = {}
-    report_clips: dict[int, list[Clip]] = {}
-    for n in things:
-        common = {"num_things": n, "seed": args.seed}
-        first = base + SEEDS_PER_GROUP * n
-        grid_clips[n] = draw_clips("grid", count=args.grid_captions, first_seed=first + GRID_SEEDS, **common)
-        taken = frozenset(clip.caption for clip in grid_clips[n])
-        report_clips[n] = draw_clips(
-            "report", count=args.captions, first_seed=first + REPORT_SEEDS, taken=taken, **common
-        )
-
     grid_scales = scales if len(scales) > 1 else []
     batches = [math.ceil(count / args.batch) for count in (args.grid_captions, args.captions)]
-    total = len(things) * (len(grid_scales) * batches[0] + len(args.methods) * batches[1])
+    total = len(grid_clips) * (len(grid_scales) * batches[0] + len(args.methods) * batches[1])
     done = 0
     with Progress("evaluating, in batches") as progress:
 
@@ -185,17 +173,30 @@ def run(sampler: Sampler, args: argparse.Namespace) -> dict[str, Any]:
             return generate(sampler.with_guidance(**guidance), clips, batch=args.batch, on_batch=on_batch)
 
         grid = {
-            scale: {n: measure(grid_clips[n], cfg_scale=scale, s2_scale=0.0) for n in things} for scale in grid_scales
+            scale: {n: measure(clips, cfg_scale=scale, s2_scale=0.0) for n, clips in grid_clips.items()}
+            for scale in grid_scales
         }
-        grid_scores = {scale: _scores(groups) for scale, groups in grid.items()}
-        best = choose_scale(grid_scores) if grid else scales[0]
+        best = choose_scale({scale: _scores(groups) for scale, groups in grid.items()}) if grid else scales[0]
         changes = {"cfg": {"s2_scale": 0.0}, "s2": {} if args.s2_scale is None else {"s2_scale": args.s2_scale}}
         report = {
-            (method, n): measure(report_clips[n], cfg_scale=best, **changes[method])
-            for n in things
+            (method, n): measure(clips, cfg_scale=best, **changes[method])
+            for n, clips in report_clips.items()
             for method in args.methods
         }
     return {"cfg_scale": best, "grid": grid, "report": report}
+
+
+def draw_sets(args: argparse.Namespace) -> tuple[dict[int, list[Clip]], dict[int, list[Clip]]]:
+    """Return the clips of the grid and of the report by number of things. Both have no caption in common."""
+    grid: dict[int, list[Clip]] = {}
+    report: dict[int, list[Clip]] = {}
+    for n in dict.fromkeys(args.num_things):
+        common = {"num_things": n, "seed": args.seed}
+        first = SEEDS_PER_RUN * args.seed + SEEDS_PER_GROUP * n
+        grid[n] = draw_clips("grid", count=args.grid_captions, first_seed=first + GRID_SEEDS, **common)
+        taken = frozenset(clip.caption for clip in grid[n])
+        report[n] = draw_clips("report", count=args.captions, first_seed=first + REPORT_SEEDS, taken=taken, **common)
+    return grid, report
 
 
 def _scores(groups: Mapping[Key, Sequence[Result]]) -> dict[Key, list[Scores]]:
@@ -275,7 +276,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def require_writable(path: Path) -> None:
-    """Better told now than after an hour."""
+    """Raise InputError now rather than after an hour if a file cannot be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Leaves out one block at a time and measures what becomes of the prediction, and of the result.
 
-    python tools/scan_blocks.py --config configs/shapes.yaml --captions 8 --output runs/blocks.json
-    python tools/scan_blocks.py --config configs/wan2.1-t2v-1.3b-480p.yaml --prompts prompts.txt --output runs/wan.json
+    python tools/scan_blocks.py --config configs/shapes.yaml --captions 8 --output runs/blocks.jsonl
+    python tools/scan_blocks.py --config configs/wan2.1-t2v-1.3b-480p.yaml --prompts prompts.txt --output runs/wan.jsonl
 
 For any checkpoint that the engine loads, under torchrun too. For models of the shapes' world, `--captions` takes
 held-out captions and also counts the attributes right. It suggests `guidance.never_drop` by a stated rule: those blocks
@@ -15,12 +15,14 @@ Exit codes: 0 done, 1 the run failed, 2 the input cannot be used.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from evaluate import Clip, draw_clips, positive_number, whole_number
+from json_lines import lines_path, write_lines
 from shapes.detector import read_scene, score
 from torch import Tensor
 
@@ -31,7 +33,6 @@ from s2video.guidance.equations import Predictions
 from s2video.parallel.mesh import init_mesh
 from s2video.records.sidecar import versions
 from s2video.sampling.denoiser import Denoiser
-from s2video.system.files import write_json
 from s2video.system.progress import Progress
 
 FACTOR = 2.0
@@ -90,32 +91,29 @@ def spread_steps(num_steps: int, count: int) -> list[int]:
     return sorted({int((i + 0.5) * num_steps / count) for i in range(count)})
 
 
+@dataclass
+class Found:
+    """What was measured so far, a value for each prompt; by block, what leaving it out changed.
+
+    Attributes:
+        effects: on the prediction, each [steps, blocks].
+        distances: of the latents.
+        rights: share of attributes right; none without clips.
+        whole_rights: the same with every block.
+    """
+
+    effects: list[Tensor]
+    distances: dict[int, list[float]]
+    rights: dict[int, list[float]]
+    whole_rights: list[float]
+
+
 def scan(engine: Engine, args: argparse.Namespace, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Any]:
-    """Every block's figures, as JSON. Called on all ranks together."""
+    """Return every block's figures, as JSON. Called on all ranks together."""
     engine = engine.with_guidance(method="s2", s2_scale=0.0)
-    seeds = [clip.seed for clip in clips] or list(range(len(prompts)))
     steps = spread_steps(engine.config.sampling.num_inference_steps, args.steps)
-    blocks = range(engine.num_blocks)
-    left_out = () if args.no_results else blocks
-    effects: list[Tensor] = []
-    distances: list[list[float]] = [[] for _ in blocks]
-    rights: list[list[float]] = [[] for _ in blocks]
-    whole_rights: list[float] = []
-    done, total = 0, len(prompts) * (1 + len(left_out))
-    with Progress("videos", "auto" if engine.mesh.is_main else "none") as progress:
-        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            found, latents = effects_on_prediction(engine, prompt, seed, steps=steps, together=args.together)
-            effects.append(found)
-            if clips:
-                whole_rights.append(share_right(engine, clips[number], latents))
-            progress(done := done + 1, total)
-            for block in left_out:
-                changed = without_block(engine, prompt, seed, block)
-                distances[block].append(relative_distance(changed, latents))
-                if clips:
-                    rights[block].append(share_right(engine, clips[number], changed))
-                progress(done := done + 1, total)
-    by_step = torch.stack(effects).mean(dim=0)  # [steps, blocks]
+    found = measure_blocks(engine, args, clips, prompts, steps)
+    by_step = torch.stack(found.effects).mean(dim=0)  # [steps, blocks]
     means = by_step.mean(dim=0).tolist()
     return {
         "steps": steps,
@@ -124,15 +122,40 @@ def scan(engine: Engine, args: argparse.Namespace, clips: Sequence[Clip], prompt
                 "block": block,
                 "prediction": means[block],
                 "prediction_by_step": by_step[:, block].tolist(),
-                "result": _mean(distances[block]),
-                "attributes_right": _mean(rights[block]),
+                "result": _mean(found.distances[block]),
+                "attributes_right": _mean(found.rights[block]),
             }
-            for block in blocks
+            for block in range(engine.num_blocks)
         ],
-        "attributes_right": _mean(whole_rights),
+        "attributes_right": _mean(found.whole_rights),
         "rule": f"effect on the prediction above {args.factor:g} times the median of all blocks",
         "never_drop": critical_blocks(means, args.factor),
     }
+
+
+def measure_blocks(
+    engine: Engine, args: argparse.Namespace, clips: Sequence[Clip], prompts: Sequence[str], steps: Sequence[int]
+) -> Found:
+    """Sample every prompt with all blocks and, unless `--no-results`, once without each block."""
+    blocks = range(engine.num_blocks)
+    left_out = () if args.no_results else blocks
+    found = Found([], {block: [] for block in blocks}, {block: [] for block in blocks}, [])
+    seeds = [clip.seed for clip in clips] or list(range(len(prompts)))
+    done, total = 0, len(prompts) * (1 + len(left_out))
+    with Progress("videos", "auto" if engine.mesh.is_main else "none") as progress:
+        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            effects, latents = effects_on_prediction(engine, prompt, seed, steps=steps, together=args.together)
+            found.effects.append(effects)
+            if clips:
+                found.whole_rights.append(share_right(engine, clips[number], latents))
+            progress(done := done + 1, total)
+            for block in left_out:
+                changed = without_block(engine, prompt, seed, block)
+                found.distances[block].append(relative_distance(changed, latents))
+                if clips:
+                    found.rights[block].append(share_right(engine, clips[number], changed))
+                progress(done := done + 1, total)
+    return found
 
 
 def share_right(engine: Engine, clip: Clip, latents: Tensor) -> float:
@@ -188,7 +211,7 @@ def choose_prompts(args: argparse.Namespace, default: str | None) -> tuple[list[
     else:
         prompts = [default] if default else []
     if not prompts:
-        raise InputError("expected prompts, came none: give --captions, --prompts, or a config with a prompt")
+        raise InputError("expected prompts, got none: give --captions, --prompts, or a config with a prompt")
     return [], prompts
 
 
@@ -210,7 +233,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--together", type=positive_number, default=4, help="blocks left out in one pass, each of which takes memory")
     add("--factor", type=float, default=FACTOR, help="of the rule, see above")
     add("--no-results", action="store_true", help="predictions only: one video a prompt, in place of one a block")
-    add("--output", type=Path, required=True, help="JSON with every figure")
+    add("--output", type=lines_path, required=True, metavar="FILE.jsonl", help="a line for each block")
     return parser.parse_args(argv)
 
 
@@ -223,12 +246,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             engine = Engine(config, mesh, progress="none")
             figures = scan(engine, args, clips, prompts)
             if mesh.is_main:
-                facts = {
-                    "weights": engine.checkpoint.weight_digests(),
-                    "versions": versions(),
-                    "prompts": prompts,
-                }
-                write_json(args.output, {"config": config.model_dump(mode="json"), **facts, **figures})
+                facts = {"weights": engine.checkpoint.weight_digests(), "versions": versions(), "prompts": prompts}
+                whole = {name: value for name, value in figures.items() if name != "blocks"}
+                header = {"config": config.model_dump(mode="json"), **facts, **whole}
+                write_lines(args.output, header, figures["blocks"])
                 print(describe(figures))
     except S2VideoError as error:
         print(f"scan_blocks: error: {error}", file=sys.stderr)

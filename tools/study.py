@@ -1,10 +1,10 @@
-"""Makes and measures the clips of the study of docs/evidence/video.md: CFG, S² and others on held-out captions.
+"""Make and measure the clips of the study of docs/evidence/video.md: CFG, S² and others on held-out captions.
 
     python tools/study.py --config configs/shapes.yaml --work runs/study
     python tools/study.py --config configs/shapes.yaml --work runs/study --parts main grid
 
-Stopped at any moment, the same command goes on. `tools/study_report.py` makes tables and pictures of what there is.
-Exit codes: 0 done, 1 the run failed, 2 the input cannot be used.
+After an interruption, run the same command to resume. `tools/study_report.py` makes tables and pictures of what there
+is so far. Exit codes: 0 done, 1 the run failed, 2 the input cannot be used.
 """
 
 import argparse
@@ -18,8 +18,7 @@ from evaluate import Clip, load_engine, positive_number
 from PIL import Image
 from shapes.features import WEIGHTS, load_features
 from shapes.world import render
-from studies.measures import measure_clip
-from studies.plan import (
+from studies.cells import (
     NUM_SHOWN,
     Cell,
     Counts,
@@ -30,7 +29,8 @@ from studies.plan import (
     mask_seed_of,
     seed_of,
 )
-from studies.records import Records
+from studies.clip_file import Records
+from studies.clip_measures import measure_clip
 from torch import Tensor
 
 from s2video.config.run import RunConfig
@@ -151,7 +151,7 @@ def run(sampler: Sampler, facts: dict[str, Any], args: argparse.Namespace) -> No
     study = Study(sampler, args.work, counts, {**facts, "config": config}, batch=args.batch, mask_batch=args.mask_batch)
     cells = {point.cell.name: point.cell for part in ("truth", *args.parts) for point in plan[part]}
     for cell in cells.values():
-        sampler.with_config(cell.config(sampler.config))  # a setting that does not fit is told now, not after hours
+        sampler.with_config(cell.config(sampler.config))  # reports a wrong setting now, not after hours
     study.write_plan(plan)
     total = sum(len(counts.clips(cell.clips)) * len(cell.takes) for cell in cells.values())
     with Progress("clips") as progress:
@@ -171,7 +171,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", type=Path, required=True, help="YAML file of the model and its sampling")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override of the config, such as model.path=F")
-    add("--work", type=Path, default=Path("runs/study"), help="folder of the cells; found there, they are gone on with")
+    add("--work", type=Path, default=Path("runs/study"), help="folder of the cells; those found there are resumed")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of the study; default: all")
     add("--captions", type=positive_number, default=100, help="main cells: captions for each number of things")
     add("--side-captions", type=positive_number, default=32, help="other cells: likewise, at most --captions")

@@ -1,9 +1,11 @@
-"""Tables and pictures of the study of docs/evidence/video.md, from what `tools/study.py` has made so far.
+"""Make the tables and pictures of docs/evidence/video.md from what `tools/study.py` has made so far.
 
-    python tools/study_report.py --work runs/study --output tools/results/study.json --figures docs/images
+    python tools/study_report.py --work runs/study --output tools/results/study.jsonl.gz --figures docs/images
+    python tools/study_report.py --show tools/results/study.jsonl.gz
 
-Prints the tables as Markdown. Cells that are not whole are said to be "not run yet". Exit codes: 0 done, 2 there is
-nothing to report on.
+The first writes every number to the result file, draws the pictures and prints the tables as Markdown. The second only
+prints the tables of a result file. Incomplete cells are shown as "not run yet". Exit codes: 0 done, 2 there is nothing
+to report on.
 """
 
 import argparse
@@ -12,31 +14,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate import positive_number
+from json_lines import lines_path
+from studies.bootstrap import RESAMPLES
+from studies.markdown import tables
 from studies.plots import draw_all
-from studies.statistics import RESAMPLES
 from studies.summary import summarize
-from studies.tables import tables
+from studies.summary_file import read_summary, write_summary
 
 from s2video.errors import InputError
-from s2video.system.files import write_json
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/study"), help="folder of the cells")
+    parser.add_argument("--output", type=lines_path, metavar="FILE.jsonl.gz", help="result file, with every number")
+    parser.add_argument("--figures", type=Path, help="folder for study-*.png")
+    parser.add_argument("--resamples", type=positive_number, default=RESAMPLES, help="of the bootstrap")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a result file instead")
+    args = parser.parse_args(argv)
+    if args.show is None and None in (args.output, args.figures):
+        parser.error("expected --output and --figures, or --show")
+    return args
+
+
+def report(args: argparse.Namespace) -> None:
+    if args.show is not None:
+        print(tables(read_summary(args.show)))
+        return
+    summary = summarize(args.work, resamples=args.resamples)
+    write_summary(args.output, summary)
+    drawn = draw_all(summary, args.work, args.figures)
+    print(tables(summary))
+    print("\n".join(["", *(f"drawn: {path}" for path in drawn)]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/study"), help="folder of the cells")
-    parser.add_argument("--output", type=Path, required=True, help="JSON with every number of tables and pictures")
-    parser.add_argument("--figures", type=Path, required=True, help="folder for study-*.png")
-    parser.add_argument("--resamples", type=positive_number, default=RESAMPLES, help="of the bootstrap")
-    args = parser.parse_args(argv)
+    args = parse(argv)
     try:
-        summary = summarize(args.work, resamples=args.resamples)
-        write_json(args.output, summary)
-        drawn = draw_all(summary, args.work, args.figures)
+        report(args)
     except InputError as error:
         print(f"study_report: error: {error}", file=sys.stderr)
         return 2
-    print(tables(summary))
-    print("\n".join(["", *(f"drawn: {path}" for path in drawn)]))
     return 0
 
 

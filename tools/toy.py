@@ -1,22 +1,24 @@
 """The paper's toys: mixtures of Gaussians, where the exact answer is known (arXiv 2508.12880, App. B.1.3).
 
     python tools/toy.py --work runs/toys
-    python tools/toy.py --show tools/results/toys-2026-11-24-cpu.json
+    python tools/toy.py --show tools/results/toys-2026-11-24-cpu.jsonl
 
 Trains residual networks of 10 blocks with class conditions, 10 seeds side by side, some for long and some for short,
-then samples with every method through the package's own masks, guidance and sampler. Prints the tables as Markdown;
-the work folder keeps networks, results.json and figures, and the same command goes on where it was stopped. With
---show, the tables of results that were kept.
+then samples with every method through the package's own masks, guidance and sampler. Prints the tables as Markdown.
+The work folder keeps networks, results.jsonl and figures; after an interruption, run the same command to resume. With
+`--show`, prints the tables of a results.jsonl.
 """
 
 import argparse
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from json_lines import read_lines, write_lines
 from torch import Tensor
 from toys import figures
 from toys.experiment import (
@@ -30,11 +32,12 @@ from toys.experiment import (
     sample_points,
     train_networks,
 )
-from toys.measures import Interval, Measures, interval, measure, true_outside
 from toys.mixtures import MIXTURES, Mixture
 from toys.network import ResidualNetworks
+from toys.point_measures import Interval, Measures, interval, measure, true_outside
 
-from s2video.system.files import atomic_path, write_json
+from s2video.errors import InputError
+from s2video.system.files import atomic_path
 
 NUM_SEEDS, NUM_POINTS, NOISE_SEED = 10, 2000, 1
 TRAINING = {"long": 1500, "short": 150}  # steps
@@ -53,57 +56,75 @@ METHODS = (
 TITLES = {"wasserstein": "Wasserstein", "mode_shift": "mode shift", "spread": "spread", "outside": "outside, %"}
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/toys"), help="networks, results and figures")
-    parser.add_argument("--seeds", type=int, default=NUM_SEEDS, help="training seeds, at least 2")
-    parser.add_argument("--points", type=int, default=NUM_POINTS, help="samples a seed and method")
-    parser.add_argument("--long", type=int, default=TRAINING["long"], help="training steps of the long training")
-    parser.add_argument("--short", type=int, default=TRAINING["short"], help="and of the short one")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--show", type=Path, help="a results.json to print, in place of a run")
+    add = parser.add_argument
+    add("--work", type=Path, default=Path("runs/toys"), help="networks, results and figures")
+    add("--seeds", type=int, default=NUM_SEEDS, help="training seeds, at least 2")
+    add("--points", type=int, default=NUM_POINTS, help="samples a seed and method")
+    add("--long", type=int, default=TRAINING["long"], help="training steps of the long training")
+    add("--short", type=int, default=TRAINING["short"], help="and of the short one")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    add("--show", type=Path, metavar="FILE.jsonl", help="print the tables of such results instead")
     args = parser.parse_args()
-    if args.show is not None:
-        print(_tables(json.loads(args.show.read_text(encoding="utf-8"))))
-        return
     if args.seeds < 2:
-        parser.error(f"--seeds: expected at least 2, for an interval, came {args.seeds}")
+        parser.error(f"--seeds: expected at least 2, for an interval, got {args.seeds}")
+    return args
+
+
+def main() -> int:
+    args = parse()
+    if args.show is not None:
+        try:
+            print(_tables(_read(args.show)))
+        except InputError as error:
+            print(f"toy: error: {error}", file=sys.stderr)
+            return 2
+        return 0
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     settings = {"seeds": args.seeds, "points": args.points, "long": args.long, "short": args.short}
-    results = _Results(args.work / "results.json", settings)
+    results = _Results(args.work / "results.jsonl", settings)
     for mixture in MIXTURES.values():
         labels = torch.arange(mixture.num_classes).repeat_interleave(args.points // mixture.num_classes)
         labels = labels.expand(args.seeds, -1)
-        results.keep(f"{mixture.name} truth", lambda m=mixture, at=labels: _exact(m, at))
+        results.keep(f"{mixture.name} truth", partial(_exact, mixture, labels))
         for training in TRAINING:
             networks = _networks(args.work, mixture, training, settings)
             for method in (*METHODS, *_grid()):
                 key = f"{mixture.name} {training} {method.name} {method.cfg_scale:g} {method.s2_scale:g}"
-                results.keep(key, lambda n=networks, x=mixture, m=method, at=labels: _judge(n, x, m, at))
+                results.keep(key, partial(_judge, networks, mixture, method, labels))
             for scale in (1.0, SCALE):
                 key = f"{mixture.name} {training} best omega {scale:g}"
-                results.keep(key, lambda n=networks, x=mixture, s=scale: _best_omegas(n, x, s))
+                results.keep(key, partial(_best_omegas, networks, mixture, scale))
             _draw(args.work, mixture, training, networks, labels)
     _draw_numbers(args.work, results.values)
     print(_tables(results.values))
+    return 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a results.jsonl: the settings under "settings", and a record for each key."""
+    settings, records = read_lines(path)
+    return {"settings": settings, **{record.pop("what"): record for record in records}}
 
 
 class _Results:
-    """Numbers by key, kept on disk as they come."""
+    """Numbers by key, written to disk as soon as they are made."""
 
     def __init__(self, path: Path, settings: dict[str, int]) -> None:
         self._path = path
         self.values: dict[str, Any] = {"settings": settings}
         if path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = _read(path)
             if kept["settings"] == settings:
                 self.values = kept
 
     def keep(self, key: str, make: Any) -> None:
         if key not in self.values:
             self.values[key] = make()
-            write_json(self._path, self.values)
+            records = ({"what": what, **value} for what, value in self.values.items() if what != "settings")
+            write_lines(self._path, self.values["settings"], records)
 
 
 def _grid() -> list[Method]:
@@ -239,4 +260,4 @@ def _signed(difference: Interval, digits: int = 3) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

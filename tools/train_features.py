@@ -1,8 +1,9 @@
-"""Trains the small network that clips are compared by (tools/shapes/features.py), and says how good it is.
+"""Train the small network that clips are compared by (tools/shapes/features.py), and print its accuracy.
 
     python tools/train_features.py --work runs/features
 
-The renderer's clips are all it sees. Minutes on a CPU; the same command goes on where it was stopped.
+It is trained on rendered clips only, which takes minutes on a CPU. After an interruption, run the same command to
+resume.
 """
 
 import argparse

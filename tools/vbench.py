@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= SEEDS_PER_PROMPT:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {SEEDS_PER_PROMPT}, came {text[:60]!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {SEEDS_PER_PROMPT}, got {text[:60]!r}")
     return int(text)
 
 
@@ -99,7 +99,7 @@ def read_info(path: Path) -> dict[str, set[str]]:
     except ValueError as error:
         raise InputError(f"info {path}: not usable as JSON: {error}") from None
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"info {path}: expected a list of prompts, as VBench_full_info.json is, came something else")
+        raise InputError(f"info {path}: expected a list of prompts, as VBench_full_info.json is, got something else")
     prompts: dict[str, set[str]] = {}
     for number, entry in enumerate(entries, 1):
         prompt, dimensions = _entry(entry, f"info {path}, entry {number}")
@@ -111,10 +111,10 @@ def _entry(entry: Any, where: str) -> tuple[str, list[str]]:
     prompt = entry.get("prompt_en") if isinstance(entry, dict) else None
     dimensions = entry.get("dimension") if isinstance(entry, dict) else None
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(dimensions, list):
-        raise InputError(f"{where}: expected an object with prompt_en, a text, and dimension, a list; came others")
+        raise InputError(f"{where}: expected an object with prompt_en, a text, and dimension, a list; got others")
     if unknown := [name for name in dimensions if name not in DIMENSIONS]:
         raise InputError(
-            f"{where}: expected dimensions of VBench 0.1.5, came {unknown[0]!r}: is this VBench's own file?"
+            f"{where}: expected dimensions of VBench 0.1.5, got {unknown[0]!r}: is this VBench's own file?"
         )
     if set(prompt) & {"/", "\0"} or len(video_name(prompt, SEEDS_PER_PROMPT).encode()) > MAX_NAME_BYTES:
         raise InputError(f"{where}: VBench names files by the prompt, and no file name can hold {prompt[:60]!r}")
@@ -130,10 +130,10 @@ def prepare(args: argparse.Namespace) -> None:
     """RUN.yaml and RUN.jsonl. Every sample has a seed of its own, and the same one under every ω."""
     info, output = read_info(args.info), args.output
     if output.suffix != ".yaml":
-        raise InputError(f"--output: expected a name that ends in .yaml, came {output.name!r}")
+        raise InputError(f"--output: expected a name that ends in .yaml, got {output.name!r}")
     codec = load_config(args.config, args.set).output.codec
     if suffix_of(codec) != ".mp4":
-        raise InputError(f"output.codec: VBench wants .mp4 files, came {codec}: use auto")
+        raise InputError(f"output.codec: VBench wants .mp4 files, got {codec}: use auto")
     values = read_values(args.config, args.set)
     for key in ("prompt", "image", "last_image"):
         values.pop(key, None)
@@ -232,7 +232,7 @@ def flicker_score(video: Path) -> float:
     """
     frames = read_video(video)
     if len(frames) < 2:
-        raise InputError(f"{video}: expected at least two frames, came {len(frames)}")
+        raise InputError(f"{video}: expected at least two frames, got {len(frames)}")
     # a pair at a time: a whole video is large in more than 8 bits
     total = sum(int((after.short() - before.short()).abs().sum()) for before, after in pairwise(frames))
     return 1 - total / (255 * frames[1:].numel())

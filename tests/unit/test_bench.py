@@ -9,7 +9,8 @@ from typing import Any
 import bench
 import pytest
 import torch
-from benches import batch, decode, engine, step, weights
+from benches import decoding_cost, many_videos, step, weight_fetching, whole_runs
+from benches.report_file import read_report, write_report
 from benches.rows import Row, Section, counted, measured, table
 from benches.workloads import CPU, Options, apart, random_model, s2_over_cfg, scaled_step, scaled_wan, wan_step
 
@@ -112,37 +113,37 @@ def test_seconds_of_a_step_by_way_repeat_and_mask() -> None:
 
 
 def test_whole_runs() -> None:
-    section = engine.runs(QUICK)
+    section = whole_runs.runs(QUICK)
     assert [len(draws) for draws in section.raw["masks"]] == [1, 1, 1]  # of three steps all lie in the window
     assert section.raw["seconds"].keys() == {"s2", "cfg"}
-    assert engine.against_diffusers(QUICK).raw["bitwise_equal"]
+    assert whole_runs.against_diffusers(QUICK).raw["bitwise_equal"]
 
 
 def test_streamed_weights(tmp_path: Path) -> None:
-    size = weights.save_transformer(tmp_path, scaled_wan(quick=True))
-    section = weights.streamed(tmp_path, (1, 4, 6), 1)
+    size = weight_fetching.save_transformer(tmp_path, scaled_wan(quick=True))
+    section = weight_fetching.streamed(tmp_path, (1, 4, 6), 1)
     assert section.raw["bitwise_equal"]
     assert section.rows[0].ratio == 3
     assert size == sum(p.nbytes for p in random_model(scaled_wan(quick=True)).parameters())
     # in a process of its own: one that has held more before may find room without growing
-    assert 0 < apart("weights.load_peak", folder=str(tmp_path), kind="streamed")[0] < 2**30
+    assert 0 < apart("weight_fetching.load_peak", folder=str(tmp_path), kind="streamed")[0] < 2**30
 
 
 def test_decoding_takes_memory_above_the_base() -> None:
     size = {"num_frames": 9, "height": 64, "width": 64}
-    assert apart("decode.peak", environment=decode.GIVE_BACK, **size)[0] > 2**20
+    assert apart("decoding_cost.peak", environment=decoding_cost.GIVE_BACK, **size)[0] > 2**20
 
 
 def test_the_loop_over_diffusers(tmp_path: Path) -> None:
-    batch.diffusers_loop(Mesh(CPU), str(tmp_path), 1, 1)
+    many_videos.diffusers_loop(Mesh(CPU), str(tmp_path), 1, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["0.mp4"]
 
 
 def test_batch_and_processes_make_the_same_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, ...]] = []
-    monkeypatch.setattr(batch, "run_s2video", lambda *arguments: calls.append(arguments))
-    batch.as_batch(tmp_path, 3, 2)
-    batch.as_processes(tmp_path, 3, 2)
+    monkeypatch.setattr(many_videos, "run_s2video", lambda *arguments: calls.append(arguments))
+    many_videos.as_batch(tmp_path, 3, 2)
+    many_videos.as_processes(tmp_path, 3, 2)
     jobs = load_batch(Path(calls[0][1])).jobs
     configs = []
     for call in calls[1:]:
@@ -151,7 +152,7 @@ def test_batch_and_processes_make_the_same_videos(tmp_path: Path, monkeypatch: p
             load_config(Path(given["--config"]), [f"prompt={given['--prompt']}", f"sampling.seed={given['--seed']}"])
         )
     assert len(jobs) == 3 and {config.guidance.s2_scale for config in configs} == {0.0}
-    assert [job.config.prompt for job in jobs] == [config.prompt for config in configs] == batch.PROMPTS[:3]
+    assert [job.config.prompt for job in jobs] == [config.prompt for config in configs] == many_videos.PROMPTS[:3]
     assert [job.config.sampling for job in jobs] == [config.sampling for config in configs]
 
 
@@ -179,10 +180,10 @@ def test_random_models_keep_float32_where_the_class_does() -> None:
 
 
 def test_a_report_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "report.json"
+    file = tmp_path / "report.jsonl"
     bench.main(["--quick", "--threads", "1", "--sections", "memory", "gpu-dtype", "--json", str(file)])
     printed = capsys.readouterr().out
-    report = json.loads(file.read_text())
+    report = read_report(file)
     expected = {"command", "date", "machine", "device", "cpus", "threads", "quick", "versions", "sections"}
     assert report.keys() == expected and report["threads"] == 1
     assert report["versions"].keys() >= {"torch", "diffusers", "python"}
@@ -196,10 +197,10 @@ def test_a_report_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_of_several_reports_the_last_counts(tmp_path: Path) -> None:
-    for name, ratio in (("a", 1.0), ("b", 2.0)):
+    for name, ratio in (("a.jsonl", 1.0), ("b.jsonl", 2.0)):
         section: dict[str, Any] = Section([counted("bytes", ratio, "")]).as_json()
-        (tmp_path / name).write_text(json.dumps({"sections": {"traffic": section}}))
-    assert "| bytes | 2.000 |" in bench.show([tmp_path / "a", tmp_path / "b"])
+        write_report(tmp_path / name, {"sections": {"traffic": section}})
+    assert "| bytes | 2.000 |" in bench.show([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,7 @@ def test_of_several_reports_the_last_counts(tmp_path: Path) -> None:
         (["--sections", "gpu-wan"], "--device cuda, got cpu"),
         (["--sections", "nothing"], "invalid choice"),
         (["--device", "cuda"], "torch finds no GPU here"),
+        (["--json", "report.json"], "ends in .jsonl"),
     ],
 )
 def test_what_cannot_be_run(
@@ -224,4 +226,4 @@ def test_the_document_shows_what_was_measured() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     files = [DOCUMENT.parents[2] / word for word in text.split("--show ")[1].splitlines()[0].split()]
     assert bench.show(files) in text
-    assert not any(json.loads(file.read_text(encoding="utf-8"))["quick"] for file in files)
+    assert not any(read_report(file)["quick"] for file in files)

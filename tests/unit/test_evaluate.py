@@ -1,6 +1,8 @@
 """tools/evaluate.py with engines that render what a caption says, or something else: the figures must show which."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,3 +215,27 @@ def test_real_engine_is_driven_as_it_is(tiny_checkpoint: Path, tmp_path: Path) -
     assert figures["weights"] and figures["versions"]["torch"] == torch.__version__
     assert figures["config"]["sampling"]["num_inference_steps"] == 2
     assert [len(group["clips"]) for group in figures["report"]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("tool", "package"),
+    [
+        ("evaluate", "scipy"),
+        ("study", "matplotlib"),
+        ("study_report", "matplotlib"),
+        ("scan_blocks", "scipy"),
+        ("toy", "matplotlib"),
+    ],
+)
+def test_a_missing_extra_is_named(tool: str, package: str) -> None:
+    """Before anything runs, even before the arguments are read."""
+    path = Path(evaluate.__file__).with_name(f"{tool}.py")
+    blocked = (
+        f"import sys, runpy; sys.modules[{package!r}] = None; sys.argv = [{str(path)!r}]; "
+        f"sys.path.insert(0, {str(path.parent)!r}); runpy.run_path({str(path)!r}, run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stdout == ""
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"{tool}: error: {package} is not installed. Install the extra `tools`: pip install")
+    assert "Traceback" not in ended.stderr

@@ -3,11 +3,11 @@
 import json
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import scan_blocks
 import torch
+from json_lines import read_lines
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from torch import Tensor
 
@@ -83,16 +83,16 @@ def test_the_rule() -> None:
 
 
 def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, output, prompts = tmp_path / "c.yaml", tmp_path / "blocks.json", tmp_path / "prompts.txt"
+    config, output, prompts = tmp_path / "c.yaml", tmp_path / "blocks.jsonl", tmp_path / "prompts.txt"
     config.write_text(f"model: {{path: {json.dumps(str(tiny_checkpoint))}, device: cpu}}\n")
     prompts.write_text(f"{PROMPT}\n\n")
     short = ["--set", "sampling.num_inference_steps=2", "--set", "sampling.max_sequence_length=16"]
     arguments = ["--config", str(config), "--output", str(output), *short]
     assert scan_blocks.main([*arguments, "--prompts", str(prompts), "--no-results", "--factor", "0.9"]) == 0
-    figures: dict[str, Any] = json.loads(output.read_text())
+    figures, blocks = read_lines(output)
     assert figures["prompts"] == [PROMPT] and figures["weights"] and figures["steps"] == [0, 1]
-    assert all(row["result"] is None and len(row["prediction_by_step"]) == 2 for row in figures["blocks"])
-    assert figures["never_drop"] == scan_blocks.critical_blocks([row["prediction"] for row in figures["blocks"]], 0.9)
+    assert all(row["result"] is None and len(row["prediction_by_step"]) == 2 for row in blocks)
+    assert figures["never_drop"] == scan_blocks.critical_blocks([row["prediction"] for row in blocks], 0.9)
     assert f"guidance.never_drop: {figures['never_drop']}" in capsys.readouterr().out
 
     assert scan_blocks.main(arguments) == 2
@@ -102,12 +102,12 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_captions_are_judged(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    config, output = tmp_path / "c.yaml", tmp_path / "blocks.json"
+    config, output = tmp_path / "c.yaml", tmp_path / "blocks.jsonl"
     config.write_text(f"model: {{path: {json.dumps(str(tiny_checkpoint))}, device: cpu}}\n")
     short = ["--set", "sampling.num_inference_steps=1", "--set", "sampling.max_sequence_length=16"]
     assert scan_blocks.main(["--config", str(config), "--output", str(output), "--captions", "1", *short]) == 0
-    figures = json.loads(output.read_text())
-    assert all(0 <= row["attributes_right"] <= 1 and row["result"] >= 0 for row in figures["blocks"])
+    figures, blocks = read_lines(output)
+    assert all(0 <= row["attributes_right"] <= 1 and row["result"] >= 0 for row in blocks)
     assert figures["attributes_right"] is not None
 
 

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from shapes.world import Scene, render
 from shapes_helpers import next_color, understand
-from studies.plan import Cell, Counts, Take, cost_ratio, evaluations, make_plan, mask_seed_of, seed_of
-from studies.records import Records, read_records
+from studies.cells import Cell, Counts, Take, cost_ratio, evaluations, make_plan, mask_seed_of, seed_of
+from studies.clip_file import Records, read_records
+from studies.markdown import tables
 from studies.summary import summarize, value_of
-from studies.tables import tables
+from studies.summary_file import read_summary
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from torch import Tensor
 
@@ -223,12 +224,12 @@ def test_the_real_engine_is_driven_as_it_is(tiny_checkpoint: Path, tmp_path: Pat
 
 def test_the_report_shows_who_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Plain CFG takes wrong colours, everything else is right: differences have to say so, and the truth is 100 %."""
-    work, figures, output = tmp_path / "work", tmp_path / "figures", tmp_path / "results" / "study.json"
+    work, figures, output = tmp_path / "work", tmp_path / "figures", tmp_path / "results" / "study.jsonl.gz"
     sampler = FakeSampler(wrong_when=lambda c: c.guidance.method == "s2" and not c.guidance.uses_s2)
     assert run(sampler, work, "--parts", "main", "naive", "drop", "first", "window", "masks", "seeds") == 0
     arguments = ["--work", str(work), "--output", str(output), "--figures", str(figures), "--resamples", "50"]
     assert study_report.main(arguments) == 0
-    summary = json.loads(output.read_text())
+    summary = read_summary(output)
     main = {entry["at"]: entry for entry in summary["parts"]["main"]}
     assert main["cfg"]["1"]["mean"]["color"] == [0, 0, 0] and main["truth"]["1"]["mean"]["perfect"] == [1, 1, 1]
     assert main["s2"]["both"]["difference"]["color"] == [1, 1, 1]
@@ -239,6 +240,11 @@ def test_the_report_shows_who_is_wrong(tmp_path: Path, capsys: pytest.CaptureFix
     assert all("both" not in entry for entry in summary["parts"]["grid"] if entry["at"][0] != SCALE)
 
     printed = capsys.readouterr().out
+    before = output.read_bytes()
+    assert study_report.main(["--show", str(output)]) == 0
+    assert printed.startswith(capsys.readouterr().out)
+    assert study_report.main(arguments) == 0
+    assert output.read_bytes() == before, "the same bytes every time"
     assert "| S² | +100.0 (+100.0 to +100.0) |" in printed and "| not run yet |" in printed
     drawn = {path.name for path in figures.iterdir()}
     assert drawn == {"study-pareto.png", "study-settings.png", "study-spread.png", "study-frames.png"}
@@ -250,10 +256,10 @@ def test_the_grid_is_held_against_its_own_scale_too(tmp_path: Path, capsys: pyte
     """CFG at λ = 5 alone takes wrong colours: less CFG's at the config's λ, S² at 5 gains nothing; at its own, all."""
     sampler = FakeSampler(wrong_when=lambda c: c.guidance.cfg_scale == 5 and not c.guidance.uses_s2)
     assert run(sampler, tmp_path / "work", "--parts", "grid") == 0
-    output = tmp_path / "study.json"
+    output = tmp_path / "study.jsonl"
     arguments = ["--output", str(output), "--figures", str(tmp_path / "figures"), "--resamples", "5"]
     assert study_report.main(["--work", str(tmp_path / "work"), *arguments]) == 0
-    grid = {tuple(entry["at"]): entry["both"] for entry in json.loads(output.read_text())["parts"]["grid"]}
+    grid = {tuple(entry["at"]): entry["both"] for entry in read_summary(output)["parts"]["grid"]}
     strong, plain = grid[5.0, 0.25], grid[5.0, 0.0]
     assert strong["difference"]["color"] == [0, 0, 0] and plain["difference"]["color"] == [-1, -1, -1]
     assert strong["same_scale"]["color"] == [1, 1, 1] and "same_scale" not in plain
@@ -262,16 +268,35 @@ def test_the_grid_is_held_against_its_own_scale_too(tmp_path: Path, capsys: pyte
 
 
 def test_what_is_not_whole_has_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--output", str(tmp_path / "o.json"), "--figures", str(tmp_path / "f"), "--resamples", "5"]
+    arguments = ["--output", str(tmp_path / "o.jsonl"), "--figures", str(tmp_path / "f"), "--resamples", "5"]
     assert study_report.main(["--work", str(tmp_path), *arguments]) == 2
     assert "tools/study.py" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         run(FakeSampler(breaks_after=1), tmp_path / "w", "--parts", "naive")
     assert study_report.main(["--work", str(tmp_path / "w"), *arguments]) == 0
-    naive = json.loads((tmp_path / "o.json").read_text())["parts"]["naive"]
+    naive = read_summary(tmp_path / "o.jsonl")["parts"]["naive"]
     assert [entry["made"] for entry in naive] == [2, 0, 0]
     assert "both" in naive[0] and "both" not in naive[1]
     assert "not run yet" in capsys.readouterr().out
+
+
+def test_the_page_has_the_tables_of_the_result_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """If not: python tools/study_report.py --show tools/results/study.jsonl.gz, into the page."""
+    page = (ROOT / "docs" / "evidence" / "video.md").read_text(encoding="utf-8")
+    assert study_report.main(["--show", str(ROOT / "tools" / "results" / "study.jsonl.gz")]) == 0
+    assert capsys.readouterr().out.strip() in page
+
+
+def test_what_the_report_cannot_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.jsonl.gz"
+    broken.write_text("{}")
+    assert study_report.main(["--show", str(broken)]) == 2
+    assert "expected a result file in JSON Lines" in capsys.readouterr().err
+    for arguments in ([], ["--output", "x.json", "--figures", "x"]):
+        with pytest.raises(SystemExit):
+            study_report.main(arguments)
+    assert "expected --output and --figures, or --show" in (errors := capsys.readouterr().err)
+    assert "ends in .jsonl or .jsonl.gz, got 'x.json'" in errors
 
 
 def test_the_page_has_a_place_for_every_table(tmp_path: Path) -> None:

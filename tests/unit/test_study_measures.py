@@ -20,7 +20,7 @@ from shapes.features import (
     training_scenes,
 )
 from shapes.world import ATTRIBUTES, COLORS, HELD_OUT, Scene, Thing, render
-from studies.measures import flicker, measure_clip, swapped
+from studies.clip_measures import flicker, measure_clip, swapped
 from torch import Tensor
 
 FIRST = Thing("red", "circle", "large", "right", 12.5, 20.0, 18.0)

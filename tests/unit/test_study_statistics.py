@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from shapes.features import FrechetReference, frechet_distance
-from studies.statistics import Bootstrap, Sample, estimate, spread
+from studies.bootstrap import Bootstrap, Sample, estimate, spread
 
 CAPTIONS = 200
 

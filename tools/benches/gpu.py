@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benches.rows import Row, Section, counted, measured
 from benches.step import peak_bytes, step_rows, time_step
-from benches.weights import save_transformer, streamed
+from benches.weight_fetching import save_transformer, streamed
 from benches.workloads import (
     OneStep,
     Options,

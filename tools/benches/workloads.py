@@ -208,7 +208,7 @@ def apart(
         command = [sys.executable]
         if num_ranks > 1:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-        command += ["-m", "benches.rank", function, json.dumps(arguments), str(answer)]
+        command += ["-m", "benches.worker", function, json.dumps(arguments), str(answer)]
         paths = [str(TOOLS), *sys.path]
         settings = {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | (
             {"OMP_NUM_THREADS": "1"} if num_ranks > 1 else {}

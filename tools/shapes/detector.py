@@ -19,11 +19,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
+from tools_extra import tools_extra
 from torch import Tensor
 
 from .world import ATTRIBUTES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES, Scene, Thing, render
+
+with tools_extra():
+    from scipy import ndimage
+    from scipy.optimize import linear_sum_assignment
 
 MIN_COVERAGE = 0.5  # how far from the background to the palette colour a pixel must be to count as that colour
 MIN_CONTRAST = 0.2  # distance in RGB (0 to 1) from the background at which a thing can be told from it

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 from torch import Tensor, nn
 
-from .text import build_tokenizer
+from .caption_encoder import build_tokenizer
 from .train_vae import VAE_CONFIG
 from .world import HELD_OUT
 

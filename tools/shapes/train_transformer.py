@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import UMT5EncoderModel
 
+from .caption_encoder import TEXT_CONFIG, build_text_encoder, build_tokenizer, encode
 from .heads import PlaceHeads, WordHeads, patch_owners
 from .loop import TrainState, autocast, train
-from .text import TEXT_CONFIG, build_text_encoder, build_tokenizer, encode
 from .world import Scene, caption, render, sample_scene, variants
 
 TRANSFORMER_CONFIG = dict(
@@ -160,103 +160,129 @@ class DataSet:
             )
 
 
-def train_words(
-    models: nn.ModuleDict,
-    work: Path,
-    *,
-    seed: int,
-    num_steps: int,
-) -> TrainState:
-    """Text encoder and its heads alone, on captions without clips, so that words know their phrase from the start."""
-    tokenizer = build_tokenizer()
-    state = TrainState.create(
-        nn.ModuleDict({name: models[name] for name in ("text_encoder", "words")}),
-        work / "words.pt",
-        num_steps=num_steps,
-        learning_rate=WORDS_LEARNING_RATE,
-        weight_decay=0.01,
-    )
+@dataclass(frozen=True)
+class Recipe:
+    """How text encoder and transformer are trained.
 
-    def captions() -> Iterator[list[str]]:
-        for step in range(state.step, num_steps):
-            rng = random.Random(f"{seed}-words-{step}")
-            scenes = [training_scene(seed, rng.randrange(1_000_000)) for _ in range(WORDS_BATCH)]
-            yield [caption(scene, rng) for scene in scenes]
-
-    def loss(batch: list[str], step: int) -> tuple[Tensor, dict[str, float]]:
-        return models["words"](encode(models["text_encoder"], tokenizer, batch), batch), {}
-
-    train(state, captions(), loss, name="words")
-    return state
-
-
-def train_transformer(
-    data: DataSet,
-    mean: Tensor,
-    std: Tensor,
-    work: Path,
-    *,
-    seed: int,
-    word_steps: int,
-    num_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    device: str,
-    init: Path | None = None,
-) -> tuple[nn.ModuleDict, TrainState]:
-    """Text encoder and transformer with their averaged weights, and the state.
-
-    Args:
-        mean, std: of the latents per channel, [C].
-        word_steps: of the text encoder alone, before all else.
+    Attributes:
+        word_steps: steps of the text encoder alone, before all others.
+        num_steps: steps of both together.
+        batch_size: clips in a step of both.
         init: a pipeline folder whose weights to start from; None starts from random ones.
     """
-    torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
+
+    seed: int
+    word_steps: int
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    device: str
+    init: Path | None = None
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of the latents per channel, [C]."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def build_models(recipe: Recipe) -> nn.ModuleDict:
+    """Return text encoder and transformer, from random weights or from `recipe.init`, and the heads of training."""
+    torch.manual_seed(recipe.seed)
     transformer, text_encoder = WanTransformer3DModel(**TRANSFORMER_CONFIG), build_text_encoder()
-    if init is not None:
-        transformer = WanTransformer3DModel.from_pretrained(init, subfolder="transformer", dtype=torch.float32)
-        text_encoder = UMT5EncoderModel.from_pretrained(init, subfolder="text_encoder", dtype=torch.float32)
+    if recipe.init is not None:
+        transformer = WanTransformer3DModel.from_pretrained(recipe.init, subfolder="transformer", dtype=torch.float32)
+        text_encoder = UMT5EncoderModel.from_pretrained(recipe.init, subfolder="text_encoder", dtype=torch.float32)
     inner = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    models = nn.ModuleDict(
+    return nn.ModuleDict(
         {
             "text_encoder": text_encoder,
             "transformer": transformer,
             "words": WordHeads(text_encoder.config.d_model),
             "places": PlaceHeads(inner),
         }
-    ).to(device)
-    train_words(models, work, seed=seed, num_steps=word_steps)
-    seen: list[Tensor] = []
-    transformer.blocks[PLACES_BLOCK].register_forward_hook(lambda block, inputs, output: seen.append(output))
+    ).to(recipe.device)
+
+
+def train_words(models: nn.ModuleDict, work: Path, recipe: Recipe) -> None:
+    """Train text encoder and its heads alone, on captions without clips, so that words know their phrase early."""
+    tokenizer = build_tokenizer()
+    state = TrainState.create(
+        nn.ModuleDict({name: models[name] for name in ("text_encoder", "words")}),
+        work / "words.pt",
+        num_steps=recipe.word_steps,
+        learning_rate=WORDS_LEARNING_RATE,
+        weight_decay=0.01,
+    )
+
+    def captions() -> Iterator[list[str]]:
+        for step in range(state.step, recipe.word_steps):
+            rng = random.Random(f"{recipe.seed}-words-{step}")
+            scenes = [training_scene(recipe.seed, rng.randrange(1_000_000)) for _ in range(WORDS_BATCH)]
+            yield [caption(scene, rng) for scene in scenes]
+
+    def loss(batch: list[str], step: int) -> tuple[Tensor, dict[str, float]]:
+        return models["words"](encode(models["text_encoder"], tokenizer, batch), batch), {}
+
+    train(state, captions(), loss, name="words")
+
+
+def train_transformer(
+    data: DataSet, normalization: Normalization, work: Path, recipe: Recipe
+) -> tuple[nn.ModuleDict, TrainState]:
+    """Train text encoder and transformer; return them with averaged weights, and the state of the training."""
+    models = build_models(recipe)
+    train_words(models, work, recipe)
     state = TrainState.create(
         models,
         work / "transformer.pt",
-        num_steps=num_steps,
-        learning_rate=learning_rate,
+        num_steps=recipe.num_steps,
+        learning_rate=recipe.learning_rate,
         weight_decay=0.01,
         ema_decay=0.998,
         hidden=lambda name: "block" in name and "relative_attention_bias" not in name,
     )
-    mean, std = (x.view(1, -1, 1, 1, 1).to(device) for x in (mean, std))
+    batches = data.batches(seed=recipe.seed, start=state.step, num_steps=recipe.num_steps, batch_size=recipe.batch_size)
+    train(state, batches, TransformerLoss(models, normalization, recipe), name="transformer")
+    return state.averaged().eval(), state
 
-    def loss(batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        clean = (batch.latents.to(device) - mean) / std
-        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
-        _, first = torch.unique_consecutive(batch.families, return_inverse=True)  # a family shares its noise and its σ
-        noise = torch.randn(clean.shape, generator=generator, device=device)[first.to(device)]
-        logit = LOGIT_MEAN + LOGIT_STD * torch.randn(len(clean), generator=generator, device=device)[first.to(device)]
-        sigma = logit.sigmoid().view(-1, 1, 1, 1, 1)
+
+class TransformerLoss:
+    """The loss of one step: flow matching, and the heads of words and of places."""
+
+    def __init__(self, models: nn.ModuleDict, normalization: Normalization, recipe: Recipe) -> None:
+        self._models = models
+        self._seed, self._device = recipe.seed, recipe.device
+        self._mean, self._std = (
+            x.view(1, -1, 1, 1, 1).to(recipe.device) for x in (normalization.mean, normalization.std)
+        )
+        self._tokenizer = build_tokenizer()
+        self._hidden: list[Tensor] = []  # what the heads of places read
+        models["transformer"].blocks[PLACES_BLOCK].register_forward_hook(
+            lambda block, inputs, output: self._hidden.append(output)
+        )
+
+    def __call__(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a batch, and its parts for the log."""
+        models = self._models
+        clean = (batch.latents.to(self._device) - self._mean) / self._std
+        noise, sigma = self._draw(batch, clean, step)
         noisy = (1 - sigma) * clean + sigma * noise
-        with autocast(device, on_cpu=False):  # measured: 1.2 times slower there, for the norms fall back
-            text = encode(models["text_encoder"], tokenizer, batch.captions)
-            output = transformer(noisy, 1000 * sigma.flatten(), text, return_dict=False)[0]
+        with autocast(self._device, on_cpu=False):  # measured: 1.2 times slower on a CPU, because the norms fall back
+            text = encode(models["text_encoder"], self._tokenizer, batch.captions)
+            output = models["transformer"](noisy, 1000 * sigma.flatten(), text, return_dict=False)[0]
             words = models["words"](text, batch.captions)
-            places = models["places"](seen.pop(), batch.scenes, batch.owners)
+            places = models["places"](self._hidden.pop(), batch.scenes, batch.owners)
         flow = (output.float() - (noise - clean)).square().mean()
         values = {"flow": flow.item(), "words": words.item(), "places": places.item()}
         return flow + WORDS_WEIGHT * words + PLACES_WEIGHT * places, values
 
-    batches = data.batches(seed=seed, start=state.step, num_steps=num_steps, batch_size=batch_size)
-    train(state, batches, loss, name="transformer")
-    return state.averaged().eval(), state
+    def _draw(self, batch: Batch, clean: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return noise and σ, [B, 1, 1, 1, 1], of a step. A family shares both."""
+        generator = torch.Generator(self._device).manual_seed(self._seed * 1_000_003 + step)
+        first = torch.unique_consecutive(batch.families, return_inverse=True)[1].to(self._device)
+        noise = torch.randn(clean.shape, generator=generator, device=self._device)[first]
+        logit = LOGIT_MEAN + LOGIT_STD * torch.randn(len(clean), generator=generator, device=self._device)[first]
+        return noise, logit.sigmoid().view(-1, 1, 1, 1, 1)

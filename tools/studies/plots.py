@@ -4,20 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from evaluate import remark
 from PIL import Image
-from shapes.sheet import Cell, Strip, write_sheet
+from shapes.contact_sheet import Cell, Strip, write_sheet
+from tools_extra import tools_extra
 from torch import Tensor
 
 from s2video.system.files import atomic_path
 
 from .summary import read_cell
+
+with tools_extra():
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+matplotlib.use("Agg")
 
 MARKERS = "os^Dv*P"
 INK, TRUTH, HOT = "#1f4e79", "#9aa5b1", "#c0392b"

@@ -18,8 +18,8 @@ from shapes.world import ATTRIBUTES
 
 from s2video.errors import InputError
 
-from .records import read_records
-from .statistics import Bootstrap, Estimate, Sample, estimate, spread
+from .bootstrap import Bootstrap, Estimate, Sample, estimate, spread
+from .clip_file import read_records
 
 Row = Mapping[str, Any]
 SHARES = (*ATTRIBUTES, "background", "all", "perfect")
@@ -29,6 +29,7 @@ MEASURES = (*SHARES, *SWAPS, *PIXELS)
 # The point of a part that its others are held against; the grid's is the config's own λ without S²
 BASES = {"main": "cfg", "naive": "cfg", "drop": 0, "first": "cfg", "window": "cfg"}
 SPREADS = ("masks", "seeds")
+GROUPS = {"1": 1, "2": 2, "both": None}  # number of things in a caption; both together
 
 
 @dataclass(frozen=True)
@@ -66,45 +67,78 @@ def read_cell(work: Path, name: str, title: str) -> Made:
 
 
 def summarize(work: Path, *, resamples: int, seed: int = 0) -> dict[str, Any]:
-    """Everything that tables and plots show, as JSON.
+    """Return everything that tables and plots show, as JSON.
 
     Raises:
-        InputError: there is no study in the folder.
+        InputError: if there is no study in the folder.
     """
     path = work / "plan.json"
     if not path.exists():
         raise InputError(f"{path} does not exist: run tools/study.py with this --work first")
     plan = json.loads(path.read_text(encoding="utf-8"))
     parts = plan.pop("parts")
-    truth, reference = (read_cell(work, point["cell"], point["title"]) for point in parts.pop("truth"))
-    frechet = FrechetReference(_features(reference.rows)) if reference.is_whole else None
+    truth, reference = (_Entry.read(work, point) for point in parts.pop("truth"))
+    frechet = FrechetReference(_features(reference.cell.rows)) if reference.cell.is_whole else None
+    judge = _Judge(resamples, seed, frechet, cfg_scale=plan["config"]["guidance"]["cfg_scale"])
     summary: dict[str, Any] = {**plan, "resamples": resamples, "parts": {}}
     for part, points in parts.items():
-        cells = [read_cell(work, point["cell"], point["title"]) for point in points]
-        base_at = [plan["config"]["guidance"]["cfg_scale"], 0.0] if part == "grid" else BASES.get(part)
-        base = next((c for c, p in zip(cells, points, strict=True) if p["at"] == base_at), None)
-        entries = [{**point, "made": len(c.rows), "wanted": c.wanted} for point, c in zip(points, cells, strict=True)]
+        entries = [_Entry.read(work, point) for point in points]
+        if part in SPREADS and all(entry.cell.is_whole for entry in entries):
+            summary.setdefault("spread", {})[part] = _spread_of(entries)
         if part == "main":
-            cells.append(truth)
-            entries.append({"at": "truth", "title": truth.title, "made": len(truth.rows), "wanted": truth.wanted})
-        for things in (1, 2, None):
-            some = [[row for row in cell.rows if things in (None, row["num_things"])] for cell in cells]
-            compare = _Comparison(some, resamples=resamples, seed=seed)
-            base_rows = [] if base is None or not base.is_whole else some[cells.index(base)]
-            group = "both" if things is None else str(things)
-            for cell, rows, entry in zip(cells, some, entries, strict=True):
-                if cell.is_whole:
-                    entry[group] = compare.judge(rows, base_rows)
-            if part == "grid":
-                _add_same_scale(entries, some, group, compare)
-            if part == "main" and things is None and frechet is not None:
-                _add_frechet(entries, cells, some, compare, frechet, base_rows)
-        summary["parts"][part] = entries
-        if part in SPREADS and all(cell.is_whole for cell in cells):
-            summary.setdefault("spread", {})[part] = {
-                measure: spread([_values(cell.rows, measure) for cell in cells])._asdict() for measure in SHARES
-            }
+            entries.append(truth)
+        judge.judge(part, entries)
+        summary["parts"][part] = [entry.values for entry in entries]
     return _without_nan(summary)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A point of a part: its cell, and what the summary says of it, which `_Judge` completes."""
+
+    cell: Made
+    values: dict[str, Any]
+
+    @classmethod
+    def read(cls, work: Path, point: Mapping[str, Any]) -> "_Entry":
+        cell = read_cell(work, point["cell"], point["title"])
+        return cls(cell, {**point, "made": len(cell.rows), "wanted": cell.wanted})
+
+    def rows(self, num_things: int | None) -> list[dict[str, Any]]:
+        """Return the clips of one number of things; of both for None."""
+        return [row for row in self.cell.rows if num_things in (None, row["num_things"])]
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Compares the entries of a part with each other.
+
+    Attributes:
+        frechet: the distance to the reference clips; None without those.
+        cfg_scale: λ of the config, at which plain CFG is what the grid is compared with.
+    """
+
+    resamples: int
+    seed: int
+    frechet: FrechetReference | None
+    cfg_scale: float
+
+    def judge(self, part: str, entries: Sequence[_Entry]) -> None:
+        """Add to each complete entry its numbers, by group of captions."""
+        base_at = [self.cfg_scale, 0.0] if part == "grid" else BASES.get(part)
+        base = next((i for i, entry in enumerate(entries) if entry.values["at"] == base_at), None)
+        has_base = base is not None and entries[base].cell.is_whole
+        for group, num_things in GROUPS.items():
+            sets = [entry.rows(num_things) for entry in entries]
+            compare = _Comparison(sets, resamples=self.resamples, seed=self.seed)
+            base_rows = sets[base] if has_base else []
+            for entry, rows in zip(entries, sets, strict=True):
+                if entry.cell.is_whole:
+                    entry.values[group] = compare.judge(rows, base_rows)
+            if part == "grid":
+                _add_same_scale(entries, sets, group, compare)
+            if part == "main" and group == "both" and self.frechet is not None:
+                _add_frechet(entries, compare, self.frechet, base_rows)
 
 
 class _Comparison:
@@ -132,37 +166,40 @@ class _Comparison:
         return judged
 
 
-def _add_same_scale(
-    entries: Sequence[dict[str, Any]], some: Sequence[Sequence[Row]], group: str, compare: _Comparison
-) -> None:
-    """Beside the difference from CFG at the config's λ, that from CFG at the entry's own."""
-    plain = {entry["at"][0]: rows for entry, rows in zip(entries, some, strict=True) if not entry["at"][1]}
-    whole = {entry["at"][0] for entry in entries if not entry["at"][1] and group in entry}
-    for entry, rows in zip(entries, some, strict=True):
-        scale, omega = entry["at"]
-        if group in entry and scale in whole and omega:
-            entry[group]["same_scale"] = compare.judge(rows, plain[scale])["difference"]
+def _add_same_scale(entries: Sequence[_Entry], sets: Sequence[Sequence[Row]], group: str, compare: _Comparison) -> None:
+    """Add to each entry with S² its difference from CFG at its own λ, next to that from CFG at the config's."""
+    plain = {
+        entry.values["at"][0]: rows
+        for entry, rows in zip(entries, sets, strict=True)
+        if not entry.values["at"][1] and group in entry.values
+    }
+    for entry, rows in zip(entries, sets, strict=True):
+        scale, omega = entry.values["at"]
+        if group in entry.values and scale in plain and omega:
+            entry.values[group]["same_scale"] = compare.judge(rows, plain[scale])["difference"]
 
 
 def _add_frechet(
-    entries: Sequence[dict[str, Any]],
-    cells: Sequence[Made],
-    some: Sequence[Sequence[Row]],
-    compare: _Comparison,
-    reference: FrechetReference,
-    base: Sequence[Row],
+    entries: Sequence[_Entry], compare: _Comparison, reference: FrechetReference, base: Sequence[Row]
 ) -> None:
+    """Add to each complete entry its Fréchet distance, and the difference from that of `base` if there is one."""
+
     def of(rows: Sequence[Row]) -> tuple[float, np.ndarray]:
         return compare.bootstrap.of_sets(compare.captions(rows), partial(reference.distance, _features(rows)))
 
     base_of = of(base) if base else None
-    for cell, rows, entry in zip(cells, some, entries, strict=True):
-        if cell.is_whole:
-            value, resampled = of(rows)
-            entry["both"]["mean"]["frechet"] = estimate(value, resampled)
+    for entry in entries:
+        if entry.cell.is_whole:
+            value, resampled = of(entry.cell.rows)
+            both = entry.values["both"]
+            both["mean"]["frechet"] = estimate(value, resampled)
             if base_of is not None:
-                change = estimate(value - base_of[0], resampled - base_of[1])
-                entry["both"]["difference"]["frechet"] = change
+                both["difference"]["frechet"] = estimate(value - base_of[0], resampled - base_of[1])
+
+
+def _spread_of(entries: Sequence[_Entry]) -> dict[str, dict[str, float]]:
+    """Return the spread of each share over the runs."""
+    return {measure: spread([_values(entry.cell.rows, measure) for entry in entries])._asdict() for measure in SHARES}
 
 
 def _values(rows: Sequence[Row], measure: str) -> np.ndarray:

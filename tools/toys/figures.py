@@ -1,18 +1,21 @@
-"""The toys' figures, drawn from points and from the numbers in results.json."""
+"""The toys' figures, drawn from points and from the numbers in results.jsonl."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from tools_extra import tools_extra
 from torch import Tensor
 
 from .mixtures import Mixture
+
+with tools_extra():
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+matplotlib.use("Agg")
 
 INK, TRUTH, HOT = "#1f4e79", "#9aa5b1", "#c0392b"
 LINES = ("-", "-", "-", (0, (6, 3)), (0, (2, 2)), (0, (1, 4)))  # lines that lie on each other stay seen

@@ -61,7 +61,7 @@ def as_processes(folder: Path, num_videos: int, num_steps: int) -> None:
 
 
 def as_loop(folder: Path, num_videos: int, num_steps: int) -> None:
-    apart("batch.diffusers_loop", folder=str(folder / "loop"), num_videos=num_videos, num_steps=num_steps)
+    apart("many_videos.diffusers_loop", folder=str(folder / "loop"), num_videos=num_videos, num_steps=num_steps)
 
 
 def diffusers_loop(mesh: Mesh, folder: str, num_videos: int, num_steps: int) -> None:

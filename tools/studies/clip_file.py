@@ -13,7 +13,7 @@ from s2video.errors import InputError
 
 
 class Records:
-    """The file at `path`, opened to go on with it.
+    """The file at `path`, opened to resume it.
 
     Args:
         header: all that decides the results: weights, settings, versions. What the file begins with has to be the same.

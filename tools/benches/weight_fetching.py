@@ -120,7 +120,7 @@ def loading(folder: Path, size: int, *, quick: bool) -> Section:
     rows: list[Row] = []
     raw: dict[str, Any] = {"size": size}
     for kind, num_ranks in [("streamed", 1)] if quick else [("streamed", 1), ("fsdp", 2), ("fsdp", 3)]:
-        peaks = apart("weights.load_peak", num_ranks=num_ranks, folder=str(folder), kind=kind)
+        peaks = apart("weight_fetching.load_peak", num_ranks=num_ranks, folder=str(folder), kind=kind)
         what = f"Loading {size / 2**20:.0f} MiB, {kind}, {num_ranks} rank{'s'[: num_ranks - 1]}"
         shares = [peak * num_ranks / size for peak in peaks]
         held = "1, and what belongs to no block; the spread is over ranks"

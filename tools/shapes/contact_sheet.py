@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
+from tools_extra import tools_extra
 from torch import Tensor
 
 from s2video.system.files import atomic_path
+
+with tools_extra():
+    import matplotlib
 
 COLUMNS = 3
 ZOOM = 2

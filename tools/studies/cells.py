@@ -24,6 +24,7 @@ WINDOWS = ((0.4, 0.6), (0.3, 0.7), (0.2, 0.8), (0.1, 0.9), (0.0, 1.0))
 NUM_SPREAD = 5  # mask seeds at one noise seed, and noise seeds at one mask seed
 NAIVE_DRAWS = 4
 SEEDS_APART, MASK_SEEDS = 1_000_000, 500_000_000  # between takes; where the masks' seeds begin
+NO_S2: Mapping[str, Any] = {"s2_scale": 0.0}
 NUM_SHOWN = 12  # captions whose frames are kept, as many of each number of things
 
 Set = Literal["main", "side", "reference"]
@@ -118,49 +119,21 @@ def make_plan(
     Raises:
         InputError: a config whose own guidance is not S², for that is what is varied.
     """
-    base = config.guidance
-    if not base.uses_s2 or not needs_uncond(base.cfg_scale):
+    guidance = config.guidance
+    if not guidance.uses_s2 or not needs_uncond(guidance.cfg_scale):
         raise InputError(
             "the study varies CFG and S²: expected a config with method s2, s2_scale above 0 and cfg_scale other than "
-            f"1, came {base.method}, {base.s2_scale:g} and {base.cfg_scale:g}"
+            f"1, got {guidance.method}, {guidance.s2_scale:g} and {guidance.cfg_scale:g}"
         )
-    values = base.model_dump(mode="json")
-
-    def side(take: Take = FIRST, **guidance: Any) -> Cell:
-        """Named after what differs from the config, so that what is the same has the same name."""
-        if guidance.get("drop_count") == 0:
-            guidance = {"s2_scale": 0.0}  # a sub pass that drops nothing is cond: that is CFG
-        elif guidance.get("drop_count") == base.mask_spec().count(num_blocks):
-            del guidance["drop_count"]
-        if guidance.get("s2_scale") == 0:
-            guidance = {name: value for name, value in guidance.items() if name == "cfg_scale"} | {"s2_scale": 0.0}
-        changed = {name: value for name, value in guidance.items() if value != values[name]}
-        seeds = {name: value for name, value in take._asdict().items() if value}
-        name = "-".join(["side", *(f"{name}-{_word(value)}" for name, value in (changed | seeds).items())])
-        return Cell(name, "side", (take,), changed)
-
-    longer = round(config.sampling.num_inference_steps * cost_ratio(base, num_blocks, config))
-    cfg = {"s2_scale": 0.0}
-    takes = tuple(Take(i, i) for i in range(seeds))
-    zero_star = {"method": "cfg_zero_star", **cfg}
-    slg = {"method": "slg", "slg": {"layers": list(slg_layers)}, **cfg}
-    scales, omegas = sorted({*LAMBDAS, base.cfg_scale}), sorted({*OMEGAS, base.s2_scale})
-    plain = Point("cfg", "CFG", side(**cfg))
-    first = side(drop_count=1, never_drop=[], band=[0, 0])
+    side = _SideCells(guidance, num_blocks)
+    plain = Point("cfg", "CFG", side(**NO_S2))
+    scales, omegas = sorted({*LAMBDAS, guidance.cfg_scale}), sorted({*OMEGAS, guidance.s2_scale})
     return {
         "truth": (
             Point("truth", "the renderer", Cell("truth", "main", renders=True)),
             Point("reference", "the renderer, other clips", Cell("reference", "reference", renders=True)),
         ),
-        "main": (
-            Point("cond", "cond only", Cell("main-cond", "main", takes, {"cfg_scale": 1.0, **cfg})),
-            Point("cfg", "CFG", Cell("main-cfg", "main", takes, cfg)),
-            Point("cfg-longer", f"CFG, {longer} steps", Cell("main-cfg-longer", "main", takes, cfg, num_steps=longer)),
-            Point("cfg-zero-star", "CFG-Zero*", Cell("main-cfg-zero-star", "main", takes, zero_star)),
-            Point("slg", "SLG", Cell("main-slg", "main", takes, slg)),
-            Point("s2", "S²", Cell("main-s2", "main", takes)),
-            Point("s2-strong", f"S², ω = {STRONG:g}", Cell("main-s2-strong", "main", takes, {"s2_scale": STRONG})),
-        ),
+        "main": _main_part(config, num_blocks, seeds, slg_layers),
         "naive": (plain, *(Point(n, f"N = {n}", side(num_draws=n)) for n in (1, NAIVE_DRAWS))),
         "grid": tuple(
             Point([scale, w], f"λ = {scale:g}, ω = {w:g}", side(cfg_scale=scale, s2_scale=w))
@@ -171,12 +144,57 @@ def make_plan(
         "first": (
             plain,
             Point("another", "one, never the first", side(drop_count=1)),
-            Point("first", "always the first", first),
+            Point("first", "always the first", side(drop_count=1, never_drop=[], band=[0, 0])),
         ),
         "window": (plain, *(Point(list(w), f"{w[0]:g} to {w[1]:g}", side(window=list(w))) for w in WINDOWS)),
         "masks": tuple(Point(i, f"mask seed {i}", side(Take(0, i))) for i in range(NUM_SPREAD)),
         "seeds": tuple(Point(i, f"noise seed {i}", side(Take(i, 0))) for i in range(NUM_SPREAD)),
     }
+
+
+def _main_part(config: RunConfig, num_blocks: int, seeds: int, slg_layers: Sequence[int]) -> tuple[Point, ...]:
+    """Return the methods that are compared on all captions, with `seeds` takes of each."""
+    takes = tuple(Take(i, i) for i in range(seeds))
+    longer = round(config.sampling.num_inference_steps * cost_ratio(config.guidance, num_blocks, config))
+
+    def cell(name: str, num_steps: int | None = None, **guidance: Any) -> Cell:
+        return Cell(f"main-{name}", "main", takes, guidance, num_steps)
+
+    slg = {"method": "slg", "slg": {"layers": list(slg_layers)}}
+    return (
+        Point("cond", "cond only", cell("cond", cfg_scale=1.0, **NO_S2)),
+        Point("cfg", "CFG", cell("cfg", **NO_S2)),
+        Point("cfg-longer", f"CFG, {longer} steps", cell("cfg-longer", num_steps=longer, **NO_S2)),
+        Point("cfg-zero-star", "CFG-Zero*", cell("cfg-zero-star", method="cfg_zero_star", **NO_S2)),
+        Point("slg", "SLG", cell("slg", **slg, **NO_S2)),
+        Point("s2", "S²", cell("s2")),
+        Point("s2-strong", f"S², ω = {STRONG:g}", cell("s2-strong", s2_scale=STRONG)),
+    )
+
+
+class _SideCells:
+    """Makes cells of the side set, named after what differs from the config: equal cells have equal names."""
+
+    def __init__(self, base: GuidanceConfig, num_blocks: int) -> None:
+        self._values = base.model_dump(mode="json")
+        self._drop_count = base.mask_spec().count(num_blocks)
+
+    def __call__(self, take: Take = FIRST, **guidance: Any) -> Cell:
+        """Return the cell of one take; `guidance` are the settings that may differ from the config's."""
+        changed = {name: value for name, value in self._plain(guidance).items() if value != self._values[name]}
+        seeds = {name: value for name, value in take._asdict().items() if value}
+        name = "-".join(["side", *(f"{name}-{_word(value)}" for name, value in (changed | seeds).items())])
+        return Cell(name, "side", (take,), changed)
+
+    def _plain(self, guidance: dict[str, Any]) -> dict[str, Any]:
+        """Return the shortest settings with the same effect."""
+        if guidance.get("drop_count") == 0:
+            return dict(NO_S2)  # a sub pass that drops nothing is cond: that is CFG
+        if guidance.get("s2_scale") == 0:
+            return {name: value for name, value in guidance.items() if name == "cfg_scale"} | NO_S2
+        if guidance.get("drop_count") == self._drop_count:
+            return {name: value for name, value in guidance.items() if name != "drop_count"}
+        return guidance
 
 
 def _word(value: Any) -> str:

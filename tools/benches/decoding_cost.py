@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from benches.rows import Row, Section, measured
-from benches.weights import memory_status
+from benches.weight_fetching import memory_status
 from benches.workloads import Options, apart
 from s2video.decoding.decoder import DecodeMode, FrameDecoder
 from s2video.decoding.whole import decode_frames
@@ -44,7 +44,7 @@ def memory(options: Options) -> Section:
     # half the side of a 480p picture: the frames, not the libraries, are what could fill memory
     size = {"height": 32, "width": 32} if options.quick else {"height": 240, "width": 416}
     short, long = (5, 9) if options.quick else (17, 161)
-    peaks = {n: apart("decode.peak", environment=GIVE_BACK, num_frames=n, **size)[0] for n in (short, long)}
+    peaks = {n: apart("decoding_cost.peak", environment=GIVE_BACK, num_frames=n, **size)[0] for n in (short, long)}
     row = measured(
         f"{long} frames / {short} frames, {size['width']}x{size['height']}, decoded to MP4: peak memory above the base",
         [peaks[long]],
@@ -82,7 +82,7 @@ def time_ranks(mesh: Mesh, num_frames: int, side: int, repeats: int) -> dict[str
 
 def on_ranks(options: Options) -> Section:
     num_frames, side = (5, 64) if options.quick else (33, 256)
-    by_rank = apart("decode.time_ranks", num_ranks=2, num_frames=num_frames, side=side, repeats=options.repeats)
+    by_rank = apart("decoding_cost.time_ranks", num_ranks=2, num_frames=num_frames, side=side, repeats=options.repeats)
     times = by_rank[0]["seconds"]
     row = measured(
         f"One rank / 2 ranks, seconds of decoding {side}x{side}x{num_frames}, shapes-wan",

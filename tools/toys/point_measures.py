@@ -7,10 +7,13 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy import stats
+from tools_extra import tools_extra
 from torch import Tensor
 
 from .mixtures import Mixture
+
+with tools_extra():
+    from scipy import stats
 
 OUTSIDE = 3.0  # deviations from the nearest centre
 PROJECTIONS = 32

@@ -42,7 +42,7 @@ def time_meshes(world: Mesh, quick: bool, repeats: int) -> dict[str, dict[str, l
 
 
 def meshes(options: Options) -> Section:
-    times = apart("ranks.time_meshes", num_ranks=2, quick=options.quick, repeats=options.repeats)[0]
+    times = apart("two_ranks.time_meshes", num_ranks=2, quick=options.quick, repeats=options.repeats)[0]
     mean = {
         name: [(1 - WINDOW) * cfg + WINDOW * s2 for cfg, s2 in zip(kinds["cfg"], kinds["s2"], strict=True)]
         for name, kinds in times.items()
@@ -105,7 +105,7 @@ def count_layout(mesh: Mesh, step: OneStep) -> dict[str, Any]:
 
 
 def traffic(options: Options) -> Section:
-    by_rank = apart("ranks.count_sent", num_ranks=2, quick=options.quick)
+    by_rank = apart("two_ranks.count_sent", num_ranks=2, quick=options.quick)
     rows: list[Row] = []
     for counts in zip(*by_rank, strict=True):
         most = max(counts, key=lambda count: count["sent"])
