@@ -1,28 +1,27 @@
-"""A run's folder as one HTML page that needs nothing else: videos, prompts, seeds, settings, masks, failures.
+"""A run's folder as one HTML page: videos, prompts, seeds, settings, masks, failures.
 
-No scripts, nothing from a network. All that comes from outside is escaped. Videos are part of the page up to a size,
-and links beyond it.
+Collects what the page shows; `templates/run.html` shows it. Videos are part of the page up to a size, and links beyond
+it.
 """
 
-import base64
 import io
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from typing import NamedTuple
 
 from ..batch.run_file import RESERVED
 from ..batch.store import find_stores
 from ..errors import InputError
 from ..records.sidecar_model import MadeVideo, Sidecar
 from ..system.files import atomic_path
+from .groups import Settings, group_videos, settings_of, split_settings
+from .html import data_url, relative_link, render
 from .sheet import strip
 
 POSTER_WIDTH = 640  # px
 SMALL = 256  # px; narrower videos are shown with their pixels as squares
+MAX_NAMED = 4  # differing settings under a video of a group; with more, the table below it has the others
 _KINDS = {".mp4": "video/mp4", ".webm": "video/webm"}  # what browsers play
 
 
@@ -33,8 +32,65 @@ class Failure(NamedTuple):
     error: str
 
 
+@dataclass(frozen=True)
+class Media:
+    """A video as a page shows it: in the page, linked with its first frame, or, if browsers do not play it, a still."""
+
+    plays: bool
+    embedded: bool
+    source: str  # URL of the video, of the still if it does not play
+    poster: str | None  # URL of the first frame
+    width: int  # px
+    height: int  # px
+    num_frames: int
+    fps: float
+    has_sound: bool
+
+    @property
+    def look(self) -> str:
+        """Name of its look in the style sheet."""
+        return "small" if self.width < SMALL else "tall" if self.height > self.width else "large"
+
+
+class MaskPicture(NamedTuple):
+    """The blocks that sub passes left out, each (step, block) once."""
+
+    num_steps: int
+    num_blocks: int
+    marks: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One video with what is said about it."""
+
+    name: str
+    link: str
+    media: Media
+    prompt: str
+    seeds: str
+    named: Settings  # under the video: what differs from the others of its group
+    settings: Settings  # below it, as a table
+    masks: MaskPicture | None
+    record: Settings
+
+
+class Group(NamedTuple):
+    """Videos that play in step, or a single one; `settings` are common to them and not to all of the page."""
+
+    prompt: str
+    seed: int
+    cards: list[Card]
+    settings: Settings
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether one can be wiped over the other."""
+        return len(self.cards) == 2 and all(card.media.plays for card in self.cards)
+
+
 def read_failures(folder: Path) -> list[Failure]:
-    """Those that the state of a batch lists, of all its shards; none where there is no batch in the folder."""
+    """Return the failures in the state of a batch, of all its shards; none if there is no batch in the folder."""
     if not any(folder.glob(f"{RESERVED}*sqlite")):
         return []
     records = [record for store in find_stores(folder) for record in store.records()]
@@ -44,7 +100,7 @@ def read_failures(folder: Path) -> list[Failure]:
 def write_page(
     videos: Sequence[MadeVideo], failures: Sequence[Failure], path: Path, *, title: str, embed_below: int = 8_000_000
 ) -> None:
-    """Write the page. A video that is not there although its sidecar is counts as failed.
+    """Write the page. A video that is missing although its sidecar exists counts as failed.
 
     Args:
         embed_below: bytes; a video file below this size is part of the page, others are linked, relative to it.
@@ -54,130 +110,88 @@ def write_page(
     """
     gone = [video for video in videos if not video.path.exists()]
     videos = [video for video in videos if video.path.exists()]
-    failures = [*failures, *(Failure(video.path.name, "its sidecar is there, the video is not") for video in gone)]
+    failures = [*failures, *(Failure(video.path.name, "its sidecar exists, the video is missing") for video in gone)]
     if not videos and not failures:
-        raise InputError(f"no videos for {path}: expected a folder in which videos lie beside their sidecars")
-    settings = [_settings(video.sidecar) for video in videos]
-    shared = _shared(settings)
-    cards = [
-        _card(video, {key: value for key, value in own.items() if key not in shared}, path, embed_below)
-        for video, own in zip(videos, settings, strict=True)
-    ]
-    style = files("s2video").joinpath("assets/page.css").read_text(encoding="utf-8")
-    failed = f", {len(failures)} failed" if failures else ""
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
-        f'<h1>{escape(title)}</h1>\n<p class="soft">{_counted(len(videos), "video")}{failed}</p>',
-        *(["<h2>Failed</h2>", *map(_failure, failures)] if failures else []),
-        *(["<h2>Videos</h2>", '<div class="videos">', *cards, "</div>"] if videos else []),
-        *([f"<h2>Settings of all videos</h2>\n{_table(shared)}"] if shared else []),
-        "</body>\n</html>\n",
-    ]
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(parts), encoding="utf-8")
-
-
-def mask_picture(sidecar: Sidecar) -> str:
-    """SVG: blocks from the bottom up, steps to the right, a mark for every block that a sub pass left out."""
-    steps, blocks = sidecar.steps_taken, sidecar.num_blocks
-    marks = sorted({(mask.step, block) for mask in sidecar.masks for block in mask.dropped})
-    drawn = "".join(f"M{step}.1 {blocks - 1 - block}.1h.8v.8h-.8z" for step, block in marks)
-    label = f"{len(marks)} times a block was left out, in {steps} steps of {blocks} blocks"
-    return (
-        f'<svg viewBox="0 0 {steps} {blocks}" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f'<rect width="{steps}" height="{blocks}"/><path d="{drawn}"/></svg>'
+        raise InputError(f"no videos for {path}: expected a folder of videos with their sidecars next to them")
+    shared, _ = split_settings([settings_of(video.sidecar) for video in videos])
+    groups = [_group(members, shared, path, embed_below) for members in group_videos(videos)]
+    text = render(
+        "run.html",
+        title=title,
+        num_videos=len(videos),
+        failures=failures,
+        groups=[group for group in groups if len(group.cards) > 1],
+        singles=[group for group in groups if len(group.cards) == 1],
+        shared=shared,
     )
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _settings(sidecar: Sidecar) -> dict[str, str]:
-    """All that decides and describes a video, beside what is shown in another way."""
-    shown = {"prompt", "image", "last_image", "output.path", "sampling.seed"}
-    values = {key: value for key, value in _flat(sidecar.config.model_dump(mode="json")) if key not in shown}
-    values |= {f"mesh.{key}": value for key, value in sidecar.mesh.model_dump().items()}
-    values |= {f"machine.{key}": value for key, value in sidecar.machine.model_dump().items()}
-    values |= {f"version of {name}": version for name, version in sidecar.versions.items()}
-    return {key: "–" if value is None or value == "" else str(value) for key, value in values.items()}
+def mask_picture(sidecar: Sidecar) -> MaskPicture | None:
+    """Return what the picture of a video's masks shows; None without S²-Guidance."""
+    if not sidecar.masks:
+        return None
+    marks = sorted({(mask.step, block) for mask in sidecar.masks for block in mask.dropped})
+    return MaskPicture(sidecar.steps_taken, sidecar.num_blocks, marks)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+def _group(videos: Sequence[MadeVideo], shared: Settings, page: Path, embed_below: int) -> Group:
+    own = [{k: v for k, v in settings_of(video.sidecar).items() if k not in shared} for video in videos]
+    common, differing = split_settings(own) if len(videos) > 1 else ({}, own)
+    is_single = len(videos) == 1
+    cards = [
+        _card(video, differs, page, embed_below, is_single=is_single)
+        for video, differs in zip(videos, differing, strict=True)
+    ]
+    return Group(videos[0].sidecar.prompt, videos[0].sidecar.seed, cards, common)
 
 
-def _shared(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    if not settings:
-        return {}
-    first, *others = settings
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
-
-
-def _card(video: MadeVideo, own: Mapping[str, str], page: Path, embed_below: int) -> str:
+def _card(video: MadeVideo, differs: Settings, page: Path, embed_below: int, *, is_single: bool) -> Card:
     sidecar = video.sidecar
-    seeds = f"seed {sidecar.seed}"
+    seeds = [f"seed {sidecar.seed}"] if is_single else []
     if sidecar.masks and sidecar.mask_seed != sidecar.seed:
-        seeds += f", masks {sidecar.mask_seed}"
-    masks = '<p class="soft">no S²-Guidance</p>'
-    if sidecar.masks:
-        masks = f'<p class="soft">blocks left out: blocks upwards, steps to the right</p>\n{mask_picture(sidecar)}'
+        seeds.append(f"masks {sidecar.mask_seed}")
+    num_named = 0 if is_single else MAX_NAMED
     record = {f"seconds: {key.removesuffix('_seconds')}": f"{value:g}" for key, value in sidecar.timings.items()}
     record |= {f"image {number}": image.path for number, image in enumerate(sidecar.images, 1)}
     record |= {"SHA-256 of the file": sidecar.output.sha256, "SHA-256 of the latents": sidecar.latents.sha256}
-    return "\n".join(
-        [
-            "<article>",
-            _picture(video, page, embed_below),
-            f"<h3>{escape(sidecar.prompt)}</h3>",
-            f'<p class="soft">{seeds} · {_link(video.path, page, video.path.name)}</p>',
-            *([_table(own)] if own else []),
-            masks,
-            f"<details><summary>Record</summary>{_table(record)}</details>",
-            "</article>",
-        ]
+    return Card(
+        name=video.path.name,
+        link=relative_link(video.path, page),
+        media=_media(video, page, embed_below),
+        prompt=sidecar.prompt,
+        seeds=", ".join(seeds),
+        named=dict(list(differs.items())[:num_named]),
+        settings=dict(list(differs.items())[num_named:]),
+        masks=mask_picture(sidecar),
+        record=record,
     )
 
 
-def _picture(video: MadeVideo, page: Path, embed_below: int) -> str:
-    path, size = video.path, video.sidecar.config.sampling
-    look = ' class="small"' if size.width < SMALL else ""
-    shape = f'width="{size.width}" height="{size.height}"{look}'
-    kind = _KINDS.get(path.suffix)
-    if kind is not None and path.stat().st_size < embed_below:
-        return f'<video controls loop muted playsinline {shape} src="{_data(kind, path.read_bytes())}"></video>'
-    still = io.BytesIO()
-    strip(path, columns=1, width=min(POSTER_WIDTH, size.width)).save(still, "JPEG", quality=85)
-    poster = _data("image/jpeg", still.getvalue())
+def _media(video: MadeVideo, page: Path, embed_below: int) -> Media:
+    path, config = video.path, video.sidecar.config
+    size, kind = config.sampling, _KINDS.get(path.suffix)
+    embedded = kind is not None and path.stat().st_size < embed_below
+    poster = None if embedded else _first_frame(path, min(POSTER_WIDTH, size.width))
     if kind is None:
-        return f'<img class="still" alt="first frame" src="{poster}">'
-    source = escape(_relative(path, page))
-    return f'<video controls loop muted playsinline preload="none" {shape} poster="{poster}" src="{source}"></video>'
+        source, poster = poster or "", None
+    else:
+        source = data_url(kind, path.read_bytes()) if embedded else relative_link(path, page)
+    return Media(
+        plays=kind is not None,
+        embedded=embedded,
+        source=source,
+        poster=poster,
+        width=size.width,
+        height=size.height,
+        num_frames=size.num_frames,
+        fps=float(config.output.fps),
+        has_sound=config.output.audio is not None,
+    )
 
 
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _relative(path: Path, page: Path) -> str:
-    """A link that works wherever the folder is moved to, whatever letters are in the names."""
-    return quote(Path(os.path.relpath(path.absolute(), page.absolute().parent)).as_posix())
-
-
-def _link(path: Path, page: Path, text: str) -> str:
-    return f'<a href="{escape(_relative(path, page))}">{escape(text)}</a>'
-
-
-def _failure(failure: Failure) -> str:
-    return f'<div class="failure"><h3>{escape(failure.name)}</h3><pre>{escape(failure.error)}</pre></div>'
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    cells = "\n".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows.items())
-    return f"<table>\n{cells}\n</table>"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+def _first_frame(path: Path, width: int) -> str:
+    still = io.BytesIO()
+    strip(path, columns=1, width=width).save(still, "JPEG", quality=85)
+    return data_url("image/jpeg", still.getvalue())

@@ -64,7 +64,9 @@ def config(tmp_path: Path) -> Path:
 def test_wheel_holds_the_package_the_model_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"s2video"}
-    assert {"s2video/py.typed", "s2video/assets/page.css"} <= set(names)
+    assert "s2video/py.typed" in names
+    templates = {p.relative_to(ROOT).as_posix() for p in (ROOT / "s2video" / "review" / "templates").iterdir()}
+    assert "s2video/review/templates/base.html" in templates <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     shipped = {name for name in names if name.startswith(f"{EMBEDDED}/")}
     present = {p.relative_to(ROOT).as_posix() for p in (ROOT / EMBEDDED).rglob("*") if p.is_file()}
@@ -92,6 +94,9 @@ def test_videos_are_made(bin_folder: Path, config: Path, tmp_path: Path, command
     assert {p.name for p in folder.iterdir()} == {"video.mp4", "video.json", "video.latents.safetensors"}
     sidecar = json.loads((folder / "video.json").read_text(encoding="utf-8"))
     assert sidecar["seed"] == 3 and sidecar["mesh"]["world_size"] == (2 if "launch" in command else 1)
+
+    page = run(bin_folder / "s2video", "page", folder, cwd=tmp_path)
+    assert "data:video/mp4" in Path(page.strip()).read_text(encoding="utf-8")
 
     again = run(
         bin_folder / "s2video", "decode", folder / "video.latents.safetensors", "--output", "b.mp4", cwd=tmp_path
