@@ -22,7 +22,7 @@ class LatentShape:
     ) -> "LatentShape":
         """Return the latent shape of a video.
 
-        A causal video VAE encodes the first frame as one latent frame, and each further `temporal_factor` frames as one.
+        A causal video VAE encodes the first frame as one latent frame, and each `temporal_factor` more as one.
         """
         return cls((num_frames - 1) // temporal_factor + 1, height // spatial_factor, width // spatial_factor)
 

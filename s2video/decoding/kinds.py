@@ -1,4 +1,4 @@
-"""The VAE classes that can be decoded, by their names in diffusers."""
+"""Names of VAE classes in diffusers."""
 
 from __future__ import annotations
 
