@@ -1,4 +1,4 @@
-"""One step's guided prediction for the sampler: masks, predictions, guidance. Knows no schedule and no files."""
+"""The guided prediction of one step, from masks, predictions and guidance. Knows no schedule and no files."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,17 +17,17 @@ from .guiders import Rival
 
 
 class Denoiser:
-    """Maps (latents, timestep, step) to the guided prediction, as `sample` asks for it.
+    """The `denoise` function for `sample`: maps (latents, timestep, step) to the guided prediction.
 
     Args:
         experts: the transformers.
-        guidance: CFG and S², with their scales, masks and window.
-        dtype: of what the transformer sees.
-        masks: of S², for every step.
+        guidance: settings of CFG, S² or another method, with scales, masks and window.
+        dtype: dtype of the transformer's input.
+        masks: masks of S² for every step.
         memory: see `Rival`.
-        cond: what the prompt says.
-        uncond: what the negative prompt says; None where no step needs it.
-        given: what images fix.
+        cond: conditioning of the prompt.
+        uncond: conditioning of the negative prompt; None if no step needs it.
+        given: image conditioning.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class Denoiser:
         self._mesh = mesh
         self._guidance = guidance
         self._schedule = masks
-        self._rival = None if guidance.method == "s2" else Rival(guidance, masks.num_steps, memory)
+        self._other_method = None if guidance.method == "s2" else Rival(guidance, masks.num_steps, memory)
         self._dtype = dtype
         self._cond = given.told(cond)
         self._uncond = None if uncond is None else given.told(uncond)
         self._given = given
 
     def __call__(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
-        """Noisy latents [B, C, T, H, W] -> the guided prediction, float32 of that shape."""
+        """Return the guided prediction for noisy latents [B, C, T, H, W], float32 of the same shape."""
         return self.guide(self.predictions(latents, timestep, self._masks(step)), timestep, step)
 
     def predictions(self, latents: Tensor, timestep: Tensor, masks: Sequence[Sequence[int]]) -> Predictions:
-        """What the network says of these latents: cond, uncond where λ ≠ 1, and a sub prediction for each mask."""
+        """Return the network's predictions: cond, uncond if λ ≠ 1, and one sub prediction for each mask."""
         guidance = self._guidance
         index = self._experts.index_at(timestep)
         expert = self._experts.take_turn(index)
@@ -76,11 +76,11 @@ class Denoiser:
         )
 
     def guide(self, predictions: Predictions, timestep: Tensor, step: int) -> Tensor:
-        """The guided prediction, float32, from those of one step; steps come in order."""
+        """Return the guided prediction of one step, in float32. Call once per step, in order."""
         guidance = self._guidance
         cfg_scale = guidance.cfg_scales[self._experts.index_at(timestep)]
-        if self._rival is not None:
-            return self._rival.combine(predictions, step, cfg_scale=cfg_scale)
+        if self._other_method is not None:
+            return self._other_method.combine(predictions, step, cfg_scale=cfg_scale)
         return combine(
             predictions,
             cfg_scale=cfg_scale,
@@ -90,4 +90,4 @@ class Denoiser:
         )
 
     def _masks(self, step: int) -> Sequence[tuple[int, ...]]:
-        return self._schedule.step(step) if self._rival is None else self._rival.masks(step)
+        return self._schedule.step(step) if self._other_method is None else self._other_method.masks(step)

@@ -1,8 +1,8 @@
-"""Other guidance beside S², for comparison: diffusers' own guiders, handed the predictions of one step.
+"""Other guidance methods, for comparison with S², implemented by diffusers' guiders.
 
-CFG-Zero* (arXiv 2503.18886), APG (2410.02416), and SLG, which with whole blocks left out is also STG's residual form
-(2411.18664). No formula stands here: a guider says whether it wants a prediction that leaves out blocks, and combines.
-Knows no model.
+CFG-Zero* (arXiv 2503.18886), APG (2410.02416), and SLG, which with whole blocks dropped is also STG's residual form
+(2411.18664). All formulas are in the guiders: they decide whether a step needs a prediction with dropped blocks, and
+combine the predictions. Knows no model.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ _MOMENTUM = "guidance_momentum"
 
 
 class Rival:
-    """The guider of `guidance.method`, for one run of denoising.
+    """The guider of `guidance.method` for one denoising run.
 
     Args:
-        guidance: whose method is not s2.
-        num_steps: of the run; windows are parts of it.
-        memory: an object that outlasts an interruption of the run, as its scheduler does. What the guider has gathered
-            from step to step is kept as an attribute of it, and taken from there.
+        guidance: settings with another method than s2.
+        num_steps: number of steps of the run; windows are fractions of it.
+        memory: an object that survives an interruption of the run, as its scheduler does. The guider's state between
+            steps is stored as an attribute of it.
     """
 
     def __init__(self, guidance: GuidanceConfig, num_steps: int, memory: Any = None) -> None:
@@ -60,24 +60,24 @@ class Rival:
             )
 
     def masks(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """The blocks that a further prediction of this step leaves out; none where the guider wants no such one."""
+        """Return the mask of this step's additional prediction; empty if the guider needs none."""
         self._begin(step)
         return (self._layers,) if self._layers and self._guider._is_slg_enabled() else ()
 
     def combine(self, predictions: Predictions, step: int, *, cfg_scale: float | None = None) -> Tensor:
-        """The guided prediction of this step, in float32; steps come in order.
+        """Return the guided prediction of this step, in float32. Call once per step, in order.
 
         Args:
-            predictions: with one sub prediction for each of `masks(step)`.
-            cfg_scale: λ of this step; None: that of the settings.
+            predictions: predictions with one sub prediction for each of `masks(step)`.
+            cfg_scale: λ of this step; None for that of the settings.
         """
         if cfg_scale is not None:
             self._guider.guidance_scale = cfg_scale
         self._begin(step)
-        made = (predictions.cond, predictions.uncond, *predictions.subs)
+        values = (predictions.cond, predictions.uncond, *predictions.subs)
         names = self._guider._input_predictions  # in this order
         pred: Tensor = self._guider.forward(
-            **{name: None if p is None else p.float() for name, p in zip(names, made, strict=False)}
+            **{name: None if p is None else p.float() for name, p in zip(names, values, strict=False)}
         ).pred
         if getattr(self._guider, "momentum_buffer", None) is not None:
             setattr(self._memory, _MOMENTUM, self._guider.momentum_buffer.running_average)

@@ -161,7 +161,7 @@ def test_a_folder_with_other_things_in_it_is_refused_before_any_frame(tmp_path: 
         lambda: check_output(path),
         lambda: write_video(frames, path, VideoSpec(FPS, codec=codec), metadata={}),
     ):
-        with pytest.raises(InputError, match=r"this folder holds 'plan\.doc', which is no frame of that sequence"):
+        with pytest.raises(InputError, match=r"expected only frames of that sequence in this folder, got 'plan\.doc'"):
             attempt()
     assert len(list(frames)) == 2
 
