@@ -1,6 +1,6 @@
-"""Sizes: pixels to latents to tokens, and how tokens or heads are shared out among ranks.
+"""Sizes in pixels, latents and tokens, and the split of tokens or heads among ranks.
 
-Pure arithmetic on integers; nothing here knows a tensor or a process group.
+Pure integer arithmetic; knows neither tensors nor process groups.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class LatentShape:
-    """Latent frames, rows and columns, before patching."""
+    """The number of latent frames, rows and columns, before patching."""
 
     frames: int
     height: int
@@ -20,7 +20,10 @@ class LatentShape:
     def from_pixels(
         cls, *, num_frames: int, height: int, width: int, temporal_factor: int, spatial_factor: int
     ) -> "LatentShape":
-        """A causal video VAE turns its first frame into one latent frame and each `temporal_factor` more into one."""
+        """Return the latent shape of a video.
+
+        A causal video VAE encodes the first frame as one latent frame, and each `temporal_factor` more as one.
+        """
         return cls((num_frames - 1) // temporal_factor + 1, height // spatial_factor, width // spatial_factor)
 
     def tokens(self, patch_size: tuple[int, int, int]) -> "TokenGrid":
@@ -28,7 +31,7 @@ class LatentShape:
 
 
 class TokenGrid(NamedTuple):
-    """Patches along frames, rows and columns; tokens are numbered in that order, columns fastest."""
+    """The number of patches along frames, rows and columns. Tokens are numbered in that order, columns fastest."""
 
     frames: int
     height: int
@@ -39,7 +42,7 @@ class TokenGrid(NamedTuple):
         return math.prod(self)
 
     def frame_span(self, shard: "Shard") -> tuple[int, int]:
-        """First patch frame that holds a token of the shard, and the one after the last; (0, 0) for no tokens."""
+        """Return [start, stop) of the patch frames that hold tokens of the shard; (0, 0) if it is empty."""
         if not shard.length:
             return 0, 0
         per_frame = self.height * self.width
@@ -47,7 +50,7 @@ class TokenGrid(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A contiguous run: `length` items from `start` on."""
+    """A contiguous range of `length` items that begins at `start`."""
 
     start: int
     length: int
@@ -58,9 +61,9 @@ class Shard(NamedTuple):
 
 
 def split_evenly(total: int, parts: int) -> tuple[Shard, ...]:
-    """`total` items in `parts` contiguous shards whose lengths differ by at most one, the longer ones first.
+    """Split `total` items into `parts` contiguous shards whose lengths differ by at most one, longer ones first.
 
-    Shards may be empty where there are more parts than items. No padding: uneven lengths are carried as they are.
+    If there are more parts than items, some shards are empty. Nothing is padded.
 
     >>> split_evenly(7, 3)
     (Shard(start=0, length=3), Shard(start=3, length=2), Shard(start=5, length=2))

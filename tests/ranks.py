@@ -1,7 +1,7 @@
-"""Worker processes for distributed tests: started once for a world size, then handed function after function.
+"""Worker processes for distributed tests, started once per world size, that run any number of functions.
 
-Importing torch and diffusers takes seconds a process, so a pool outlives the tests that use it. A pool that timed
-out, or in which a rank died, is thrown away.
+Importing torch and diffusers takes seconds per process, so a pool is kept for several tests. A pool that timed out, or
+in which a rank died, is discarded.
 """
 
 import multiprocessing as mp
@@ -54,7 +54,7 @@ _LAID_OUT: "dict[tuple[int, int, int], Mesh]" = {}
 
 
 def laid_out(mesh: "Mesh", ring: int, ulysses: int, branch: Literal[1, 2] = 1) -> "Mesh":
-    """In a rank: the same ranks as ring x ulysses x branch; made once, for groups are dear."""
+    """Return, in a rank, a mesh of the same ranks as ring x ulysses x branch; cached, since groups are expensive."""
     from s2video.config.sections import ParallelConfig
     from s2video.parallel.mesh import build_mesh
 
@@ -65,7 +65,7 @@ def laid_out(mesh: "Mesh", ring: int, ulysses: int, branch: Literal[1, 2] = 1) -
 
 
 class RankError(Exception):
-    """A rank's function raised; `kinds` and `messages` hold each rank's exception, None where there was none."""
+    """Raised if a function fails on any rank; `kinds` and `messages` have each rank's exception, or None."""
 
     def __init__(self, errors: list[tuple[str, str, str] | None]) -> None:
         self.kinds = [e and e[0] for e in errors]
@@ -89,11 +89,11 @@ class RankPool:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 180.0) -> list[Any]:
-        """`function(mesh, *arguments)` on every rank; the results in rank order.
+        """Run `function(mesh, *arguments)` on every rank and return the results in rank order.
 
         Raises:
-            RankError: where any rank raised.
-            TimeoutError: where any rank did not answer in time; the pool is ended.
+            RankError: any rank raised.
+            TimeoutError: any rank did not answer in time; the pool is then ended.
         """
         for pipe in self._pipes:
             pipe.send((function, arguments))

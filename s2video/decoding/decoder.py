@@ -1,6 +1,6 @@
-"""How the ranks of a run turn latents into frames: which of them decode, in which way, and that all stay in step.
+"""Decoding of latents to frames on all ranks: the choice of method and ranks, and the steps that they take together.
 
-Knows neither the sampler nor what becomes of the frames.
+Knows neither the sampler nor the use of the frames.
 """
 
 from collections.abc import Callable, Generator
@@ -22,18 +22,19 @@ DecodeMode = Literal["auto", "sharded", "tiled", "serial"]
 
 
 class FrameDecoder:
-    """Latents -> frames on rank 0, with the help of other ranks. All ranks construct and call it together.
+    """A decoder of latents to frames on rank 0, with the help of other ranks. All ranks construct and call it together.
 
     Args:
-        mode: "sharded": strips of the picture (Wan's VAE only); "tiled": overlapping tiles; "serial": rank 0 alone,
-            with HunyuanVideo's VAE by tiles too; "auto": sharded with Wan's VAE, tiled with HunyuanVideo's.
-        latent_shape: of the videos to come. No more ranks decode by strips than its longer side has rows or columns.
-        vae_class: diffusers' name of the VAE's class.
-        load_vae: called once, on the ranks that decode.
-        timeout_seconds: how long a rank that decodes waits for another one.
+        mode: "sharded" for strips of the picture (Wan's VAE only); "tiled" for overlapping tiles; "serial" for rank 0
+            alone (HunyuanVideo's VAE still decodes tiles); "auto" for sharded with Wan's VAE, tiled with
+            HunyuanVideo's.
+        latent_shape: shape of the latents of all videos. Strips use at most as many ranks as its longer side is long.
+        vae_class: name of the VAE's class in diffusers.
+        load_vae: loads the VAE; called once, on the ranks that decode.
+        timeout_seconds: how long a decoding rank waits for another one.
 
     Attributes:
-        vae: on the ranks that decode, rank 0 being always one of them; None on the others.
+        vae: the VAE on the ranks that decode, which always include rank 0; None on the others.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class FrameDecoder:
         if mode == "auto":
             mode = "sharded" if VAES[vae_class].is_causal else "tiled"
         if mode == "sharded" and world.size == 1:
-            mode = "serial"  # the one strip is the picture
+            mode = "serial"  # a single strip is the whole picture
         ranks = {"serial": 1, "tiled": world.size, "sharded": max(latent_shape.height, latent_shape.width)}
         self._mode = mode
         self._mesh = mesh
@@ -59,12 +60,12 @@ class FrameDecoder:
         self.vae = load_vae() if world.rank < self._num_ranks else None
 
     def __call__(self, latents: Tensor) -> Generator[Tensor, None, None]:
-        """Frames of one video [1, C, T, H, W]: chunks of float32 [t, H·s, W·s, 3] in [0, 1], on the CPU of rank 0.
+        """Decode the latents [1, C, T, H, W] of one video to float32 chunks [t, H·s, W·s, 3] in [0, 1] on rank 0's CPU.
 
-        The other ranks iterate too, and receive nothing.
+        The other ranks must iterate too, and receive nothing.
 
         Raises:
-            S2VideoError: on the other ranks, where rank 0's reader closed its iterator early.
+            S2VideoError: on the other ranks, if rank 0's reader closed its iterator early.
         """
         return in_step(self._chunks(latents), self._mesh.world, self._mesh.device)
 
@@ -74,13 +75,13 @@ class FrameDecoder:
         return self._num_ranks > 1
 
     def alone(self, latents: Tensor) -> Generator[Tensor, None, None]:
-        """The same on rank 0, of which the others learn nothing; not where `needs_others`."""
+        """Decode on rank 0 without any communication. Not allowed if `needs_others`."""
         assert not self.needs_others
         yield from self._chunks(latents)
 
     @cached_property
     def _axis(self) -> Axis | None:
-        """Made at the first call, after the ranks have agreed on the job and so on its size."""
+        """The ranks that decode. Made at the first call, after the ranks agreed on the job and so on the size."""
         return first_ranks("decode", self._num_ranks, self._mesh.world, self._timeout_seconds)
 
     def _chunks(self, latents: Tensor) -> Generator[Any, None, None]:

@@ -1,10 +1,10 @@
-"""Wan's VAE decoder on strips of the picture, one strip a rank, with the result of the whole.
+"""Wan's VAE decoder on strips of the picture, one strip per rank, with the same result as on the whole picture.
 
-The decoder stays diffusers' own module. While a video is decoded, three kinds of its submodules act otherwise: where
-a spatial convolution pads with zeros, it takes the neighbours' rows instead, and zeros only at the picture's border;
-the attention of the middle block sees all strips. All else works on each position alone.
+The decoder is diffusers' module. During decoding, its submodules of three kinds are replaced. The two kinds of spatial
+convolutions pad with the neighbours' rows, and with zeros only at the picture's border; the attention of the middle
+block sees all strips. All other submodules work on each position alone.
 
-Strips lie along the longer side of the latents, rows or columns. Dimension letters as in `whole`; h, w of one strip.
+Strips divide the longer side of the latents, rows or columns. Dimension letters as in `whole`; h, w of one strip.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -28,13 +28,13 @@ ROWS, COLUMNS = -2, -1  # of [..., H, W]
 
 @torch.no_grad()
 def decode_sharded(vae: AutoencoderKLWan, latents: Tensor, axis: Axis) -> Generator[Tensor | None, None, None]:
-    """On rank 0 yield the chunks of `decode_frames`, up to rounding; on the other ranks yield None as often.
+    """Yield the chunks of `decode_frames`, up to rounding, on rank 0, and the same number of None on other ranks.
 
     Args:
-        latents: [1, C, T, H, W], the same on all ranks, as the transformer sees them.
+        latents: [1, C, T, H, W], the same on all ranks, as the transformer uses them.
         axis: the ranks that decode, at most as many as the latents' longer side has rows or columns.
     """
-    # A square is cut between columns: on a CPU, torch chooses the slow 3D convolution for few channels · frames · rows.
+    # A square is split by columns: on a CPU, torch chooses the slow 3D convolution for few channels · frames · rows.
     dim = ROWS if latents.shape[ROWS] > latents.shape[COLUMNS] else COLUMNS
     shards = split_evenly(latents.shape[dim], axis.size)
     own = shards[axis.rank]
@@ -52,7 +52,7 @@ def decode_sharded(vae: AutoencoderKLWan, latents: Tensor, axis: Axis) -> Genera
 
 @contextmanager
 def _sharded(decoder: nn.Module, dim: int, shards: Sequence[Shard], axis: Axis) -> Iterator[None]:
-    """Inside the `with`, the decoder works on this rank's strip along `dim`."""
+    """Make the decoder work on this rank's strip along `dim` inside the `with`."""
     with ExitStack() as stack:
         for module in decoder.modules():
             if isinstance(module, WanCausalConv3d) and any(module._padding[:4]):
@@ -70,11 +70,11 @@ def _replaced(module: nn.Module, method: str, substitute: Callable[..., Tensor])
     try:
         yield
     finally:
-        delattr(module, method)  # the class's own shows again
+        delattr(module, method)  # the class's method is visible again
 
 
 def _causal_convolution(module: Any, dim: int, axis: Axis) -> Callable[..., Tensor]:
-    """`WanCausalConv3d` joins its cache and pads in `forward`; what comes here is that, zeros in place of halos."""
+    """Return a `_conv_forward` with halos. `WanCausalConv3d.forward` has already added its cache and zero padding."""
     width = module._padding[_first_pad(dim)]
 
     def convolve(padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -97,12 +97,12 @@ def _convolution(module: nn.Conv2d, dim: int, axis: Axis) -> Callable[..., Tenso
 
 
 def _first_pad(dim: int) -> int:
-    """Where `F.pad`, whose list begins at the last dimension, has the padding before `dim`."""
+    """Return the index of the padding before `dim` in `F.pad`'s list, which begins at the last dimension."""
     return 2 * (COLUMNS - dim)
 
 
 def _attention(module: Any, dim: int, shards: Sequence[Shard], axis: Axis) -> Callable[..., Tensor]:
-    """Queries, keys and values of all strips on every rank: at the latents' resolution that is little."""
+    """Return a `forward` that computes all strips on every rank; at the latents' resolution that is cheap."""
     own = shards[axis.rank]
 
     def attend(strip: Tensor) -> Tensor:

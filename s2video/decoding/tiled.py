@@ -1,10 +1,9 @@
-"""Overlapping tiles of the picture, each decoded by one rank, blended on rank 0: diffusers' tiled decoding, dealt out.
+"""diffusers' tiled decoding on several ranks: each rank decodes some overlapping tiles, and rank 0 blends them.
 
-Sizes, overlaps and the order of blending are those of the VAE's own `tiled_decode`, so the result is too; seams come
-with tiles. Frames leave as they are made: Wan's by the latent frame, each tile having a cache of its own,
-HunyuanVideo 1.0's by the tile in time; 1.5's leave all at once, since its tiles last as long as the video. For
-HunyuanVideo's VAEs, whose attention spans frames, this is the only way to share out the work; for Wan's, `sharded`
-has no seams.
+Sizes, overlaps and blending order are those of the VAE's `tiled_decode`, so the result is the same; tiles can cause
+seams. Frames are yielded early: with Wan after each latent frame (each tile has its own cache), with HunyuanVideo 1.0
+after each tile in time, with 1.5 all at once, since its tiles are as long as the video. HunyuanVideo's VAEs, whose
+attention spans frames, can only be split in this way; for Wan's, `sharded` has no seams.
 
 Dimension letters as in `whole`; h, w of one tile.
 """
@@ -27,12 +26,12 @@ DecodeTile = Callable[[Tile, Tensor], Tensor]  # [1, C, T, h, w] -> [1, C', t, h
 
 @torch.no_grad()
 def decode_tiled(vae: VideoVae, latents: Tensor, axis: Axis) -> Generator[Tensor | None, None, None]:
-    """On rank 0 yield chunks [t, H·s, W·s, 3] of float32 in [0, 1] on the CPU; on the others yield None as often.
+    """Yield float32 chunks [t, H·s, W·s, 3] in [0, 1] on rank 0's CPU, and the same number of None on other ranks.
 
     Args:
-        latents: [1, C, T, H, W], the same on all ranks, as the transformer sees them. A picture no larger than a tile
-            is decoded whole, by rank 0.
-        axis: the ranks that decode; those for which there is no tile have nothing to do.
+        latents: [1, C, T, H, W], the same on all ranks, as the transformer uses them. A picture no larger than a tile
+            is decoded whole by rank 0.
+        axis: the ranks that decode; if there are more ranks than tiles, some are idle.
     """
     z = denormalize(vae, latents)
     cut = _Cut.of(vae, z.shape[-2], z.shape[-1])
@@ -48,14 +47,14 @@ def decode_tiled(vae: VideoVae, latents: Tensor, axis: Axis) -> Generator[Tensor
 
 @dataclass(frozen=True)
 class _Cut:
-    """How a picture of latent rows and columns is cut into tiles, and put together again.
+    """The division of a picture into tiles.
 
     Attributes:
-        height, width: of a tile, in latents; tiles at the end may be smaller.
-        rows, columns: where tiles start, in latents.
-        scale: decoded pixels to a latent row or column, before patches are unfolded.
-        kept: decoded rows and columns of a tile that go into the picture.
-        blended: those of them, at the start, that fade from the tile before.
+        height, width: size of a tile, in latents; the last tiles may be smaller.
+        rows, columns: first row and column of each tile, in latents.
+        scale: decoded pixels per latent row or column, before patches are unfolded.
+        kept: number of decoded rows and columns of a tile that are used in the picture.
+        blended: number of those, at the start, that are blended with the previous tile.
     """
 
     height: int
@@ -97,11 +96,11 @@ class _Cut:
 
 
 def _wan_pictures(vae: AutoencoderKLWan, z: Tensor, cut: _Cut, axis: Axis) -> Iterator[Tensor | None]:
-    """[1, 3, t, H·s, W·s] on rank 0, one for each latent frame."""
+    """Yield [1, 3, t, H·s, W·s] on rank 0 for each latent frame; None on other ranks."""
     caches = {}
     for tile in product(cut.rows, cut.columns):
         vae.clear_cache()
-        caches[tile] = vae._feat_map  # a fresh one, since clearing makes a new list
+        caches[tile] = vae._feat_map  # clearing makes a new list
     vae.clear_cache()
 
     def decode(tile: Tile, part: Tensor) -> Tensor:
@@ -113,7 +112,7 @@ def _wan_pictures(vae: AutoencoderKLWan, z: Tensor, cut: _Cut, axis: Axis) -> It
 
 
 def _pictures(vae: AutoencoderKLHunyuanVideo, z: Tensor, cut: _Cut, axis: Axis) -> Iterator[Tensor | None]:
-    """[1, 3, t, H·s, W·s] on rank 0, one for each tile in time; such tiles overlap and are blended too."""
+    """Yield [1, 3, t, H·s, W·s] on rank 0 for each tile in time, blended with the previous one; None on other ranks."""
     ratio, num_frames = vae.temporal_compression_ratio, z.shape[2]
     length, stride = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_stride_num_frames // ratio
     if not vae.use_framewise_decoding or num_frames <= length:
@@ -124,7 +123,7 @@ def _pictures(vae: AutoencoderKLHunyuanVideo, z: Tensor, cut: _Cut, axis: Axis) 
         return decoded
 
     before: Tensor | None = None
-    # The first latent frame of a later tile only serves to be left out: a tile of nothing else would add no frames.
+    # Later tiles drop what their first latent frame decodes to, so a tile of one latent frame would add nothing.
     for start in range(0, max(1, num_frames - 1), stride):
         picture = _picture(vae, z[:, :, start : start + length + 1], cut, axis, decode)
         if picture is None:
@@ -139,24 +138,27 @@ def _pictures(vae: AutoencoderKLHunyuanVideo, z: Tensor, cut: _Cut, axis: Axis) 
 
 
 def _picture(vae: VideoVae, z: Tensor, cut: _Cut, axis: Axis, decode: DecodeTile) -> Tensor | None:
-    """[1, C, T, H, W] -> [1, C', t, H·scale, W·scale] on rank 0, blended of tiles dealt out in turn."""
+    """Decode tiles on all ranks and blend them on rank 0: [1, C, T, H, W] -> [1, C', t, H·scale, W·scale].
+
+    Return None on other ranks.
+    """
     tiles = list(product(cut.rows, cut.columns))
-    dealt = [tiles[rank :: axis.size] for rank in range(axis.size)]
-    decoded = [decode(tile, cut.take(z, tile)) for tile in dealt[axis.rank]]
+    assigned = [tiles[rank :: axis.size] for rank in range(axis.size)]
+    decoded = [decode(tile, cut.take(z, tile)) for tile in assigned[axis.rank]]
     if axis.rank > 0:
         collect_parts(decoded, [], axis)
         return None
     shapes = [
         [(*decoded[0].shape[:3], *(size * cut.scale for size in cut.take(z, tile).shape[-2:])) for tile in of_rank]
-        for of_rank in dealt
+        for of_rank in assigned
     ]
     collected = collect_parts(decoded, shapes, axis)
     placed = {
         tile: part
-        for of_rank, parts in zip(dealt, collected, strict=True)
+        for of_rank, parts in zip(assigned, collected, strict=True)
         for tile, part in zip(of_rank, parts, strict=True)
     }
-    for row, column in tiles:  # in place, so that a tile fades from a neighbour that is blended already
+    for row, column in tiles:  # in place, so that a tile is blended with a neighbour that is blended already
         if row > 0:
             vae.blend_v(placed[row - cut.rows.step, column], placed[row, column], cut.blended[0])
         if column > 0:

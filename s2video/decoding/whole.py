@@ -1,10 +1,10 @@
-"""Latents -> frames through Wan's video VAE, one latent frame at a time, on one rank.
+"""Decoding with Wan's video VAE on one rank, one latent frame at a time.
 
-Wan's decoder is causal and keeps a cache of features, so frames can leave as they are made: memory does not grow with
-the length of the video, and the result is bitwise that of `vae.decode`.
+Wan's decoder is causal and caches features, so frames can be yielded early. Memory does not grow with the length of the
+video, and the result is bitwise that of `vae.decode`.
 
-Dimension letters: C latent channels, T H W latent frames, rows, columns, s pixels of a row or column, t frames of a
-chunk.
+Dimension letters: C latent channels; T, H, W latent frames, rows, columns; s pixels per latent row or column; t frames
+of a chunk.
 """
 
 from collections.abc import Generator
@@ -20,17 +20,17 @@ VideoVae: TypeAlias = AutoencoderKLWan | AutoencoderKLHunyuanVideo | Autoencoder
 
 @torch.no_grad()
 def decode_frames(vae: AutoencoderKLWan, latents: Tensor) -> Generator[Tensor, None, None]:
-    """Yield chunks [t, H·s, W·s, 3] of float32 in [0, 1] on the CPU: 1 frame, then `temporal factor` at a time.
+    """Yield float32 chunks [t, H·s, W·s, 3] in [0, 1] on the CPU: 1 frame, then `temporal factor` frames each.
 
     Args:
-        latents: [1, C, T, H, W] as the transformer sees them; they are de-normalised here.
+        latents: [1, C, T, H, W] as the transformer uses them; this function denormalizes them.
     """
     for chunk in decode_chunks(vae, denormalize(vae, latents)):
         yield to_frames(chunk).cpu()
 
 
 def decode_chunks(vae: AutoencoderKLWan, z: Tensor) -> Generator[Tensor, None, None]:
-    """The VAE's own latents [1, C, T, H, W] -> chunks [1, 3, t, H·s, W·s], in [−1, 1] but for overshoot."""
+    """Decode the VAE's own latents [1, C, T, H, W] to chunks [1, 3, t, H·s, W·s] in [−1, 1], with some overshoot."""
     vae.clear_cache()
     try:
         for frame in z.split(1, dim=2):
@@ -40,29 +40,30 @@ def decode_chunks(vae: AutoencoderKLWan, z: Tensor) -> Generator[Tensor, None, N
 
 
 def decode_latent_frame(vae: AutoencoderKLWan, z: Tensor, cache: list[Any]) -> Tensor:
-    """One latent frame [1, C, 1, H, W] -> its frames as the decoder gives them.
+    """Decode one latent frame [1, C, 1, H, W] to the decoder's raw output.
 
-    `cache` is that of the frames before, changed in place; one of nothing but None makes this the first frame.
+    Args:
+        cache: the features of the previous frames, changed in place. All None for the first frame.
     """
-    # the decoder counts its convolutions through the cache, anew for each call
+    # feat_idx is the decoder's counter of convolutions; it starts at 0 for each call
     chunk: Tensor = vae.decoder(vae.post_quant_conv(z), feat_cache=cache, feat_idx=[0], first_chunk=cache[0] is None)
     return chunk
 
 
 def unpatched(vae: AutoencoderKLWan, chunk: Tensor) -> Tensor:
-    """[1, 3·p², t, h, w] -> [1, 3, t, h·p, w·p], p being the patch size of the VAE's residual form, or else 1."""
+    """Unfold patches: [1, 3·p², t, h, w] -> [1, 3, t, h·p, w·p], with the VAE's patch size p, or 1 if it has none."""
     frames: Tensor = unpatchify(chunk, patch_size=vae.config.patch_size or 1)
     return frames
 
 
 def to_frames(chunk: Tensor) -> Tensor:
-    """[1, 3, t, h, w] around [−1, 1] -> float32 [t, h, w, 3] in [0, 1]."""
+    """Convert [1, 3, t, h, w] around [−1, 1] to float32 [t, h, w, 3] in [0, 1]."""
     frames = chunk.clamp(-1, 1)[0].permute(1, 2, 3, 0)
     return (frames / 2 + 0.5).clamp(0, 1).float()
 
 
 def denormalize(vae: VideoVae, latents: Tensor) -> Tensor:
-    """The transformer's latents, of deviation 1 -> the VAE's own, on its device and in its dtype."""
+    """Convert the transformer's latents (standard deviation 1) to the VAE's own, on its device and in its dtype."""
     latents = latents.to(vae.device, vae.dtype)
     if not isinstance(vae, AutoencoderKLWan):
         return latents / vae.config.scaling_factor
@@ -70,4 +71,4 @@ def denormalize(vae: VideoVae, latents: Tensor) -> Tensor:
         torch.tensor(x).view(1, -1, 1, 1, 1).to(latents.device, latents.dtype)
         for x in (vae.config.latents_mean, vae.config.latents_std)
     )
-    return latents / (1.0 / std) + mean  # WanPipeline's order of operations, to the bit
+    return latents / (1.0 / std) + mean  # the order of operations in WanPipeline, for a bitwise equal result

@@ -39,7 +39,7 @@ from ..sampling.denoiser import Denoiser
 from ..sampling.sampler import sample
 from ..system.progress import Progress, Style
 from ..system.shutdown import Termination
-from .statement import latents_statement, rank_statement
+from .statement import Batch, latents_statement, rank_statement
 
 OnStep = Callable[[int, int], object]
 Around = Callable[[Denoiser, Tensor, Tensor, int], Tensor]
@@ -213,18 +213,15 @@ class Engine:
             NumericalError: NaN or infinity in the latents.
         """
         self.mesh.watch.meet()  # the main rank loads more than the others
-        if negative_prompt is None:
-            negative_prompt = self.config.negative_prompt
+        negative = self.config.negative_prompt if negative_prompt is None else negative_prompt
         masks = self.mask_schedule(seeds, mask_seed)
+        batch = Batch(prompts, seeds, negative, masks.seed)
         if images is not None:
             images = images.fitted(self.config.sampling.width, self.config.sampling.height)
         scheduler = self._timed_scheduler()
         statement = latents_statement(
             self.config,
-            prompts=prompts,
-            negative_prompt=negative_prompt,
-            seeds=seeds,
-            mask_seed=masks.seed,
+            batch,
             images=images,
             loras=self._lora_digests,
             latent_shape=self.latent_shape,
@@ -242,7 +239,7 @@ class Engine:
         latents, first_step = self._noise(seeds), 0
         if resume_point is not None:
             latents, first_step = resume_point.begin(statement, scheduler, latents)
-        fixed, denoiser = self._denoiser(prompts, negative_prompt, masks, images, latents)
+        fixed, denoiser = self._denoiser(batch, masks, images, latents)
         if first_step and resume_point is not None:
             resume_point.restore(denoiser)
         else:
@@ -281,12 +278,7 @@ class Engine:
             return sample(denoise, latents, scheduler, first_step=first_step, on_step=step_done)
 
     def _denoiser(
-        self,
-        prompts: Sequence[str],
-        negative_prompt: str,
-        masks: MaskSchedule,
-        images: Images | None,
-        latents: Tensor,
+        self, batch: Batch, masks: MaskSchedule, images: Images | None, latents: Tensor
     ) -> tuple[ImageConditioning, Denoiser]:
         """Encode prompts and images, and return what images fix, and the denoiser."""
         config, guidance = self.config, self.config.guidance
@@ -301,10 +293,10 @@ class Engine:
             return replace(text, guidance=guidance.embedded_scale)
 
         self.mesh.watch.report("encoding text")
-        cond = encode(prompts, is_negative=False)
+        cond = encode(batch.prompts, is_negative=False)
         uncond = None
         if any(map(needs_uncond, guidance.cfg_scales)):
-            uncond = encode([negative_prompt] * len(prompts), is_negative=True)
+            uncond = encode([batch.negative_prompt] * len(batch.prompts), is_negative=True)
         if images is not None:
             self.mesh.watch.report("encoding images")
         fixed = self._encode_images(images, latents)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config.marks import marked_settings
 from ..config.run import RunConfig
@@ -11,13 +11,19 @@ from ..models.images import Images
 from ..records.sidecar import versions
 
 
+class Batch(NamedTuple):
+    """Videos that are denoised together: a prompt and a seed for each, and what they share."""
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    negative_prompt: str
+    mask_seed: int
+
+
 def latents_statement(
     config: RunConfig,
+    batch: Batch,
     *,
-    prompts: Sequence[str],
-    negative_prompt: str,
-    seeds: Sequence[int],
-    mask_seed: int,
     images: Images | None,
     loras: Mapping[str, str],
     latent_shape: LatentShape,
@@ -25,10 +31,10 @@ def latents_statement(
 ) -> dict[str, Any]:
     """Return everything that decides the latents, beyond rounding, except the weights: JSON-like values by field."""
     return marked_settings(config.model_dump(mode="json"), frozenset({"latents"})) | {
-        "prompt": list(prompts),
-        "negative_prompt": negative_prompt,
-        "seed": list(seeds),
-        "guidance.mask_seed": mask_seed,
+        "prompt": list(batch.prompts),
+        "negative_prompt": batch.negative_prompt,
+        "seed": list(batch.seeds),
+        "guidance.mask_seed": batch.mask_seed,
         "images": [] if images is None else images.digests(),
         "model.lora": dict(loras),
         "latent_shape": [latent_shape.frames, latent_shape.height, latent_shape.width],

@@ -1,8 +1,8 @@
-"""How predictions of one network are combined into the guided one (S²-Guidance, arXiv 2508.12880).
+"""The equations of S²-Guidance (arXiv 2508.12880), which combine a network's predictions into the guided one.
 
-`uncond` = D(x_t|∅), `cond` = D(x_t|c), `sub` = D̂(x_t|c, m): the same network and condition with the blocks of mask
-m left out. `cfg_scale` is the paper's λ, `s2_scale` its ω. Works on any parametrisation that is affine in the
-denoised sample (velocity, noise, sample), as classifier-free guidance does.
+`uncond` = D(x_t|∅), `cond` = D(x_t|c), `sub` = D̂(x_t|c, m), the same network and condition without the blocks of mask
+m. `cfg_scale` is the paper's λ, `s2_scale` its ω. Works with any parametrisation that is affine in the denoised sample
+(velocity, noise, sample), like classifier-free guidance.
 """
 
 from typing import Literal, NamedTuple
@@ -14,10 +14,10 @@ Form = Literal["deviation", "original"]
 
 
 class Predictions(NamedTuple):
-    """What the network says in one step; all of one shape, [B, C, T, H, W].
+    """The network's predictions in one step, each [B, C, T, H, W].
 
-    `uncond` is None where there is no such pass (λ = 1, guidance-distilled models). `subs` holds one prediction for
-    each mask drawn, none outside the window.
+    `uncond` is None if there is no such pass (λ = 1, guidance-distilled models). `subs` has one prediction for each
+    mask drawn, and none outside the window.
     """
 
     cond: Tensor
@@ -28,7 +28,7 @@ class Predictions(NamedTuple):
 def combine(
     predictions: Predictions, *, cfg_scale: float, s2_scale: float, form: Form = "deviation", rescale: float = 0.0
 ) -> Tensor:
-    """The guided prediction, in float32.
+    """Return the guided prediction, in float32.
 
     Eq. 1, CFG:       D = uncond + λ(cond − uncond);  without an uncond pass D = cond, which is λ = 1
     Eq. 3, naive S²:  D − (ω/N) Σᵢ (subᵢ − cond)
@@ -37,8 +37,8 @@ def combine(
 
     Args:
         cfg_scale: λ ≥ 0. Has no effect without an uncond prediction.
-        s2_scale: ω ≥ 0. 0 gives CFG, to the bit.
-        rescale: share, in [0, 1], of the result that is scaled to cond's standard deviation per sample (diffusers'
+        s2_scale: ω ≥ 0. 0 gives bitwise CFG.
+        rescale: fraction, in [0, 1], of the result that is scaled to cond's standard deviation per sample (diffusers'
             `guidance_rescale`).
     """
     cond = predictions.cond.float()
@@ -57,5 +57,5 @@ def combine(
 
 
 def needs_uncond(cfg_scale: float) -> bool:
-    """λ = 1 multiplies the uncond prediction by zero: that pass is left out."""
+    """Return whether an uncond pass is needed. With λ = 1 its prediction would be multiplied by zero."""
     return cfg_scale != 1

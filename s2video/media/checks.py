@@ -1,4 +1,4 @@
-"""Can this output be written? Asked before anything is computed; nothing is written."""
+"""Checks, before anything is computed, that an output can be written. They write nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .formats import VideoSpec, is_frame_name, place_of
 
 
 def check_output(path: Path, *, is_video: bool = True) -> None:
-    """Raise InputError unless a video, or another file, called `path` can be written, missing folders being made then.
+    """Raise InputError unless a video (or another file) can be written to `path`.
 
-    Writes nothing.
+    Missing folders are no error, because writing creates them. Writes nothing.
     """
     try:
         place = place_of(path) if is_video else path
@@ -26,19 +26,19 @@ def check_output(path: Path, *, is_video: bool = True) -> None:
             check_replaceable(place, partial(is_frame_name, path))
         with suppress(FileNotFoundError):
             if stat.S_ISDIR(path.stat().st_mode):
-                raise InputError(f"output {path}: is a folder: give the name of a file")
+                raise InputError(f"output {path}: expected a file name, got a folder; choose another path")
         folder = path.absolute().parent
         while not folder.exists():
             folder = folder.parent
-        # A file without a name, tried for real: permission bits say nothing to root, nor of read-only file systems.
+        # Create a file without a name: permission bits tell nothing for root or on a read-only file system.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"output {path}: cannot be written there ({error.strerror}): choose another path") from None
+        raise InputError(f"output {path}: cannot be written ({error.strerror}); choose another path") from None
 
 
 def check_spec(spec: VideoSpec, width: int, height: int) -> None:
-    """Raise InputError unless pictures of this size suit the format, and what writes it and its sound are there."""
+    """Raise InputError unless the format takes this size, its encoder is available, and its sound can be read."""
     spec.check_size(width, height)
     if spec.audio is not None:
         import av
@@ -46,9 +46,9 @@ def check_spec(spec: VideoSpec, width: int, height: int) -> None:
         try:
             with av.open(f"file:{spec.audio}", metadata_errors="replace") as container:
                 if not container.streams.audio:
-                    raise InputError(f"output.audio: {spec.audio} has no sound track")
+                    raise InputError(f"output.audio: {spec.audio} has no sound track; choose another file")
         except av.FFmpegError as error:
-            raise InputError(f"output.audio: cannot read {spec.audio} ({error.strerror}): check the path") from None
+            raise InputError(f"output.audio: cannot read {spec.audio} ({error.strerror}); check the path") from None
     if spec.format.encoder is None:
         check_openimageio()
     else:

@@ -1,6 +1,6 @@
-"""An ffmpeg process that is fed pixels, and the arguments that are the same for every video of ours.
+"""An ffmpeg process that reads pixels, and the arguments that all videos share.
 
-Knows nothing of tensors, of colour conversion, and of where the file goes.
+Knows neither tensors, nor colour conversion, nor the name of the file.
 """
 
 import subprocess
@@ -26,9 +26,12 @@ TAG_BT709 = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:ra
 
 
 class Ffmpeg:
-    """An ffmpeg process fed through its standard input, ended whole with the block, or killed by an exception.
+    """Context manager for an ffmpeg process that reads pixels from its standard input.
 
-    `program` is the one to start; None: the one that imageio-ffmpeg brings.
+    When the block ends, ffmpeg finishes the file; after an exception it is killed.
+
+    Args:
+        program: the ffmpeg to start. None for the one in imageio-ffmpeg.
     """
 
     def __init__(self, arguments: Sequence[str | bytes], program: Path | None = None) -> None:
@@ -46,7 +49,7 @@ class Ffmpeg:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                # Ctrl-C is for this process; the file is its to give up or to finish.
+                # Ctrl-C must reach only this process, which decides whether the file is finished.
                 start_new_session=True,
             )
         except OSError as error:
@@ -55,13 +58,13 @@ class Ffmpeg:
         self._stdin = self._process.stdin
         self._stderr = self._process.stderr
         self._last_lines: deque[bytes] = deque(maxlen=8)
-        # ffmpeg would stop, and this process with it, once nobody reads what it complains about.
+        # Unread messages would fill the pipe and block ffmpeg, and then this process.
         self._reader = threading.Thread(target=self._last_lines.extend, args=(self._stderr,), daemon=True)
         self._reader.start()
         self._killed_at_sudden_end = at_sudden_end(self._process.kill)
 
     def send(self, pixels: NDArray[Any]) -> None:
-        """Hand over pixels; waits while ffmpeg has enough, which is what bounds the memory."""
+        """Send pixels. Blocks while ffmpeg is busy, which bounds the memory."""
         try:
             self._stdin.write(pixels.reshape(-1).data)
         except OSError as error:
@@ -81,7 +84,7 @@ class Ffmpeg:
             self._process.kill()
             self._process.wait()
             self._killed_at_sudden_end.__exit__(None, None, None)
-            with suppress(OSError):  # what is left in the buffer has nowhere to go
+            with suppress(OSError):  # the rest of the buffer cannot be written any more
                 self._stdin.close()
             self._reader.join()
             self._stderr.close()
@@ -102,19 +105,19 @@ class Ffmpeg:
 
 
 def raw_input(pixel_format: str, width: int, height: int, fps: Fraction) -> list[str]:
-    """Arguments: the pixels that are sent are frames of this kind."""
+    """Return the ffmpeg arguments that describe the raw frames to be sent."""
     size, rate = f"{width}x{height}", f"{fps.numerator}/{fps.denominator}"
     return ["-f", "rawvideo", "-pixel_format", pixel_format, "-video_size", size, "-framerate", rate, "-i", "pipe:0"]
 
 
 def h264_mp4(crf: int) -> list[str]:
-    """Arguments: encode to H.264 in an MP4 file. `crf` is x264's constant rate factor."""
+    """Return the ffmpeg arguments for H.264 in an MP4 file. `crf` is x264's constant rate factor."""
     spec = VideoSpec(Fraction(1), crf)
     return [*spec.encoder_arguments(), *spec.container_arguments()]
 
 
 def bundled_ffmpeg() -> Path:
-    """The program that imageio-ffmpeg brings, or IMAGEIO_FFMPEG_EXE names. Raises S2VideoError where there is none."""
+    """Return the ffmpeg of imageio-ffmpeg, or of IMAGEIO_FFMPEG_EXE. Raise S2VideoError if there is none."""
     try:
         return Path(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
@@ -122,18 +125,18 @@ def bundled_ffmpeg() -> Path:
 
 
 def check_encoder(name: str, program: Path | None = None) -> None:
-    """Raise InputError unless this ffmpeg starts and has the encoder."""
+    """Raise InputError unless this ffmpeg starts and has the encoder `name`."""
     path = program or bundled_ffmpeg()
     try:
         listed = subprocess.run([path, "-hide_banner", "-encoders"], stdin=subprocess.DEVNULL, capture_output=True)
     except OSError as error:
         raise InputError(f"cannot start ffmpeg ({error}); {_remedy(program)}") from error
     if listed.returncode != 0:
-        raise InputError(f"{path} does not list its encoders: it is no ffmpeg that works; {_remedy(program)}")
+        raise InputError(f"{path} is not a working ffmpeg: it does not list its encoders; {_remedy(program)}")
     names = [words[1] for words in map(bytes.split, listed.stdout.splitlines()) if len(words) > 1]
     if name.encode() not in names:
         raise InputError(
-            f"{path} has no encoder {name}: choose another output.codec, or an ffmpeg that has it (output.ffmpeg)"
+            f"{path} has no encoder {name}; choose another output.codec, or an ffmpeg that has it (output.ffmpeg)"
         )
 
 

@@ -1,6 +1,6 @@
-"""The kinds of files a video can be written to, and what can be asked of each.
+"""The file formats of videos, with the options and limits of each.
 
-`FORMATS` is the whole table: a new format is a row of it. Knows no pixels and starts nothing.
+`FORMATS` is the whole table; a new format is a new row. Knows no pixels and starts no process.
 """
 
 import re
@@ -13,7 +13,7 @@ from ..errors import InputError
 from .timecode import Timecode
 
 MAX_RATE_TERM = 1_001_000  # ffmpeg rounds a frame rate whose numerator or denominator is larger
-MAX_EXR_TIMECODE_RATE = 30  # an EXR header counts the frames of a second up to here
+MAX_EXR_TIMECODE_RATE = 30  # the highest frame rate for which an EXR header can hold a timecode
 MAX_START_NUMBER = 2**30  # ffmpeg counts frames in 32 bits
 
 Codec = Literal["h264", "h265", "prores", "dnxhr", "png", "exr"]
@@ -21,17 +21,17 @@ Codec = Literal["h264", "h265", "prores", "dnxhr", "png", "exr"]
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file.
+    """One file format of videos.
 
-    suffix: what its paths end in.
-    pixel_format: how frames are handed to the encoder, by ffmpeg's name; rgbh is half floats, which OpenImageIO takes.
-    encoder: ffmpeg's name for it; None: OpenImageIO.
-    encoding, container: ffmpeg's options for the encoder, and for the file around it.
+    suffix: the end of its paths.
+    pixel_format: the encoder's input, by ffmpeg's name; rgbh means half floats, for OpenImageIO.
+    encoder: the encoder, by ffmpeg's name; None means OpenImageIO.
+    encoding, container: ffmpeg's options for the encoder and for the container.
     has_crf: whether the encoder takes a constant rate factor.
-    sound: how a sound track is encoded; None: there is no place for one.
-    has_timecode: whether there is a place for a timecode.
-    is_sequence: a file a frame, all in one folder.
-    multiple, least: of width and height in pixels; the first must be a multiple of `multiple` and at least `least`.
+    sound: ffmpeg's options for a sound track; None if the format has no sound.
+    has_timecode: whether the format can hold a timecode.
+    is_sequence: whether it has one file per frame, all in one folder.
+    multiple, least: for width and height in pixels; each must be a multiple of `multiple` and at least `least`.
     """
 
     suffix: str
@@ -47,7 +47,7 @@ class Format:
     least: tuple[int, int] = (1, 1)
 
 
-# faststart puts the index in front, so that a browser plays the file while it loads.
+# faststart puts the index first, so that a browser can play the file while it loads.
 _MP4 = ("-movflags", "+faststart", "-f", "mp4")
 _MOV = ("-f", "mov")
 _AAC = ("-c:a", "aac", "-b:a", "320k")
@@ -68,7 +68,7 @@ FORMATS: dict[Codec, Format] = {
         suffix=".mp4",
         pixel_format="yuv420p10le",
         encoder="libx265",
-        # x265 has a log of its own, which would be taken for the reason of a failure
+        # x265 has its own log, which would appear in the error message of a failure
         encoding=("-pix_fmt", "yuv420p10le", "-x265-params", "log-level=error"),
         container=("-tag:v", "hvc1", *_MP4),  # Apple's players want this tag
         has_crf=True,
@@ -111,14 +111,14 @@ FORMATS: dict[Codec, Format] = {
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """How a video is written.
+    """The settings for writing one video.
 
-    fps: frames a second, exact; numerator and denominator at most 1,001,000.
-    crf: constant rate factor of H.264 and H.265, 0 (H.264: lossless, but few players take it) to 51 (worst).
-    timecode: of the first frame, HH:MM:SS:FF.
-    audio: a file whose first sound track goes with the video: cut at its end, or followed by silence up to there.
-    start_number: of the first frame's file in a sequence.
-    ffmpeg: the program; None: the one that imageio-ffmpeg brings.
+    fps: frames per second, exact; numerator and denominator at most 1,001,000.
+    crf: constant rate factor of H.264 and H.265, 0 (lossless in H.264, but few players support it) to 51 (worst).
+    timecode: timecode of the first frame, HH:MM:SS:FF.
+    audio: a file whose first sound track is added, cut or padded with silence to the length of the video.
+    start_number: number of the first frame's file in a sequence.
+    ffmpeg: the program; None means the one in imageio-ffmpeg.
     """
 
     fps: Fraction
@@ -140,15 +140,15 @@ class VideoSpec:
         if not 0 <= self.start_number <= MAX_START_NUMBER:
             raise InputError(f"expected a start number from 0 to {MAX_START_NUMBER}, got {self.start_number}")
         if self.audio is not None and self.format.sound is None:
-            raise InputError(f"a {self.codec} sequence has no place for sound: set output.audio to null")
+            raise InputError(f"a {self.codec} sequence cannot hold sound; set output.audio to null")
         if self.timecode is not None:
             if not self.format.has_timecode:
-                raise InputError(f"a {self.codec} sequence has no place for a timecode: set output.timecode to null")
+                raise InputError(f"a {self.codec} sequence cannot hold a timecode; set output.timecode to null")
             timecode = Timecode.parse(self.timecode, self.fps)
             if self.codec == "exr" and timecode.rate > MAX_EXR_TIMECODE_RATE:
                 raise InputError(
-                    f"an EXR header has no timecode above {MAX_EXR_TIMECODE_RATE} frames a second, and this is "
-                    f"{self.fps}: set output.timecode to null"
+                    f"expected at most {MAX_EXR_TIMECODE_RATE} frames per second for a timecode in EXR, got "
+                    f"{self.fps}; set output.timecode to null"
                 )
 
     @property
@@ -156,13 +156,13 @@ class VideoSpec:
         return FORMATS[self.codec]
 
     def encoder_arguments(self) -> list[str]:
-        """For ffmpeg: the encoder and its settings."""
-        assert self.format.encoder is not None, "OpenImageIO is no part of ffmpeg"
+        """Return ffmpeg's arguments for the encoder and its settings."""
+        assert self.format.encoder is not None, "OpenImageIO is not part of ffmpeg"
         crf = ["-crf", str(self.crf)] if self.format.has_crf else []
         return ["-c:v", self.format.encoder, *crf, *self.format.encoding]
 
     def container_arguments(self) -> list[str]:
-        """For ffmpeg: the kind of file; what follows is its name."""
+        """Return ffmpeg's arguments for the container. The file name must follow them."""
         timecode = [] if self.timecode is None else ["-timecode", self.timecode]
         numbers = ["-start_number", str(self.start_number)] if self.format.is_sequence else []
         return [*timecode, *numbers, *self.format.container]
@@ -174,24 +174,28 @@ class VideoSpec:
             what = {(1, 1): "a width and height", (2, 2): "an even width and height", (2, 1): "an even width"}
             wanted = what.get((across, down), f"a width that is a multiple of {across} and an even height")
             raise InputError(
-                f"expected {wanted} above 0, got {width}x{height} px; {self.codec} takes no other pictures"
+                f"{self.codec}: expected {wanted} above 0, got {width}x{height} px; change the size, or choose "
+                "another output.codec"
             )
         if width < least_width or height < least_height:
             raise InputError(
-                f"{self.codec} takes pictures from {least_width}x{least_height} px on, got {width}x{height} px: "
+                f"{self.codec}: expected at least {least_width}x{least_height} px, got {width}x{height} px; "
                 "make the video larger, or choose another output.codec"
             )
 
 
 def codec_for(path: Path, codec: Codec | Literal["auto"] = "auto") -> Codec:
-    """The codec of a file called `path`; auto: by its suffix. Raises InputError where the two do not fit."""
-    if not path.stem.strip("."):  # the folder of "..exr" would be the one above
-        raise InputError(f"output {path}: expected a name before the suffix, came {path.name!r}")
+    """Return the codec for a file called `path`. Raise InputError if codec and suffix do not match.
+
+    "auto" chooses the codec by the suffix.
+    """
+    if not path.stem.strip("."):  # the folder of the sequence "..exr" would be the parent folder
+        raise InputError(f"output {path}: expected a name before the suffix, got {path.name!r}")
     if codec != "auto":
         if path.suffix != FORMATS[codec].suffix:
             raise InputError(
-                f"output {path}: expected a name that ends in {FORMATS[codec].suffix}, as files of codec {codec} do, "
-                f"came {path.name!r}"
+                f"output {path}: expected a name that ends in {FORMATS[codec].suffix}, for codec {codec}, "
+                f"got {path.name!r}"
             )
         return codec
     for name, format in FORMATS.items():
@@ -199,25 +203,25 @@ def codec_for(path: Path, codec: Codec | Literal["auto"] = "auto") -> Codec:
             return name
     suffixes = list(dict.fromkeys(format.suffix for format in FORMATS.values()))
     raise InputError(
-        f"output {path}: expected a name that ends in {', '.join(suffixes[:-1])} or {suffixes[-1]}, came {path.name!r}"
+        f"output {path}: expected a name that ends in {', '.join(suffixes[:-1])} or {suffixes[-1]}, got {path.name!r}"
     )
 
 
 def suffix_of(codec: Codec | Literal["auto"]) -> str:
-    """What the path of a video ends in; auto: that of h264."""
+    """Return the file suffix of a codec. "auto" gives that of h264."""
     return FORMATS["h264" if codec == "auto" else codec].suffix
 
 
 def place_of(path: Path) -> Path:
-    """What a video called `path` appears as: a file of that name, or for a sequence X.exr the folder X."""
+    """Return where a video called `path` is stored: the file itself, or the folder X for a sequence X.exr."""
     return path.with_suffix("") if FORMATS[codec_for(path)].is_sequence else path
 
 
 def frame_name(path: Path, number: int) -> str:
-    """The name of one frame's file in a sequence called `path`: X.1001.exr."""
+    """Return the file name of one frame in a sequence called `path`, such as X.1001.exr."""
     return f"{path.stem}.{number:04d}{path.suffix}"
 
 
 def is_frame_name(path: Path, name: str) -> bool:
-    """Whether a file of this name is one frame of a sequence called `path`."""
+    """Return whether a file of this name is one frame of a sequence called `path`."""
     return re.fullmatch(rf"{re.escape(path.stem)}\.\d{{4,}}{re.escape(path.suffix)}", name, re.ASCII) is not None

@@ -1,8 +1,8 @@
 """File names from templates such as "{show}_{shot}_v{version:03d}_s{seed}.{ext}".
 
-A template is what its author wrote, so what is wrong in it is refused. A value may be anything, a prompt or a cell of a
-table, so what cannot stand in a file name is replaced in it. What comes out is a relative path that stays below the
-folder it is meant for, and that Linux, macOS and Windows can all hold. Knows no formats and looks at no disk.
+An error in a template is refused, because its author can correct it. A value may be any text, such as a prompt or a
+cell of a table, so characters that file names forbid are replaced in it. The result is a relative path that stays below
+its folder and is legal on Linux, macOS and Windows. Knows no formats and reads no disk.
 """
 
 import difflib
@@ -14,31 +14,31 @@ from string import Formatter
 
 from ..errors import InputError
 
-MAX_NAME_BYTES = 200  # of the 255 that file systems take: the files beside X have longer suffixes
+MAX_NAME_BYTES = 200  # of the 255 that file systems allow; files stored next to X have longer suffixes
 _UNSAFE = frozenset('<>:"|?*\\/')
 _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}  # devices on Windows, whatever the suffix
 _RESERVED |= {f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"}
 
 
 def render_name(template: str, fields: Mapping[str, object]) -> PurePath:
-    """The relative path that a template and its fields make.
+    """Return the relative path that a template makes of its fields.
 
     Args:
-        template: text with fields in braces and "/" between folders; "{{" and "}}" are braces. A field may have a
-            format: ":03d" or ":d" for whole numbers (also in text, as a table has them), ":.2f" or ":06.2f" for
-            numbers, ":.40" for the beginning of a text.
-        fields: texts and numbers. In what they become, each run of white space and of characters that some system
-            forbids (/ \\ : * ? " < > |, control and other invisible ones) becomes one "_".
+        template: text with fields in braces and "/" between folders; "{{" and "}}" are literal braces. A field may have
+            a format: ":03d" or ":d" for whole numbers (also as text, as in a table), ":.2f" or ":06.2f" for numbers,
+            ":.40" for the beginning of a text.
+        fields: texts and numbers. After formatting, each run of white space and of characters that some system forbids
+            (/ \\ : * ? " < > |, control and other invisible ones) becomes one "_".
 
     Raises:
-        InputError: an unknown field (the nearest right one is named) or format; a path that is absolute, leaves its
+        InputError: an unknown field (the error suggests the nearest one) or format; a path that is absolute, leaves its
             folder, or has a name that is empty, hidden, longer than 200 bytes, reserved on Windows, ends in a dot or a
             space, or begins with "-" or "~".
     """
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
-        raise InputError(f"name {template!r}: {error}: write {{field}}, or {{{{ and }}}} for braces") from None
+        raise InputError(f"name {template!r}: {error}; write {{field}}, or {{{{ and }}}} for braces") from None
     text = ""
     for literal, field, spec, conversion in parsed:
         if any(_is_unsafe(character) and character != "/" for character in literal):
@@ -49,7 +49,7 @@ def render_name(template: str, fields: Mapping[str, object]) -> PurePath:
                 raise InputError(f"name {template!r}: expected {{{field}}} without !{conversion}")
             text += _safe(_formatted(template, fields, field, spec or ""))
     if template.startswith("/"):
-        raise InputError(f"name {template!r}: expected a relative path, came {text!r}")
+        raise InputError(f"name {template!r}: expected a relative path, got {text!r}")
     names = text.split("/")
     for name in names:
         if problem := _problem(name):
@@ -58,9 +58,9 @@ def render_name(template: str, fields: Mapping[str, object]) -> PurePath:
 
 
 def find_collisions(paths: Iterable[PurePath]) -> list[tuple[int, ...]]:
-    """Groups of indices whose videos, or the files beside them, would take each other's place.
+    """Return groups of indices whose videos, or the files next to them, would overwrite each other.
 
-    Names that differ in case, in composed and decomposed letters, or in the suffix alone, collide.
+    Names collide if they differ only in case, in composed or decomposed letters, or in the suffix.
     """
     groups: dict[str, list[int]] = {}
     for index, path in enumerate(paths):
@@ -70,7 +70,7 @@ def find_collisions(paths: Iterable[PurePath]) -> list[tuple[int, ...]]:
 
 
 def slug(text: str, max_letters: int = 48) -> str:
-    """Lower-case words of letters and digits with "-" between them, of at most so many letters; "video" if none is."""
+    """Return the words of `text` in lower case, joined with "-", at most `max_letters` long; "video" if none."""
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
     short = "-".join(words)[: max_letters + 1]
     if len(short) > max_letters:
@@ -82,10 +82,10 @@ def _formatted(template: str, fields: Mapping[str, object], field: str, spec: st
     if field not in fields:
         near = difflib.get_close_matches(field, fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(fields)}"
-        raise InputError(f"name {template!r}: unknown field {field!r}: {hint}")
+        raise InputError(f"name {template!r}: unknown field {field!r}; {hint}")
     value = fields[field]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f"name {template!r}: field {field} is {value!r}: expected text or a number")
+        raise InputError(f"name {template!r}: field {field}: expected text or a number, got {value!r}")
     if re.fullmatch(r"0\d{1,2}d?|d", spec) and re.fullmatch(r"-?\d{1,40}", str(value), re.ASCII):
         return format(int(value), spec)
     if re.fullmatch(r"(0\d{1,2})?\.\d{1,2}f", spec) and isinstance(value, int | float):
@@ -94,8 +94,8 @@ def _formatted(template: str, fields: Mapping[str, object], field: str, spec: st
         return format(value, spec)
     if spec:
         raise InputError(
-            f"name {template!r}: format {spec!r} does not suit field {field}, {value!r}: expected one such as 03d for "
-            "whole numbers, .2f for numbers, .40 for text"
+            f"name {template!r}: format {spec!r} does not fit field {field}, {value!r}; expected a format such as 03d "
+            "for whole numbers, .2f for numbers, .40 for text"
         )
     return str(value)
 
@@ -112,13 +112,13 @@ def _safe(text: str) -> str:
 
 def _problem(name: str) -> str | None:
     if not name.strip("_"):
-        return 'is no name: a field is empty, or there is a "/" too many'
+        return 'is not a name: a field is empty, or there is one "/" too many'
     if name[0] in ".-~":
-        return f'begins with "{name[0]}": put a letter before it'
+        return f'begins with "{name[0]}"; put a letter before it'
     if name[-1] in ". ":
-        return "ends in a dot or a space, which Windows drops"
+        return "ends in a dot or a space, which Windows removes; end it in another character"
     if name.split(".")[0].rstrip(" ").upper() in _RESERVED:
-        return "is the name of a device on Windows: choose another"
+        return "is the name of a device on Windows; choose another"
     if len(name.encode()) > MAX_NAME_BYTES:
-        return f"is longer than {MAX_NAME_BYTES} bytes: shorten a field, as in {{prompt:.40}}"
+        return f"is longer than {MAX_NAME_BYTES} bytes; shorten a field, as in {{prompt:.40}}"
     return None

@@ -1,4 +1,4 @@
-"""SMPTE timecode: HH:MM:SS:FF, and HH:MM:SS;FF where labels are dropped to keep up with the clock. Knows no files."""
+"""SMPTE timecode: HH:MM:SS:FF, or HH:MM:SS;FF if labels are dropped to match the clock. Knows no files."""
 
 import re
 from dataclasses import dataclass, replace
@@ -6,17 +6,17 @@ from fractions import Fraction
 
 from ..errors import InputError
 
-DROP_RATES = {Fraction(30000, 1001): 2, Fraction(60000, 1001): 4}  # labels left out a minute, but every tenth
+DROP_RATES = {Fraction(30000, 1001): 2, Fraction(60000, 1001): 4}  # labels dropped per minute, except every tenth
 MAX_RATE = 100  # two digits count the frames of a second
 
 
 @dataclass(frozen=True)
 class Timecode:
-    """The label of one frame.
+    """The timecode of one frame.
 
     count: frames since 00:00:00:00.
-    rate: labels a second has: the frame rate, rounded.
-    dropped: labels left out at the start of each minute but every tenth; 0: none.
+    rate: labels per second, which is the rounded frame rate.
+    dropped: labels dropped at the start of each minute except every tenth; 0 for none.
     """
 
     count: int
@@ -25,42 +25,42 @@ class Timecode:
 
     @classmethod
     def parse(cls, text: str, fps: Fraction) -> "Timecode":
-        """Read a label at this frame rate. Raises InputError."""
+        """Parse a label at this frame rate. Raise InputError if it has no such label."""
         rate = int(fps + Fraction(1, 2))
         if not 1 <= rate <= MAX_RATE:
             raise InputError(
-                f"timecode: expected a frame rate from 1 to {MAX_RATE}, came {fps}: leave the timecode out"
+                f"timecode: expected a frame rate from 1 to {MAX_RATE}, got {fps}; set the timecode to null"
             )
         match = re.fullmatch(r"(\d\d):(\d\d):(\d\d)([:;])(\d\d)", text, re.ASCII)
         if match is None:
-            raise InputError(f'timecode: expected HH:MM:SS:FF, such as "01:00:00:00", came {text!r}')
+            raise InputError(f'timecode: expected HH:MM:SS:FF, such as "01:00:00:00", got {text!r}')
         hours, minutes, seconds, frames = (int(match[group]) for group in (1, 2, 3, 5))
         if hours > 23 or minutes > 59 or seconds > 59 or frames >= rate:
-            raise InputError(f"timecode {text}: expected at most 23:59:59:{rate - 1:02d} at {fps} frames a second")
+            raise InputError(f"timecode {text}: expected at most 23:59:59:{rate - 1:02d} at {fps} frames per second")
         dropped = 0
         if match[4] == ";":
             if fps not in DROP_RATES:
                 raise InputError(
-                    f'timecode {text}: ";" is drop-frame, which is for 30000/1001 and 60000/1001 frames a second, not '
-                    f'for {fps}: write ":" instead'
+                    f'timecode {text}: drop-frame (";") needs 30000/1001 or 60000/1001 frames per second, got {fps}; '
+                    'write ":" instead'
                 )
             dropped = DROP_RATES[fps]
             if seconds == 0 and frames < dropped and minutes % 10:
-                raise InputError(f"timecode {text}: drop-frame has no such label: begin with frame {dropped:02d}")
+                raise InputError(f"timecode {text}: drop-frame has no such label; start with frame {dropped:02d}")
         minutes += 60 * hours
         count = rate * (60 * minutes + seconds) + frames - dropped * (minutes - minutes // 10)
         return cls(count, rate, dropped)
 
     def later(self, num_frames: int) -> "Timecode":
-        """The label so many frames later; after 24 hours it begins again."""
+        """Return the label `num_frames` later. It starts again at zero after 24 hours."""
         a_day = 144 * (600 * self.rate - 9 * self.dropped)
         return replace(self, count=(self.count + num_frames) % a_day)
 
     def fields(self) -> tuple[int, int, int, int]:
-        """Hours, minutes, seconds, frames."""
+        """Return hours, minutes, seconds and frames."""
         tens, rest = divmod(self.count, 600 * self.rate - 9 * self.dropped)
         label = self.count + 9 * self.dropped * tens
-        if rest >= 60 * self.rate:  # the first of ten minutes is whole
+        if rest >= 60 * self.rate:  # the first of ten minutes drops no labels
             label += self.dropped * (1 + (rest - 60 * self.rate) // (60 * self.rate - self.dropped))
         seconds, frames = divmod(label, self.rate)
         return seconds // 3600, seconds // 60 % 60, seconds % 60, frames
@@ -70,6 +70,6 @@ class Timecode:
         return f"{hours:02d}:{minutes:02d}:{seconds:02d}{';' if self.dropped else ':'}{frames:02d}"
 
     def packed(self) -> int:
-        """The 32 bits of SMPTE 12M, as OpenEXR keeps them: decimal digits of four bits, drop-frame in bit 6."""
+        """Return the 32 bits of SMPTE 12M as OpenEXR stores them: decimal digits of four bits, drop-frame in bit 6."""
         hours, minutes, seconds, frames = (value // 10 << 4 | value % 10 for value in self.fields())
         return hours << 24 | minutes << 16 | seconds << 8 | frames | (bool(self.dropped) << 6)

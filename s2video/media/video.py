@@ -1,7 +1,7 @@
-"""Frames -> a file or a sequence of files, as they come; video file -> frames.
+"""Streaming writer of video files and frame sequences, and reader of video files.
 
-The colours: RGB in [0, 1] becomes Y'CbCr with the BT.709 matrix in limited range, and the file says so in all four
-tags; PNG keeps the values, as sRGB; EXR has them as linear light. Knows nothing of models and latents.
+Colours: RGB in [0, 1] becomes Y'CbCr with the BT.709 matrix in limited range, and all four colour tags of the file
+agree. PNG stores the values as sRGB, EXR as linear light. Knows neither models nor latents.
 """
 
 import re
@@ -28,13 +28,13 @@ from .exr import ExrSequence
 from .ffmpeg import TAG_BT709, TAG_SRGB, Ffmpeg, raw_input
 from .formats import VideoSpec, codec_for, is_frame_name, place_of
 
-MAX_METADATA_BYTES = 100_000  # Linux takes at most 128 KiB in one argument of a program
-# What MP4 has its own names for. Any other key makes ffmpeg store all of them as free-form keys.
+MAX_METADATA_BYTES = 100_000  # Linux allows at most 128 KiB in one argument of a program
+# Keys that MP4 has its own names for. Any other key makes ffmpeg store all of them as free-form keys.
 STANDARD_METADATA = frozenset({"title", "artist", "comment", "description", "synopsis", "copyright", "genre", "album"})
-USE_BUNDLED = "use the ffmpeg that imageio-ffmpeg brings (unset IMAGEIO_FFMPEG_EXE)"
-SAMPLE_RATE = 48_000  # Hz; of every sound track
+USE_BUNDLED = "use the ffmpeg of imageio-ffmpeg (unset IMAGEIO_FFMPEG_EXE)"
+SAMPLE_RATE = 48_000  # Hz, for every sound track
 
-# Code points of ITU-T H.273, which the tags are, by ffmpeg's names.
+# Colour tags are code points of ITU-T H.273; the names are ffmpeg's.
 PRIMARIES = {1: "bt709", 2: "unknown", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 9: "bt2020", 12: "smpte432"}
 TRANSFERS = {1: "bt709", 2: "unknown", 4: "gamma22", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1", 16: "smpte2084"}
 MATRICES = {0: "gbr", 1: "bt709", 2: "unknown", 5: "bt470bg", 6: "smpte170m", 9: "bt2020nc"}
@@ -43,9 +43,9 @@ RANGES = {0: "unknown", 1: "tv", 2: "pc"}
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file or sequence is.
+    """The properties of a video file or sequence.
 
-    The colour tags have ffmpeg's names ("bt709", "tv"), or "unknown" where there is none.
+    Colour tags have ffmpeg's names ("bt709", "tv"); a missing tag is "unknown".
     """
 
     path: Path
@@ -61,31 +61,31 @@ class VideoInfo:
 
 
 def write_video(frames: Iterable[Tensor], path: Path, spec: VideoSpec, *, metadata: Mapping[str, str]) -> VideoInfo:
-    """Encode frames to a file, or to a folder of files, as they come.
+    """Encode frames to a file, or to a folder of files, one chunk at a time.
 
     Args:
-        frames: float32 tensors [t, H, W, 3], RGB in [0, 1] (values outside are clamped), t may differ; H and W as the
-            format wants them. Each is taken when the one before has gone to the encoder, so memory does not grow with
-            the length.
-        path: has the suffix of the format. A file appears under this name when it is complete, and not before; a
-            sequence X.exr likewise as the folder X with the files X.1001.exr, X.1002.exr, … in it.
+        frames: float32 tensors [t, H, W, 3], RGB in [0, 1] (values outside are clamped); t may differ, and the format
+            must take H and W. Each chunk is taken after the previous one was encoded, so memory does not grow with the
+            length.
+        path: must have the suffix of the format. The file appears under this name only when it is complete. A sequence
+            X.exr appears in the same way, as the folder X with the files X.1001.exr, X.1002.exr, …
         metadata: text for the container. Keys are letters, digits, "_", "." and "-"; empty texts are left out.
-            With keys that MP4 knows (title, comment, ...) only, every player shows them; other keys are stored too, but
-            then all are in a form that fewer players show. An EXR header has each under its key, a PNG has none.
+            If all keys are names that MP4 defines (title, comment, ...), every player shows them. With any other key,
+            all are stored in a form that fewer players show. An EXR header has each under its key, a PNG has none.
 
     Raises:
         InputError: path, metadata or frames cannot be used.
         NumericalError: a frame has NaN or infinite values.
         S2VideoError: the encoder failed.
-    After any exception nothing new is at `path`, and neither a temporary file nor a process is left.
+    After any exception, `path` is unchanged, and no temporary file or process is left.
     """
     codec_for(path, spec.codec)
-    _metadata_arguments(metadata)  # refused before any frame is made
-    with _place(path, spec) as temporary:
+    _metadata_arguments(metadata)  # raises before any frame is made
+    with _atomic_output(path, spec) as temporary:
         singles = _single_frames(frames, spec)
         first = next(singles, None)
         if first is None:
-            raise InputError(f"no frames came for {path}; expected at least one")
+            raise InputError(f"expected at least one frame for {path}, got none")
         height, width, _ = first.shape
         num_frames = 0
         with _encoder(temporary, path, spec, (width, height), metadata) as send:
@@ -98,10 +98,10 @@ def write_video(frames: Iterable[Tensor], path: Path, spec: VideoSpec, *, metada
 
 
 def probe_video(path: Path) -> VideoInfo:
-    """Read size, rate, tags and metadata of a video file, and count its frames without decoding them.
+    """Read size, frame rate, tags and metadata of a video file, and count its frames without decoding them.
 
     Raises:
-        InputError: not there, or not a video file.
+        InputError: `path` is missing, or not a video file.
     """
     with _opened(path) as container:
         stream = container.streams.video[0]
@@ -125,7 +125,7 @@ def read_video(path: Path) -> Tensor:
     """Decode a whole video file to RGB, uint8 [T, H, W, 3].
 
     Raises:
-        InputError: not there, or not a video file.
+        InputError: `path` is missing, or not a video file.
     """
     if not path.is_file():
         raise InputError(f"no video file at {path}")
@@ -141,7 +141,7 @@ def _metadata_arguments(metadata: Mapping[str, str]) -> list[str | bytes]:
         try:
             encoded = text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise InputError(f"metadata {key!r} is not text that UTF-8 can hold: {error.reason}") from error
+            raise InputError(f"metadata {key!r}: expected text that UTF-8 can encode, got {error.reason}") from error
         if b"\0" in encoded or len(encoded) > MAX_METADATA_BYTES:
             raise InputError(
                 f"metadata {key!r}: expected at most {MAX_METADATA_BYTES} bytes without NUL, got {len(encoded)} bytes"
@@ -157,18 +157,18 @@ def _single_frames(chunks: Iterable[Tensor], spec: VideoSpec) -> Iterator[Tensor
     index, size = 0, None
     for chunk in chunks:
         if not (isinstance(chunk, Tensor) and chunk.dtype == torch.float32 and chunk.ndim == 4 and chunk.shape[3] == 3):
-            came = f"{chunk.dtype} {list(chunk.shape)}" if isinstance(chunk, Tensor) else type(chunk).__name__
-            raise InputError(f"expected frames as float32 tensors [t, H, W, 3], got {came} after {index} frames")
+            got = f"{chunk.dtype} {list(chunk.shape)}" if isinstance(chunk, Tensor) else type(chunk).__name__
+            raise InputError(f"expected frames as float32 tensors [t, H, W, 3], got {got} after {index} frames")
         spec.check_size(chunk.shape[2], chunk.shape[1])
         size = size or chunk.shape[1:3]
         if chunk.shape[1:3] != size:
             raise InputError(
-                f"frame {index} is {chunk.shape[2]}x{chunk.shape[1]} px, the frames before it are "
-                f"{size[1]}x{size[0]} px; all frames of a video need one size"
+                f"frame {index}: expected {size[1]}x{size[0]} px like the frames before it, got "
+                f"{chunk.shape[2]}x{chunk.shape[1]} px"
             )
         for frame in chunk.detach():
             if not bool(torch.isfinite(frame).all()):
-                raise NumericalError(f"frame {index} has NaN or infinite values, so there is no picture to write")
+                raise NumericalError(f"frame {index} has NaN or infinite values and cannot be written")
             yield frame
             index += 1
 
@@ -177,13 +177,13 @@ def _single_frames(chunks: Iterable[Tensor], spec: VideoSpec) -> Iterator[Tensor
 def _encoder(
     temporary: Path, path: Path, spec: VideoSpec, size: tuple[int, int], metadata: Mapping[str, str]
 ) -> Iterator[Callable[[NDArray[Any]], None]]:
-    """Yield what takes a frame's pixels; all are written when the block ends well."""
+    """Yield a function that encodes one frame's pixels. All frames are written when the block succeeds."""
     if spec.format.encoder is None:
         yield ExrSequence(temporary, path, spec, metadata).send
         return
     target, tag, texts = f"file:{temporary}", TAG_BT709, _metadata_arguments(metadata)
     if spec.format.is_sequence:
-        # in ffmpeg's names of sequences, % has a meaning
+        # % is special in ffmpeg's sequence names
         target = f"file:{temporary / path.stem}".replace("%", "%%") + f".%04d{path.suffix}"
         tag, texts = TAG_SRGB, []
     source = [*raw_input(spec.format.pixel_format, *size, spec.fps), "-vf", tag]
@@ -194,9 +194,10 @@ def _encoder(
 
 
 def _add_sound(video: Path, spec: VideoSpec, num_frames: int, metadata: Mapping[str, str]) -> None:
-    """Put the sound track beside the pictures of a finished file, exactly as long as they are.
+    """Add the sound track to a finished video file, with exactly the same length.
 
-    Not in one go with the pictures: ffmpeg's `-shortest` leaves sound that ends before or after them (seen in 9.0).
+    This is a second pass because with `-shortest` in one pass ffmpeg ends the sound before or after the pictures (seen
+    in 9.0).
     """
     assert spec.format.sound is not None
     num_samples = round(num_frames / spec.fps * SAMPLE_RATE)
@@ -206,21 +207,21 @@ def _add_sound(video: Path, spec: VideoSpec, num_frames: int, metadata: Mapping[
     with atomic_path(video) as temporary:
         texts = _metadata_arguments(metadata)
         with Ffmpeg([*inputs, *sound, *texts, *spec.container_arguments(), f"file:{temporary}"], spec.ffmpeg):
-            pass  # it reads files, and ends by itself
+            pass  # ffmpeg reads files only, and ends by itself
 
 
-def _place(path: Path, spec: VideoSpec) -> AbstractContextManager[Path]:
+def _atomic_output(path: Path, spec: VideoSpec) -> AbstractContextManager[Path]:
     if spec.format.is_sequence:
         return atomic_folder(place_of(path), partial(is_frame_name, path))
     return atomic_path(path)
 
 
 def _checked(temporary: Path, path: Path, spec: VideoSpec, width: int, height: int, num_frames: int) -> VideoInfo:
-    """What the finished file says of itself, under its final name; an error if that is not what was sent."""
+    """Return the properties of the finished file under its final name. Raise S2VideoError if they are not as sent."""
     try:
         info = _probe_sequence(temporary, spec) if spec.format.is_sequence else probe_video(temporary)
     except InputError as error:
-        raise S2VideoError(f"ffmpeg ended well but left no video for {path}; {USE_BUNDLED}") from error
+        raise S2VideoError(f"ffmpeg succeeded but wrote no video for {path}; {USE_BUNDLED}") from error
     if (info.width, info.height, info.num_frames) != (width, height, num_frames):
         raise S2VideoError(
             f"ffmpeg wrote {info.num_frames} frames of {info.width}x{info.height} px for {path}, "
@@ -238,7 +239,7 @@ def _probe_sequence(folder: Path, spec: VideoSpec) -> VideoInfo:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[InputContainer]:
-    """A container with a video stream; everything that is wrong with the file becomes an InputError."""
+    """Open a container that has a video stream. Raise InputError for any error in the file."""
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
             if not container.streams.video:
@@ -249,10 +250,10 @@ def _opened(path: Path) -> Iterator[InputContainer]:
 
 
 def _read_with_decord(path: Path) -> NDArray[np.uint8] | None:
-    """Frames [T, H, W, 3], or None where decord is not installed or cannot read the file."""
+    """Return frames [T, H, W, 3], or None if decord is not installed or cannot read the file."""
     try:
         import decord
-    except (ImportError, OSError):  # there are no wheels for arm64, and OSError is a wheel without its libraries
+    except (ImportError, OSError):  # arm64 has no wheels; OSError is a wheel without its libraries
         return None
     try:
         reader = decord.VideoReader(str(path), num_threads=1)

@@ -1,6 +1,6 @@
-"""Frames are encoded while the next ones are made: `write_video` in a thread of its own, behind a short queue.
+"""Encoding of frames while the next ones are made: `write_video` in its own thread, behind a short queue.
 
-The frames are made in the calling thread, which is the one that talks to other ranks and that signals reach.
+The calling thread makes the frames, because it communicates with other ranks and receives signals.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -14,26 +14,29 @@ from torch import Tensor
 
 from .video import VideoInfo, VideoSpec, write_video
 
-CHUNKS_AHEAD = 2  # chunks that wait for the encoder at most; one is what hides uneven times, the other is cheap
+CHUNKS_AHEAD = 2  # most chunks that wait for the encoder; one hides uneven times, and a second one is cheap
 
 
 class _AbandonedError(Exception):
-    """The frames ended in an exception; ends `write_video`, and goes no further."""
+    """Raised in the encoder thread to end `write_video` after making the frames failed."""
 
 
 def write_video_meanwhile(
     frames: Generator[Tensor, None, None], path: Path, spec: VideoSpec, *, metadata: Mapping[str, str]
 ) -> VideoInfo:
-    """What `write_video` does, with the same errors, in parallel to the making of `frames`, whose errors go on too.
+    """Encode frames like `write_video`, in a second thread while this thread makes the next frames.
 
-    No more than `CHUNKS_AHEAD` chunks wait for the encoder. However this ends, `frames` is closed and the thread is
-    over; after an exception nothing new is at `path`, and neither a temporary file nor a process is left.
+    Raise the errors of `write_video` and of `frames`. At most `CHUNKS_AHEAD` chunks wait for the encoder. In every case
+    `frames` is closed and the thread has ended; after an exception, `path` is unchanged, and no temporary file or
+    process is left.
     """
     queue: SimpleQueue[Tensor | _AbandonedError | None] = SimpleQueue()
     slots = Semaphore(CHUNKS_AHEAD)
     with closing(frames), ThreadPoolExecutor(1, "encoder") as pool:
         written = pool.submit(write_video, _taken(queue, slots), path, spec, metadata=metadata)
-        written.add_done_callback(lambda _: slots.release())  # nobody will take a chunk any more: wait for no slot
+        written.add_done_callback(
+            lambda _: slots.release()
+        )  # no chunk will be taken any more, so do not wait for a slot
         try:
             for chunk in frames:
                 slots.acquire()

@@ -1,7 +1,7 @@
-"""Ranks prove that they run the same job before the first step.
+"""A check before the first step that all ranks run the same job.
 
-Ranks with different masks or inputs do not hang: they compute silently wrong numbers. So every rank states what it
-is about to do, all compare, and a difference stops all of them with one error.
+Ranks with different masks or inputs do not hang; they silently compute wrong numbers. So all ranks compare descriptions
+of their job, and any difference stops all of them with one error.
 """
 
 import hashlib
@@ -13,17 +13,17 @@ from ..errors import AgreementError
 from .collectives import gather_objects
 from .mesh import Axis
 
-_SHOWN = 60  # characters of a differing value that go into the error
+_SHOWN = 60  # characters of a differing value in the error
 
 
 def require_agreement(statement: Mapping[str, Any], axis: Axis) -> str:
-    """Compare `statement`, a mapping from field names to JSON-like values, across all ranks of the axis.
+    """Check that `statement`, a mapping from field names to JSON-like values, is equal on all ranks of the axis.
 
     Returns:
         A SHA-256 digest of the statement, equal on all ranks.
 
     Raises:
-        AgreementError: on every rank alike, naming each differing field, its values and the ranks that hold them.
+        AgreementError: the same on every rank; it lists each differing field with its values and their ranks.
     """
     own = {field: json.dumps(value, sort_keys=True, default=str) for field, value in statement.items()}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
@@ -33,14 +33,14 @@ def require_agreement(statement: Mapping[str, Any], axis: Axis) -> str:
     differences = []
     for field in sorted(set().union(*everyone)):
         holders: dict[str, list[int]] = {}
-        for rank, values in enumerate(everyone):
-            holders.setdefault(values.get(field, "(absent)"), []).append(rank)
+        for rank, fields in enumerate(everyone):
+            holders.setdefault(fields.get(field, "(absent)"), []).append(rank)
         if len(holders) > 1:
-            said = "; ".join(f"rank {_ranks(ranks)}: {_short(value)}" for value, ranks in holders.items())
-            differences.append(f"{field} ({said})")
+            values = "; ".join(f"rank {_ranks(ranks)}: {_short(value)}" for value, ranks in holders.items())
+            differences.append(f"{field} ({values})")
     raise AgreementError(
-        f"ranks do not run the same job; they differ in {', '.join(differences)}. "
-        "Start every rank with the same arguments, files and versions"
+        f"expected the same job on all ranks, got differences in {', '.join(differences)}; "
+        "start every rank with the same arguments, files and versions"
     )
 
 

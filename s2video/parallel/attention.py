@@ -1,11 +1,11 @@
-"""Attention over tokens that are sharded across ranks: Ulysses inside a group of ranks, a ring around the groups.
+"""Attention over tokens sharded across ranks, with Ulysses inside groups of ranks and a ring over the groups.
 
-Inside a group, token shards are traded for head shards, so that every rank holds all tokens of its group for its
-heads. Around the ring, keys and values of the groups go by, and their parts of the softmax are merged. Token counts
-and head counts need not divide by anything: shards are uneven, some may be empty, and nothing is padded, so nothing
-can leak into a softmax. In joint attention, text tokens are on every rank, and count once. Knows no model.
+Inside a group, an all-to-all exchanges token shards for head shards, so that every rank holds all tokens of its group
+for its heads. Around the ring, the groups pass on keys and values, and partial softmax results are merged. Token and
+head counts may be any: shards are uneven, some may be empty, and nothing is padded, so that no padding can enter a
+softmax. In joint attention every rank holds all text tokens, and they count once. Knows no model.
 
-Dimension letters as in `collectives`; M text tokens. S_local of these tokens are this rank's, S_group its group's.
+Dimension letters as in `collectives`; M text tokens, S_local tokens of this rank.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,10 +24,10 @@ from .ring import Kernel, choose_kernel, merge_partial, partial_attention, ring_
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Who holds which tokens while blocks run, and the axes over which attention sees all of them.
+    """The tokens of each rank while blocks run, and the axes over which attention sees all tokens.
 
     Attributes:
-        tokens: contiguous shards of all tokens, in the order of `axes.whole`: ulysses varies fastest.
+        tokens: contiguous shards of all tokens, in the rank order of `axes.whole`, in which ulysses varies fastest.
     """
 
     axes: SequenceAxes
@@ -35,24 +35,26 @@ class AttentionPlan:
 
     @classmethod
     def even(cls, axes: SequenceAxes, num_tokens: int) -> "AttentionPlan":
-        """Shards whose lengths differ by at most one."""
+        """Return a plan with shards whose lengths differ by at most one."""
         return cls(axes, split_evenly(num_tokens, axes.whole.size))
 
     def divided(self, axes: SequenceAxes) -> "AttentionPlan":
-        """The plan of `axes`, whose ranks are this plan's, each followed by its partners: every shard is shared out
-        among them, and nothing else moves."""
+        """Return the plan for `axes`, in which each rank of this plan is followed by its partners.
+
+        Each shard is split among its rank and the partners; no other tokens move.
+        """
         partners = axes.whole.size // self.axes.whole.size
         parts = ((shard.start, part) for shard in self.tokens for part in split_evenly(shard.length, partners))
         return AttentionPlan(axes, tuple(Shard(start + part.start, part.length) for start, part in parts))
 
     @property
     def mine(self) -> Shard:
-        """This rank's tokens."""
+        """The shard of this rank."""
         return self.tokens[self.axes.whole.rank]
 
     @property
     def group_tokens(self) -> tuple[Shard, ...]:
-        """The shards of this rank's Ulysses group, by rank of the group, counted from the group's first token."""
+        """The shards of this rank's Ulysses group, by group rank, with starts relative to the group's first token."""
         degree = self.axes.ulysses.size
         first = self.axes.ring.rank * degree
         group = self.tokens[first : first + degree]
@@ -60,28 +62,28 @@ class AttentionPlan:
 
     @property
     def block_lengths(self) -> tuple[int, ...]:
-        """Tokens of each group, by rank of the ring: the blocks of keys and values that go round."""
+        """The number of tokens of each group, by ring rank: the lengths of the blocks of keys and values."""
         degree = self.axes.ulysses.size
         lengths = [shard.length for shard in self.tokens]
         return tuple(sum(lengths[i : i + degree]) for i in range(0, len(lengths), degree))
 
 
 def sharded_attention(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, *, backend: str | None) -> Tensor:
-    """softmax(QKᵀ/√D)·V over all tokens: [B, S_local, H, D] each -> [B, S_local, H, D].
+    """Return softmax(QKᵀ/√D)·V over all tokens: [B, S_local, H, D] each -> [B, S_local, H, D].
 
     Args:
-        backend: name of a backend of diffusers' attention dispatcher; None for its default. With a ring it must be
-            one that `ring` knows.
+        backend: a backend of diffusers' attention dispatcher; None for its default. With a ring it must be in
+            `ring.KERNELS`.
 
     Raises:
-        InputError: with a ring, a backend that cannot be used there.
+        InputError: the backend cannot be used with a ring.
     """
     kernel = _ring_kernel(query, plan, backend)
     ulysses, ring = plan.axes.ulysses, plan.axes.ring
     heads = split_evenly(query.shape[2], ulysses.size)
     tokens = plan.group_tokens
     query, key, value = heads_from_tokens((query, key, value), tokens, heads, ulysses)
-    if not heads[ulysses.rank].length:  # more ranks than heads; those around the ring hold none either
+    if not heads[ulysses.rank].length:  # more ranks than heads; this rank's ring then has no heads either
         output = query
     elif kernel is None:
         output = _attend(query, key, value, backend)
@@ -102,17 +104,19 @@ def sharded_joint_attention(
     text_lengths: Sequence[int] | None = None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """Video and text tokens attend to all of both, as one softmax: the text stands behind the video.
+    """Return joint attention: video and text tokens attend to all video and text tokens, in one softmax.
+
+    Text tokens follow the video tokens.
 
     Args:
         query, key, value: this rank's video tokens, [B, S_local, H, D] each.
         text_query, text_key, text_value: all text tokens, [B, M, H, D] each, the same on every rank.
-        text_lengths: how many text tokens of each sample are none of its padding, 0 … M; None: all are text. Padding
-            stands at the end, is left out of the softmax, and its output is zero.
-        backend: as `sharded_attention` takes it.
+        text_lengths: number of text tokens of each sample without padding, 0 … M; None if there is no padding. Padding
+            is at the end and excluded from the softmax; its output is zero.
+        backend: as in `sharded_attention`.
 
     Returns:
-        [B, S_local, H, D] for the video and [B, M, H, D] for the text, the latter the same to the bit on every rank.
+        [B, S_local, H, D] for the video and [B, M, H, D] for the text; the text is bitwise the same on every rank.
     """
     kernel = _ring_kernel(query, plan, backend)
     ulysses = plan.axes.ulysses
@@ -126,7 +130,7 @@ def sharded_joint_attention(
 
     group = sum(shard.length for shard in tokens)
     joint = video[0].new_zeros(batch, group + num_text, mine.length, query.shape[-1])
-    if not mine.length:  # more ranks than heads; those around the ring hold none either
+    if not mine.length:  # more ranks than heads; this rank's ring then has no heads either
         pass
     elif kernel is None:
         for samples, length in _runs(lengths):
@@ -141,11 +145,11 @@ def sharded_joint_attention(
 def _joint_ring(
     video: Sequence[Tensor], text: Sequence[Tensor], lengths: Sequence[int], plan: AttentionPlan, kernel: Kernel
 ) -> tuple[Tensor, Tensor]:
-    """Q, K, V of this group's video tokens and of the text -> both outputs, in float32.
+    """Return both outputs in float32 for Q, K, V of this group's video tokens and of the text.
 
-    The text's keys never travel: every rank adds them to its video queries itself. The text's queries meet each block
-    of keys where it lives, the text's own on the ring's first rank; the parts are gathered and merged in one order
-    everywhere, so that the text's output cannot drift apart.
+    Text keys are never sent: every rank merges them into its video queries itself. Text queries attend to each block of
+    video keys on the rank that holds it, and to the text keys on the ring's first rank. The parts are gathered and
+    merged in the same order on every rank, so that the text's output is the same everywhere.
     """
     ring = plan.axes.ring
     query, key, value = video
@@ -155,11 +159,11 @@ def _joint_ring(
     video_out, text_out = torch.empty_like(out), torch.zeros_like(text_part)
     for samples, length in _runs(lengths):
         k, v = text_key[samples, :length], text_value[samples, :length]
-        seen = partial_attention(query[samples], k, v, kernel)
-        video_out[samples] = merge_partial(out[samples], lse[samples], *seen)[0]
+        partial = partial_attention(query[samples], k, v, kernel)
+        video_out[samples] = merge_partial(out[samples], lse[samples], *partial)[0]
         if ring.rank == 0:
-            seen = partial_attention(text_query[samples], k, v, kernel)
-            merged = merge_partial(text_part[samples], text_lse[samples], *seen)
+            partial = partial_attention(text_query[samples], k, v, kernel)
+            merged = merge_partial(text_part[samples], text_lse[samples], *partial)
             text_part[samples], text_lse[samples] = merged
     packed = torch.cat((text_part, text_lse.unsqueeze(-1)), dim=-1)
     first, *others = ((part[..., :-1], part[..., -1]) for part in gather_parts(packed, ring))
@@ -171,7 +175,7 @@ def _joint_ring(
 
 
 def _runs(lengths: Sequence[int]) -> Iterator[tuple[slice, int]]:
-    """Neighbouring samples of one length, and that length: as few calls of a kernel as need be."""
+    """Yield slices of consecutive samples with the same length, and that length, to call the kernel less often."""
     start = 0
     for length, samples in groupby(lengths):
         stop = start + len(list(samples))
@@ -180,7 +184,10 @@ def _runs(lengths: Sequence[int]) -> Iterator[tuple[slice, int]]:
 
 
 def _ring_kernel(query: Tensor, plan: AttentionPlan, backend: str | None) -> Kernel | None:
-    """None without a ring. Asked before anything is sent: a rank that raised half way would leave others waiting."""
+    """Return the ring's kernel, or None without a ring.
+
+    Call before any communication: a rank that raises later would leave others waiting.
+    """
     if plan.axes.ring.size == 1:
         return None
     return choose_kernel(query.device, query.dtype, query.shape[-1], backend)

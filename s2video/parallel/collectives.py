@@ -1,8 +1,8 @@
-"""Collectives on uneven shards, named by what the caller receives. On an axis of size 1 they return their input.
+"""Collectives on uneven shards, named after the caller's result. On an axis of size 1 they return their input.
 
 Dimension letters: B batch, S all tokens, S_local this rank's tokens, H all heads, H_local this rank's heads,
-D head dimension. Shards are contiguous and may be empty; nothing is padded except inside `gather_tokens`, where the
-padding is cut off before anybody sees it.
+D head dimension. Shards are contiguous and may be empty. Only `gather_tokens` pads, and removes the padding before it
+returns.
 """
 
 import math
@@ -19,7 +19,7 @@ from .traffic import record
 
 
 def gather_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis) -> Tensor:
-    """[B, S_local, ...] on every rank -> [B, S, ...] on every rank, in the order of the shards."""
+    """Gather all tokens on every rank, in the order of the shards: [B, S_local, ...] -> [B, S, ...]."""
     if axis.size == 1:
         return local
     longest = max(shard.length for shard in shards)
@@ -32,7 +32,7 @@ def gather_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis) -> Tensor:
 
 
 def gather_parts(local: Tensor, axis: Axis) -> tuple[Tensor, ...]:
-    """Every rank's tensor, in rank order, on every rank. Their shapes must be the same."""
+    """Gather every rank's tensor on every rank, in rank order. Their shapes must be the same."""
     if axis.size == 1:
         return (local,)
     gathered = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(axis.size)]
@@ -42,18 +42,18 @@ def gather_parts(local: Tensor, axis: Axis) -> tuple[Tensor, ...]:
 
 
 def share_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis, *, shared: int = 0) -> Tensor:
-    """Rank 0's tokens, shared out: its [B, S + shared, D] -> [B, S_local + shared, D] on every rank.
+    """Scatter rank 0's tokens: its [B, S + shared, D] -> [B, S_local + shared, D] on every rank.
 
     Args:
-        local: what the other ranks pass only lends its B, D and dtype.
-        shared: so many rows at the end go to every rank whole.
+        local: on the other ranks, only its B, D and dtype are used.
+        shared: number of rows at the end that every rank receives.
     """
     if axis.size == 1:
         return local
     batch, _, width = local.shape
-    giving = axis.rank == 0
-    outgoing, parts = _buffers(local, [(batch, s.length + shared, width) if giving else (0,) for s in shards])
-    if giving:
+    is_sender = axis.rank == 0
+    outgoing, parts = _buffers(local, [(batch, s.length + shared, width) if is_sender else (0,) for s in shards])
+    if is_sender:
         tokens, behind = local.split((local.shape[1] - shared, shared), dim=1)
         for part, shard in zip(parts, shards, strict=True):
             torch.cat((tokens[:, shard.start : shard.stop], behind), dim=1, out=part)
@@ -62,11 +62,11 @@ def share_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis, *, shared: 
 
 
 def collect_parts(parts: Sequence[Tensor], shapes: Sequence[Sequence[Sequence[int]]], axis: Axis) -> list[list[Tensor]]:
-    """Every rank's tensors on rank 0, by rank; an empty list on the other ranks.
+    """Gather every rank's tensors on rank 0, by rank. Other ranks get an empty list.
 
     Args:
-        parts: this rank's tensors, perhaps none.
-        shapes: of each rank's tensors; only rank 0 reads them. All have its first tensor's dtype.
+        parts: this rank's tensors; may be empty on other ranks than 0.
+        shapes: the shapes of each rank's tensors, read on rank 0 only. All have the dtype of rank 0's first tensor.
     """
     if axis.size == 1:
         return [list(parts)]
@@ -92,9 +92,9 @@ def collect_parts(parts: Sequence[Tensor], shapes: Sequence[Sequence[Sequence[in
 def heads_from_tokens(
     tensors: Sequence[Tensor], tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis
 ) -> tuple[Tensor, ...]:
-    """Trade token shards for head shards: each [B, S_local, H, D] -> [B, S, H_local, D], all in one all-to-all.
+    """Exchange token shards for head shards: each [B, S_local, H, D] -> [B, S, H_local, D], all in one all-to-all.
 
-    `tokens[r]` and `heads[r]` are what rank r holds before and after.
+    Rank r holds `tokens[r]` before and `heads[r]` after.
     """
     if axis.size == 1:
         return tuple(tensors)
@@ -112,10 +112,12 @@ def heads_from_tokens(
 def tokens_from_heads(
     local: Tensor, tokens: Sequence[Shard], heads: Sequence[Shard], axis: Axis, *, shared: int = 0
 ) -> Tensor:
-    """The way back: [B, S + shared, H_local, D] -> [B, S_local + shared, H, D], in one all-to-all.
+    """Exchange head shards for token shards: [B, S + shared, H_local, D] -> [B, S_local + shared, H, D].
+
+    This is one all-to-all.
 
     Args:
-        shared: so many rows at the end are nobody's shard: every rank receives them whole (text in joint attention).
+        shared: number of rows at the end that every rank receives (text in joint attention).
     """
     if axis.size == 1:
         return local
@@ -130,7 +132,7 @@ def tokens_from_heads(
 
 
 def _buffers(like: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, list[Tensor]]:
-    """One flat uninitialised tensor, as an all-to-all wants it, and views of the given shapes one behind the other."""
+    """Return a flat uninitialised tensor for an all-to-all, and consecutive views of it with the given shapes."""
     sizes = [math.prod(shape) for shape in shapes]
     flat = like.new_empty(sum(sizes))
     return flat, [chunk.view(shape) for chunk, shape in zip(flat.split(sizes), shapes, strict=True)]
@@ -139,7 +141,7 @@ def _buffers(like: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, l
 def _all_to_all(
     outgoing: Tensor, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], axis: Axis
 ) -> list[Tensor]:
-    """Give `parts[r]`, a view of `outgoing`, to rank r; receive a tensor of `shapes[r]` from it. Any may be empty."""
+    """Send `parts[r]`, a view of `outgoing`, to rank r, and receive a tensor of `shapes[r]`. Any may be empty."""
     incoming, received = _buffers(outgoing, shapes)
     record("all_to_all", outgoing.nbytes - parts[axis.rank].nbytes)
     dist.all_to_all_single(
@@ -149,7 +151,7 @@ def _all_to_all(
 
 
 def gather_objects(value: Any, axis: Axis) -> list[Any]:
-    """Every rank's picklable `value`, in rank order, on every rank."""
+    """Gather every rank's picklable `value` on every rank, in rank order."""
     if axis.size == 1:
         return [value]
     values: list[Any] = [None] * axis.size
@@ -158,7 +160,7 @@ def gather_objects(value: Any, axis: Axis) -> list[Any]:
 
 
 def any_rank(flag: bool, axis: Axis, device: torch.device) -> bool:
-    """Whether `flag` is set on any rank, on every rank."""
+    """Return on every rank whether `flag` is set on any rank."""
     if axis.size == 1:
         return flag
     highest = torch.tensor([flag], dtype=torch.int32, device=device)
@@ -167,7 +169,7 @@ def any_rank(flag: bool, axis: Axis, device: torch.device) -> bool:
 
 
 def broadcast_tensors(values: Sequence[Tensor] | None, axis: Axis, device: torch.device) -> tuple[Tensor, ...]:
-    """Rank 0's tensors on every rank; the others pass None. Their number, shapes and dtypes travel with them."""
+    """Return rank 0's tensors on every rank; the others pass None. Count, shapes and dtypes are sent too."""
     if axis.size == 1:
         assert values is not None
         return tuple(values)

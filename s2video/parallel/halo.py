@@ -1,7 +1,7 @@
-"""A picture cut into strips, one a rank, and the rows of its neighbours that a rank's convolution reaches into.
+"""Exchange of halos between strips of a picture, one strip per rank, for convolutions that read neighbouring rows.
 
-Strips lie along one dimension, in rank order; "rows" are the entries along it, be they rows or columns of the
-picture. Knows no model.
+Strips follow each other along one dimension, in rank order. "Rows" are the entries along it, whether rows or columns of
+the picture. Knows no model.
 """
 
 import torch
@@ -15,11 +15,11 @@ from .traffic import record
 def fill_halos(padded: Tensor, dim: int, width: int, axis: Axis) -> None:
     """Write the neighbours' nearest rows over the first and the last `width` rows of this rank's padded strip.
 
-    The first and the last rank have a neighbour on one side only: where the picture ends, the padding stays as it is.
+    The first and the last rank have one neighbour only; at the picture's border the padding is kept.
 
     Args:
-        padded: the strip with `width` rows of padding at both ends of `dim`, changed in place. Between them every rank
-            has at least `width` rows of its own; along the other dimensions all ranks have the same sizes.
+        padded: the strip with `width` rows of padding at both ends of `dim`, changed in place. Every rank needs at
+            least `width` rows between them; along the other dimensions all ranks have the same sizes.
     """
     if axis.size == 1:
         return
@@ -44,5 +44,5 @@ def fill_halos(padded: Tensor, dim: int, width: int, axis: Axis) -> None:
     record("send", sent)
     for request in dist.batch_isend_irecv(transfers):
         request.wait()
-    for place, rows in arrivals:
-        place.copy_(rows)
+    for target, rows in arrivals:
+        target.copy_(rows)

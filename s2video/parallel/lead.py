@@ -1,7 +1,7 @@
-"""Steps that all ranks take together for as long as rank 0 wants more of them.
+"""Steps that all ranks take together until rank 0 needs no more.
 
-What the steps make is read on rank 0 alone. If its reader leaves early, as an encoder does on a full disk, the other
-ranks would wait for it in the next step; so rank 0 tells them after every step how it goes on. Knows no model.
+Only rank 0 uses the results of the steps. If its reader stops early, as an encoder does on a full disk, the other ranks
+would wait in the next step; so rank 0 sends them a signal after every step. Knows no model.
 """
 
 from collections.abc import Generator, Iterator
@@ -18,23 +18,23 @@ from .mesh import Axis
 Step = TypeVar("Step")
 
 
-class _Word(IntEnum):
+class _Signal(IntEnum):
     MORE = 0
     DONE = 1
-    LEFT = 2
+    STOPPED = 2
 
 
 def in_step(steps: Generator[Step | None, None, None], axis: Axis, device: torch.device) -> Generator[Step, None, None]:
-    """On rank 0 yield what its steps yield; on the other ranks yield nothing and take their own steps alongside.
+    """Yield the results of the steps on rank 0; on other ranks take the same steps and yield nothing.
 
-    All ranks of the axis exhaust this together; only rank 0 may close it early, between two steps.
+    All ranks of the axis must exhaust this together; only rank 0 may close it early, between two steps.
 
     Args:
-        steps: rank 0's give what is wanted. The others' give anything, as often, or nothing at all on ranks that have
+        steps: the results on rank 0. On other ranks, any values, the same number of them; or none on ranks that take
             no part in the steps.
 
     Raises:
-        S2VideoError: on the other ranks, where rank 0's reader left before the end.
+        S2VideoError: on the other ranks, if rank 0's reader stopped before the end.
     """
     with closing(steps):
         if axis.rank == 0:
@@ -48,25 +48,25 @@ def _lead(steps: Iterator[Step | None], axis: Axis, device: torch.device) -> Gen
         assert step is not None
         try:
             yield step
-        except GeneratorExit:  # no other exception finds all ranks between two steps
-            _pass_word(_Word.LEFT, axis, device)
+        except GeneratorExit:  # only this exception arrives while all ranks are between two steps
+            _share_signal(_Signal.STOPPED, axis, device)
             raise
-        _pass_word(_Word.MORE, axis, device)
-    _pass_word(_Word.DONE, axis, device)
+        _share_signal(_Signal.MORE, axis, device)
+    _share_signal(_Signal.DONE, axis, device)
 
 
 def _follow(steps: Iterator[Step | None], axis: Axis, device: torch.device) -> None:
     next(steps, None)
-    while (word := _pass_word(_Word.MORE, axis, device)) is _Word.MORE:
+    while (signal := _share_signal(_Signal.MORE, axis, device)) is _Signal.MORE:
         next(steps, None)
-    if word is _Word.LEFT:
-        raise S2VideoError("rank 0 stopped before the last frame; its own error says why")
+    if signal is _Signal.STOPPED:
+        raise S2VideoError("rank 0 stopped before the last frame; see its own error for the reason")
 
 
-def _pass_word(word: _Word, axis: Axis, device: torch.device) -> _Word:
-    """Rank 0's word, on every rank."""
+def _share_signal(signal: _Signal, axis: Axis, device: torch.device) -> _Signal:
+    """Return rank 0's signal on every rank."""
     if axis.size == 1:
-        return word
-    passed = torch.tensor([word], dtype=torch.int32, device=device)
-    dist.broadcast(passed, src=0, group=axis.group)
-    return _Word(int(passed.item()))
+        return signal
+    shared = torch.tensor([signal], dtype=torch.int32, device=device)
+    dist.broadcast(shared, src=0, group=axis.group)
+    return _Signal(int(shared.item()))

@@ -1,7 +1,7 @@
-"""The ranks of one run, and the axes that they form.
+"""The mesh of one run: its ranks and their axes.
 
-A `Mesh` is made once and handed to whatever communicates; there are no global groups. One process without torchrun
-is a mesh whose axes all have size 1, and takes the same code path. Knows no model.
+A `Mesh` is made once and passed to all code that communicates; there are no global groups. One process without torchrun
+is a mesh whose axes all have size 1, on the same code path. Knows no model.
 """
 
 import math
@@ -23,7 +23,7 @@ from .watch import Watch, connect
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of the mesh: this rank's place among `size` ranks that share `group`."""
+    """One axis of the mesh: `size` ranks that share `group`, and this rank's index `rank` among them."""
 
     name: str
     size: int = 1
@@ -33,12 +33,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class SequenceAxes:
-    """The ranks that share one video's tokens: `ring` times `ulysses` of them.
+    """The `ring` × `ulysses` ranks that share one video's tokens.
 
     Attributes:
-        ring: groups of ranks; each keeps its tokens' queries, keys and values go round. Across nodes.
-        ulysses: the ranks of one group, which trade tokens for heads. Neighbours in rank, so inside a node.
-        whole: both as one axis, ulysses varying fastest. Tokens are sharded over it and gathered over it.
+        ring: ranks that keep their queries and pass on keys and values. Suits links between nodes.
+        ulysses: ranks that exchange tokens for heads. They are neighbours in rank, so within a node.
+        whole: both as one axis, ulysses varying fastest. Tokens are sharded and gathered over it.
     """
 
     ring: Axis = Axis("ring")
@@ -48,14 +48,14 @@ class SequenceAxes:
 
 @dataclass(frozen=True)
 class Mesh:
-    """All ranks of the run, and the axes that they form: ring × ulysses × branch, branch varying fastest.
+    """All ranks of the run, and their axes ring × ulysses × branch, branch varying fastest.
 
     Attributes:
-        sequence: the ranks that run this rank's branch; they share its tokens.
-        branch: size 2 where cond (rank 0) and uncond (rank 1) run side by side, else 1. Its two ranks are partners.
-        merged: all ranks as one set that shares the tokens of one branch; equal to `sequence` without a branch axis.
-            Its Ulysses groups are those of both branches together, so partners are neighbours in it.
-        watch: this rank's watch over the others.
+        sequence: the ranks that run this rank's branch and share its tokens.
+        branch: size 2 if cond (rank 0) and uncond (rank 1) run in parallel, otherwise 1. Its two ranks are partners.
+        merged: axes over all ranks, to share the tokens of one branch; equal to `sequence` without a branch axis.
+            Its Ulysses groups join those of both branches, so partners are neighbours in them.
+        watch: this rank's watch over the other ranks.
     """
 
     device: torch.device
@@ -71,7 +71,7 @@ class Mesh:
         return self.world.rank == 0
 
     def describe(self) -> dict[str, int | str | None]:
-        """What the sidecar says of the mesh."""
+        """Return the mesh's entry in the sidecar."""
         return {
             "world_size": self.world.size,
             "ring": self.sequence.ring.size,
@@ -83,16 +83,18 @@ class Mesh:
 
 
 def resolve_degrees(parallel: ParallelConfig, world_size: int) -> dict[str, int]:
-    """The size of every axis, slowest varying first; their product is the number of ranks.
+    """Return the size of every axis, slowest varying first; their product is the number of ranks.
 
-    A degree left out is what the others leave of the ranks; where ring and ulysses both are, ring is 1.
+    A missing degree gets the ranks that the others leave. If ring and ulysses are both missing, ring is 1.
 
     Raises:
-        InputError: where no such product is there; the message names every factor. Also for `degrees: auto`, which
-            `plan.resolve_parallel` turns into degrees.
+        InputError: no such product exists; the message names every factor. Also for `degrees: auto`, which
+            `plan.resolve_parallel` must have replaced.
     """
     if parallel.degrees == "auto" and world_size > 1:
-        raise InputError("parallel.degrees: auto has to be resolved before this, by planning.plan.resolve_parallel")
+        raise InputError(
+            "parallel.degrees: expected resolved degrees, got auto; call planning.plan.resolve_parallel first"
+        )
     given = {name: d for name, d in (("ring", parallel.ring), ("ulysses", parallel.ulysses)) if d is not None}
     if parallel.branch > 1:
         given["branch"] = parallel.branch
@@ -102,12 +104,12 @@ def resolve_degrees(parallel: ParallelConfig, world_size: int) -> dict[str, int]
     ulysses = parallel.ulysses if parallel.ulysses is not None else rest
     degrees = {"ring": ring, "ulysses": ulysses, "branch": parallel.branch}
     if math.prod(degrees.values()) != world_size:
-        said = " × ".join(f"{name} {degree}" for name, degree in given.items())
+        factors = " × ".join(f"{name} {degree}" for name, degree in given.items())
         if len(given) > 1:
-            said += f" = {product}"
+            factors += f" = {product}"
         must = "must equal" if {"ring", "ulysses"} <= given.keys() else "must divide"
         raise InputError(
-            f"parallel: {said} {must} the number of ranks, {world_size}; "
+            f"parallel: {factors} {must} the number of ranks, {world_size}; "
             f"start {product} rank(s) (--nproc-per-node {product}) or leave {_keys(given)} out"
         )
     return degrees
@@ -118,35 +120,35 @@ def _keys(names: Iterable[str]) -> str:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" means for this process; each rank of a host has a GPU of its own.
+    """Return this process's device for "auto", "cpu" or "cuda". Each rank of a host has its own GPU.
 
     Raises:
-        InputError: CUDA asked for and absent, or more ranks than GPUs on this host.
+        InputError: "cuda" without a GPU, or more ranks than GPUs on this host.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError("model.device: cuda was asked for, but torch sees no GPU; use cpu, or auto")
+        raise InputError("model.device: expected a GPU for cuda, got none that torch can use; choose cpu or auto")
     local_rank = ranks.local_rank()
     if local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"--nproc-per-node: rank {local_rank} of this host has no GPU, there are {torch.cuda.device_count()}; "
-            "start at most one rank a GPU"
+            f"--nproc-per-node: expected at most one rank per GPU, got rank {local_rank} of this host and "
+            f"{torch.cuda.device_count()} GPU(s); start fewer ranks"
         )
     return torch.device("cuda", local_rank)
 
 
 @contextmanager
 def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
-    """Join the run's process group, if torchrun started this process, and leave it at the end, also after an error.
+    """Join the run's process group if torchrun started this process, and leave it at the end, also after an error.
 
     Args:
-        device: as `resolve_device` takes it.
+        device: as in `resolve_device`.
 
     Raises:
-        InputError: a device that is not there, or degrees that do not fit.
-        AgreementError: ranks that were told of different degrees, or of different places for the weights.
-        S2VideoError: other ranks that do not come.
+        InputError: the device is missing, or the degrees do not fit.
+        AgreementError: the ranks have different degrees, or different `parallel.weights`.
+        S2VideoError: other ranks did not join in time.
     """
     target = resolve_device(device)
     if not ranks.launched_by_torchrun():
@@ -154,7 +156,7 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         yield Mesh(target)
         return
 
-    resolve_degrees(parallel, ranks.world_size())  # before anybody waits for anybody
+    resolve_degrees(parallel, ranks.world_size())  # before any rank waits for another
     if target.type == "cuda":
         torch.cuda.set_device(target)
     backend = parallel.backend if parallel.backend != "auto" else ("nccl" if target.type == "cuda" else "gloo")
@@ -166,8 +168,8 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         )
     except dist.DistError as error:
         raise S2VideoError(
-            f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}): "
-            "look at what they say, and at the network between the hosts"
+            f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}); "
+            "check their errors, and the network between the hosts"
         ) from error
     watch = connect(parallel.heartbeat_seconds)
     try:
@@ -176,27 +178,27 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
             watch.start()
             yield mesh
     finally:
-        # a rank that leaves without this can abort, and torchrun then reports a finished job as failed
+        # without this, a rank may abort at exit, and torchrun reports a finished job as failed
         dist.destroy_process_group()
         watch.close()
 
 
 def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
-    """The axes over a process group that all its ranks have joined; all of them call this together.
+    """Build the mesh over the default process group. All its ranks call this together.
 
     Raises:
-        InputError: degrees that do not fit.
-        AgreementError: ranks that were told of different degrees, or of different places for the weights.
+        InputError: the degrees do not fit.
+        AgreementError: the ranks have different degrees, or different `parallel.weights`.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     degrees = resolve_degrees(parallel, size)
-    told = {**degrees, "weights": parallel.weights}
+    own = {**degrees, "weights": parallel.weights}
     everyone: list[dict[str, int | str]] = [{} for _ in range(size)]
-    dist.all_gather_object(everyone, told)
-    if any(others != told for others in everyone):  # groups made from different degrees would wait for ever
+    dist.all_gather_object(everyone, own)
+    if any(other != own for other in everyone):  # groups of different degrees would wait without end
         raise AgreementError(
-            f"ranks do not form one mesh: {'; '.join(f'rank {r}: {d}' for r, d in enumerate(everyone))}. "
-            "Start every rank with the same parallel settings"
+            "expected the same parallel settings on all ranks, got "
+            f"{'; '.join(f'rank {r}: {d}' for r, d in enumerate(everyone))}; start every rank with the same settings"
         )
     grid = torch.arange(size).view(*degrees.values())
 
@@ -218,13 +220,13 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
 
 
 def in_own_group(axis: Axis, timeout_seconds: float) -> Axis:
-    """The same ranks in a new group, whose collectives do not queue behind the old one's. All call it together."""
+    """Return the axis with a new group, whose collectives do not queue behind the old one's. All call it together."""
     members = dist.get_process_group_ranks(axis.group)
     return replace(axis, group=dist.new_group(members, timeout=timedelta(seconds=timeout_seconds)))
 
 
 def _axis(name: str, groups: Tensor, timeout_seconds: float) -> Axis:
-    """This rank's place in the row of `groups` [G, ranks of a group] that holds it. All ranks call it together."""
+    """Return this rank's axis: its row of `groups` [G, ranks of a group]. All ranks call it together."""
     count, size = groups.shape
     if size == 1:
         return Axis(name)
@@ -236,7 +238,7 @@ def _axis(name: str, groups: Tensor, timeout_seconds: float) -> Axis:
 
 
 def first_ranks(name: str, size: int, world: Axis, timeout_seconds: float) -> Axis | None:
-    """The first `size` ranks of the world as an axis; None on the others. All ranks call it together."""
+    """Return the first `size` ranks of the world as an axis; None on the others. All ranks call it together."""
     if size == world.size:
         return replace(world, name=name)
     group = dist.new_group(list(range(size)), timeout=timedelta(seconds=timeout_seconds)) if size > 1 else None

@@ -1,11 +1,11 @@
-"""Ring attention: queries stay, blocks of keys and values go round, partial results merge by their log-sum-exp.
+"""Ring attention: each rank keeps its queries, passes on keys and values, and merges partial results.
 
-Blocks are as long as their ranks' shares are, uneven or empty; the next one is in flight while the current one is
-computed. Torch's own experimental ring attention is exact for even blocks only: it takes every block to be as long as
-its own, and on gloo uneven ones abort the process, so it is not used here. Knows no model.
+Blocks of keys and values may be uneven or empty. The next block is received while the current one is computed. Torch's
+experimental ring attention is not used: it assumes that all blocks have the same length, and on gloo uneven ones abort
+the process. Knows no model.
 
-Dimension letters as in `collectives`; S_q, S_k queries and keys of one call. Log-sum-exps are natural ones of the
-scaled logits, [B, S, H] in float32; no keys at all give −∞ and an output of zero.
+Dimension letters as in `collectives`; S_q, S_k queries and keys of one call. A log-sum-exp is natural, of the scaled
+logits, [B, S, H] in float32. Without keys it is −∞, and the output is zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,18 +19,18 @@ from ..errors import InputError
 from .mesh import Axis
 from .traffic import record
 
-_SCORES = 1 << 26  # elements of QKᵀ that the plain kernel holds at a time: 256 MiB in float32
+_SCORES = 1 << 26  # elements of QKᵀ that the plain kernel holds at a time; 256 MiB in float32
 
 Partial = tuple[Tensor, Tensor]  # output [B, S, H, D] and its log-sum-exp [B, S, H]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """An attention that also returns the log-sum-exp: [B, H, S, D] each -> [B, H, S_q, D], [B, H, S_q].
+    """An attention kernel that also returns the log-sum-exp: [B, H, S, D] each -> [B, H, S_q, D], [B, H, S_q].
 
     Attributes:
-        name: what diffusers calls the same kernel in its attention dispatcher.
-        serves: whether it takes this device, dtype and head dimension.
+        name: the kernel's name in diffusers' attention dispatcher.
+        serves: whether it supports this device, dtype and head dimension.
     """
 
     name: str
@@ -54,7 +54,7 @@ def _cuda_cudnn(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tens
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition, in float32 (float64 stays), some queries at a time so that memory stays bounded."""
+    """Compute attention by its definition in float32 (or float64), a few queries at a time to bound the memory."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     keys, values = key.to(dtype).transpose(-1, -2), value.to(dtype)
     rows = max(1, _SCORES // max(1, query.shape[0] * query.shape[1] * key.shape[2]))
@@ -76,7 +76,7 @@ def _on_cuda_in_half(device: torch.device, dtype: torch.dtype, dim: int, *, wide
     )
 
 
-# The first that serves is taken; a later one when it is asked for by name.
+# The default is the first one that supports the tensors; a backend can be chosen by name.
 KERNELS = (
     Kernel("_native_flash", _cpu_flash, lambda device, dtype, dim: device.type == "cpu"),
     Kernel("_native_flash", _cuda_flash, lambda device, dtype, dim: _on_cuda_in_half(device, dtype, dim, widest=256)),
@@ -86,36 +86,36 @@ KERNELS = (
 
 
 def check_backend(backend: str | None) -> None:
-    """Raise InputError for a backend of diffusers that has no counterpart with a log-sum-exp here."""
+    """Raise InputError unless a kernel for this diffusers backend returns a log-sum-exp."""
     names = list(dict.fromkeys(kernel.name for kernel in KERNELS))
     if backend not in (None, "native", *names):
         raise InputError(
             f"model.attention_backend: with parallel.ring > 1, expected native or one of {', '.join(names)}, the "
-            f"kernels that return a log-sum-exp, came {backend!r}: choose one of them, or parallel.ring 1"
+            f"kernels that return a log-sum-exp, got {backend!r}; choose one of them, or parallel.ring 1"
         )
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, dim: int, backend: str | None = None) -> Kernel:
-    """The kernel for tensors of this device, dtype and head dimension.
+    """Return the kernel for tensors of this device, dtype and head dimension.
 
     Args:
-        backend: as diffusers' dispatcher names it; None or "native": the best there is.
+        backend: a name of diffusers' dispatcher; None or "native" for the best kernel.
 
     Raises:
-        InputError: a backend that is not in the table, or does not serve these tensors.
+        InputError: the backend is not in `KERNELS`, or does not support these tensors.
     """
     check_backend(backend)
     for kernel in KERNELS:
         if backend in (None, "native", kernel.name) and kernel.serves(device, dtype, dim):
             return kernel
     raise InputError(
-        f"model.attention_backend: {backend} does not serve {dtype} tensors with {dim} channels a head on "
-        f"{device.type}: leave it out"
+        f"model.attention_backend: {backend} does not support {dtype} tensors with {dim} channels per head on "
+        f"{device.type}; remove the setting"
     )
 
 
 def partial_attention(query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Partial:
-    """Attention over some of the keys: [B, S_q, H, D] and [B, S_k, H, D] twice -> what `merge_partial` merges.
+    """Compute attention over some of the keys: [B, S_q, H, D] and [B, S_k, H, D] twice -> input of `merge_partial`.
 
     Output and log-sum-exp are float32.
     """
@@ -127,25 +127,25 @@ def partial_attention(query: Tensor, key: Tensor, value: Tensor, kernel: Kernel)
 
 
 def merge_partial(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> Partial:
-    """One softmax over the keys of both parts, from a softmax over each. Associative, and symmetric in the parts.
+    """Merge the softmax results over two sets of keys into one over both. Associative and symmetric.
 
-    With weights e^lse and e^block_lse, normalised: out + σ(block_lse − lse) · (block_out − out). The two weights add
-    up to one however large the logits are, and a part without keys (log-sum-exp −∞, output 0) changes nothing.
+    With normalised weights e^lse and e^block_lse: out + σ(block_lse − lse) · (block_out − out). The two weights add up
+    to one for logits of any size, and a part without keys (log-sum-exp −∞, output 0) changes nothing.
     """
     weight = torch.sigmoid(block_lse - lse)
-    weight = weight.masked_fill(block_lse == -torch.inf, 0.0)  # −∞ − (−∞) is no number
+    weight = weight.masked_fill(block_lse == -torch.inf, 0.0)  # −∞ − (−∞) is NaN
     return torch.lerp(out, block_out, weight.unsqueeze(-1)), torch.logaddexp(lse, block_lse)
 
 
 def ring_attention(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], axis: Axis, kernel: Kernel
 ) -> Partial:
-    """Attention of this rank's queries over the keys of all ranks: [B, S_local, H, D] each -> a partial in float32.
+    """Compute attention of this rank's queries over the keys of all ranks: [B, S_local, H, D] each -> float32 partial.
 
-    Every rank must hold the same heads. K and V travel as they are, R − 1 times; nothing is padded.
+    Every rank must hold the same heads. K and V are sent R − 1 times, unconverted and without padding.
 
     Args:
-        lengths: keys of each rank of the axis, `lengths[axis.rank]` being this rank's.
+        lengths: number of keys of each rank of the axis; `lengths[axis.rank]` is this rank's.
     """
     assert key.shape[1] == lengths[axis.rank], (key.shape, lengths, axis.rank)
     current = [key.contiguous(), value.contiguous()]
@@ -165,9 +165,9 @@ def ring_attention(
 
 
 def _pass_on(tensors: Sequence[Tensor], length: int, axis: Axis) -> tuple[list[Tensor], list[dist.Work]]:
-    """Start to send K and V to the next rank, and to receive `length` tokens of each from the one before.
+    """Start to send K and V to the next rank, and to receive `length` tokens of each from the previous one.
 
-    Nobody sends or awaits an empty tensor; both sides know which ones are.
+    Empty tensors are not sent; both sides know which ones are empty.
     """
     assert axis.group is not None
     following = dist.get_global_rank(axis.group, (axis.rank + 1) % axis.size)

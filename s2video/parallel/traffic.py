@@ -1,8 +1,7 @@
-"""What the ranks send one another while blocks run: collectives and bytes, by kind, to hold against theory.
+"""Counters of the collectives and bytes that ranks send while blocks run, to compare with theory.
 
-Counting is off unless `count_traffic` is entered; each collective then reports itself, and each fetch of a block's
-weights, from other ranks or from CPU memory. What is exchanged once a job, objects and broadcasts, is not counted.
-Knows no model.
+Counting is off except inside `count_traffic`. Collectives record themselves, and so do fetches of a block's weights
+from other ranks or from CPU memory. Exchanges once per job (objects and broadcasts) are not counted. Knows no model.
 """
 
 from collections import Counter
@@ -17,10 +16,10 @@ Kind = Literal["all_to_all", "all_gather", "send", "weights"]
 
 @dataclass
 class Traffic:
-    """Of this rank: how often it took part in a collective of a kind, and the bytes it sent to other ranks in them.
+    """This rank's number of collectives of each kind, and the bytes it sent to other ranks in them.
 
-    An all-gather counts as its own part sent to each of the others, whatever route the backend chooses. Under
-    "weights" stands a fetch of one block: its gather likewise, or the bytes copied to the device.
+    An all-gather counts as this rank's part sent to each other rank, whatever route the backend chooses. "weights"
+    counts fetches of one block: its gather in the same way, or the bytes copied to the device.
     """
 
     calls: Counter[Kind] = field(default_factory=Counter)
@@ -36,7 +35,7 @@ _counting: ContextVar[Traffic | None] = ContextVar("counting", default=None)
 
 @contextmanager
 def count_traffic() -> Iterator[Traffic]:
-    """Count inside the `with`, in this thread; of nested counts only the innermost goes on."""
+    """Count inside the `with`, in this thread. If nested, only the innermost one counts."""
     traffic = Traffic()
     token = _counting.set(traffic)
     try:
@@ -46,7 +45,7 @@ def count_traffic() -> Iterator[Traffic]:
 
 
 def record(kind: Kind, sent: int) -> None:
-    """A collective or fetch took place in which this rank sent that many bytes."""
+    """Count a collective or fetch in which this rank sent `sent` bytes."""
     traffic = _counting.get()
     if traffic is not None:
         traffic.calls[kind] += 1
@@ -54,13 +53,14 @@ def record(kind: Kind, sent: int) -> None:
 
 
 def ulysses_minimum(tokens: Sequence[int], heads: Sequence[int], dim: int, *, shared: int = 0) -> list[int]:
-    """Elements that each rank must send in one attention layer: of Q, K and V what others' heads need, and back.
+    """Return the fewest elements that each rank sends in one attention layer: Q, K, V for others' heads, and outputs.
 
-    Where everything divides, that is 4 · tokens[r] · width · (P − 1)/P, plus the text's output where there is text.
+    If tokens and heads divide by P, that is 4 · tokens[r] · width · (P − 1)/P, plus the output of any text.
 
     Args:
-        tokens, heads: of each rank; `dim` channels a head.
-        shared: text tokens, whose output every rank needs for all heads.
+        tokens, heads: number of tokens and heads of each rank.
+        dim: channels per head.
+        shared: number of text tokens, whose output every rank needs for all heads.
     """
     ranks = range(len(tokens))
     return [
@@ -71,13 +71,13 @@ def ulysses_minimum(tokens: Sequence[int], heads: Sequence[int], dim: int, *, sh
 
 
 def ring_minimum(blocks: Sequence[int], width: int) -> list[int]:
-    """Elements that each rank sends in one attention layer: keys and values of every block but the next rank's own.
+    """Return the elements that each rank sends in one attention layer: K and V of all blocks but the next rank's.
 
-    Where blocks are even, that is (R − 1) · 2 · blocks[r] · width.
+    If blocks are even, that is (R − 1) · 2 · blocks[r] · width.
 
     Args:
-        blocks: tokens of each rank of the ring.
-        width: heads times channels that travel.
+        blocks: number of tokens of each rank of the ring.
+        width: number of heads sent, times channels per head.
     """
     total = sum(blocks)
     return [2 * width * (total - blocks[(r + 1) % len(blocks)]) for r in range(len(blocks))]

@@ -1,12 +1,12 @@
-"""Who is where, and who is gone: each rank writes its progress to the run's TCPStore and watches the others there.
+"""Detection of dead ranks: each rank writes heartbeats and its progress to the run's TCPStore and watches the others.
 
-A collective that waits for a dead rank cannot be interrupted by an exception. So a rank that finds another one failed,
-or without a sign of life, says so and ends its own process; one rank of each host speaks. What a rank gives is a sign
-of life of its process, not of its main thread: a step may take as long as it likes. Two ranks that wait for each other
-are the business of the collectives' time limit, and of `leave`, which then names the rank that is behind.
+An exception cannot interrupt a collective that waits for a dead rank. So a rank that finds another one failed, or
+without a heartbeat, ends its own process; one rank per host prints the reason. The heartbeat shows that the process is
+alive, not its main thread, so a step may take any time. If ranks wait for each other, the collectives raise at their
+time limit, and `leave` then names the rank that is behind.
 
-Two threads a rank: one talks to the store, which may stop answering for ever; the other only looks at the clock.
-Knows no model and no job.
+Each rank has two threads: one uses the store, which may block without end; the other only checks the clock. Knows no
+model and no job.
 """
 
 import json
@@ -24,32 +24,32 @@ from ..errors import S2VideoError
 from ..system import ranks
 from ..system.shutdown import end_suddenly
 
-_INTERVAL = 1.0  # seconds between two signs of life
-_MEETING_INTERVAL = 0.05  # while somebody waits
-# Seconds that a verdict must stand: after a pause of this process it has not heard of the others yet, and after the
-# failure of another rank it may be about to fail in the same way, with its own exit code.
+_INTERVAL = 1.0  # seconds between two heartbeats
+_MEETING_INTERVAL = 0.05  # seconds between two heartbeats while this rank waits in `meet`
+# Seconds for which a verdict must hold: after a pause, this process has not read the others' heartbeats yet, and after
+# another rank's failure it may be about to fail in the same way, with its own exit code.
 _GRACE = 2.0
-_PATIENCE = 2.0  # seconds for one exchange with the store, where nothing is lost without it
-_LINGER = 3.0  # seconds that rank 0, whose process may hold the store, gives the others to read what it wrote last
-_UNWINDING = 15.0  # seconds for a rank that failed to end by itself
+_PATIENCE = 2.0  # seconds for one exchange with the store that may fail
+_LINGER = 3.0  # seconds that rank 0, whose process may hold the store, leaves the others to read its last record
+_UNWINDING = 15.0  # seconds for a failed rank to end by itself
 
 
 @dataclass
-class _Record:
-    """What a rank writes of itself.
+class _Status:
+    """The state that a rank writes to the store.
 
     Attributes:
         host: a name that the ranks of one host share.
-        place: what it is doing, such as "denoising step 3 of 30".
-        sequence: how many places it has been at. Who has been at fewer is behind.
-        meetings: how many meetings it has come to.
-        waited: a collective failed on it, so it is not the one that is behind.
-        failure: why the run has to end, a sentence for the user; None while all is well.
-        ended: it leaves, or has left.
+        activity: the current work, such as "denoising step 3 of 30".
+        sequence: number of activities so far. A rank with a lower number is behind.
+        meetings: number of meetings that it has reached.
+        waited: whether a collective failed on this rank, which means that it is not the one behind.
+        failure: why the run has to end, as a sentence for the user; None without a failure.
+        ended: whether the rank is leaving or has left.
     """
 
     host: str
-    place: str = "starting"
+    activity: str = "starting"
     sequence: int = 0
     meetings: int = 0
     waited: bool = False
@@ -58,12 +58,12 @@ class _Record:
 
 
 class Watch:
-    """This rank's watch over the others; a block of `with`, whose end is `leave`, and then `close`.
+    """This rank's watch over the other ranks, as a context manager that ends with `leave`. Call `close` after it.
 
     Without a store, that is with one process, its methods do nothing.
 
     Args:
-        silence: seconds without a sign of life after which a rank counts as gone.
+        silence: seconds without a heartbeat after which a rank counts as dead.
         host: a name that the ranks of one host share.
     """
 
@@ -75,32 +75,32 @@ class Watch:
         self._interval = min(_INTERVAL, silence / 4)
         self._store = store
         self._keys = [f"rank/{r}" for r in range(size)]
-        self._records = [_Record(host) for _ in range(size)]
-        self._own = self._records[rank]
-        self._news = threading.Condition()  # guards what follows, and tells of changes in it
+        self._statuses = [_Status(host) for _ in range(size)]
+        self._own = self._statuses[rank]
+        self._news = threading.Condition()  # guards the following attributes, and notifies of changes
         self._answers = [b""] * size
-        self._heard_at = [0.0] * size  # when an answer last differed from the one before
+        self._heard_at = [0.0] * size  # time of the last new answer of each rank
         self._exchanged_at = 0.0
-        self._lost: str | None = None  # why there is no store any more
-        self._version = self._published = 0  # of the own record
+        self._lost: str | None = None  # why the store cannot be used any more
+        self._version = self._published = 0  # of this rank's status
         self._meeting = False
-        self._doubt: tuple[float, str] | None = None  # since when, and why, some rank must be behind
+        self._doubt: tuple[float, str] | None = None  # time and error that show that some rank is behind
         self._unwinding_since: float | None = None
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._exchange, self._judge)]
 
     def report(self, phase: str, step: int | None = None, num_steps: int | None = None) -> None:
-        """What this rank begins now: a phase, or a step of it counted from 1."""
+        """Record what this rank starts now: a phase, or a step of it, counted from 1."""
         with self._news:
-            self._own.place = phase if step is None else f"{phase} step {step} of {num_steps}"
+            self._own.activity = phase if step is None else f"{phase} step {step} of {num_steps}"
             self._own.sequence += 1
             self._changed()
 
     def meet(self, within: float | None = None) -> bool:
-        """Return when all ranks have come here, and whether they have `within` so many seconds, where that is given.
+        """Wait until all ranks call this. Return whether they did within `within` seconds (None for no limit).
 
-        For work that one rank does while the others wait: a collective would give it only `timeout_seconds`.
+        Use it if one rank works while the others wait: a collective would allow only `timeout_seconds`.
         """
         if self._store is None:
             return True
@@ -109,12 +109,12 @@ class Watch:
             self._own.meetings += 1
             self._meeting = True
             self._changed()
-            came = self._news.wait_for(lambda: all(r.meetings >= self._own.meetings for r in self._records), within)
+            all_met = self._news.wait_for(lambda: all(s.meetings >= self._own.meetings for s in self._statuses), within)
             self._meeting = False
-        return came
+        return all_met
 
     def start(self) -> None:
-        """Watch from now on. There was a collective since the block began, so every rank has written its record."""
+        """Start to watch. Requires a collective since the block began, so that every rank has written its status."""
         now = time.monotonic()
         self._heard_at = [now] * len(self._keys)
         self._exchanged_at = now
@@ -122,11 +122,11 @@ class Watch:
             thread.start()
 
     def leave(self, error: BaseException | None = None) -> None:
-        """This rank ends, well or by `error`, and the others hear of it. If it then does not end, its watch ends it.
+        """Announce that this rank ends, with or without `error`. If it does not end soon, its watch ends the process.
 
-        Where the error only shows that another rank is gone, this rank's process ends here, with a line that says
-        which one and where it was. Where several ranks of a host fail in the same way, one of them is to speak:
-        `error.told` says to the others that it does.
+        If the error only shows that another rank is dead, end the process here with a line that names that rank and its
+        last activity. If several ranks of a host fail in the same way, one prints the error; `error.told` tells the
+        others.
         """
         if self._threads[1].ident is None:  # not started
             return
@@ -140,25 +140,25 @@ class Watch:
                 self._doubt = time.monotonic(), _first_line(error)
             self._closed.wait()  # until `_judge` ends the process
         else:
-            speaks = self._is_to_speak()
+            reports = self._should_report()
             if isinstance(error, S2VideoError):
-                error.told = not speaks
-            failure = f"rank {self._rank} failed, {self._own.place}: {_first_line(error)}"
+                error.told = not reports
+            failure = f"rank {self._rank} failed at {self._own.activity}: {_first_line(error)}"
         with self._news:
             self._own.failure, self._own.ended = failure, True
             self._unwinding_since = time.monotonic()
-            self._tell()
+            self._publish()
 
     def close(self) -> None:
-        """Watch no more: the process group is left, and nothing can hang in it."""
+        """Stop watching. Call after the process group is destroyed, when nothing can hang in it."""
         self._closed.set()
         self._wake.set()
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(_PATIENCE)  # a thread inside the store while Python shuts down can hang the process
+                thread.join(_PATIENCE)  # a thread that is in the store at Python's shutdown can hang the process
 
     def __enter__(self) -> "Watch":
-        assert self._store is not None, "one process alone has nobody to watch"
+        assert self._store is not None, "a single process has no ranks to watch"
         self._store.set(self._keys[self._rank], self._text(0))
         return self
 
@@ -167,12 +167,12 @@ class Watch:
     ) -> None:
         self.leave(error)
 
-    def _tell(self) -> None:
-        """Wait until the others can have read the own record, but not for ever."""
+    def _publish(self) -> None:
+        """Write this rank's status and give the others time to read it, within a time limit."""
         self._changed()
         self._news.wait_for(lambda: self._published == self._version or self._lost, _PATIENCE)
         if self._rank == 0:
-            self._news.wait_for(lambda: all(r.ended for r in self._records) or self._lost, _LINGER)
+            self._news.wait_for(lambda: all(s.ended for s in self._statuses) or self._lost, _LINGER)
 
     def _changed(self) -> None:
         self._version += 1
@@ -182,7 +182,7 @@ class Watch:
         return json.dumps([beat, asdict(self._own)])
 
     def _exchange(self) -> None:
-        """Thread: give a sign of life, and read those of the others."""
+        """Thread that writes this rank's heartbeat and reads those of the others."""
         assert self._store is not None
         beat = 0
         while not self._closed.is_set():
@@ -203,7 +203,7 @@ class Watch:
                     if answer != self._answers[rank]:
                         self._answers[rank], self._heard_at[rank] = answer, now
                         if rank != self._rank:
-                            self._records[rank] = _Record(**json.loads(answer)[1])
+                            self._statuses[rank] = _Status(**json.loads(answer)[1])
                 self._published = version
                 pause = _MEETING_INTERVAL if self._meeting else self._interval
                 self._news.notify_all()
@@ -211,7 +211,7 @@ class Watch:
             self._wake.clear()
 
     def _judge(self) -> None:
-        """Thread: end the process when another rank, or the store, is gone."""
+        """Thread that ends the process when another rank or the store is lost."""
         since: float | None = None
         while not self._closed.wait(self._interval):
             now = time.monotonic()
@@ -225,53 +225,54 @@ class Watch:
                 self._end(verdict)
 
     def _verdict(self, now: float) -> str | None:
-        """Why this process has to end now, or None."""
+        """Return why this process has to end now, or None."""
         if self._unwinding_since is not None:
             return self._own.failure if now - self._unwinding_since > _UNWINDING else None
-        others = [(rank, record) for rank, record in enumerate(self._records) if rank != self._rank]
-        for _, record in others:
-            if record.failure is not None:
-                return record.failure
-        here = f"rank {self._rank} is at: {self._own.place}"
+        others = [(rank, status) for rank, status in enumerate(self._statuses) if rank != self._rank]
+        for _, status in others:
+            if status.failure is not None:
+                return status.failure
+        here = f"rank {self._rank} is at: {self._own.activity}"
         lost = self._lost
         if lost is None and now - self._exchanged_at > self._silence:
             lost = f"no answer for {self._silence:g} s"
         if lost is not None:
             return (
-                f"rank 0 or the torchrun of its host is gone, and with it the store of this run ({lost}); rank 0 was "
-                f"last at: {self._records[0].place}; {here}"
+                f"lost the store of this run ({lost}): rank 0 or the torchrun of its host has ended; rank 0 was "
+                f"last at: {self._statuses[0].activity}; {here}"
             )
-        silent = [rank for rank, r in others if not r.ended and now - self._heard_at[rank] > self._silence]
+        silent = [rank for rank, s in others if not s.ended and now - self._heard_at[rank] > self._silence]
         if silent:
-            return f"no sign of life for {self._silence:g} s from {self._places(silent)}; {here}"
-        early = [rank for rank, record in others if record.ended and record.meetings < self._own.meetings]
+            return f"no heartbeat for {self._silence:g} s from {self._activities(silent)}; {here}"
+        early = [rank for rank, status in others if status.ended and status.meetings < self._own.meetings]
         if early:
-            return f"the other ranks wait in vain for {self._places(early)}, which ended; {here}"
-        # one that is gone has become silent by now, and one that waits for the same has given up, too
+            return f"ended before the other ranks: {self._activities(early)}; {here}"
+        # by now, a dead rank has missed its heartbeat, and a rank in the same collective has failed too
         if self._doubt is not None and now - self._doubt[0] > self._silence + 2 * self._interval:
-            last = max(record.sequence for record in self._records)
-            behind = [rank for rank, record in enumerate(self._records) if record.sequence < last]
-            behind = behind or [rank for rank, record in others if not record.waited]
-            who = f"behind is {self._places(behind)}" if behind else "no rank is behind"
+            last = max(status.sequence for status in self._statuses)
+            behind = [rank for rank, status in enumerate(self._statuses) if status.sequence < last]
+            behind = behind or [rank for rank, status in others if not status.waited]
+            verb = "are" if len(behind) > 1 else "is"
+            who = f"{self._activities(behind)} {verb} behind" if behind else "no rank is behind"
             return f"a collective failed on rank {self._rank} ({self._doubt[1]}): {who}; {here}"
         return None
 
-    def _places(self, ranks: list[int]) -> str:
-        return ", ".join(f"rank {rank} (last at: {self._records[rank].place})" for rank in ranks)
+    def _activities(self, ranks: list[int]) -> str:
+        return ", ".join(f"rank {rank} (last at: {self._statuses[rank].activity})" for rank in ranks)
 
     def _end(self, verdict: str) -> NoReturn:
         with self._news:
-            others = self._records[: self._rank] + self._records[self._rank + 1 :]
-            is_told = any(r.failure == verdict and r.host == self._own.host for r in others)
-        if not is_told and self._is_to_speak():
+            others = self._statuses[: self._rank] + self._statuses[self._rank + 1 :]
+            is_reported = any(s.failure == verdict and s.host == self._own.host for s in others)
+        if not is_reported and self._should_report():
             print(f"s2video: error: {verdict}", file=sys.stderr, flush=True)
         with self._news:
             self._own.failure, self._own.ended = verdict, True
-            self._tell()
+            self._publish()
         end_suddenly(1)
 
-    def _is_to_speak(self) -> bool:
-        """Whether this rank is the first of its host to ask, or cannot know."""
+    def _should_report(self) -> bool:
+        """Return whether this rank is the first of its host to ask, or the store does not answer."""
         assert self._store is not None
         store, key, counts = self._store, f"speaker/{self._own.host}", list[int]()
         if self._lost is None:
@@ -282,8 +283,8 @@ class Watch:
 
 
 def connect(silence: float) -> Watch:
-    """A watch over the default process group, which this process has joined through its environment."""
-    # A connection of our own: a call that blocks in the process group's would hold up the signs of life.
+    """Return a watch over the default process group, which this process has joined through its environment."""
+    # A separate connection: calls that block in the process group's connection would delay heartbeats.
     address, port = ranks.store_address()
     server = dist.TCPStore(
         address,
@@ -302,7 +303,7 @@ def connect(silence: float) -> Watch:
 
 
 def shows_a_lost_rank(error: BaseException) -> bool:
-    """Whether a collective failed: gloo raises plain RuntimeErrors that name a file of its sources."""
+    """Return whether a collective failed. gloo raises plain RuntimeErrors that name one of its source files."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 

@@ -1,7 +1,7 @@
-"""Where the blocks' weights lie between their turns: whole on every rank, sharded over the ranks, or in CPU memory.
+"""Storage of the blocks' weights while unused: whole on every rank, sharded over the ranks, or in CPU memory.
 
-The lockstep loop enters `block(index)` once a step, for all branches: that is one fetch of each block, and the next
-block's is under way meanwhile. Knows no model: blocks are modules, and `Read` brings their parameters.
+Each step enters `block(index)` once for all branches. So each block is fetched once per step, while the previous block
+computes. Knows no model: blocks are modules, and `Read` loads their parameters.
 """
 
 import math
@@ -20,24 +20,26 @@ from .mesh import Axis
 from .traffic import record
 
 Read = Callable[[int, str, int, int], Tensor]
-"""(block, parameter's name in it, start, stop) -> those elements of the flattened parameter, [stop - start] on the
-CPU, in the file's dtype. `start` < `stop`."""
+"""(block, parameter's name in it, start, stop) -> elements start to stop of the flattened parameter, [stop - start] on
+the CPU, in the file's dtype. `start` < `stop`."""
 
-_ALIGNMENT = 256  # bytes between addresses at which a parameter may begin
+_ALIGNMENT = 256  # bytes; every parameter begins at a multiple of this
 _PIECE = 2**26  # bytes; torch rounds a pinned allocation up to a power of two, so a block is pinned in such pieces
 
 
 class BlockWeights(Protocol):
-    """The weights of one block at a time. Every rank enters the blocks in order, from 0 to the last, each step."""
+    """Access to the weights of one block at a time. In each step every rank enters all blocks in order."""
 
     def block(self, index: int) -> AbstractContextManager[None]:
-        """Inside, block `index` is whole on this rank's device, and the next block's fetch is in flight; after, its
-        memory is given back. Outside, only `WholeWeights` has parameters that can be computed with."""
+        """Return a context in which block `index` is whole on this rank's device, and the next block is being fetched.
+
+        The exit frees the block's memory. Outside the context, only `WholeWeights` has usable parameters.
+        """
         ...
 
 
 class WholeWeights:
-    """Every rank has all blocks on its device: there is nothing to fetch."""
+    """Weights that are whole on every rank's device, so nothing is fetched."""
 
     def block(self, index: int) -> AbstractContextManager[None]:
         return nullcontext()
@@ -47,15 +49,15 @@ WHOLE = WholeWeights()
 
 
 class Handle(Protocol):
-    """A fetch in flight."""
+    """A running fetch."""
 
     def wait(self) -> object:
-        """Make the device's current stream (on the CPU: this thread) wait until the block can be used."""
+        """Make the device's current stream (on the CPU, this thread) wait until the block can be used."""
         ...
 
 
 class FetchedWeights(ABC):
-    """Weights that come when their turn does, one block ahead. How they come and go is up to the subclass."""
+    """Weights that are fetched one block ahead. Subclasses implement fetch and free."""
 
     def __init__(self, num_blocks: int) -> None:
         self._num_blocks = num_blocks
@@ -64,7 +66,7 @@ class FetchedWeights(ABC):
     @contextmanager
     def block(self, index: int) -> Iterator[None]:
         """See `BlockWeights.block`."""
-        for left in self._in_flight.keys() - {index}:  # by a step that ended in an error
+        for left in self._in_flight.keys() - {index}:  # left by a step that raised
             self._in_flight.pop(left).wait()
             self._free(left)
         for wanted in range(index, min(index + 2, self._num_blocks)):
@@ -78,22 +80,22 @@ class FetchedWeights(ABC):
 
     @abstractmethod
     def _fetch(self, index: int) -> Handle:
-        """Start to bring block `index`; called in the same order on every rank."""
+        """Start to fetch block `index`. Called in the same order on every rank."""
 
     @abstractmethod
     def _free(self, index: int) -> None:
-        """Block `index` is used no more; what was queued on the device may still run."""
+        """Free block `index`. Work queued on the device may still use it."""
 
 
 class ShardedWeights(FetchedWeights):
-    """Each rank keeps its rows of every parameter, and a block is gathered when its turn comes (FSDP2).
+    """Weights of which each rank keeps its rows of every parameter; a block is gathered before use (FSDP2).
 
-    A gather moves bytes, so parameters keep their dtypes. What belongs to no block is not touched.
+    A gather moves bytes, so parameters keep their dtypes. Parameters outside the blocks are not changed.
 
     Args:
-        blocks: on the meta device; their parameters become DTensors.
-        axis: the ranks that share the weights; their group should serve nothing else, or the prefetch of a block
-            would queue before the attention of the current one.
+        blocks: modules on the meta device; their parameters become DTensors.
+        axis: the ranks that share the weights. Their group should serve nothing else; otherwise attention would queue
+            behind the prefetch of the next block.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], axis: Axis, device: torch.device, read: Read) -> None:
@@ -102,7 +104,7 @@ class ShardedWeights(FetchedWeights):
         self._sent: list[int] = []
         mesh = DeviceMesh.from_group(cast(torch.distributed.ProcessGroup, axis.group), device.type)
         for index, block in enumerate(blocks):
-            # several branches run through a block, so it is freed by us and not after a forward
+            # several branches run through a block, so `_free` reshards it, not FSDP after a forward
             fully_shard(block, mesh=mesh, reshard_after_forward=False)
             block.to_empty(device=device)
             sent = 0
@@ -124,12 +126,12 @@ class ShardedWeights(FetchedWeights):
 
 
 class StreamedWeights(FetchedWeights):
-    """All blocks lie in CPU memory, and take turns in two buffers on the device, block i in buffer i mod 2.
+    """Weights in CPU memory that are copied in turn to two buffers on the device, block i to buffer i mod 2.
 
-    On CUDA the CPU memory is pinned, and a block is copied on a stream of its own while the one before it computes.
+    On CUDA the CPU memory is pinned, and a block is copied on a separate stream while the previous one computes.
 
     Args:
-        blocks: on the meta device; their parameters become views of the buffers.
+        blocks: modules on the meta device; their parameters become views of the buffers.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device, read: Read) -> None:
@@ -153,7 +155,7 @@ class StreamedWeights(FetchedWeights):
         if self._stream is None:
             self._copy(index)
             return _Arrived()
-        # The block that used this buffer last was queued before now, and the block that computes meanwhile is not yet.
+        # Wait only for work queued so far: the last user of this buffer is in it, the block to compute now is not yet.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             self._copy(index)
@@ -164,7 +166,7 @@ class StreamedWeights(FetchedWeights):
             target[: len(piece)].copy_(piece, non_blocking=True)
 
     def _free(self, index: int) -> None:
-        """The buffer is simply written over."""
+        """Do nothing: the buffer is overwritten later."""
 
 
 class _Arrived:
@@ -173,7 +175,7 @@ class _Arrived:
 
 
 def fill(part: Tensor, read: Read, block: int, name: str, start: int) -> None:
-    """Read a contiguous `part` of a block's parameter, which begins at element `start` of it, into place."""
+    """Read a contiguous `part` of a block's parameter, which begins at its element `start`, in place."""
     if part.numel():
         with torch.no_grad():
             part.view(-1).copy_(read(block, name, start, start + part.numel()))
@@ -184,7 +186,7 @@ def _flat_size(block: nn.Module) -> int:
 
 
 def _views(flat: Tensor, block: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a block, one behind the other, as views of `flat` [bytes]."""
+    """Return the parameters of a block as consecutive views of `flat` [bytes]."""
     views, offset = {}, 0
     for name, parameter in block.named_parameters():
         views[name] = flat[offset : offset + parameter.nbytes].view(parameter.dtype).view(parameter.shape)

@@ -1,7 +1,7 @@
-"""Block weights sharded by DeepSpeed's ZeRO-3, which is an optional install. Imports it only when used.
+"""Block weights sharded by DeepSpeed's ZeRO-3. DeepSpeed is optional and imported only when used.
 
-There is no engine and no optimizer: parameters are partitioned as `zero.Init` does it, and their own gather and
-partition methods are called block by block. ZeRO's module hooks would fetch once a branch.
+There is no engine and no optimizer: `zero.Init` partitions the parameters, and their own gather and partition methods
+are called block by block. ZeRO's module hooks would fetch once per branch.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ def require_deepspeed() -> None:
     """Raise InputError unless DeepSpeed is installed."""
     if importlib.util.find_spec("deepspeed") is None:
         raise InputError(
-            "parallel.weights: zero3 needs DeepSpeed, which is not installed: pip install 's2video[deepspeed]', "
-            "or choose fsdp, which needs nothing more"
+            "parallel.weights: zero3 needs DeepSpeed, which is not installed; pip install 's2video[deepspeed]', "
+            "or choose fsdp, which needs no other package"
         )
 
 
 class Zero3Weights(FetchedWeights):
-    """Each rank keeps an even part of every flattened parameter, and a block is gathered when its turn comes.
+    """Weights of which each rank keeps an even part of every flattened parameter; a block is gathered before use.
 
     Parameters keep their dtypes; a gather is one collective for each dtype in the block.
 
     Args:
-        blocks: on the meta device.
+        blocks: modules on the meta device.
         axis: the ranks that share the weights; more than one, in a group that serves nothing else.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], axis: Axis, device: torch.device, read: Read) -> None:
-        os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it takes a GPU wherever there is one
+        os.environ.setdefault("DS_ACCELERATOR", device.type)  # otherwise DeepSpeed chooses a GPU if there is one
         import deepspeed
 
         super().__init__(len(blocks))
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # joins the process group that is there
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # uses the existing process group
         self._parameters: list[list[Any]] = []
         self._sent: list[int] = []
         for index, block in enumerate(blocks):
-            block.to_empty(device=device)  # whole for a moment: it partitions nothing that is not there
+            block.to_empty(device=device)  # whole for a moment: only existing parameters are partitioned
             deepspeed.zero.Init(module=block, data_parallel_group=axis.group)
             sent = 0
             parameters: list[tuple[str, Any]] = list(block.named_parameters())

@@ -1,24 +1,23 @@
-"""One mesh on one card: predicted work, bytes, memory and seconds of a denoising step.
+"""The cost model: predicted work, bytes, memory and seconds of a denoising step for one mesh and card.
 
-A model of costs, not a measurement. Work and time are those of the busiest rank: shards are uneven where tokens or
-heads do not divide, and ranks wait for one another in every block. Bytes are counted as `parallel.traffic` counts
-them, and agree with it to the byte (but for "weights", where padding and what stays in float32 are left out);
-broadcasts and objects, exchanged once a job, are in neither. A transfer hides behind computation only where the engine
-lets it: ring blocks, and weights that are fetched ahead.
+These are predictions, not measurements. Work and time are those of the busiest rank: shards are uneven if tokens or
+heads do not divide, and ranks wait for each other in every block. Bytes are counted as in `parallel.traffic` and agree
+with it exactly, except for "weights", which omits padding and parameters that stay in float32. Neither counts the
+broadcasts and objects exchanged once per job. Only ring blocks and prefetched weights overlap with computation.
 
-Held against published figures (H100, bfloat16; per step, text encoding and decoding left out here but not there):
+Comparison with published figures (H100, bfloat16, per step; only those include text encoding and decoding):
 
 - Wan 2.1 14B, 480p, 81 frames, CFG, one card: 9.5 s predicted; diffusers 9.77, others 5.18 to 8.93 with faster
-  kernels. On 8 cards, Ulysses: 1.3 s predicted; published 0.75 to 2.94, so scaling is on the hopeful side.
-- The same on 2 cards: cond and uncond side by side beat Ulysses by 3 % predicted; published (SGLang, H200) 11 %.
+  kernels. On 8 cards with Ulysses: 1.3 s predicted; published 0.75 to 2.94, so predicted scaling is optimistic.
+- The same on 2 cards: cond and uncond in parallel are predicted to beat Ulysses by 3 %; published (SGLang, H200) 11 %.
 - HunyuanVideo, 720p, 129 frames, no uncond pass, xDiT on 1, 2, 4, 8 cards: 38.1, 18.5, 10.3, 6.8 s;
-  predicted 38.9, 19.7, 9.9, 5.0. The published ones contain a share that does not shrink.
+  predicted 38.9, 19.7, 9.9, 5.0. The published ones contain a part that does not scale.
 
-The H100's two shares in `cards` were fitted to the first figure of each; nothing here was measured by this project.
+The H100's two shares in `cards` are fitted to the first figure of each model; this project measured none of them.
 
-Memory is a rough sum: weights, states of the live branches, the working set of one block, and on the main rank the
+Memory is a rough sum of weights, states of the active branches, the working set of one block, and on the main rank the
 VAE with its decoding peak, or the text encoder. The factors of the working set and of the decoding peak are peaks of
-diffusers' own modules, traced on the meta device; allocator fragmentation is not in them.
+diffusers' modules, traced on the meta device; they exclude allocator fragmentation.
 
 Dimension letters as in `models.costs`. Batch size is 1.
 """
@@ -41,11 +40,11 @@ Weights = Literal["replicated", "fsdp", "zero3", "streamed"]
 Phase = Literal["text encoding", "denoising", "decoding"]
 
 GIGA = 1e9
-_BESIDE_A_TRANSFER = 1.05  # an estimate: sending and receiving occupy a part of the card
+_TRANSFER_SLOWDOWN = 1.05  # an estimate; sending and receiving use a part of the card
 
 
 class Degrees(NamedTuple):
-    """The size of every axis of a mesh, slowest varying first."""
+    """The sizes of a mesh's axes, slowest varying first."""
 
     ring: int
     ulysses: int
@@ -61,19 +60,19 @@ class Degrees(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What decides the cost of a step beside mesh and card.
+    """The properties of a step, apart from mesh and card, that determine its cost.
 
     Attributes:
         num_tokens, num_text: L and M.
-        item_bytes: of one number in the transformer's dtype.
-        has_uncond: whether there is an uncond pass; with two transformers, whether the one or the other has it.
+        item_bytes: bytes of one number in the transformer's dtype.
+        has_uncond: whether there is an uncond pass; with two transformers, whether at least one has it.
         sub: the sub branches of a step in the window.
-        window_share: share of the steps that lie in it.
-        weights: where the transformer's weights are.
-        num_transformers: that are on the device at a time, one of which runs.
-        vae_bytes, decoding_bytes: weights of the VAE, and what decoding needs beside them, on the main rank.
-        text_encoder_bytes: its weights, on the main rank.
-        keeps_text_encoder: whether they stay while denoising.
+        window_share: fraction of the steps that are in the window.
+        weights: the setting `parallel.weights`.
+        num_transformers: transformers on the device at a time, one of which is active.
+        vae_bytes, decoding_bytes: weights of the VAE, and further memory for decoding, on the main rank.
+        text_encoder_bytes: weights of the text encoder, on the main rank.
+        keeps_text_encoder: whether they stay on the device while denoising.
     """
 
     model: TransformerCosts
@@ -92,28 +91,28 @@ class Step:
 
     @property
     def carried_text(self) -> int:
-        """Text tokens that travel through the blocks with the video."""
+        """The number of text tokens that run through the blocks with the video."""
         return self.num_text if self.model.joint_text else 0
 
     @property
     def prediction_bytes(self) -> int:
-        """Of one branch's prediction, whole."""
+        """The bytes of one branch's whole prediction."""
         return self.num_tokens * self.model.patch_channels * self.item_bytes
 
     def full_passes(self, degrees: Degrees) -> int:
-        """Of one rank: cond and uncond, or one of them where they run side by side."""
+        """Return the passes of one rank: cond and uncond, or one of them if they run in parallel."""
         return 2 if self.has_uncond and degrees.branch == 1 else 1
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The prediction for one mesh. Per step: the mean over all steps of the run.
+    """The predictions for one mesh. Values per step are means over all steps of the run.
 
     Attributes:
         passes: work of the busiest rank, in forward passes of the whole model.
-        sent_bytes: of the rank that sends most.
-        memory_bytes: of the rank that needs most, while `phase` lasts.
-        seconds, seconds_in_window: of a step; the second with sub branches, as those in the window have them.
+        sent_bytes: bytes sent by the rank that sends most.
+        memory_bytes: peak memory of the rank that needs most, which it reaches in `phase`.
+        seconds, seconds_in_window: time of a step, on average and in the window, with sub branches.
     """
 
     passes: float
@@ -126,7 +125,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Ranks that share the tokens of one branch. As in the engine: ulysses varies fastest, shards may be uneven."""
+    """Ranks that share the tokens of one branch, as in the engine: ulysses varies fastest, shards may be uneven."""
 
     ring: int
     ulysses: int
@@ -135,7 +134,7 @@ class _Layout:
 
     @cached_property
     def groups(self) -> tuple[int, ...]:
-        """Tokens of each Ulysses group, around the ring."""
+        """The number of tokens of each Ulysses group, in ring order."""
         return tuple(sum(self.tokens[i : i + self.ulysses]) for i in range(0, len(self.tokens), self.ulysses))
 
     @cached_property
@@ -143,25 +142,25 @@ class _Layout:
         return Share(max(self.tokens), max(self.heads), max(self.groups), sum(self.tokens))
 
     def block_bytes(self, rank: int, step: Step) -> dict[str, int]:
-        """Sent by a rank of this layout in one block of one branch."""
-        model, (group, place) = step.model, divmod(rank, self.ulysses)
+        """Return the bytes that a rank of this layout sends in one block of one branch, by kind."""
+        model, (group, member) = step.model, divmod(rank, self.ulysses)
         own = self.tokens[group * self.ulysses : (group + 1) * self.ulysses]
-        width = self.heads[place] * model.head_dim
-        traded = ulysses_minimum(own, self.heads, model.head_dim, shared=step.carried_text)[place]
+        width = self.heads[member] * model.head_dim
+        exchanged = ulysses_minimum(own, self.heads, model.head_dim, shared=step.carried_text)[member]
         return {
-            "all_to_all": traded * step.item_bytes,
+            "all_to_all": exchanged * step.item_bytes,
             "send": ring_minimum(self.groups, width)[group] * step.item_bytes,
             # the text's outputs and log-sum-exps, in float32
-            "all_gather": step.carried_text * (width + self.heads[place]) * 4 * (self.ring - 1),
+            "all_gather": step.carried_text * (width + self.heads[member]) * 4 * (self.ring - 1),
         }
 
     def gather_bytes(self, step: Step) -> int:
-        """Sent by every rank so that all have the prediction of one branch: the longest shard, to each other rank."""
+        """Return the bytes that a rank sends to gather a branch's prediction: the longest shard, to each other rank."""
         return max(self.tokens) * step.model.patch_channels * step.item_bytes * (len(self.tokens) - 1)
 
 
 def layouts(degrees: Degrees, step: Step) -> tuple[_Layout, _Layout]:
-    """Who shares the tokens of cond (and of uncond), and who those of sub; the same without a branch axis."""
+    """Return the layouts of cond (and uncond) and of sub; they are the same without a branch axis."""
     shards = [shard.length for shard in split_evenly(step.num_tokens, degrees.ring * degrees.ulysses)]
     parts = [part.length for shard in shards for part in split_evenly(shard, degrees.branch)]
 
@@ -173,7 +172,7 @@ def layouts(degrees: Degrees, step: Step) -> tuple[_Layout, _Layout]:
 
 
 def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[str, float]:
-    """What a rank of the world sends in one step with these sub branches, by kind of collective."""
+    """Return the bytes that a rank of the world sends in one step with these sub branches, by kind of collective."""
     model, sub = step.model, step.sub
     full, merged = layouts(degrees, step)
     passes = step.full_passes(degrees)
@@ -184,14 +183,14 @@ def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[str, float]:
     sent["all_gather"] += passes * full.gather_bytes(step) + sub.count * merged.gather_bytes(step)
     if degrees.branch == 2:
         sent["all_gather"] += step.prediction_bytes
-        if rank % 2 == 0:  # cond's ranks hand tokens to their partners
-            sent["all_to_all"] += sub.forks * _handed_bytes(merged.tokens[rank + 1], step)
+        if rank % 2 == 0:  # cond's ranks send tokens to their partners
+            sent["all_to_all"] += sub.forks * _fork_bytes(merged.tokens[rank + 1], step)
     if step.weights in ("fsdp", "zero3"):
         sent["weights"] = _block_weights(step) * (degrees.world_size - 1) / degrees.world_size
     return sent
 
 
-def _handed_bytes(tokens: int, step: Step) -> int:
+def _fork_bytes(tokens: int, step: Step) -> int:
     return (tokens + step.carried_text) * step.model.width * step.item_bytes
 
 
@@ -200,7 +199,7 @@ def _block_weights(step: Step) -> int:
 
 
 def forecast(degrees: Degrees, step: Step, card: Card) -> Forecast:
-    """The prediction for one mesh of `degrees.world_size` such cards."""
+    """Return the predictions for one mesh of `degrees.world_size` such cards."""
     outside_window = replace(step, sub=SubWork((0.0,) * step.model.num_blocks, 0.0, 0.0))
     fetched = _fetch_seconds(degrees, step, card)
     means, in_window = [0.0, 0.0, 0.0], 0.0
@@ -221,7 +220,7 @@ def forecast(degrees: Degrees, step: Step, card: Card) -> Forecast:
 
 
 class _Cost(NamedTuple):
-    """FLOPs and seconds of the busiest rank."""
+    """The FLOPs and seconds of the busiest rank."""
 
     work: float = 0.0
     seconds: float = 0.0
@@ -241,9 +240,9 @@ def _step_cost(degrees: Degrees, step: Step, card: Card) -> _Cost:
     ]
     if degrees.branch == 2:
         partners = _link(card, 2, degrees)
-        handed = sub.forks * _transfer(_handed_bytes(merged.busiest.tokens, step), partners, card)
-        costs.append(_Cost(0.0, handed + _transfer(step.prediction_bytes, partners, card)))
-        if sub.count:  # text and timestep once more, with the rotary embedding of other tokens
+        forks = sub.forks * _transfer(_fork_bytes(merged.busiest.tokens, step), partners, card)
+        costs.append(_Cost(0.0, forks + _transfer(step.prediction_bytes, partners, card)))
+        if sub.count:  # text and timestep are embedded again, with the rotary embedding of other tokens
             costs.append(_local_cost(model.embed(0, step.num_text), 1, step, card))
     return _sum(costs)
 
@@ -251,7 +250,7 @@ def _step_cost(degrees: Degrees, step: Step, card: Card) -> _Cost:
 def _pass_cost(
     degrees: Degrees, layout: _Layout, runs: Sequence[float], projections: float, step: Step, card: Card
 ) -> _Cost:
-    """Each block so many times as `runs` says, and projections, gathered among all ranks of the layout."""
+    """Return the cost of running block i `runs[i]` times, and of projections gathered on all ranks of the layout."""
     model, busiest = step.model, layout.busiest
     sent = [layout.block_bytes(rank, step) for rank in range(len(layout.tokens))]
     most = {kind: max(s[kind] for s in sent) for kind in sent[0]}
@@ -270,7 +269,7 @@ def _local_cost(part: Work, times: float, step: Step, card: Card) -> _Cost:
 
 
 def _rates(step: Step, card: Card) -> tuple[float, float]:
-    """FLOPs a second, outside attention and in it."""
+    """Return FLOP/s outside attention and in attention."""
     peak = (card.tflops_half if step.item_bytes == 2 else card.tflops_float32) * 1e12
     return peak * card.matmul_share, peak * card.attention_share
 
@@ -279,7 +278,7 @@ def _block_seconds(
     degrees: Degrees, layout: _Layout, part: Work, sent: dict[str, int], step: Step, card: Card
 ) -> float:
     local = _local_cost(part, 1, step, card).seconds
-    if layout.ulysses > 1:  # there and back; each of four tensors is copied into a buffer and out of one
+    if layout.ulysses > 1:  # two all-to-alls; each of four tensors is copied into a buffer and out of one
         group = _link(card, degrees.ulysses * degrees.branch, degrees)
         local += _transfer(sent["all_to_all"], group, card) + card.latency_us * 1e-6
         copied = 16 * layout.busiest.tokens * step.model.width * step.item_bytes
@@ -287,19 +286,19 @@ def _block_seconds(
     shared = part.exchanged / _rates(step, card)[1]
     if layout.ring == 1:
         return local + shared
-    # all blocks of keys but the last are computed while the next one is under way
+    # all blocks of keys but the last are computed while the next one is received
     everyone = _link(card, degrees.world_size, degrees)
     passing = _transfer(sent["send"] / (layout.ring - 1), everyone, card)
     block = shared / layout.ring
-    around = (layout.ring - 1) * max(block * _BESIDE_A_TRANSFER, passing) + block
-    # each block's output becomes float32 and is merged: about 20 bytes read and written for every number
+    around = (layout.ring - 1) * max(block * _TRANSFER_SLOWDOWN, passing) + block
+    # each block's output is converted to float32 and merged, which reads and writes about 20 bytes per number
     outputs = layout.busiest.group * layout.busiest.heads * step.model.head_dim
     merging = layout.ring * 20 * outputs / (card.memory_gbs * GIGA)
     return local + around + merging + _transfer(sent["all_gather"], everyone, card)
 
 
 def _link(card: Card, span: int, degrees: Degrees) -> float:
-    """Bytes a second between `span` neighbouring ranks; the slowest link decides."""
+    """Return the bandwidth in bytes/s between `span` neighbouring ranks, which is that of the slowest link."""
     inside = degrees.world_size <= card.node_size or card.node_size % span == 0
     return (card.intra_gbs if inside else card.inter_gbs) * GIGA * card.link_share
 
@@ -309,7 +308,7 @@ def _transfer(count: float, bandwidth: float, card: Card) -> float:
 
 
 def _fetch_seconds(degrees: Degrees, step: Step, card: Card) -> float:
-    """Of a step's weights; the next block's come while the current one is computed."""
+    """Return the seconds to fetch a step's weights; each block is fetched while the previous one is computed."""
     weights = _block_weights(step)
     if step.weights == "replicated":
         return 0.0
@@ -320,7 +319,7 @@ def _fetch_seconds(degrees: Degrees, step: Step, card: Card) -> float:
 
 
 def _memory(degrees: Degrees, step: Step, card: Card) -> tuple[float, Phase]:
-    """Bytes of the main rank, which holds VAE and text encoder beside its share, at the worst moment; and which."""
+    """Return the main rank's peak memory in bytes, including VAE and text encoder, and the phase of the peak."""
     kept = step.text_encoder_bytes if step.keeps_text_encoder else 0.0
     phases: dict[Phase, float] = {
         "denoising": kept + _activation_bytes(degrees, step),
@@ -332,7 +331,7 @@ def _memory(degrees: Degrees, step: Step, card: Card) -> tuple[float, Phase]:
 
 
 def _weight_bytes(degrees: Degrees, step: Step) -> float:
-    """Of all transformers, on one rank. Where they are fetched, two blocks of each are whole at a time."""
+    """Return the bytes of all transformers on one rank. Fetched weights have two whole blocks each at a time."""
     root, blocks = step.model.root_parameters() * step.item_bytes, _block_weights(step)
     if step.weights == "replicated":
         return step.num_transformers * (root + blocks)
@@ -341,10 +340,10 @@ def _weight_bytes(degrees: Degrees, step: Step) -> float:
 
 
 def _activation_bytes(degrees: Degrees, step: Step) -> float:
-    """States, one block's working set, rotary tables, and the predictions in float32.
+    """Return the bytes of states, one block's working set, rotary tables, and predictions in float32.
 
-    The working set, in bytes for a token and a channel, with b bytes a number: 12 + 5b around the rotary embedding of
-    Q and K, 15b around an all-to-all, (2·D_mlp/D + 3.4)·b in the feed-forward. A time for each token adds 6b for every
+    The working set, in bytes per token and channel, with b bytes per number: 12 + 5b around the rotary embedding of
+    Q and K, 15b around an all-to-all, (2·D_mlp/D + 3.4)·b in the feed-forward. A timestep per token adds 6b for every
     pass and 24 for the block that runs.
     """
     model, size, text = step.model, step.item_bytes, step.carried_text

@@ -1,8 +1,7 @@
-"""`s2video plan` and `parallel: auto`: every mesh that so many ranks can form, as the cost model sees it, best first.
+"""`s2video plan` and `parallel: auto`, which rank all meshes of a number of ranks by the cost model in `forecast`.
 
-Reads a checkpoint's JSON files and the headers of its weights, no weights; of published models that are not at hand,
-the published values in `assets/published`. Imports neither torch nor diffusers, save where a setting that only they
-know has to be checked. How costs are predicted stands in `forecast`.
+Reads a checkpoint's JSON files and the headers of its weights, but no weights; for published models without a local
+checkpoint, the values in `assets/published`. Imports torch and diffusers only to check settings that only they know.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _AS_CONFIGURED = "as in the config"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A legal mesh, what is predicted for it, and what is odd about it."""
+    """A legal mesh with its forecast, whether it fits into memory, and notes about its drawbacks."""
 
     degrees: Degrees
     forecast: Forecast
@@ -41,13 +40,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a number of ranks can do with a run.
+    """All meshes of a number of ranks for one run.
 
     Attributes:
-        candidates: legal meshes, best first: those that fit into the card's memory, then by seconds a step.
-        refused: the others that one could think of, as text, and why each of them is none.
-        published: whether published values stand in for the checkpoint.
-        num_active: steps in the window.
+        candidates: legal meshes, best first: those that fit into the card's memory, then by seconds per step.
+        refused: meshes that are not legal, and the reason for each.
+        published: whether published values were used instead of a local checkpoint.
+        num_active: number of steps in the window.
     """
 
     world_size: int
@@ -66,25 +65,25 @@ class Plan:
 
 
 def make_plan(config: RunConfig, world_size: int, card: Card) -> Plan:
-    """Hold all meshes of `world_size` ranks against one another.
+    """Rank all meshes of `world_size` ranks.
 
     Raises:
-        InputError: a number of ranks below 1, or a model or setting that `generate` would refuse too.
+        InputError: fewer than 1 rank, or a model or setting that `generate` would refuse too.
     """
     if world_size < 1:
-        raise InputError(f"--world: expected a number of ranks >= 1, came {world_size}")
+        raise InputError(f"--world: expected a number of ranks >= 1, got {world_size}")
     checkpoint, is_published = _find_json(config)
     return plan_for(config, world_size, card, checkpoint, is_published=is_published)
 
 
 def resolve_parallel(config: RunConfig, checkpoint: Checkpoint, world_size: int) -> RunConfig:
-    """The same run with the best mesh in the place of `parallel: auto`; any other run as it is.
+    """Return the config with `parallel: auto` replaced by the best mesh; return any other config unchanged.
 
-    Every rank comes to the same mesh, for it depends on the config, the checkpoint, the number of ranks, and the card,
-    which is guessed from the GPU's name. (Ranks with different GPUs may differ, and are stopped by `build_mesh`.)
+    Every rank gets the same mesh, because it depends only on the config, the checkpoint, the number of ranks, and the
+    card, which is guessed from the GPU's name. (If ranks with different GPUs disagree, `build_mesh` stops them.)
 
     Raises:
-        InputError: as `make_plan` does.
+        InputError: as in `make_plan`.
     """
     if config.parallel.degrees == "given":
         return config
@@ -93,7 +92,7 @@ def resolve_parallel(config: RunConfig, checkpoint: Checkpoint, world_size: int)
 
 
 def this_card(device: str) -> Card:
-    """The card that `model.device` means on this machine, as its name tells; its node is what torchrun started here."""
+    """Return this machine's card for `model.device`, by its name. The node size is torchrun's local world size."""
     local_size = ranks.local_world_size()
     of_cpu = CARDS["cpu"].model_copy(update={"node_size": local_size})
     if device == "cpu":
@@ -109,7 +108,7 @@ def this_card(device: str) -> Card:
 
 
 def _find_json(config: RunConfig) -> tuple[Checkpoint, bool]:
-    """The checkpoint, or published values of its JSON files, and whether it is the latter."""
+    """Return a checkpoint, or a folder of published values of its JSON files, and whether it is the latter."""
     path = config.model.path
     if path in EMBEDDED or Path(path).expanduser().is_dir():
         return Checkpoint(find_checkpoint(path)), False
@@ -118,13 +117,13 @@ def _find_json(config: RunConfig) -> tuple[Checkpoint, bool]:
         return Checkpoint(folder), True
     known = ", ".join(sorted(f.name.replace("--", "/") for f in _PUBLISHED.iterdir()))
     raise InputError(
-        f"model.path: no folder {path!r}, and its values are not known here ({known} are): "
-        "download the checkpoint and give its folder"
+        f"model.path: expected a local folder or one of {known}, got {path!r}; download the checkpoint and set "
+        "model.path to its folder"
     )
 
 
 def _sub_work(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> tuple[SubWork, int]:
-    """What the sub branches run in a step that has them, and how many steps have."""
+    """Return the work of the sub branches in an active step, and the number of active steps."""
     if guidance.method == "slg":
         from ..sampling.guiders import OtherGuidance  # imports torch
 
@@ -148,8 +147,8 @@ def plan_for(
         InputError: a setting that the checkpoint cannot serve.
     """
     info = checkpoint.info
-    # The machine that plans need not be the one that runs, and meshes are looked at one by one below. Where weights are
-    # decides what else goes; fsdp stands for zero3, which would ask for DeepSpeed here.
+    # Check the request without device and mesh: the run may use another machine, and each mesh is checked below. The
+    # weights setting restricts other settings; zero3 is checked as fsdp, because it would require DeepSpeed here.
     model = config.model.model_copy(update={"device": "auto"})
     weights = "fsdp" if config.parallel.weights == "zero3" else config.parallel.weights
     parallel = ParallelConfig(weights=weights)
@@ -196,8 +195,8 @@ def plan_for(
         else:
             refused.append((degrees, reason))
     if given and not any(_AS_CONFIGURED in candidate.notes for candidate in candidates):
-        said = " × ".join(f"{name} {degree}" for name, degree in given.items())
-        refused.append((said, f"the config's degrees make no legal mesh of {world_size} ranks"))
+        configured = " × ".join(f"{name} {degree}" for name, degree in given.items())
+        refused.append((configured, f"the config's degrees form no legal mesh of {world_size} ranks"))
     candidates.sort(key=lambda c: (not c.fits, c.forecast.seconds, c.degrees))
     return Plan(
         world_size=world_size,
@@ -213,13 +212,13 @@ def plan_for(
 
 
 def _meshes(config: RunConfig, world_size: int) -> Iterator[tuple[Any, str | None]]:
-    """Every ring × ulysses × branch of so many ranks, and why it is refused, if it is."""
+    """Yield every ring × ulysses × branch of `world_size` ranks, with the reason if it is not legal, otherwise None."""
     from_ring = _ring_refusal(config)
     for branch in (1, 2):
         if world_size % branch:
             yield (
                 f"ring × ulysses × {branch}",
-                f"ring × ulysses × branch {branch} is never {world_size}: branch must divide the number of ranks",
+                f"ring × ulysses × branch {branch} is never {world_size}; branch must divide the number of ranks",
             )
             continue
         rest = world_size // branch
@@ -228,7 +227,7 @@ def _meshes(config: RunConfig, world_size: int) -> Iterator[tuple[Any, str | Non
             named = f"ring {ring} × ulysses {degrees.ulysses} × branch {branch} = {world_size}: "
             if branch == 2 and 1 in config.guidance.cfg_scales:
                 scale = "cfg_scale" if config.guidance.cfg_scale == 1 else "cfg_scale_2"
-                yield degrees, named + f"with guidance.{scale} 1 there is no uncond to run beside cond"
+                yield degrees, named + f"with guidance.{scale} 1 there is no uncond to run in parallel with cond"
             elif ring > 1 and from_ring is not None:
                 yield degrees, named + from_ring
             else:
@@ -248,7 +247,7 @@ def _ring_refusal(config: RunConfig) -> str | None:
 
 
 def _given_degrees(parallel: ParallelConfig) -> dict[str, int]:
-    """What the config says of the mesh; nothing where it leaves it to the number of ranks."""
+    """Return the degrees set in the config; empty if all are left to the number of ranks."""
     given = {name: d for name, d in (("ring", parallel.ring), ("ulysses", parallel.ulysses)) if d is not None}
     return given | {"branch": parallel.branch} if given or parallel.branch > 1 else {}
 
@@ -273,7 +272,7 @@ def _candidate(degrees: Degrees, step: Step, card: Card, given: dict[str, int]) 
 
 
 def _num_parameters(checkpoint: Checkpoint, is_published: bool) -> dict[str, int]:
-    """Of the VAE, of all text encoders together, and of the image encoder, if there is one."""
+    """Return the parameter counts of the VAE, of all text encoders together, and of the image encoder, if any."""
     if is_published:
         return {name: int(count) for name, count in read_json(checkpoint.folder / "parameters.json").items()}
     weighted = checkpoint.family.weighted
@@ -283,21 +282,21 @@ def _num_parameters(checkpoint: Checkpoint, is_published: bool) -> dict[str, int
 
 
 def _encoder_bytes(config: RunConfig, sizes: Mapping[str, int]) -> float:
-    """Of the weights of text and image encoders, while they encode. Offloaded, they take turns."""
+    """Return the bytes of text and image encoders while they encode. If offloaded, one is on the device at a time."""
     model = config.model
-    # streamed, a layer at a time is on the device
+    # if streamed, one layer at a time is on the device
     text = 0 if model.stream_text_encoder else sizes["text_encoder"] * _item_bytes(model.text_encoder_dtype)
     images = sizes.get("image_encoder", 0) * _item_bytes(model.image_encoder_dtype)
     return max(text, images) if model.offload_text_encoder else text + images
 
 
 def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], longer_side: int, world_size: int) -> float:
-    """What a rank that decodes needs at its worst moment beside the VAE's weights.
+    """Return the peak memory in bytes that a decoding rank needs in addition to the VAE's weights.
 
-    Wan's decoder, a latent frame at a time: 51 numbers for each pixel and channel of its widest stage, of the whole
-    picture, of a strip of its `longer_side` (in latents), or of a tile. HunyuanVideo's, always in tiles of 256 × 256
-    pixels: 9.2 such numbers for each of a tile's 17 frames, or 6 in version 1.5, where a tile has all frames. By tiles,
-    the main rank also holds the frames, twice.
+    Wan's decoder, one latent frame at a time, needs 51 numbers for each pixel and channel of its widest stage, for the
+    whole picture, a strip of its `longer_side` (in latents), or a tile. HunyuanVideo's, always with tiles of 256 × 256
+    pixels, needs 9.2 such numbers for each of a tile's 17 frames, or 6 in version 1.5, where a tile has all frames.
+    With tiles, the main rank also holds the frames twice.
     """
     sampling, size, mode = config.sampling, _item_bytes(config.model.vae_dtype), config.parallel.decode
     pixels = sampling.width * sampling.height

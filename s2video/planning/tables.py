@@ -1,4 +1,4 @@
-"""A plan as a table for people, and as JSON for programs."""
+"""Output of a plan as a table for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .plan import Plan
 
 
 def as_table(plan: Plan) -> str:
-    """For people: what the plan is for, the meshes in aligned columns, and those refused."""
+    """Return a table for people: the run, the legal meshes in aligned columns, and the refused ones."""
     step, card = plan.step, plan.card
     passes = f"cond 1, uncond {1 if step.has_uncond else 0}, "
     passes += f"sub {step.sub.passes:.3g} in {plan.num_active} of {plan.num_steps} steps"
     memory = f" of {card.memory_gb:g} GB" if card.memory_gb is not None else ""
-    source = "published values, the checkpoint was not read" if plan.published else "the checkpoint's files"
+    source = "published values, the checkpoint was not read" if plan.published else "from the checkpoint's files"
     lines = [
         f"{plan.model} ({source}): {step.model.num_blocks} blocks, {step.num_tokens} tokens",
-        f"{plan.world_size} × {card.name}{memory}, {min(plan.world_size, card.node_size)} to a node; all that follows "
-        "is predicted, not measured",
+        f"{plan.world_size} × {card.name}{memory}, {min(plan.world_size, card.node_size)} per node; all values "
+        "below are predicted, not measured",
         f"passes through the model, sub on average: {passes}",
         "",
     ]
@@ -42,16 +42,16 @@ def as_table(plan: Plan) -> str:
         lines.append("  ".join(cells).rstrip())
     lines += [
         "",
-        "Of the busiest rank; a step is the mean over the run; memory at its highest, be it while denoising, encoding",
-        "text or decoding. Not possible:",
+        "Values of the busiest rank; steps are means over the run; memory is the peak of text encoding, denoising and",
+        "decoding. Not possible:",
     ]
     lines += [f"  {mesh}: {reason}" for mesh, reason in plan.refused]
-    lines.append(f"  any other degrees: ring × ulysses × branch must equal {plan.world_size}, and branch 1 or 2")
+    lines.append(f"  any other degrees: ring × ulysses × branch must equal {plan.world_size}, with branch 1 or 2")
     return "\n".join(lines)
 
 
 def as_json(plan: Plan) -> str:
-    """For machines: the same facts in SI units, one JSON object."""
+    """Return the same facts for programs, as one JSON object in SI units."""
     step = plan.step
     return json.dumps(
         {

@@ -1,4 +1,4 @@
-"""What sub branches run in a step: of masks that were drawn, or on average. Knows no model, no mesh, no card."""
+"""The work of sub branches in a step, for drawn masks or on average. Knows no model, mesh or card."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..guidance.masks import MaskSpec
 
 @dataclass(frozen=True)
 class SubWork:
-    """What the sub branches of one step run, or are expected to.
+    """The actual or expected work of the sub branches of one step.
 
     Attributes:
-        runs: for each block, how many sub branches go through it.
-        forks: at how many different blocks they leave cond.
-        count: how many there are, those left out that drop nothing and so equal cond.
+        runs: number of sub branches that run each block.
+        forks: number of different blocks at which they fork from cond.
+        count: number of sub branches, without those that drop nothing and so equal cond.
     """
 
     runs: tuple[float, ...]
@@ -25,12 +25,12 @@ class SubWork:
 
     @property
     def passes(self) -> float:
-        """In passes through all blocks, blocks counting alike."""
+        """The work in passes through all blocks, with equal weight for each block."""
         return math.fsum(self.runs) / len(self.runs)
 
     @classmethod
     def of_masks(cls, masks: Sequence[Sequence[int]], num_blocks: int, *, share_prefix: bool = True) -> SubWork:
-        """Of the masks that one step has drawn."""
+        """Return the work for the masks that one step has drawn."""
         masks = [mask for mask in masks if mask]
         starts = [min(mask) if share_prefix else 0 for mask in masks]
         runs = tuple(
@@ -41,9 +41,9 @@ class SubWork:
 
     @classmethod
     def expected(cls, spec: MaskSpec, num_blocks: int, *, share_prefix: bool = True) -> SubWork:
-        """Of a step in the window, on average over the uniform draws of `spec.count` blocks among the eligible; exact.
+        """Return the exact expected work of a step in the window over uniform draws of `spec.count` eligible blocks.
 
-        With n eligible blocks, d dropped, and k eligible ones before block i, none of those is dropped with
+        With n eligible blocks, d dropped, and k eligible ones before block i, none of those k is dropped with
         probability C(n − k, d) / C(n, d). A sub branch runs block i if it has forked by then and i is not dropped.
         """
         eligible, dropped = spec.eligible(num_blocks), spec.count(num_blocks)

@@ -21,12 +21,12 @@ class Denoiser:
 
     Args:
         experts: the transformers.
-        guidance: CFG and S², with their scales, masks and window.
-        dtype: of the transformer's input.
-        masks: of S², for every step.
-        cond: conditioning from the prompt.
-        uncond: conditioning from the negative prompt; None if no step needs it.
-        images: what images fix.
+        guidance: settings of CFG, S² or another method, with scales, masks and window.
+        dtype: dtype of the transformer's input.
+        masks: masks of S² for every step.
+        cond: conditioning of the prompt.
+        uncond: conditioning of the negative prompt; None if no step needs it.
+        images: image conditioning.
     """
 
     def __init__(

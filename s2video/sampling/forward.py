@@ -1,10 +1,10 @@
-"""One step's predictions: cond, uncond and sub in lockstep, block by block.
+"""The predictions of one step: cond, uncond and sub in lockstep, block by block.
 
-All branches go through block i before any goes through block i + 1, so one fetch of a block's weights serves them
-all. A sub branch equals cond, activation by activation, up to its first dropped block: there it forks from cond's
-state, which is free, because blocks never write into a state. Where cond and uncond run side by side, each on half of
-the ranks, a fork is also where the other half joins: cond's ranks hand half of their tokens to their partners, and
-the rest of the sub branch runs on all ranks. Knows no sampling and no particular model.
+All branches run block i before any runs block i + 1, so each block's weights are fetched once. Up to its first dropped
+block, a sub branch has the same activations as cond. There it forks from cond's state without a copy, because blocks
+never change a state in place. If cond and uncond run in parallel, each on half of the ranks, the other half joins at
+the fork: cond's ranks send half of their tokens to their partners, and the rest of the sub branch runs on all ranks.
+Knows neither sampling nor a particular model.
 """
 
 from collections.abc import Sequence
@@ -44,31 +44,31 @@ def predict(
     share_prefix: bool = True,
     batch_branches: bool = False,
 ) -> Predictions:
-    """The network's predictions for one step, the same to the bit on every rank.
+    """Return the network's predictions for one step, bitwise the same on every rank.
 
     Args:
         latents: [B, C, T, H, W], whole on every rank.
         timestep: [B].
-        mesh: the ranks that take part. With a branch axis there must be an `uncond`, for its ranks run that.
-        uncond: None leaves that pass out.
-        masks: one sub prediction for each, made without the blocks whose indices it holds. An empty mask gives cond.
-        weights: brings the model's blocks, one at a time, each once.
-        share_prefix: False computes every sub branch from block 0, for comparison; the result is the same to the bit.
-        batch_branches: send those branches of a block that lie on the same ranks through it as one batch. Changes the
-            last bits, so it is a setting that all ranks share, never a decision at run time.
+        mesh: the ranks that take part. A branch axis requires `uncond`, which half of the ranks run.
+        uncond: None skips this pass.
+        masks: block indices to drop; one sub prediction is made for each mask. An empty mask gives cond.
+        weights: fetches the model's blocks, one at a time, each once.
+        share_prefix: False computes every sub branch from block 0, for comparison; the result is bitwise the same.
+        batch_branches: run branches on the same ranks through a block as one batch. This changes the last bits, so it
+            is a setting that all ranks share, not a decision at run time.
 
     Raises:
-        ValueError: for a block index outside the model, and for a branch axis without `uncond`.
+        ValueError: a block index outside the model, or a branch axis without `uncond`.
     """
     for index in (i for mask in masks for i in mask):
         if not 0 <= index < model.num_blocks:
-            raise ValueError(f"mask: block indices lie in 0 … {model.num_blocks - 1}, got {index}")
+            raise ValueError(f"mask: expected block indices in 0 … {model.num_blocks - 1}, got {index}")
     if mesh.branch.size > 1 and uncond is None:
-        raise ValueError("branch axis: half of the ranks run uncond, so it has to be given")
+        raise ValueError("uncond: expected a conditioning, got None; with a branch axis half of the ranks run uncond")
 
     plan = AttentionPlan.even(mesh.sequence, model.num_tokens(latents))
-    told = [cond] if uncond is None else [cond, uncond]
-    mine = told if mesh.branch.size == 1 else [told[mesh.branch.rank]]
+    conditionings = [cond] if uncond is None else [cond, uncond]
+    mine = conditionings if mesh.branch.size == 1 else [conditionings[mesh.branch.rank]]
     contexts = [model.prepare(latents, timestep, conditioning, plan) for conditioning in mine]
     branches = [_Branch(context, model.embed(latents, context)) for context in contexts]
     if mesh.branch.size == 1 or not any(masks):
@@ -85,7 +85,7 @@ def predict(
                 fork = _fork(branches[0].state, plan, sub_context, mesh)
                 for i in (i for i, at in enumerate(forks) if at == index):
                     subs[i] = _Branch(sub_context, fork, frozenset(masks[i]))
-                del fork  # cond moves on, and its state here would stay in memory to the end of the step
+                del fork  # otherwise cond's state at this block would stay in memory until the end of the step
             running = [b for b in (*branches, *subs) if b is not None and index not in b.dropped]
             if batch_branches:
                 for _, together in groupby(running, key=lambda branch: branch.context.attention):
@@ -105,9 +105,9 @@ def predict(
 
 
 def _fork(state: TokenState, plan: AttentionPlan, context: BlockContext, mesh: Mesh) -> TokenState:
-    """Cond's state at this block, of those tokens that this rank holds in the sub branch.
+    """Return cond's state at this block for the tokens that this rank has in the sub branch.
 
-    With a branch axis, uncond's ranks pass their own `state`, which only lends its shape.
+    With a branch axis, uncond's ranks pass their own `state`, of which only the shape is used.
     """
     if mesh.branch.size == 1:
         return state
@@ -116,7 +116,7 @@ def _fork(state: TokenState, plan: AttentionPlan, context: BlockContext, mesh: M
     shards = tuple(Shard(shard.start - plan.mine.start, shard.length) for shard in partners)
     if state.text is None:
         return TokenState(share_tokens(state.video, shards, mesh.branch))
-    num_text = context.text.shape[1]  # uncond's own text may be of another length
+    num_text = context.text.shape[1]  # uncond's own text may have another length
     both = share_tokens(torch.cat((state.video, state.text), dim=1), shards, mesh.branch, shared=num_text)
     video, text = both.split((both.shape[1] - num_text, num_text), dim=1)
     return TokenState(video, text)

@@ -1,8 +1,8 @@
-"""Other guidance beside S², for comparison: diffusers' own guiders, handed the predictions of one step.
+"""Other guidance methods, for comparison with S², implemented by diffusers' guiders.
 
-CFG-Zero* (arXiv 2503.18886), APG (2410.02416), and SLG, which with whole blocks left out is also STG's residual form
-(2411.18664). No formula stands here: a guider says whether it wants a prediction that leaves out blocks, and combines.
-Knows no model.
+CFG-Zero* (arXiv 2503.18886), APG (2410.02416), and SLG, which with whole blocks dropped is also STG's residual form
+(2411.18664). All formulas are in the guiders: they decide whether a step needs a prediction with dropped blocks, and
+combine the predictions. Knows no model.
 """
 
 from collections.abc import Mapping
@@ -55,24 +55,24 @@ class OtherGuidance:
             )
 
     def masks(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """The blocks that a further prediction of this step leaves out; none where the guider wants no such one."""
+        """Return the mask of this step's additional prediction; empty if the guider needs none."""
         self._begin(step)
         return (self._layers,) if self._layers and self._guider._is_slg_enabled() else ()
 
     def combine(self, predictions: Predictions, step: int, *, cfg_scale: float | None = None) -> Tensor:
-        """The guided prediction of this step, in float32; steps come in order.
+        """Return the guided prediction of this step, in float32. Call once per step, in order.
 
         Args:
-            predictions: with one sub prediction for each of `masks(step)`.
-            cfg_scale: λ of this step; None: that of the settings.
+            predictions: predictions with one sub prediction for each of `masks(step)`.
+            cfg_scale: λ of this step; None for that of the settings.
         """
         if cfg_scale is not None:
             self._guider.guidance_scale = cfg_scale
         self._begin(step)
-        made = (predictions.cond, predictions.uncond, *predictions.subs)
+        values = (predictions.cond, predictions.uncond, *predictions.subs)
         names = self._guider._input_predictions  # in this order
         pred: Tensor = self._guider.forward(
-            **{name: None if p is None else p.float() for name, p in zip(names, made, strict=False)}
+            **{name: None if p is None else p.float() for name, p in zip(names, values, strict=False)}
         ).pred
         return pred
 

@@ -1,4 +1,4 @@
-"""The denoising loop over a diffusers scheduler. Knows no model and no guidance: those are in `denoise`."""
+"""The denoising loop over a diffusers scheduler. Model and guidance are in `denoise` and not known here."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ OnStep = Callable[[int, int, Tensor], None]
 
 
 class Scheduler(Protocol):
-    """The part of a diffusers scheduler that is used here (UniPC, flow-matching Euler and their kin)."""
+    """The part of a diffusers scheduler that `sample` uses (UniPC, flow-matching Euler and similar)."""
 
     timesteps: Tensor
 
@@ -23,17 +23,17 @@ class Scheduler(Protocol):
 def sample(
     denoise: Denoise, latents: Tensor, scheduler: Scheduler, *, first_step: int = 0, on_step: OnStep | None = None
 ) -> Tensor:
-    """From noise to clean latents.
+    """Denoise noise to clean latents.
 
     Args:
-        denoise: maps (latents, timestep, step index from 0) to the guided prediction, all of the latents' shape.
-        latents: seeded noise, or what `first_step` steps have made of it, [B, C, T, H, W].
-        scheduler: after `set_timesteps`; it is stepped through its timesteps and keeps its own state.
-        first_step: steps that are done already; the scheduler's state is the one after them.
-        on_step: called with (steps done, steps in all, latents) after each step.
+        denoise: maps (latents, timestep, step index from 0) to the guided prediction, with the latents' shape.
+        latents: [B, C, T, H, W], seeded noise, or the result of `first_step` steps.
+        scheduler: a scheduler after `set_timesteps`; it keeps its own state.
+        first_step: number of steps already done; the scheduler's state must be the one after them.
+        on_step: called with (steps done, total steps, latents) after each step.
 
     Raises:
-        NumericalError: as soon as the latents hold a NaN or an infinity; the message names the step.
+        NumericalError: the latents became NaN or infinite; the message names the step.
     """
     timesteps = scheduler.timesteps
     for step, timestep in enumerate(timesteps[first_step:], first_step):
@@ -42,8 +42,7 @@ def sample(
         if not torch.isfinite(latents).all():
             raise NumericalError(
                 f"step {step + 1} of {len(timesteps)} (timestep {float(timestep):g}): the latents became NaN or "
-                "infinite, so there would be no picture; try a smaller guidance scale, model.dtype bfloat16 in place "
-                "of float16, or float32"
+                "infinite; try a smaller guidance scale, model.dtype bfloat16 instead of float16, or float32"
             )
         if on_step is not None:
             on_step(step + 1, len(timesteps), latents)

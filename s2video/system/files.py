@@ -1,6 +1,6 @@
-"""Files, and folders of files, that are whole or not there: written beside their final name, then renamed.
+"""Atomic writes of files and folders: each is written under a temporary name next to its final one, then renamed.
 
-Knows nothing of what is in the files.
+Knows nothing about the contents.
 """
 
 import errno
@@ -24,22 +24,22 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
+    """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
-    The temporary name is hidden, new, and ends in the suffix of `path`, so that programs which look at the
-    suffix write the right format. No file has that name yet: the block must write one. Missing folders are
-    created. An older file at `path` stays as it is until the new one takes its place in one step.
+    The temporary name is hidden, new, and ends in the suffix of `path`, so that programs that read the suffix write the
+    right format. The block must create the file. Missing folders are created. An older file at `path` is kept until the
+    new one replaces it in one step.
 
-    If the block raises anything, KeyboardInterrupt included, the temporary file is removed, nothing appears at
-    `path`, and the exception goes on.
+    If the block raises any exception, including KeyboardInterrupt, the temporary file is removed, `path` is unchanged,
+    and the exception propagates.
 
     Raises:
         InputError: before the block starts, if a file cannot be created there.
-        S2VideoError: the disk, a quota or the largest size of a file was too small.
+        S2VideoError: the disk is full, or a quota or the file size limit is exceeded.
     """
-    temporary = _temporary_beside(path)
+    temporary = _temporary_next_to(path)
     remove = partial(temporary.unlink, missing_ok=True)
-    with at_sudden_end(remove), _full_disk_told(path):
+    with at_sudden_end(remove), _full_disk_reported(path):
         try:
             yield temporary
             _flush_to_disk(temporary)
@@ -50,33 +50,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path, is_ours: Callable[[str], bool]) -> Iterator[Path]:
-    """Yield a new empty folder beside `folder`, under a hidden name; it becomes `folder` when the block ends well.
+    """Yield a new empty folder next to `folder` under a hidden name, and rename it to `folder` if the block succeeds.
 
-    An older folder stays as it is until then, and is replaced whole: what stands under the final name is always of one
-    making. (A process killed between the two renames leaves nothing there, and the old one under a hidden name.)
+    An older folder is kept until then and replaced as a whole, so that `folder` never mixes files of two runs. (If the
+    process is killed between the two renames, `folder` is missing and the old one has a hidden name.)
 
     Args:
-        is_ours: whether a name is one that the block would write. An older folder with anything else in it is refused.
+        is_ours: whether the block could write a file of this name. An older folder that holds others is refused.
 
-    If the block raises anything, the new folder is removed, and the exception goes on.
+    If the block raises any exception, the new folder is removed, and the exception propagates.
 
     Raises:
-        InputError: before the block starts, if the folder cannot be made there or holds what is not ours.
-        S2VideoError: the disk, a quota or the largest size of a file was too small.
+        InputError: before the block starts, if the folder cannot be created or holds other files.
+        S2VideoError: the disk is full, or a quota or the file size limit is exceeded.
     """
     check_replaceable(folder, is_ours)
-    temporary, former = _hidden_beside(folder), _hidden_beside(folder)
+    temporary, former = _hidden_next_to(folder), _hidden_next_to(folder)
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}; choose another output path") from error
     remove = partial(shutil.rmtree, temporary, ignore_errors=True)
-    with at_sudden_end(remove), _full_disk_told(folder):
+    with at_sudden_end(remove), _full_disk_reported(folder):
         try:
             yield temporary
             for path in temporary.iterdir():
                 _flush_to_disk(path)
-            check_replaceable(folder, is_ours)  # something may have come while the block ran
+            check_replaceable(folder, is_ours)  # files may have been added while the block ran
             try:
                 if folder.exists():
                     folder.rename(former)
@@ -91,7 +91,7 @@ def atomic_folder(folder: Path, is_ours: Callable[[str], bool]) -> Iterator[Path
 
 
 def check_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:
-    """Raise InputError if something is at `folder` that is no folder, or one that holds files with other names."""
+    """Raise InputError if `folder` exists but is not a folder, or holds files with other names."""
     try:
         strangers = [entry.name for entry in os.scandir(folder) if not (entry.is_file() and is_ours(entry.name))]
     except FileNotFoundError:
@@ -100,18 +100,18 @@ def check_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:
         raise InputError(f"cannot write {folder}: {error.strerror}; choose another output path") from error
     if strangers:
         raise InputError(
-            f"cannot write {folder}: this folder holds {min(strangers)!r}, which is no frame of that sequence; "
+            f"cannot write {folder}: expected only frames of that sequence in this folder, got {min(strangers)!r}; "
             "choose another output path"
         )
 
 
 def write_json(path: Path, obj: object) -> None:
-    """Write `obj` to `path` as indented UTF-8 JSON with a newline at its end, whole or not at all.
+    """Write `obj` to `path` atomically as indented UTF-8 JSON with a final newline.
 
     Raises:
-        InputError: if a file cannot be created there.
-        TypeError: if `obj` holds what JSON has no form for.
-        ValueError: if `obj` holds NaN or an infinity, which JSON has no form for either.
+        InputError: a file cannot be created there.
+        TypeError: `obj` holds a type that JSON cannot represent.
+        ValueError: `obj` holds NaN or infinity, which JSON cannot represent.
     """
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_path(path) as temporary:
@@ -119,7 +119,7 @@ def write_json(path: Path, obj: object) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; of a folder, that of what `sha256sum *` prints inside it."""
+    """Return the SHA-256 of a file in hexadecimal; for a folder, that of the output of `sha256sum *` in it."""
     if path.is_dir():
         lines = [f"{sha256(file)}  {file.name}\n" for file in sorted(path.iterdir()) if file.is_file()]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -128,21 +128,21 @@ def sha256(path: Path) -> str:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder."""
+    """Return the bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
-def _temporary_beside(path: Path) -> Path:
-    """A free hidden name in the folder of `path`; proves that `path` can be written, and leaves no file."""
-    temporary = _hidden_beside(path)
+def _temporary_next_to(path: Path) -> Path:
+    """Return a free hidden name in the folder of `path`. Check that `path` can be written, and leave no file."""
+    temporary = _hidden_next_to(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A rename would replace a device such as /dev/null, and fail on a folder or on a name that is too long.
-        # Better to know before hours of work than after them.
+        # Find out before hours of work, not after them.
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(os.stat(path).st_mode):
-                raise InputError(f"cannot write {path}: it exists and is not a regular file; choose another name")
-        # 0o666 lets the umask decide about permissions, as for any file; tempfile would make it private.
+                raise InputError(f"cannot write {path}: expected a regular file or none; choose another output path")
+        # 0o666 lets the umask set the permissions, as for any file; tempfile would make the file private.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         temporary.unlink()
     except OSError as error:
@@ -150,14 +150,14 @@ def _temporary_beside(path: Path) -> Path:
     return temporary
 
 
-def _hidden_beside(path: Path) -> Path:
-    # The stem is there for people who find the file after a power cut. It is cut so that a final name of any
-    # legal length (255 bytes, up to four to a letter) has a legal temporary one.
+def _hidden_next_to(path: Path) -> Path:
+    # The stem helps people who find the file after a power cut. It is cut so that a final name of any legal length
+    # (255 bytes, up to four per character) has a legal temporary name.
     return path.with_name(f".{path.stem[:32]}.{secrets.token_hex(4)}{path.suffix}")
 
 
 @contextmanager
-def _full_disk_told(path: Path) -> Iterator[None]:
+def _full_disk_reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -167,7 +167,7 @@ def _full_disk_told(path: Path) -> Iterator[None]:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Without this, a power cut soon after the rename can leave an empty file under the final name."""
+    """Flush the file, or a power cut soon after the rename could leave an empty file under the final name."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -175,7 +175,7 @@ def _flush_to_disk(path: Path) -> None:
 def remove_leftovers(paths: Iterable[Path]) -> None:
     """Remove the temporary files of processes that were killed while they wrote one of `paths`.
 
-    Only where nobody writes them now, nor any other path in their folders.
+    Call this only if no process is writing to these folders.
     """
     wanted: dict[Path, set[tuple[str, str]]] = {}
     for path in paths:

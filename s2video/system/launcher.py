@@ -1,6 +1,6 @@
-"""Start torchrun from Python, pass signals on, and bring the workers' exit code home.
+"""A launcher for torchrun that passes on signals and returns the workers' exit code.
 
-It knows how ranks are started, not what they do: the command that every rank runs is an argument.
+It knows how ranks are started, not what they do; the command for every rank is an argument.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EXIT_CODE_FILE = "S2VIDEO_EXIT_CODE_FILE"
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """How many processes on this host, and how the hosts of a larger run find each other."""
+    """The number of processes on this host, and the rendezvous settings of a run on several hosts."""
 
     nproc: int
     nnodes: int = 1
@@ -35,17 +35,17 @@ class LaunchPlan:
         return self.nproc * self.nnodes
 
     def check(self) -> None:
-        """Raise InputError for a plan that torchrun would refuse, or wait on for ever."""
+        """Raise InputError for a plan that torchrun would refuse, or that would make it wait without end."""
         if self.nproc < 1 or self.nnodes < 1:
-            raise InputError(f"--nproc and --nnodes: expected values >= 1, came {self.nproc} and {self.nnodes}")
+            raise InputError(f"--nproc and --nnodes: expected values >= 1, got {self.nproc} and {self.nnodes}")
         if self.nnodes > 1 and self.rdzv_endpoint is None:
-            raise InputError(f"--nnodes {self.nnodes}: give --rdzv-endpoint HOST:PORT, the same on every host")
+            raise InputError(f"--nnodes {self.nnodes} needs --rdzv-endpoint HOST:PORT; pass the same one on every host")
         if not 0 <= self.node_rank < self.nnodes:
-            raise InputError(f"--node-rank: expected 0 to {self.nnodes - 1}, came {self.node_rank}")
+            raise InputError(f"--node-rank: expected 0 to {self.nnodes - 1}, got {self.node_rank}")
 
 
 def torchrun_command(plan: LaunchPlan, module_arguments: Sequence[str]) -> list[str]:
-    """The command that runs `python -m s2video MODULE_ARGUMENTS` on every rank of this host."""
+    """Return the command that runs `python -m s2video MODULE_ARGUMENTS` on every rank of this host."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(plan.nproc)]
     if plan.nnodes == 1 and plan.rdzv_endpoint is None:
         command.append("--standalone")
@@ -56,18 +56,18 @@ def torchrun_command(plan: LaunchPlan, module_arguments: Sequence[str]) -> list[
 
 
 def launch(plan: LaunchPlan, module_arguments: Sequence[str]) -> int:
-    """Run the ranks until they end; returns 0, the exit code that a worker chose, or torchrun's own."""
+    """Run the ranks until they end. Return 0, the exit code that a worker reported, or torchrun's own."""
     environment = dict(os.environ)
-    # torchrun would give each rank one thread; share the cores out instead.
+    # torchrun would give each rank one thread; divide the cores instead.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // plan.nproc)))
     with tempfile.TemporaryDirectory(prefix="s2video-launch-") as folder:
         exit_code_file = Path(folder) / "exit-code"
         environment[_EXIT_CODE_FILE] = str(exit_code_file)
-        # A session of its own: Ctrl-C reaches torchrun once, from here, and torchrun ends the workers.
+        # A new session, so that Ctrl-C reaches torchrun once, from here, and torchrun ends the workers.
         with _held_signals() as (received, forward_to):
             child = subprocess.Popen(torchrun_command(plan, module_arguments), env=environment, start_new_session=True)
             forward_to.append(child)
-            for number in received:  # those that came while the child was starting
+            for number in received:  # those received while the child was starting
                 child.send_signal(number)
             code = child.wait()
         if received:
@@ -78,7 +78,7 @@ def launch(plan: LaunchPlan, module_arguments: Sequence[str]) -> int:
 
 
 def report_exit_code(code: int) -> None:
-    """Called by a worker: tell the launcher, if there is one, why this rank stops; the first to speak is heard."""
+    """Report a worker's exit code to the launcher, if there is one. The first report counts."""
     path = os.environ.get(_EXIT_CODE_FILE)
     if path is not None and code != 0:
         with suppress(OSError), open(path, "x", encoding="ascii") as file:

@@ -1,4 +1,4 @@
-"""Progress of a loop of known length: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a loop of known length, as a bar on a terminal and as plain lines elsewhere."""
 
 import sys
 import time
@@ -11,15 +11,15 @@ Style = Literal["auto", "bar", "plain", "none"]
 
 
 class Progress:
-    """Steps done, seconds a step, and time left, for one loop whose length the first update tells.
+    """Display of steps done, seconds per step, and time left. The first update sets the length of the loop.
 
     Args:
-        name: what stands before the count.
-        style: "bar", "plain" lines, "none", or "auto" for a bar where standard error is a terminal and lines elsewhere.
-        first: steps that were done before.
+        name: label in front of the count.
+        style: "bar", "plain" lines, "none", or "auto" for a bar if standard error is a terminal and lines otherwise.
+        first: number of steps done before.
     """
 
-    LINES = 10  # at most about this many plain lines a loop
+    LINES = 10  # plain lines per loop, at most about this many
 
     def __init__(self, name: str, style: Style = "auto", *, first: int = 0) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""What torchrun tells a process about its ranks. These environment variables are read here and nowhere else."""
+"""torchrun's environment variables. They are read only here."""
 
 import os
 
@@ -6,7 +6,7 @@ from ..errors import InputError
 
 
 def launched_by_torchrun() -> bool:
-    """Return whether torchrun, or something that sets the same variables, started this process."""
+    """Return whether torchrun, or a program that sets the same variables, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -36,7 +36,7 @@ def is_main_rank() -> bool:
 
 
 def speaks_for_host() -> bool:
-    """Return whether this process reports what every rank of its host finds. Never raises."""
+    """Return whether this process prints the errors that all ranks of its host have. Never raises."""
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) in ("0", "")
 
 
@@ -51,10 +51,12 @@ def attempt() -> str:
 
 
 def store_address() -> tuple[str, int]:
-    """Return MASTER_ADDR and MASTER_PORT, where the run's store listens. Raises InputError if one is missing."""
+    """Return MASTER_ADDR and MASTER_PORT, the address of the run's store. Raise InputError if one is missing."""
     address = os.environ.get("MASTER_ADDR")
     if not address:
-        raise InputError("MASTER_ADDR: expected the address of rank 0's host, got nothing: start the ranks by torchrun")
+        raise InputError(
+            "MASTER_ADDR: expected the address of rank 0's host, got nothing; start the ranks with torchrun"
+        )
     return address, _number("MASTER_PORT", None)
 
 
@@ -64,6 +66,6 @@ def _number(name: str, default: int | None) -> int:
         return default
     if text is None or not text.isascii() or not text.isdigit():
         raise InputError(
-            f"{name}: expected a whole number in the environment, got {text!r}: start the ranks by torchrun"
+            f"{name}: expected a whole number in the environment, got {text!r}; start the ranks with torchrun"
         )
     return int(text)

@@ -1,6 +1,6 @@
-"""How this process ends before its time: SIGTERM taken at once or kept for later, and an end without unwinding.
+"""Early ends of this process: SIGTERM, handled immediately or deferred, and an exit without unwinding.
 
-Knows nothing of ranks, steps and files: others say what a request has to wait for, and what must not be left behind.
+Knows neither ranks, nor steps, nor files. Callers state what a request must wait for, and what to clean up.
 """
 
 import os
@@ -16,11 +16,10 @@ _last_acts: list[Callable[[], None]] = []
 
 
 class Termination:
-    """SIGTERM as this process takes it: by an exception, so that temporary files and ffmpeg go too; while `deferred`,
-    as a request that is only noted.
+    """Handler of SIGTERM that raises SystemExit, so that temporary files and ffmpeg are cleaned up.
 
-    The same request may arrive twice, from Slurm and from torchrun. One that comes `AGAIN` seconds after the first, or
-    later, is meant: it unwinds at once, deferred or not.
+    While `deferred`, a signal is only recorded. The same request may arrive twice, from Slurm and from torchrun. A
+    signal `AGAIN` seconds or more after the first is a new request: it raises immediately, deferred or not.
     """
 
     AGAIN = 2.0
@@ -35,7 +34,7 @@ class Termination:
 
     @contextmanager
     def handled(self) -> Iterator["Termination"]:
-        """Take SIGTERM in this way for the time of the block. Main thread only."""
+        """Install the handler during the block. Main thread only."""
         before = signal.signal(signal.SIGTERM, self._take)
         try:
             yield self
@@ -44,10 +43,10 @@ class Termination:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note a request; the block looks at `requested`. One that it did not see is granted at the block's end.
+        """Only record a request during the block, which can check `requested`. Exit at its end if there was one.
 
         Raises:
-            SystemExit: with code 143, at the end of a block that ends well in spite of a request.
+            SystemExit: with code 143, at the end of a block that succeeded after a request.
         """
         self._deferred = True
         try:
@@ -68,7 +67,7 @@ class Termination:
 
 @contextmanager
 def at_sudden_end(act: Callable[[], None]) -> Iterator[None]:
-    """During the block, `end_suddenly` calls `act` before the process is gone."""
+    """Make `end_suddenly` call `act` before the process ends, during the block."""
     _last_acts.append(act)
     try:
         yield
@@ -77,7 +76,7 @@ def at_sudden_end(act: Callable[[], None]) -> Iterator[None]:
 
 
 def end_suddenly(code: int) -> NoReturn:
-    """End the process from any thread, without unwinding: its main thread may be in a call that never returns."""
+    """End the process from any thread without unwinding, since its main thread may be in a call that never returns."""
     for act in reversed(_last_acts.copy()):
         with suppress(OSError):
             act()
@@ -87,7 +86,7 @@ def end_suddenly(code: int) -> NoReturn:
 
 
 def stop_at_end_of_stdin() -> None:
-    """In a thread: send this process SIGTERM when standard input ends, for then whoever started it is gone."""
-    while os.read(0, 1024):  # sys.stdin has a lock, which would be in the way when Python shuts down
+    """Send this process SIGTERM when standard input ends, since its parent has then ended. Run this in a thread."""
+    while os.read(0, 1024):  # sys.stdin has a lock that would block Python's shutdown
         pass
     os.kill(os.getpid(), signal.SIGTERM)

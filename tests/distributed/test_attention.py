@@ -1,4 +1,4 @@
-"""Attention over ring x ulysses against one process, at token and head counts that divide by nothing."""
+"""Tests of attention over ring x ulysses against one process, with uneven token and head counts."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 
 
 def _random(length: int, heads: int, seed: int) -> list[Tensor]:
-    """Q, K and V of two samples."""
+    """Return Q, K and V of two samples."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(2, length, heads, 4, generator=generator) for _ in range(3)]
 
@@ -105,13 +105,13 @@ def test_joint_attention_equals_one_process(
     num_text: int,
     lengths: list[int] | None,
 ) -> None:
-    """Text keys count once, its padding not at all, and its output is the same to the bit on every rank."""
+    """Text keys count once, padding does not count, and the text output is bitwise the same on every rank."""
     texts = ranks(ring * ulysses).run(attend_jointly, ring, ulysses, num_tokens, num_heads, num_text, lengths)
     assert all(torch.equal(text, texts[0]) for text in texts)
 
 
 def test_joint_attention_alone() -> None:
-    """One process takes the same path."""
+    """A single process uses the same path."""
     plan = AttentionPlan.even(Mesh(torch.device("cpu")).sequence, 11)
     video, text = _random(11, 3, seed=1), _random(4, 3, seed=2)
     got = sharded_joint_attention(*video, *text, plan, backend=None)

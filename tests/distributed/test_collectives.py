@@ -1,4 +1,4 @@
-"""Every collective against the plain tensor it shards, at uneven and empty shards."""
+"""Tests of every collective against the unsharded tensor, with uneven and empty shards."""
 
 from collections.abc import Callable
 

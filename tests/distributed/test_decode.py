@@ -1,4 +1,4 @@
-"""Decoding by 2 to 4 ranks: the frames of one rank, to rounding by strips, and those of diffusers' tiling by tiles."""
+"""Tests of decoding on 2 to 4 ranks: strips equal one rank up to rounding, tiles equal diffusers' tiling."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_halos_are_the_rows_beside_a_strip_and_zero_outside(
 
 
 def decode(mesh: Mesh, form: Form, latents: Tensor, mode: DecodeMode) -> tuple[list[Tensor], int, int]:
-    """The chunks, whether this rank has a VAE, and what it sent."""
+    """Return the chunks, whether this rank has a VAE, and the bytes that it sent."""
     loaded = []
 
     def load():
@@ -113,7 +113,7 @@ def test_strips_give_the_whole_picture(
 
 
 def decode_by_tiles(mesh: Mesh, form: Form, latents: Tensor, height: int, width: int) -> list[Tensor]:
-    """Tiles of height x width px that overlap by a quarter; HunyuanVideo 1.0's in time by two latent frames of four."""
+    """Use tiles of height x width px that overlap by a quarter; HunyuanVideo 1.0's by two of four latent frames too."""
     vae = tiny_vae(form)
     before = dict(vars(vae))
     try:
@@ -148,9 +148,9 @@ def tiled_by_diffusers(form: Form, latents: Tensor, height: int, width: int) -> 
 TILED = [
     ("plain", (2, 9, 7), 32, 64),
     ("residual", (2, 9, 7), 128, 64),
-    ("residual", (3, 4, 4), 64, 64),  # no larger than a tile: decoded whole
+    ("residual", (3, 4, 4), 64, 64),  # no larger than a tile, so decoded whole
     ("hunyuan", (2, 9, 7), 32, 64),
-    ("hunyuan", (8, 5, 4), 32, 32),  # tiles in time: 5, 5, 2 latent frames, the last of which has nothing to add
+    ("hunyuan", (8, 5, 4), 32, 32),  # tiles in time: 5, 5, 2 latent frames, the last of which adds nothing
     ("hunyuan", (7, 4, 3), 32, 32),
     ("hunyuan", (1, 2, 2), 32, 32),
     ("hunyuan15", (2, 9, 7), 64, 128),
@@ -184,7 +184,7 @@ def test_dealt_tiles_give_the_same(
     latents = random_latents(form, *shape)
     expected = tiled_by_diffusers(form, latents, height, width)
     chunks, *others = ranks(world_size).run(decode_by_tiles, form, latents, height, width)
-    assert len(chunks) > 1 or form == "hunyuan15"  # whose tiles last as long as the video
+    assert len(chunks) > 1 or form == "hunyuan15"  # its tiles are as long as the video
     torch.testing.assert_close(torch.cat(chunks), expected, atol=1e-6, rtol=0)
     assert others == [[]] * (world_size - 1)
 
@@ -203,7 +203,7 @@ def leave_early(mesh: Mesh, latents: Tensor, mode: DecodeMode, num_chunks: int) 
     ("world_size", "mode"), [(2, "sharded"), (3, "sharded"), (2, "tiled"), (3, "tiled"), (2, "serial")]
 )
 def test_ranks_end_when_the_reader_leaves(ranks: Ranks, world_size: int, mode: DecodeMode) -> None:
-    """At once: the pool would not answer in time otherwise. Two latent rows, so that a third rank is idle."""
+    """All ranks end at once (otherwise the pool times out). Two latent rows leave a third rank idle."""
     with pytest.raises(RankError) as caught:
         ranks(world_size).run(leave_early, random_latents("residual", 4, 2, 2), mode, 2, timeout=50)
     assert caught.value.kinds == [None] + ["S2VideoError"] * (world_size - 1)

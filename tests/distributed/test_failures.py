@@ -1,5 +1,5 @@
-"""Ranks that die, hang or fail, in jobs of real processes: every process ends, one line says who and where, and no file
-with a final name is partial."""
+"""Tests of ranks that die, hang or fail in real processes: every process ends, one line names the rank and its
+activity, and no file with a final name is partial."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tiny import PROMPT, tiny_config
 
-DEADLINE = 30.0  # seconds from what goes wrong until the last rank has ended
+DEADLINE = 30.0  # seconds from the fault until the last rank has ended
 HEARTBEAT = 8.0
 NUM_STEPS = 200
 
@@ -53,7 +53,7 @@ sys.exit(main(sys.argv[3:]))
 
 
 class Job:
-    """The ranks of one job without torchrun, which would end the others for us."""
+    """The ranks of one job, without torchrun, which would end the other ranks itself."""
 
     def __init__(self, folder: Path, checkpoint: Path, world_size: int, program: list[str], *arguments: str) -> None:
         config = folder / "tiny.yaml"
@@ -78,17 +78,17 @@ class Job:
         return self._logs[rank].read_text(encoding="utf-8")
 
     def errors(self) -> list[str]:
-        """Our lines, of all ranks."""
+        """Return the error lines of s2video from all ranks."""
         lines = [line for rank in range(len(self._logs)) for line in self.said(rank).splitlines()]
         return [line for line in lines if line.startswith("s2video: error:")]
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            assert all(process.poll() is None for process in self.processes), "the job ended before its time"
+            assert all(process.poll() is None for process in self.processes), "the job ended too early"
             time.sleep(0.05)
 
     def codes(self, *, without: int | None = None, within: float = DEADLINE) -> list[int]:
-        """Exit codes, when all but one rank have ended."""
+        """Wait until all ranks but one have ended, and return their exit codes."""
         deadline = time.monotonic() + within
         awaited = [process for rank, process in enumerate(self.processes) if rank != without]
         return [process.wait(max(0.1, deadline - time.monotonic())) for process in awaited]
@@ -126,7 +126,7 @@ def many_steps(job: Job) -> bool:
 def test_a_rank_that_is_gone_or_stopped(
     start: Callable[..., Job], number: signal.Signals, world_size: int, victim: int
 ) -> None:
-    """Rank 0 takes the store with it."""
+    """If rank 0 dies, so does the store."""
     job = start(world_size, "--set", f"sampling.num_inference_steps={NUM_STEPS}")
     job.wait_until(lambda: many_steps(job))
     job.processes[victim].send_signal(number)
@@ -145,12 +145,12 @@ def test_a_rank_that_raises(start: Callable[..., Job]) -> None:
 
 
 def test_a_main_thread_that_hangs(start: Callable[..., Job]) -> None:
-    """Its process gives signs of life; the collective's time limit shows that something is wrong."""
+    """The hanging rank's heartbeat continues; the collective's time limit detects it."""
     job = start(2, program=("-c", MISBEHAVE, "hang", "1"))
     job.wait_until(lambda: "step 4/6" in job.said(0))
     assert job.codes() == [1, 1]
     (line,) = job.errors()
-    assert "behind is rank 1 (last at: denoising step 4 of 6)" in line, line
+    assert "rank 1 (last at: denoising step 4 of 6) is behind" in line, line
     assert "Traceback" not in job.said(0)
     assert job.files() == []
 
@@ -170,7 +170,7 @@ def test_killed_in_the_midst_of_encoding(start: Callable[..., Job], tmp_path: Pa
     arguments = ["--set", "sampling.num_frames=161", "--set", "checkpoint.every_seconds=600"]
     job = start(2, *arguments, "--set", "sampling.num_inference_steps=2")
     job.wait_until(lambda: any(re.fullmatch(r"\.clip\.\w+\.mp4", name) for name in job.files()))
-    time.sleep(1.5)  # the other rank hears of the new phase with the next sign of life
+    time.sleep(1.5)  # the other rank reads the new phase with the next heartbeat
     job.processes[0].kill()
     assert job.codes(without=0) == [1]
     (line,) = job.errors()

@@ -1,4 +1,4 @@
-"""What a plan says that ranks send is what they send, to the byte; and `parallel: auto` on real ranks."""
+"""Tests that a plan predicts the exact bytes that ranks send, and of `parallel: auto` on real ranks."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def one_step(mesh: Mesh, family: str, degrees: Degrees, has_uncond: bool, masks:
 def test_predicted_bytes_are_those_sent(
     ranks: Ranks, family: str, degrees: Degrees, has_uncond: bool, masks: tuple[tuple[int, ...], ...]
 ) -> None:
-    """175 tokens and 5 heads divide by none of 2, 3 and 4."""
+    """175 tokens and 5 heads do not divide by 2, 3 or 4."""
     model = read_costs({"_class_name": f"{family}Transformer3DModel", **MODELS[family][0]().config})
     sub = SubWork.of_masks(masks, model.num_blocks)
     step = Step(model, NUM_TOKENS, NUM_TEXT, item_bytes=4, has_uncond=has_uncond, sub=sub)
@@ -102,7 +102,7 @@ def test_auto_takes_one_mesh_on_every_rank(ranks: Ranks, tiny_checkpoint: Path) 
     answers = ranks(2).run(resolved_and_run, build_config({**values, "parallel": "auto"}))
     config, latents = answers[0]
     parallel = config.parallel
-    # cond beside uncond: that needs no exchange in any block
+    # cond parallel to uncond needs no exchange in any block
     assert (parallel.degrees, parallel.ring, parallel.ulysses, parallel.branch) == ("given", 1, 1, 2)
     alone = Engine(tiny_config(tiny_checkpoint)).sample([PROMPT], [3])
     torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""What ranks send is the least that can be sent, counted in bytes."""
+"""Tests that ranks send the minimum number of bytes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +17,11 @@ from s2video.parallel.traffic import count_traffic, ring_minimum, ulysses_minimu
 from s2video.sampling.forward import predict
 
 Ranks = Callable[[int], RankPool]
-DIM, FLOAT = 4, 4  # channels a head; bytes
+DIM, FLOAT = 4, 4  # channels per head; bytes
 
 
 def one_layer(mesh: Mesh, ring: int, ulysses: int, num_tokens: int, heads: int, num_text: int) -> dict[str, Any]:
-    """One attention layer: calls and bytes by kind."""
+    """Run one attention layer and return calls and bytes by kind."""
     plan = AttentionPlan.even(laid_out(mesh, ring, ulysses).sequence, num_tokens)
     video = [torch.randn(1, plan.mine.length, heads, DIM) for _ in range(3)]
     text = [torch.randn(1, num_text, heads, DIM) for _ in range(3)]
@@ -35,7 +35,7 @@ def one_layer(mesh: Mesh, ring: int, ulysses: int, num_tokens: int, heads: int, 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ulysses_sends_the_least(ranks: Ranks, world_size: int) -> None:
-    """4 tensors × local tokens × width × (P−1)/P in two all-to-alls, where tokens and heads divide."""
+    """4 tensors × local tokens × width × (P−1)/P in two all-to-alls, if tokens and heads divide."""
     num_tokens, heads = 12 * world_size, 2 * world_size
     for layer in ranks(world_size).run(one_layer, 1, world_size, num_tokens, heads, 0):
         assert layer["calls"] == {"all_to_all": 2}
@@ -44,7 +44,7 @@ def test_ulysses_sends_the_least(ranks: Ranks, world_size: int) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_the_ring_sends_the_least(ranks: Ranks, world_size: int) -> None:
-    """(R−1) × 2 × local tokens × width, where tokens divide."""
+    """(R−1) × 2 × local tokens × width, if tokens divide."""
     for layer in ranks(world_size).run(one_layer, world_size, 1, 7 * world_size, 3, 0):
         assert layer["calls"] == {"send": world_size - 1}
         assert layer["sent"]["send"] == (world_size - 1) * 2 * 7 * 3 * DIM * FLOAT
@@ -68,7 +68,7 @@ def test_the_least_where_nothing_divides(ranks: Ranks, num_tokens: int, heads: i
 
 
 def forward(mesh: Mesh, ring: int, ulysses: int) -> dict[str, Any]:
-    """One pass of a tiny Wan model; `stopped`: what was sent after the count does not count."""
+    """Run one pass of a tiny Wan model. `stopped` tests that bytes sent after the count are not counted."""
     model = WanBlockModel(build_transformer())
     latents, timestep, text = torch.zeros(1, 16, 5, 10, 14), torch.tensor([500]), Conditioning(torch.zeros(1, 8, 128))
     plan = AttentionPlan.even(laid_out(mesh, ring, ulysses).sequence, model.num_tokens(latents))
@@ -85,7 +85,7 @@ def forward(mesh: Mesh, ring: int, ulysses: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("ring", "ulysses"), [(1, 2), (2, 1)])
 def test_a_pass_sends_what_its_layers_must(ranks: Ranks, ring: int, ulysses: int) -> None:
-    """175 tokens, 5 heads of 12: nothing is sent but in self-attention, and once at the end."""
+    """With 175 tokens and 5 heads of 12, ranks send only in self-attention, and once at the end."""
     shards, heads, layers = [88, 87], [3, 2], NUM_BLOCKS
     for rank, counted in enumerate(ranks(2).run(forward, ring, ulysses)):
         if ring == 1:
@@ -99,7 +99,7 @@ def test_a_pass_sends_what_its_layers_must(ranks: Ranks, ring: int, ulysses: int
 
 
 def step_with_branches(mesh: Mesh) -> dict[str, dict[str, int]]:
-    """One step of a tiny Wan model: cond beside uncond, and a sub branch that forks at block 4 and drops it."""
+    """Run one step of a tiny Wan model: cond next to uncond, and a sub branch that forks at block 4 and drops it."""
     mesh = laid_out(mesh, 1, 1, 2)
     latents, timestep = torch.zeros(1, 16, 5, 10, 14), torch.tensor([500])
     cond, uncond = Conditioning(torch.zeros(1, 8, 128)), Conditioning(torch.ones(1, 8, 128))
@@ -111,7 +111,7 @@ def step_with_branches(mesh: Mesh) -> dict[str, dict[str, int]]:
 
 
 def test_a_fork_hands_over_half_of_the_tokens_and_nothing_else_moves(ranks: Ranks) -> None:
-    """2 ranks: before the fork nothing is sent; after it, one block runs on both."""
+    """With 2 ranks, nothing is sent before the fork; after it, one block runs on both."""
     shards, width = [88, 87], 60
     exchanged = 16 * 5 * 10 * 14 + max(shards) * 64  # cond and uncond as predictions; the sub branch as tokens
     for rank, counted in enumerate(ranks(2).run(step_with_branches)):

@@ -1,4 +1,4 @@
-"""Sharded weights: the same video to the bit, one gather of each block a step, and every rank reads its own part only.
+"""Tests of sharded weights: bitwise the same video, one gather of each block per step, each rank reads only its part.
 
 ZeRO-3 takes part where DeepSpeed is installed (`pip install 's2video[deepspeed]'`).
 """
@@ -33,7 +33,7 @@ STEPS = 2  # of which the second has sub branches
 
 
 class Gathers(TorchDispatchMode):
-    """Sizes in bytes of the gathers into one tensor; here only FSDP2 and ZeRO-3 make such gathers."""
+    """Record the bytes of gathers into one tensor; only FSDP2 and ZeRO-3 make such gathers here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def sample_both(mesh: Mesh, config: RunConfig, kind: str, *degrees: Any) -> dict
 def test_one_gather_of_each_block_a_step(
     ranks: Ranks, tiny_checkpoint: Path, kind: str, ring: int, ulysses: int, branch: int, guidance: dict[str, Any]
 ) -> None:
-    """Whatever the branches, and whatever blocks they leave out; the latents are those of whole weights to the bit."""
+    """With any branches and dropped blocks, the latents bitwise equal those of whole weights."""
     world_size = ring * ulysses * branch
     config = tiny_config(tiny_checkpoint, window=(0.5, 1.0), **guidance)
     for result in ranks(world_size).run(sample_both, config, kind, ring, ulysses, branch):
@@ -99,7 +99,7 @@ def test_each_rank_streams_a_copy_of_its_own(ranks: Ranks, tiny_checkpoint: Path
 
 
 def load(mesh: Mesh, folder: Path, kind: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What this rank read and holds; and whether each block, while it is whole, equals that of `load_transformer`."""
+    """Return what this rank read and holds, and whether each gathered block equals that of `load_transformer`."""
     with counted_reads() as read:
         model, weights = place_transformer(Checkpoint(folder), dtype, mesh, build_parallel(kind))
     reference = load_transformer(Checkpoint(folder), dtype, mesh.device)
@@ -139,10 +139,10 @@ def test_each_rank_reads_and_holds_its_part(
     whole = results[0]["whole"]
     for result in results:
         assert result["wrong"] == [] and result["meta"] == []
-        # rows of the smallest parameters cannot be shared out evenly
+        # rows of the smallest parameters cannot be split evenly
         assert result["held"] < 1.15 * whole / world_size
         assert sum(result["read"].values()) < 1.15 * 4 * whole / world_size
-    if kind == "fsdp":  # ZeRO-3's parts may begin in the middle of a row, which then two ranks read
+    if kind == "fsdp":  # ZeRO-3's parts may begin in the middle of a row, which two ranks then read
         assert sum(sum(result["read"].values()) for result in results) == 4 * whole  # the file is in float32
 
 
@@ -151,7 +151,7 @@ def build_differently(mesh: Mesh) -> None:
 
 
 def test_ranks_that_place_weights_differently_all_stop(ranks: Ranks) -> None:
-    """One would wait in a gather that the other never enters."""
+    """Otherwise one rank would wait in a gather that the other never enters."""
     with pytest.raises(RankError) as caught:
         ranks(2).run(build_differently)
     assert caught.value.kinds == ["AgreementError"] * 2

@@ -11,7 +11,7 @@ def test_one_rank_always_agrees_with_itself() -> None:
 
 
 def test_error_names_fields_values_and_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gather is stood in for: what four ranks say is given here."""
+    """Replace the gather by the statements of four ranks."""
     said = [
         {"seed": "1", "prompt": '"x"'},
         {"seed": "1", "prompt": '"x"'},

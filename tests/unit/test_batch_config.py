@@ -215,7 +215,7 @@ def test_names_follow_the_format(tmp_path: Path) -> None:
     ("more", "fragment"),
     [
         ({"name": "{shot}.mp4", "output": {"codec": "prores"}}, "ends in .mov"),
-        ({"output": {"codec": "png", "timecode": "01:00:00:00"}}, "no place for a timecode"),
+        ({"output": {"codec": "png", "timecode": "01:00:00:00"}}, "cannot hold a timecode"),
         ({"name": "{shot}.avi"}, "ends in .mp4, .mov, .png or .exr"),
     ],
 )

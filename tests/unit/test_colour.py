@@ -1,4 +1,4 @@
-"""RGB to what encoders take: matrix, depth, siting, rounding."""
+"""Tests of the colour conversion: matrix, depth, siting, rounding."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_ten_bits_are_four_times_eight_rounded_once() -> None:
     assert codes.dtype == np.dtype("<u2")
     exact = 4 * np.array([bt709(colour)[0] for colour in frame[0].double().tolist()])
     assert np.abs(codes[:500] - exact).max() < 0.501
-    assert np.abs(4 * np.round(exact / 4) - exact).max() > 1.9  # by way of 8 bits
+    assert np.abs(4 * np.round(exact / 4) - exact).max() > 1.9  # through 8 bits
     assert np.abs(np.floor(exact) - exact).max() > 0.9  # by truncation
 
 

@@ -1,4 +1,4 @@
-"""FLOPs and parameters as torch counts them on the real modules, and sub passes as enumeration counts them."""
+"""Tests of FLOPs and parameters against torch's counts on the real modules, and of sub passes against enumeration."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -175,14 +175,14 @@ def test_defaults_are_those_of_diffusers(kind: type[Any]) -> None:
 
 
 def test_attention_is_shared_out_whole() -> None:
-    """Two ring groups of two ranks, 3 + 2 heads, 4 + 3 + 3 + 3 tokens: what the ranks do adds up to what one does."""
+    """The work of two ring groups of two ranks (3 + 2 heads, 4 + 3 + 3 + 3 tokens) adds up to that of one rank."""
     costs = read_costs({"_class_name": "WanTransformer3DModel", **CASES["Wan"][1]})
     shares = [Share(tokens, heads, group, 13) for tokens, heads, group in ((4, 3, 7), (3, 2, 7), (3, 3, 6), (3, 2, 6))]
     parts = [costs.block(0, share, NUM_TEXT) for share in shares]
     whole = costs.block(0, Share(13, 5, 13, 13), NUM_TEXT)
     assert sum(part.exchanged for part in parts) == whole.exchanged
     assert sum(part.attention for part in parts) == whole.attention
-    # each rank projects the text's keys and values for itself
+    # each rank projects the text's keys and values itself
     assert sum(part.linear for part in parts) - whole.linear == 3 * 2 * 2 * NUM_TEXT * costs.width**2
 
 

@@ -69,7 +69,10 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: edit_json(folder / "model_index.json", transformer=["diffusers", "WanTransformer3DModel"]),
         "transformer: expected HunyuanVideoTransformer3DModel, got",
     ),
-    "no VAE named": (lambda folder: edit_json(folder / "model_index.json", vae=None), "vae: expected AutoencoderKLHunyuanVideo"),
+    "no VAE named": (
+        lambda folder: edit_json(folder / "model_index.json", vae=None),
+        "vae: expected AutoencoderKLHunyuanVideo",
+    ),
     "a text encoder missing": (lambda folder: shutil.rmtree(folder / "text_encoder_2"), "text_encoder_2/ is missing"),
     "a tokenizer missing": (lambda folder: (folder / "tokenizer_2/tokenizer_config.json").unlink(), "tokenizer_2"),
     "blocks not counted": (

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all."""
+"""Tests that files and folders appear whole or not at all."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_paths_that_cannot_be_written_are_refused_before_the_block(tmp_path: Pat
         file / "deeper" / "clip.mp4",
         folder,
         Path("/dev/null"),  # a rename as root would replace the device
-        Path("/proc/s2video/clip.mp4"),  # nobody can create files there, not even root
+        Path("/proc/s2video/clip.mp4"),  # not even root can create files there
         tmp_path / ("a" * 300 + ".mp4"),
     ]
     for target in refused:

@@ -1,4 +1,4 @@
-"""Every format against every promise: a clip of patches and a ramp is written once in each, and read back."""
+"""Tests of every format: one clip of patches and a ramp is written in each, and read back."""
 
 import struct
 import wave
@@ -37,13 +37,13 @@ class Clip(NamedTuple):
 
 
 def picture() -> torch.Tensor:
-    """[HEIGHT, WIDTH, 3]: a row of patches, 64 px high, above a ramp."""
+    """Return [HEIGHT, WIDTH, 3]: a row of patches, 64 px high, above a ramp."""
     patches = torch.tensor(COLOURS, dtype=torch.float32).repeat_interleave(PATCH, dim=0).expand(64, WIDTH, 3)
     return torch.cat([patches, RAMP[..., None].expand(64, WIDTH, 3)])
 
 
 def tone(path: Path, seconds: float) -> Path:
-    """A loud 16-bit WAV file."""
+    """Write a loud 16-bit WAV file."""
     samples = (20000 * np.sin(np.arange(round(seconds * SAMPLE_RATE)) * 0.05)).astype("<i2")
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -83,7 +83,7 @@ def each(codecs: list[Codec]) -> pytest.MarkDecorator:
 
 
 def stored_rgb(clip: Clip, index: int = 0) -> np.ndarray:
-    """[HEIGHT, WIDTH, 3] as a sequence stores it."""
+    """Return the stored values of a sequence, [HEIGHT, WIDTH, 3]."""
     path = clip.frame_paths()[index]
     if clip.codec == "exr":
         image = OpenImageIO.ImageInput.open(str(path))
@@ -96,7 +96,7 @@ def stored_rgb(clip: Clip, index: int = 0) -> np.ndarray:
 
 
 def middles(plane: np.ndarray) -> np.ndarray:
-    """The median of the middle of each patch; of each channel, where there are several."""
+    """Return the median of the middle of each patch, for each channel."""
     rows, side = plane.shape[0] // 2, plane.shape[1] // len(COLOURS)
     inner = [
         plane[rows // 4 : rows * 3 // 4, i * side + side // 4 : (i + 1) * side - side // 4] for i in range(len(COLOURS))
@@ -145,14 +145,14 @@ def test_patches_of_exr_are_the_light_of_an_srgb_display(clips: dict[Codec, Clip
 def test_a_ramp_keeps_its_levels_at_ten_bits(clip: Clip) -> None:
     luma = stored_planes(clip.path)[0][64:]
     error = luma - (4 * 16 + 4 * 219 * RAMP.numpy())
-    assert len(np.unique(luma)) > 600  # 877 codes are there; 8 bits have 220 for luma and 256 for RGB
+    assert len(np.unique(luma)) > 600  # 877 codes exist; 8 bits have 220 for luma and 256 for RGB
     assert np.abs(error).max() < 3
     assert abs(error.mean()) < 0.1  # truncation would make it 0.5 too dark
 
 
 @each(SEQUENCES)
 def test_a_ramp_keeps_its_levels_in_sequences(clip: Clip) -> None:
-    """16384 grays; half floats, which are 1/2048 apart below 1, have fewer."""
+    """The ramp keeps 16384 grays, but fewer in half floats, which are 1/2048 apart below 1."""
     assert len(np.unique(stored_rgb(clip)[64:])) > {"png": 16000, "exr": 4000}[clip.codec]
 
 
@@ -170,7 +170,7 @@ def test_frames_in_any_order_of_memory(tmp_path: Path, codec: Codec) -> None:
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
-# What is said of them
+# Tags and metadata
 
 
 @each(CONTAINERS)
@@ -205,7 +205,7 @@ def test_png_is_tagged_srgb(clips: dict[Codec, Clip]) -> None:
 
 
 def exr_header(path: Path) -> dict[str, tuple[str, bytes]]:
-    """Attribute -> (type, value), as the file has them; OpenImageIO gives some of them other names."""
+    """Return attribute -> (type, value) as stored; OpenImageIO renames some of them."""
     data, at, found = path.read_bytes(), 8, {}
     while data[at]:
         name, kind = data[at : at + 512].split(b"\0")[:2]
@@ -260,7 +260,7 @@ def test_texts(clip: Clip) -> None:
 
 
 def test_the_whole_matrix(clips: dict[Codec, Clip]) -> None:
-    """Prints the table of docs/studio.md: pytest -s -k whole_matrix tests/unit/test_formats.py"""
+    """Print the table of docs/studio.md: pytest -s -k whole_matrix tests/unit/test_formats.py"""
     print("\n| codec | stored as | patches: largest error | ramp: levels | ramp: largest, mean error |")
     print("|---|---|---|---|---|")
     for codec, clip in clips.items():

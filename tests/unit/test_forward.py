@@ -1,4 +1,4 @@
-"""The block-by-block forward on one rank: equal to the module's own, whatever is shared, dropped or batched."""
+"""Tests of the block-by-block forward on one rank: it equals the module's, with sharing, dropping and batching."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ def own_forward(transformer: WanTransformer3DModel, latents: Tensor, timestep: T
 def test_block_model_is_the_module_to_the_bit(
     tiny_checkpoint: Path, inputs: tuple[Tensor, Tensor, Conditioning, Conditioning], dtype: torch.dtype
 ) -> None:
-    """`reference` keeps diffusers' own processors and forward."""
+    """`reference` uses diffusers' processors and forward."""
     latents, timestep, cond, uncond = inputs
     reference = load_transformer(Checkpoint(tiny_checkpoint), dtype, torch.device("cpu"))
     model = WanBlockModel(load_transformer(Checkpoint(tiny_checkpoint), dtype, torch.device("cpu")))
@@ -72,7 +72,7 @@ def test_bfloat16_is_close_to_float32(
         outputs.append(predict(model, latents.to(dtype), timestep, mesh=ALONE, cond=text, masks=[(2,)]))
     for wide, narrow in zip((outputs[0].cond, *outputs[0].subs), (outputs[1].cond, *outputs[1].subs), strict=True):
         error = (narrow.float() - wide).norm() / wide.norm()
-        assert 1e-5 < error < 0.02  # bfloat16 has 8 bits: 0.4 % a rounding
+        assert 1e-5 < error < 0.02  # bfloat16 has 8 bits, so 0.4 % per rounding
 
 
 @pytest.mark.parametrize("masks", [[(1,)], [(3, 5)], [(NUM_BLOCKS - 1,)], [(0, 2)], [(2, 4), (1, 3)], [(1,), (), (5,)]])
@@ -88,13 +88,13 @@ def test_shared_prefix_is_recomputed_prefix_to_the_bit(
     assert shared.uncond is not None and recomputed.uncond is not None and torch.equal(shared.uncond, recomputed.uncond)
     for mask, a, b in zip(masks, shared.subs, recomputed.subs, strict=True):
         assert torch.equal(a, b)
-        assert torch.equal(a, shared.cond) == (not mask)  # dropping nothing gives cond, dropping anything does not
+        assert torch.equal(a, shared.cond) == (not mask)  # only dropping nothing gives cond
 
 
 def test_sub_is_the_network_without_those_blocks(
     model: WanBlockModel, inputs: tuple[Tensor, Tensor, Conditioning, Conditioning]
 ) -> None:
-    """Against diffusers' own forward over a shortened block list."""
+    """Predictions equal diffusers' forward with a shorter block list."""
     latents, timestep, cond, _ = inputs
     got = predict(model, latents, timestep, mesh=ALONE, cond=cond, masks=[(1, 4)]).subs[0]
     shortened = build_transformer()
@@ -127,7 +127,7 @@ def test_batched_branches_agree_up_to_rounding(
 
 
 class Recorder(WanBlockModel):
-    """Writes down which block runs, in order."""
+    """A model that records the blocks that run, in order."""
 
     def __init__(self) -> None:
         super().__init__(build_transformer())
@@ -139,7 +139,7 @@ class Recorder(WanBlockModel):
 
 
 def test_lockstep_order_and_cost(inputs: tuple[Tensor, Tensor, Conditioning, Conditioning]) -> None:
-    """No block is left before all branches are through it, and the shared prefix is not computed twice."""
+    """All branches run a block before the next one starts, and the shared prefix is computed once."""
     latents, timestep, cond, uncond = inputs
     recorder = Recorder()
     predict(recorder, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)])
@@ -179,7 +179,7 @@ def test_a_branch_axis_needs_uncond(
 
 
 def test_changing_masks_do_not_recompile(inputs: tuple[Tensor, Tensor, Conditioning, Conditioning]) -> None:
-    """Compiled blocks are compiled once: neither the mask nor the branch is part of what they depend on."""
+    """Blocks are compiled once, since they depend on neither mask nor branch."""
     latents, timestep, cond, uncond = inputs
     model = WanBlockModel(build_transformer())
     expected = [

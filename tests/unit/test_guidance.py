@@ -40,7 +40,7 @@ def test_original_form_changes_the_scale(tensors: list[Tensor]) -> None:
     predictions = Predictions(cond, uncond, (sub,))
     got = combine(predictions, cfg_scale=5.0, s2_scale=0.25, form="original")
     torch.testing.assert_close(got, uncond + 5.0 * (cond - uncond) - 0.25 * sub, atol=1e-5, rtol=1e-5)
-    same = Predictions(cond, cond, (cond,))  # three equal predictions: nothing to correct
+    same = Predictions(cond, cond, (cond,))  # three equal predictions need no correction
     torch.testing.assert_close(combine(same, cfg_scale=5.0, s2_scale=0.25), cond)
     torch.testing.assert_close(combine(same, cfg_scale=5.0, s2_scale=0.25, form="original"), 0.75 * cond)
 

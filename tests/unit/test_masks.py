@@ -28,7 +28,7 @@ def test_count_overrides_ratio_and_is_capped_by_the_eligible_blocks() -> None:
 
 
 def test_known_masks_never_change() -> None:
-    """A sidecar of today must mean the same in years: these values are part of the file format."""
+    """Old sidecars must keep their meaning, so these values are part of the file format."""
     spec = MaskSpec()
     drawn = [dropped_blocks(spec, num_blocks=30, seed=seed, step=step) for seed, step in [(0, 0), (0, 1), (7, 3)]]
     assert drawn == KNOWN
@@ -54,11 +54,11 @@ def test_seed_step_and_draw_each_matter() -> None:
     assert base != dropped_blocks(spec, num_blocks=60, seed=1, step=0)
     assert base != dropped_blocks(spec, num_blocks=60, seed=0, step=1)
     assert base != dropped_blocks(spec, num_blocks=60, seed=0, step=0, draw=1)
-    assert dropped_blocks(spec, num_blocks=60, seed=2**64 - 1, step=0)  # the largest seed is one
+    assert dropped_blocks(spec, num_blocks=60, seed=2**64 - 1, step=0)  # the largest seed
 
 
 def test_draws_are_uniform_over_eligible_blocks() -> None:
-    """Chi-square over 6,000 draws of 3 of 29 blocks: mean 28, deviation 7.5; 70 is far outside."""
+    """Chi-square over 6,000 draws of 3 of 29 blocks: mean 28, standard deviation 7.5; 70 is far outside."""
     spec = MaskSpec()
     counts = np.zeros(30)
     for step in range(6000):
@@ -85,7 +85,7 @@ def test_window_is_exact(num_steps: int) -> None:
 
 
 def test_window_holds_its_own_edges() -> None:
-    """Step 0 of 5 has its middle at exactly 0.1, which binary fractions would miss."""
+    """The middle of step 0 of 5 is exactly 0.1, which binary fractions would miss."""
     assert [MaskSpec(window=(0.1, 0.9)).active(i, 5) for i in range(5)] == [True] * 5
     assert [MaskSpec(window=(0.3, 0.7)).active(i, 5) for i in range(5)] == [False, True, True, True, False]
 

@@ -1,4 +1,4 @@
-"""Degrees: how many ranks each axis gets, and which are refused in which words."""
+"""Tests of degrees: the size of each axis, and the errors for degrees that do not fit."""
 
 import pytest
 import torch

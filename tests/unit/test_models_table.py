@@ -1,4 +1,4 @@
-"""docs/models.md says of every config what the plan says today."""
+"""Tests that docs/models.md has the plan's current values for every config."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Other guidance: what diffusers' guiders make of the same predictions, alone and in a whole pipeline."""
+"""Tests of other guidance methods against diffusers' guiders, alone and in a whole pipeline."""
 
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,8 @@ def predictions(step: int) -> Predictions:
     return Predictions(cond, uncond, (sub,))
 
 
-def by_its_own_manners(guider: Any, step: int) -> Tensor:
-    """As a modular pipeline uses it: it is asked which predictions it wants, and is given those."""
+def run_guider(guider: Any, step: int) -> Tensor:
+    """Call the guider as a modular pipeline does: prepare the inputs that it asks for, then run it."""
     made = predictions(step)
     named = {"pred_cond": made.cond, "pred_uncond": made.uncond, "pred_cond_skip": made.subs[0]}
     guider.set_state(step=step, num_inference_steps=NUM_STEPS, timestep=torch.tensor(500))
@@ -76,12 +76,12 @@ def test_it_is_what_the_guider_makes(name: str) -> None:
     for step in range(NUM_STEPS):
         made = predictions(step)
         got = other.combine(made._replace(subs=made.subs if other.masks(step) else ()), step)
-        assert torch.equal(got, by_its_own_manners(guider, step)), step
+        assert torch.equal(got, run_guider(guider, step)), step
 
 
 @pytest.mark.parametrize("name", GUIDERS)
 def test_a_step_may_have_a_scale_of_its_own(name: str) -> None:
-    """Of two transformers each has its λ."""
+    """Each of two transformers has its own λ."""
     told, set_so = (OtherGuidance(guidance(**GUIDERS[name][0], cfg_scale=x), NUM_STEPS) for x in (7.0, 2.0))
     for step in range(NUM_STEPS):
         made = predictions(step)
@@ -166,7 +166,7 @@ def test_the_prefix_of_its_pass_is_shared(engine: Engine) -> None:
 
 
 def test_no_masks_are_drawn(engine: Engine) -> None:
-    """So a batch of several seeds needs no mask seed, and the sidecar lists none."""
+    """Other methods draw no masks: a batch of several seeds needs no mask seed, and the sidecar lists none."""
     other = engine.with_guidance(method="apg")
     assert other.sample([PROMPT] * 2, [7, 8]).shape[0] == 2
     facts = job_facts(other.config, images=[], masks=other.mask_schedule([7]))

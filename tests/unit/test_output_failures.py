@@ -1,4 +1,4 @@
-"""Formats that cannot be written: one clear line, the old file still there, nothing else left."""
+"""Tests of failures in every format: one clear line, the old file is kept, nothing else is left."""
 
 import resource
 import sys
@@ -25,7 +25,7 @@ SEQUENCES: list[Codec] = ["png", "exr"]
 
 
 def program(folder: Path, script: str) -> Path:
-    """A shell script in the place of ffmpeg; $real in it is the real one."""
+    """Write a shell script that replaces ffmpeg; $real in it is the real one."""
     path = folder / "my ffmpeg"
     path.write_text(f"#!/bin/sh\nreal='{imageio_ffmpeg.get_ffmpeg_exe()}'\n{script}\n")
     path.chmod(0o755)
@@ -69,7 +69,7 @@ def test_frames_that_end_in_an_error_leave_the_old_video(tmp_path: Path, codec: 
 
 
 def full_disk_spec(codec: Codec, folder: Path, monkeypatch: pytest.MonkeyPatch) -> VideoSpec:
-    """One whose files cannot grow beyond a few KiB, as on a full disk."""
+    """An ffmpeg whose files cannot grow beyond a few KiB, as on a full disk."""
     if FORMATS[codec].encoder:
         ffmpeg = program(folder, 'trap "" XFSZ; ulimit -f 4; exec "$real" "$@"')
         return VideoSpec(FPS, codec=codec, ffmpeg=ffmpeg)
@@ -99,7 +99,7 @@ def test_a_full_disk(tmp_path: Path, codec: Codec, monkeypatch: pytest.MonkeyPat
 def test_an_ffmpeg_without_the_encoder(tmp_path: Path, codec: Codec) -> None:
     encoder = FORMATS[codec].encoder
     ffmpeg = program(tmp_path, f'"$real" "$@" | grep -v " {encoder} "')
-    with pytest.raises(InputError, match=f"has no encoder {encoder}: choose another output.codec"):
+    with pytest.raises(InputError, match=f"has no encoder {encoder}; choose another output.codec"):
         check_spec(VideoSpec(FPS, codec=codec, ffmpeg=ffmpeg), 256, 128)
     check_spec(VideoSpec(FPS, codec=codec), 256, 128)
 
@@ -161,7 +161,7 @@ def test_a_folder_with_other_things_in_it_is_refused_before_any_frame(tmp_path: 
         lambda: check_output(path),
         lambda: write_video(frames, path, VideoSpec(FPS, codec=codec), metadata={}),
     ):
-        with pytest.raises(InputError, match=r"this folder holds 'plan\.doc', which is no frame of that sequence"):
+        with pytest.raises(InputError, match=r"expected only frames of that sequence in this folder, got 'plan\.doc'"):
             attempt()
     assert len(list(frames)) == 2
 

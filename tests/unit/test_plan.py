@@ -1,4 +1,4 @@
-"""Plans: the right figures for the meshes, the right meshes for the ranks, and answers to what cannot be planned."""
+"""Tests of plans: the figures of meshes, the meshes of ranks, and errors for what cannot be planned."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def planned(world_size: int, *overrides: str, config: Path = WAN_14B, card: Card
 
 
 def a_step(family: str, num_tokens: int, **changes: Any) -> Step:
-    """In bfloat16, with cond and uncond and no sub branch, of a model as published."""
+    """Return a step of a published model in bfloat16, with cond and uncond and no sub branch."""
     model = read_costs({"_class_name": f"{family}Transformer3DModel"})
     nothing = SubWork((0.0,) * model.num_blocks, 0.0, 0.0)
     return replace(Step(model, num_tokens, 512, item_bytes=2, has_uncond=True, sub=nothing), **changes)
@@ -61,7 +61,7 @@ def sub_of(num_blocks: int) -> SubWork:
     ],
 )
 def test_passes_on_the_critical_path(degrees: Degrees, has_uncond: bool, passes: float) -> None:
-    """Wan 14B, 40 blocks of which 4 are dropped. Text and timestep, done on every rank, add less than 1 %."""
+    """Wan 14B, 40 blocks of which 4 are dropped. Text and timestep, embedded on every rank, add less than 1 %."""
     step = a_step("Wan", 75600, has_uncond=has_uncond, sub=sub_of(40))
     assert forecast(degrees, step, H100).passes == pytest.approx(passes, rel=0.01)
 
@@ -76,7 +76,7 @@ def test_a_run_is_dearer_in_the_window_only() -> None:
 
 
 def test_other_guidance_has_its_own_passes() -> None:
-    """SLG leaves out fixed blocks in diffusers' window, which is strict: steps 1 to 9 of 50; APG has no such pass."""
+    """SLG drops fixed blocks in diffusers' strict window, steps 1 to 9 of 50; APG has no such pass."""
     slg = planned(1, "guidance.method=slg", "guidance.slg.layers=[9, 19]")
     assert (slg.num_active, slg.step.sub.passes) == (9, 29 / 40)
     assert slg.best.forecast.passes == pytest.approx(2 + 9 / 50 * 29 / 40, rel=0.01)
@@ -90,13 +90,13 @@ def test_other_guidance_has_its_own_passes() -> None:
     [("Wan", 21 * 30 * 52, True, 9.77), ("HunyuanVideo", 33 * 45 * 80, False, 1904 / 50)],
 )
 def test_one_h100_takes_what_was_published(family: str, num_tokens: int, has_uncond: bool, published: float) -> None:
-    """The anchors that its shares were fitted to: diffusers on Wan 14B at 480p, xDiT on HunyuanVideo at 720p."""
+    """The H100's shares are fitted to diffusers on Wan 14B at 480p and xDiT on HunyuanVideo at 720p."""
     step = a_step(family, num_tokens, has_uncond=has_uncond, num_text=512 if has_uncond else 256)
     assert forecast(Degrees(1, 1, 1), step, H100).seconds == pytest.approx(published, rel=0.05)
 
 
 def test_on_two_cards_branches_beat_ulysses_under_plain_cfg() -> None:
-    """As published for Wan 14B on two H200: 21.3 s against 23.8 s."""
+    """Published for Wan 14B on two H200: 21.3 s against 23.8 s."""
     step = a_step("Wan", 21 * 30 * 52)
     side_by_side, ulysses = (forecast(Degrees(1, *d), step, CARDS["H200"]) for d in ((1, 2), (2, 1)))
     assert side_by_side.seconds < ulysses.seconds
@@ -104,18 +104,18 @@ def test_on_two_cards_branches_beat_ulysses_under_plain_cfg() -> None:
 
 
 def test_the_largest_shard_decides() -> None:
-    """12 heads: on 8 ranks some hold 2, so 8 take as long in attention as 6 would; on 16, four hold none."""
+    """With 12 heads, some of 8 ranks hold 2, so attention takes as long as on 6; four of 16 ranks hold none."""
     model = read_costs({"_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "ffn_dim": 8960})
     step = replace(a_step("Wan", 32760), model=model)
     passes = {p: forecast(Degrees(1, p, 1), step, H100).passes for p in (4, 8, 12, 16)}
     assert passes[4] == pytest.approx(2 / 4, rel=0.01)
     assert passes[8] > 1.1 * 2 / 8
     assert passes[16] > 1.2 * 2 / 16
-    assert passes[16] < passes[12]  # tokens are still shared by all, feed-forward and the rest with them
+    assert passes[16] < passes[12]  # all ranks still share the tokens, so the feed-forward and other work
 
 
 def test_where_a_ring_hides_its_transfers() -> None:
-    """Doubling the bandwidth of links that are hidden changes nothing; of links that are not, it does."""
+    """Doubling the bandwidth changes nothing if transfers are hidden by computation; otherwise it does."""
     step = a_step("Wan", 75600)
     ring, ulysses = Degrees(8, 1, 1), Degrees(1, 8, 1)
     faster = read_card("H100", ["intra_gbs=900"])
@@ -126,7 +126,7 @@ def test_where_a_ring_hides_its_transfers() -> None:
 
 
 def test_the_slowest_link_decides() -> None:
-    """16 ranks, 8 to a node: a ring of two nodes goes over the network, and all-to-all stays inside them."""
+    """With 16 ranks, 8 per node, a ring of two nodes uses the network, and all-to-all stays inside the nodes."""
     step = a_step("Wan", 75600)
     slow = read_card("H100", ["inter_gbs=25"])
     for degrees, crosses in ((Degrees(2, 8, 1), False), (Degrees(1, 16, 1), True), (Degrees(1, 8, 2), True)):
@@ -142,7 +142,7 @@ def test_where_weights_are() -> None:
     saved = costs["replicated"].memory_bytes - costs["fsdp"].memory_bytes
     assert saved == pytest.approx(blocks * (1 - 1 / 8 - 2 / 40))
     assert costs["replicated"].memory_bytes - costs["streamed"].memory_bytes == pytest.approx(blocks * (1 - 2 / 40))
-    # fetched ahead, they hide behind a long step; not behind a short one
+    # prefetching hides them in a long step, but not in a short one
     assert costs["fsdp"].seconds == costs["replicated"].seconds
     short = [forecast(degrees, a_step("Wan", 75, weights=w), H100).seconds for w in ("replicated", "streamed")]
     assert short[1] > 2 * short[0]
@@ -165,7 +165,7 @@ def test_weights_and_decoding_are_as_the_config_says() -> None:
     plans = {mode: planned(8, f"parallel.decode={mode}") for mode in modes}
     picture, side = 51 * 96 * 1280 * 720 * 4, 160
     assert plans["serial"].best.forecast.phase == "decoding"
-    assert plans["auto"].best.forecast.phase == "text encoding"  # by eight ranks, a strip each
+    assert plans["auto"].best.forecast.phase == "text encoding"  # eight ranks decode a strip each
     assert {mode: plan.step.decoding_bytes for mode, plan in plans.items()} == {
         "serial": picture,
         "auto": picture * (side // 8) / side,
@@ -225,7 +225,7 @@ def test_the_configs_own_mesh_is_pointed_out() -> None:
 
 
 def test_what_fits_comes_first() -> None:
-    """On a card of 32 GB, 14B in bfloat16 fits nowhere while decoding; its notes say so."""
+    """On a card of 32 GB, 14B in bfloat16 fits no mesh while decoding, and the notes state it."""
     plan = planned(4, "parallel.decode=serial", card=read_card("H100", ["memory_gb=32"]))
     assert not any(candidate.fits for candidate in plan.candidates)
     assert "does not fit into 32 GB while decoding" in plan.best.notes
@@ -284,7 +284,7 @@ def test_hunyuan_video_is_planned_too() -> None:
 
 
 def test_images_are_planned_too() -> None:
-    """Their tokens in cross-attention, and the image encoder's weights, in turn with those of the text encoder."""
+    """Images add tokens in cross-attention and the image encoder's weights, which alternate with the text encoder's."""
     i2v = ROOT / "configs" / "wan2.1-i2v-14b-480p.yaml"
     plan = planned(8, config=i2v)
     assert plan.published and plan.step.num_tokens == 32760
@@ -331,7 +331,7 @@ def test_a_time_for_each_token_is_planned() -> None:
         forecast(Degrees(1, 1, 1), replace(denoising, model=replace(model, time_per_token=x)), H100)
         for x in (True, False)
     )
-    modulation = 6 * (2 * 2 + 4) * 27280 * 3072  # of two branches in bfloat16, and once in float32
+    modulation = 6 * (2 * 2 + 4) * 27280 * 3072  # two branches in bfloat16, and one block in float32
     assert each.memory_bytes - once.memory_bytes == pytest.approx(modulation)
     assert 1.003 < each.seconds / once.seconds < 1.01
 

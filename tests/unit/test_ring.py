@@ -1,4 +1,4 @@
-"""The pure parts of ring attention: the merge, the kernels with their log-sum-exp, the choice among them."""
+"""Tests of the parts of ring attention without communication: merge, kernels with log-sum-exp, choice of kernel."""
 
 import math
 from itertools import pairwise
@@ -45,7 +45,7 @@ def _assert_close(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], t
 
 
 def test_merged_parts_are_the_whole() -> None:
-    """In any grouping and order."""
+    """The merge is exact in any grouping and order."""
     inputs = _qkv(5, 17)
     a, b, c = _parts(*inputs, 4, 5)
     for merged in (
@@ -67,7 +67,7 @@ def test_a_part_without_keys_changes_nothing() -> None:
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 def test_huge_logits_neither_overflow_nor_lose_the_total(scale: float) -> None:
-    """float32 holds a log-sum-exp of 1e4 to 1e-3 only; the weights of a merge add up to one all the same."""
+    """float32 holds a log-sum-exp of 1e4 to 1e-3 only; the weights of a merge still add up to one."""
     query, key, value = _qkv(5, 17, scale)
     (out, lse), other = _parts(query, key, value, 8)
     merged, total = merge_partial(out, lse, *other)
@@ -80,7 +80,7 @@ def test_huge_logits_neither_overflow_nor_lose_the_total(scale: float) -> None:
 
 
 def test_logits_beyond_the_exponential_give_a_step() -> None:
-    """e^2000 is infinite in float32, and a difference of 4000 between two parts is no trouble either."""
+    """e^2000 is infinite in float32; a difference of 4000 between two parts is exact too."""
     out, block_out = torch.zeros(1, 1, 2, 4), torch.ones(1, 1, 2, 4)
     lse, block_lse = torch.tensor([[[2000.0, -2000.0]]]), torch.tensor([[[-2000.0, 2000.0]]])
     merged, total = merge_partial(out, lse, block_out, block_lse)
@@ -118,7 +118,7 @@ def test_the_best_kernel_is_taken_unless_one_is_named() -> None:
     assert choose_kernel(torch.device("cuda"), torch.float32, 12).run is plain_attention
 
 
-@pytest.mark.parametrize(("backend", "said"), [("sage", "log-sum-exp"), ("_native_cudnn", "does not serve")])
+@pytest.mark.parametrize(("backend", "said"), [("sage", "log-sum-exp"), ("_native_cudnn", "does not support")])
 def test_a_backend_that_cannot_serve_is_refused(backend: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         choose_kernel(CPU, torch.float32, 12, backend)

@@ -1,4 +1,4 @@
-"""Timecode labels, held against the definition: counting every frame and leaving out what SMPTE 12M leaves out."""
+"""Tests of timecode labels against the definition: count every frame and drop the labels that SMPTE 12M drops."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -13,7 +13,7 @@ NTSC = Fraction(30000, 1001)
 
 
 def labels(rate: int, dropped: int) -> Iterator[str]:
-    """Every label of a day, in order."""
+    """Return every label of a day, in order."""
     mark = ";" if dropped else ":"
     for minute in range(24 * 60):
         for second in range(60):
@@ -40,13 +40,13 @@ def test_a_day_has_an_end() -> None:
 
 
 def test_drop_frame_keeps_up_with_the_clock() -> None:
-    """An hour of 30000/1001 frames a second has 107892 frames, give or take one."""
+    """An hour of 30000/1001 frames per second has 107892 frames, plus or minus one."""
     assert str(Timecode.parse("00:00:00;00", NTSC).later(107892)) == "01:00:00;00"
 
 
 def test_packed_bits() -> None:
     assert hex(Timecode.parse("12:34:56:07", Fraction(24)).packed()) == "0x12345607"
-    assert hex(Timecode.parse("01:00:00;29", NTSC).packed()) == "0x1000069"  # 0x40 says drop-frame
+    assert hex(Timecode.parse("01:00:00;29", NTSC).packed()) == "0x1000069"  # 0x40 is drop-frame
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def assert_colours_are_bt709(path: Path) -> None:
     np.testing.assert_allclose(patch_codes(path), expected, atol=2)
 
 
-# What is written can be read
+# Reading back
 
 
 @pytest.mark.parametrize("fps", [Fraction(16), Fraction(24000, 1001), Fraction(2997, 100)])
@@ -116,7 +116,7 @@ def test_decord_and_pyav_read_the_same_frames(
     torch.testing.assert_close(without, torch.from_numpy(with_decord), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, None])  # decord raises both this and its own kind
+@pytest.mark.parametrize("kind", [RuntimeError, None])  # decord raises this and its own kind
 def test_pyav_reads_what_decord_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception] | None
 ) -> None:
@@ -133,7 +133,7 @@ def test_pyav_reads_what_decord_cannot(
 
 
 def test_narrow_videos_are_read(tmp_path: Path) -> None:
-    write_video(noise(3, width=48), tmp_path / "clip.mp4", SPEC, metadata={})  # decord takes padding for a channel
+    write_video(noise(3, width=48), tmp_path / "clip.mp4", SPEC, metadata={})  # decord reads padding as a channel
     assert read_video(tmp_path / "clip.mp4").shape == (3, 48, 48, 3)
 
 

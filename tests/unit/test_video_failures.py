@@ -1,4 +1,4 @@
-"""Videos that cannot be written: the error says why, and no file and no process is left."""
+"""Tests of videos that cannot be written: the error states why, and no file or process is left."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from s2video.review.compare import compare_videos
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
-    """Every process that was started."""
+    """Collect every process that is started."""
     processes: list[subprocess.Popen] = []
     start = subprocess.Popen.__init__
 
@@ -35,7 +35,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
 
 @pytest.fixture
 def fake_ffmpeg(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a shell script in the place of ffmpeg; $real in it is the real one, $last the output file."""
+    """Replace ffmpeg by a shell script; $real in it is the real one, $last the output file."""
 
     def install(script: str) -> None:
         real = imageio_ffmpeg.get_ffmpeg_exe()
@@ -68,7 +68,7 @@ def without_picture(value: float) -> Iterator[Tensor]:
         (lambda: then(SystemExit(143)), SystemExit, "143"),
         (lambda: without_picture(float("nan")), NumericalError, "frame 5 has NaN"),
         (lambda: without_picture(float("-inf")), NumericalError, "frame 5 has NaN"),
-        (lambda: [*noise(3), *noise(1, height=50)], InputError, "frame 3 is 80x50 px, .* are 80x48 px"),
+        (lambda: [*noise(3), *noise(1, height=50)], InputError, "frame 3: expected 80x48 px .* got 80x50 px"),
         (lambda: [*noise(3), solid(RED)[0]], InputError, r"got torch.float32 \[64, 64, 3\] after 3 frames"),
         (lambda: [*noise(3), "frame"], InputError, "got str after 3 frames"),
         (lambda: [solid(RED).double()], InputError, r"got torch.float64 \[1, 64, 64, 3\]"),
@@ -76,8 +76,8 @@ def without_picture(value: float) -> Iterator[Tensor]:
         (lambda: noise(3, width=47), InputError, "even width .* got 47x48"),
         (lambda: noise(3, height=31), InputError, "even width .* got 80x31"),
         (lambda: noise(3, height=0), InputError, "got 80x0"),
-        (lambda: [], InputError, "no frames"),
-        (lambda: [torch.zeros(0, 64, 64, 3)], InputError, "no frames"),
+        (lambda: [], InputError, "at least one frame"),
+        (lambda: [torch.zeros(0, 64, 64, 3)], InputError, "at least one frame"),
     ],
 )
 def test_bad_frames_leave_nothing(
@@ -102,7 +102,7 @@ def test_an_interrupt_in_the_midst_leaves_the_old_file(
         yield from noise(3)
 
     (tmp_path / "clip.mp4").write_bytes(b"old")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it for background jobs
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt):
         write_video(producer(), tmp_path / "clip.mp4", SPEC, metadata={})
@@ -128,7 +128,7 @@ def test_ffmpeg_killed_from_outside(tmp_path: Path, started: list[subprocess.Pop
     [
         ("echo first >&2; echo 'Unknown encoder libx264' >&2; exit 8", "status 8: first\nUnknown encoder libx264"),
         ("exit 3", "status 3: it gave no reason"),
-        ("cat > /dev/null; exit 0", "ended well but left no video"),
+        ("cat > /dev/null; exit 0", "succeeded but wrote no video"),
         # Writes fail as on a full disk: no file may grow beyond a few KiB, and the signal for that is ignored.
         ('trap \'\' XFSZ; ulimit -f 8; exec "$real" "$@"', "File too large"),
     ],

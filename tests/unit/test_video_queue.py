@@ -1,4 +1,4 @@
-"""Encoding beside decoding: order, bounds, and both sides ended by an error of either."""
+"""Tests of encoding while decoding: order, bounds, and an error on one side ends both."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ from s2video.media.video_queue import CHUNKS_AHEAD, write_video_meanwhile
 
 
 class Source:
-    """Frames that know how many were taken, and whether the reader closed them."""
+    """Frames that count how many were taken, and know whether the reader closed them."""
 
     def __init__(self, num_frames: int = 12, error: BaseException | None = None, nan_at: int | None = None) -> None:
         self.taken, self.closed = 0, False
@@ -54,7 +54,7 @@ def test_no_more_than_the_queue_holds_is_made_ahead(tmp_path: Path, monkeypatch:
 
     def slow_encoder(frames, path, spec, *, metadata):
         for taken, _ in enumerate(frames, start=1):
-            for _ in range(10_000):  # the maker goes on meanwhile
+            for _ in range(10_000):  # the producer continues meanwhile
                 if source.taken >= min(20, taken + CHUNKS_AHEAD + 1):
                     break
                 time.sleep(0.001)
@@ -63,7 +63,7 @@ def test_no_more_than_the_queue_holds_is_made_ahead(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(video_queue, "write_video", slow_encoder)
     write_video_meanwhile(source.frames(), tmp_path / "a.mp4", SPEC, metadata={})
     assert len(waiting) == 20
-    assert max(waiting) == CHUNKS_AHEAD + 1  # and one that waits for a place in the queue
+    assert max(waiting) == CHUNKS_AHEAD + 1  # plus one that waits for a slot in the queue
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no frame"), KeyboardInterrupt(), SystemExit(143)])

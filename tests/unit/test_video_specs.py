@@ -1,4 +1,4 @@
-"""What a format takes: sizes, wishes that fit each other, names."""
+"""Tests of the sizes, options and names that a format takes."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +18,9 @@ FPS = Fraction(24000, 1001)
     [
         ("h264", 31, 32, "an even width and height above 0, got 31x32"),
         ("h265", 32, 31, "an even width and height"),
-        ("h265", 14, 16, "h265 takes pictures from 16x16 px on"),
+        ("h265", 14, 16, "h265: expected at least 16x16 px"),
         ("prores", 33, 32, "an even width above 0"),
-        ("dnxhr", 240, 136, "dnxhr takes pictures from 256x120 px on, got 240x136 px"),
+        ("dnxhr", 240, 136, "dnxhr: expected at least 256x120 px, got 240x136 px"),
         ("dnxhr", 264, 120, "multiple of 16"),
         ("png", 0, 1, "a width and height above 0"),
     ],
@@ -49,11 +49,11 @@ def test_the_smallest_picture_that_a_format_takes(codec: Codec, width: int, heig
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codec": "png", "timecode": "01:00:00:00"}, "no place for a timecode"),
-        ({"codec": "png", "audio": Path("a.wav")}, "no place for sound"),
-        ({"codec": "exr", "audio": Path("a.wav")}, "no place for sound"),
+        ({"codec": "png", "timecode": "01:00:00:00"}, "cannot hold a timecode"),
+        ({"codec": "png", "audio": Path("a.wav")}, "cannot hold sound"),
+        ({"codec": "exr", "audio": Path("a.wav")}, "cannot hold sound"),
         ({"codec": "h264", "timecode": "01:00:00"}, "HH:MM:SS:FF"),
-        ({"codec": "exr", "timecode": "01:00:00:00", "fps": Fraction(50)}, "no timecode above 30"),
+        ({"codec": "exr", "timecode": "01:00:00:00", "fps": Fraction(50)}, "at most 30 frames per second"),
         ({"codec": "exr", "start_number": -1}, "start number"),
     ],
 )
@@ -87,7 +87,7 @@ def test_the_codec_of_a_name(name: str, codec: Codec, expected: Codec) -> None:
         (".exr", "auto", "expected a name"),
         ("..exr", "auto", "a name before the suffix"),
         ("...exr", "exr", "a name before the suffix"),
-        ("x.mp4", "prores", r"ends in \.mov, as files of codec prores do"),
+        ("x.mp4", "prores", r"ends in \.mov, for codec prores"),
         ("x.mov", "h265", r"ends in \.mp4"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The watch of one rank over another, both in this process, around a store in memory."""
+"""Tests of two ranks' watches in one process, with a store in memory."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ SILENCE = 2.0
 
 
 class Ended(Exception):
-    """In the place of the process's end."""
+    """Raised instead of ending the process."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def pair(ends: list[int]) -> Iterator[Callable[..., list[Watch]]]:
     for watch in made:
         watch.close()
     for thread in [thread for watch in made for thread in watch._threads]:
-        thread.join(30)  # one that is about to end the process must not do so in the next test
+        thread.join(30)  # a thread that is about to end the process must not do so in the next test
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
@@ -68,7 +68,7 @@ def test_alone_it_does_nothing() -> None:
 
 
 def test_all_meet_and_leave(pair: Callable[..., list[Watch]], ends: list[int]) -> None:
-    """Whoever comes first waits, however long: longer than a silent rank may live."""
+    """The first rank waits without limit, even longer than `silence`."""
     first, second = pair("a", "a")
     met: list[int] = []
 
@@ -95,7 +95,7 @@ def test_a_failure_ends_the_others(
     hosts: tuple[str, str],
     lines: int,
 ) -> None:
-    """It is told once a host: by the rank that failed, and by one rank of each other host."""
+    """One rank per host prints it: the failed rank, and one rank of each other host."""
     _, failing = pair(*hosts)
     failing.report("denoising", 3, 6)
     error = S2VideoError("out of\norder")
@@ -104,7 +104,7 @@ def test_a_failure_ends_the_others(
     wait_until(lambda: ends)
     assert ends == [1]
     said = capfd.readouterr().err.splitlines()
-    assert said == ["s2video: error: rank 1 failed, denoising step 3 of 6: out of"] * lines
+    assert said == ["s2video: error: rank 1 failed at denoising step 3 of 6: out of"] * lines
 
 
 def test_ranks_of_a_host_that_fail_alike_speak_once(pair: Callable[..., list[Watch]], ends: list[int]) -> None:
@@ -128,13 +128,13 @@ def test_a_silent_rank_is_named(
     silent.close()  # its threads end
     wait_until(lambda: ends)
     said = capfd.readouterr().err
-    assert "no sign of life for 2 s from rank 1 (last at: loading); rank 0 is at: starting" in said
+    assert "no heartbeat for 2 s from rank 1 (last at: loading); rank 0 is at: starting" in said
 
 
 def test_the_rank_with_less_progress_is_behind(
     pair: Callable[..., list[Watch]], ends: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """After a collective's time limit, though its process gives signs of life."""
+    """A rank that hangs is named after a collective's time limit, even though its heartbeat continues."""
     ahead, behind = pair("a", "a")
     for step in (1, 2):
         ahead.report("denoising", step, 9)
@@ -143,13 +143,13 @@ def test_the_rank_with_less_progress_is_behind(
     threading.Thread(target=ahead.leave, args=(error,), daemon=True).start()
     wait_until(lambda: ends)
     said = capfd.readouterr().err
-    assert "Timed out" in said and "behind is rank 1 (last at: denoising step 1 of 9); rank 0 is at: denoising" in said
+    assert "Timed out" in said and "rank 1 (last at: denoising step 1 of 9) is behind; rank 0 is at: denoising" in said
 
 
 def test_a_process_that_stood_still_accuses_nobody(
     pair: Callable[..., list[Watch]], ends: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after SIGCONT: its clock has gone on, and it has heard of nobody."""
+    """After SIGCONT, the clock has advanced, but no heartbeat has been read."""
     pair("a", "a")
     time.sleep(0.6)
     real, jump = time.monotonic, 100.0

@@ -1,4 +1,4 @@
-"""Blocks that come when their turn does: the order of fetches, streaming from CPU memory, reading in parts."""
+"""Tests of fetched blocks: the order of fetches, streaming from CPU memory, reading in parts."""
 
 import importlib.util
 import shutil
@@ -34,7 +34,7 @@ STREAMED = ParallelConfig(weights="streamed")
 
 
 class Journal(FetchedWeights):
-    """Writes down what happens, in order."""
+    """Weights that log their calls in order."""
 
     def __init__(self, num_blocks: int) -> None:
         super().__init__(num_blocks)
@@ -80,7 +80,7 @@ def test_a_step_that_failed_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_streamed_is_whole_to_the_bit(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
-    """All branches, one fetch of each block a step; the second step finds what the first one did."""
+    """Each block is fetched once per step for all branches; the second step equals the first."""
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 16, 5, 10, 14, generator=generator).to(dtype)
     cond, uncond = (Conditioning(torch.randn(1, 8, 128, generator=generator).to(dtype)) for _ in range(2))
@@ -138,7 +138,7 @@ def test_pieces_of_a_block_fit_together(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_read_is_what_diffusers_loads(
     tiny_checkpoint: Path, tmp_path: Path, dtype: torch.dtype, several_files: bool
 ) -> None:
-    """Every tensor once, with its dtype, from one file or from many; and the rotary tables, which are in none."""
+    """Every tensor is read once, with its dtype, from one file or many; the rotary tables are in no file."""
     folder = tiny_checkpoint
     if several_files:
         folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "wan"))

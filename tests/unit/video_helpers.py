@@ -1,4 +1,4 @@
-"""Pictures to encode, and what a file holds, seen without s2video."""
+"""Pictures to encode, and readers of video files that do not use s2video."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -27,13 +27,13 @@ def solid(colour: Iterable[float], num_frames: int = 1, height: int = 64, width:
 
 
 def bt709(colour: Iterable[float]) -> np.ndarray:
-    """Y', Cb, Cr codes before rounding, by the matrix written out in ITU-R BT.709 and its 8-bit limited range."""
+    """Return Y', Cb, Cr codes before rounding, by the matrix of ITU-R BT.709 in its 8-bit limited range."""
     matrix = [[0.2126, 0.7152, 0.0722], [-0.114572, -0.385428, 0.5], [0.5, -0.454153, -0.045847]]
     return np.array([16, 128, 128]) + np.array([219, 224, 224]) * (np.array(matrix) @ np.array(list(colour)))
 
 
 def stored_planes(path: Path) -> list[np.ndarray]:
-    """Y', Cb and Cr of the first frame as they are stored, without any conversion."""
+    """Return Y', Cb and Cr of the first frame as stored, without conversion."""
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
     assert frame.format.name in ("yuv420p", "yuv420p10le", "yuv422p10le")
