@@ -25,7 +25,7 @@ State = Literal["waiting", "running", "done", "failed"]
 LEASE = 60.0  # seconds without a renewal after which another replica may have the job
 MAX_ATTEMPTS = 3  # replicas that may die of one job
 
-SCHEMA_VERSION = 1  # of the tables below, kept as SQLite's user_version; files from before it have 0 and the same tables
+SCHEMA_VERSION = 1  # kept as user_version of the SQLite file; older files have 0 and the same tables
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (

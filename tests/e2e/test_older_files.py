@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote still inspect, decode, reproduce and resume; see tests/fixtures/0.1.0/README.md."""
+"""Files of an earlier version still inspect, decode, reproduce and resume; see tests/fixtures/0.1.0/README.md."""
 
 import json
 import shutil
