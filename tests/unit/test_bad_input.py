@@ -126,7 +126,7 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "LoRA that is no list": (setting("model.lora=x"), ["model.lora", "expected a list"]),
     "LoRA scale no number": (setting("model.lora=[{path: x, scale: strong}]"), ["model.lora.0.scale", "number"]),
     "LoRA damaged": (lora(b"\0" * 20), ["lora.safetensors", "safetensors file"]),
-    "LoRA cut off": (lora(b"\x02" + b"\0" * 7 + b"{}x"), ["lora.safetensors", "10 bytes were expected, it has 11"]),
+    "LoRA cut off": (lora(b"\x02" + b"\0" * 7 + b"{}x"), ["lora.safetensors", "expected 10 bytes, got 11"]),
     "LoRA of a second transformer": (lora(NO_TENSORS, "component: transformer_2"), ["has no transformer_2"]),
     "LoRA with sharded weights": (
         lambda workspace: [*lora(NO_TENSORS)(workspace), *setting("parallel.weights=fsdp")(workspace)],
@@ -186,7 +186,7 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "timecode impossible": (setting("output.timecode='01:00:00:16'"), ["at most 23:59:59:15"]),
     "folder of another": (
         lambda w: ["--output", str(_filled(w.folder / "x").with_suffix(".exr"))],
-        ["x: this folder holds 'plan.doc'"],
+        ["x: expected only frames of that sequence in this folder, got 'plan.doc'"],
     ),
     "output template": (output("{promt}.{ext}"), ["unknown field 'promt'", "did you mean 'prompt'"]),
     "output empty": (words("--output", ""), ["output.path"]),
@@ -302,7 +302,7 @@ def test_the_table_is_long_enough() -> None:
 def test_nothing_is_wrong_with_the_unspoilt_workspace(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else every case below would pass for a reason that is not its own."""
     started: list[list[str]] = []
-    monkeypatch.setattr("s2video.cli.main.launch", lambda plan, arguments: started.append(arguments) or 0)
+    monkeypatch.setattr("s2video.cli.generate.launch", lambda plan, arguments: started.append(arguments) or 0)
     assert main([*LAUNCH, "--config", str(workspace.config), "--output", str(workspace.output)]) == 0
     assert started == [["generate", "--config", str(workspace.config), "--output", str(workspace.output)]]
 
@@ -344,11 +344,11 @@ def test_bad_input(
     [
         ([], "required"),
         (["genrate"], "genrate"),
-        (["generate"], "--config"),
+        (["generate", "--config", "shape"], "did you mean shapes"),
         (["launch", "t2v"], "--nproc"),
         (["launch", "--nproc", "two", "t2v"], "--nproc"),
         (["launch", "--nproc", "2", "v2v"], "v2v"),
-        (["launch", "--nproc", "2", "i2v"], "--config"),
+        (["launch", "--nproc", "2", "i2v", "--model", "qqq"], "expected a name of s2video models"),
         (["launch", "--nproc", "0", "t2v", "--config", "x"], "--nproc"),
         (["launch", "--nproc", "2", "--nnodes", "2", "t2v", "--config", "x"], "--rdzv-endpoint"),
         (["launch", "--nproc", "2", "--node-rank", "1", "t2v", "--config", "x"], "--node-rank"),

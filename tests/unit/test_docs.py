@@ -22,7 +22,7 @@ import torch.distributed.run
 import s2video
 from s2video.batch.run_file import load_batch
 from s2video.cli import main as cli
-from s2video.config.run import load_config
+from s2video.config.run import read_config
 from s2video.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,20 +123,20 @@ def parse(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> list[argpa
     """What the real parsers make of it; they raise for what they do not take."""
     program, *arguments = words
     if program == "s2video":
-        parsed = cli._parser().parse_args(arguments)
+        parsed = cli.build_parser().parse_args(arguments)
         if parsed.command != "launch":
             return [parsed]
         task = {"t2v": "generate", "i2v": "generate"}.get(parsed.task, parsed.task)
-        return [parsed, cli._parser().parse_args([task, *parsed.arguments])]
+        return [parsed, cli.build_parser().parse_args([task, *parsed.arguments])]
     if program == "torchrun":
         launched = torch.distributed.run.get_args_parser().parse_args(arguments)
         called = re.search(r'main\(\["(\w+)"', (ROOT / launched.training_script).read_text(encoding="utf-8"))
         assert called is not None
-        return [launched, cli._parser().parse_args([called[1], *launched.training_script_args])]
+        return [launched, cli.build_parser().parse_args([called[1], *launched.training_script_args])]
     if program == "sbatch":
         own = [word for word in arguments if not word.startswith("--array=")]
         assert own[0] == "launch/slurm/batch.sbatch"
-        return [cli._parser().parse_args(["batch", *own[1:]])]
+        return [cli.build_parser().parse_args(["batch", *own[1:]])]
     script = arguments[0]
     if program != "bash" and script not in ("-m", *SCRIPTS_OF_OTHERS):
         parse_by_script(script, arguments[1:], monkeypatch)
@@ -217,7 +217,7 @@ def check_needs(command: Command, parsed: argparse.Namespace) -> None:
         if parsed.command == "batch":
             assert not load_batch(path, parsed.set).problems
         else:
-            model = load_config(path, getattr(parsed, "set", ())).model.path
+            model = read_config(path, getattr(parsed, "set", ())).model.path
             assert model == "shapes-wan" or parsed.command == "plan" or "published weights" in command.comment
     if str(getattr(parsed, "nproc", "")) == "8" or str(getattr(parsed, "nproc_per_node", "")) == "8":
         assert "GPUs" in command.comment
@@ -234,7 +234,7 @@ def test_commands_within_sentences_have_known_options(command: Command, monkeypa
         if "pytest" not in arguments:
             parse(command.words, monkeypatch)
         return
-    (subparsers,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (subparsers,) = (a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     known = set(subparsers.choices[arguments[0]]._option_string_actions)
     if arguments[0] == "launch":
         known |= set(subparsers.choices["generate"]._option_string_actions)
