@@ -74,7 +74,7 @@ def test_settings_by_section_and_by_dotted_name(engine: TextToVideo) -> None:
     [
         ({"guidance": {"s2_scal": 1}}, "did you mean 'guidance.s2_scale'"),
         ({"guidence.s2_scale": 1}, "unknown key 'guidence'"),
-        ({"prompt.length": 1}, "prompt: expected a mapping"),
+        ({"prompt.length": 1}, "expected text, got"),
         ({"sampling.width": 70}, "multiple of 16"),
         ({"model": {"dtype": "bfloat16"}}, "load them again"),
         ({"seed": -1}, "sampling.seed"),
