@@ -186,7 +186,7 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "timecode impossible": (setting("output.timecode='01:00:00:16'"), ["at most 23:59:59:15"]),
     "folder of another": (
         lambda w: ["--output", str(_filled(w.folder / "x").with_suffix(".exr"))],
-        ["x: this folder holds 'plan.doc'"],
+        ["in this folder, got 'plan.doc'"],
     ),
     "output template": (output("{promt}.{ext}"), ["unknown field 'promt'", "did you mean 'prompt'"]),
     "output empty": (words("--output", ""), ["output.path"]),
