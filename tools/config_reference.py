@@ -21,13 +21,14 @@ from s2video.config.sections import LoraConfig
 
 HEAD = """# Settings
 
-Made by `python tools/config_reference.py` from the models that check the settings (`s2video/settings.py`,
-`s2video/config.py`, `s2video/batch/config.py`); a test holds it current. `configs/shapes.yaml` has all settings of a
-run in one file.
+`python tools/config_reference.py` writes this page from the models that check the settings
+(`s2video/config/sections.py`, `s2video/config/run.py`, `s2video/batch/run_file.py`), and a test keeps it current.
+`s2video config` prints the same settings of a run, and `s2video config guidance.s2_scale` one of them.
+`configs/shapes.yaml` is a file with all of them.
 
-A config is a YAML file with these sections. What it leaves out has its default. `--set guidance.s2_scale=0.3` changes a
-setting for one run; in Python, `s2video.load(..., guidance={"s2_scale": 0.3})`. Unknown keys, wrong kinds and values
-out of bounds are refused in one line, with exit code 2.
+A config is a YAML file with these sections. A setting that it leaves out has its default. `--set guidance.s2_scale=0.3`
+changes a setting for one run. In Python, use `s2video.load(..., guidance={"s2_scale": 0.3})`. Unknown keys, wrong types
+and values out of bounds are refused in one line, with exit code 2.
 """
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true, false", Fraction: "number, ratio", Any: "any"}
 
@@ -40,7 +41,7 @@ def reference() -> str:
         if (section := _model(RunConfig, name)) is not None:
             parts += _sections(name, section)
     parts += _section("`model.lora`, each", LoraConfig, "", list(LoraConfig.model_fields))
-    parts += _section("A batch, beside all of these", RunFile, "", own)
+    parts += _section("A batch, in addition to all of these", RunFile, "", own)
     return "\n".join(parts)
 
 
