@@ -23,8 +23,8 @@ from test_architecture import FLOORS
 import s2video
 from s2video.batch.run_file import load_batch
 from s2video.cli import main as cli
-from s2video.config.run import read_config
 from s2video.errors import InputError
+from s2video.models.recipes import load_config
 from s2video.planning.cards import CARDS
 from s2video.planning.plan import make_plan
 from s2video.planning.tables import as_table
@@ -47,10 +47,10 @@ RUN_BY = {
     "s2video compare": ("tests/unit/test_compare.py", '"compare"'),
     "s2video sheet": ("tests/unit/test_compare.py", '"sheet"'),
     "s2video page": ("tests/unit/test_page.py", '"page"'),
+    "s2video models": ("tests/unit/test_catalog.py", '"models"'),
+    "s2video config": ("tests/unit/test_catalog.py", '"config"'),
     "s2video plan": ("tests/unit/test_plan.py", '"plan"'),
     "s2video selftest": ("tests/distributed/test_selftest.py", "selftest"),
-    "s2video models": ("tests/unit/test_cli.py", '"models"'),
-    "s2video config": ("tests/unit/test_cli.py", '"config"'),
     "s2video launch": ("tests/e2e/test_multinode.py", '"launch"'),
     "python -m": ("tests/unit/test_architecture.py", '"-m"'),
     "python tools/bench.py": ("tests/unit/test_bench.py", "bench.main("),
@@ -223,12 +223,13 @@ def check_needs(command: Command, parsed: argparse.Namespace) -> None:
     """Models and settings exist; commands that need published weights or many GPUs say so."""
     task, overrides = getattr(parsed, "command", None), getattr(parsed, "set", ())
     path = getattr(parsed, "run_file", None) or getattr(parsed, "config", None)
-    if path is not None and path.parts[0] == "configs":
-        if parsed.command == "batch":
-            assert not load_batch(path, parsed.set).problems
-        else:
-            model = read_config(path, getattr(parsed, "set", ())).model.path
-            assert model == "shapes-wan" or parsed.command == "plan" or "published weights" in command.comment
+    model = getattr(parsed, "model", None)
+    if task == "batch" and Path(path).parts[0] == "configs":
+        assert not load_batch(Path(path), overrides).problems
+    elif task in ("generate", "plan") and (model or path) and Path(model or path).parent.name in ("", "configs"):
+        name = "shapes" if model == EMBEDDED else str(model or path)
+        settings = load_config(ROOT / name if name.startswith("configs/") else name, overrides)
+        assert settings.model.path == EMBEDDED or task == "plan" or "published weights" in command.comment
     if str(getattr(parsed, "nproc", "")) == "8" or str(getattr(parsed, "nproc_per_node", "")) == "8":
         assert "GPUs" in command.comment
 
@@ -330,7 +331,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
 
 def test_the_plan_in_the_docs_is_current() -> None:
     """If not: s2video plan --model wan2.1-t2v-14b-720p --world 8, into docs/distribution.md"""
-    plan = make_plan(load_config(ROOT / "configs/wan2.1-t2v-14b-720p.yaml"), 8, CARDS["H100"])
+    plan = make_plan(load_config("wan2.1-t2v-14b-720p"), 8, CARDS["H100"])
     assert f"```\n{as_table(plan)}\n```" in (ROOT / "docs/distribution.md").read_text(encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ def tracked_folders() -> set[str]:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
     )
     files = [Path(name) for name in listed.stdout.decode().splitlines() if (ROOT / name).exists()]
-    top = {f"{file.parts[0]}/" for file in files if len(file.parts) > 1}
+    top = {f"{file.parts[0]}/" for file in files if len(file.parts) > 1 or (ROOT / file).is_dir()}  # a link, too
     package = {f"s2video/{file.parts[1]}/" for file in files if file.parts[0] == "s2video" and len(file.parts) > 2}
     return {folder for folder in top | package if not folder.startswith(".")}
 
