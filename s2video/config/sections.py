@@ -111,9 +111,7 @@ class ModelConfig(Section):
         description="run the text encoder from CPU memory, a layer at a time, if it does not fit on the device",
     )
     offload_experts: Switch = setting(
-        "nothing",
-        default=False,
-        description="keep the inactive one of two transformers (Wan 2.2 A14B) in CPU memory",
+        "nothing", default=False, description="keep the inactive one of two transformers (Wan 2.2 A14B) in CPU memory"
     )
 
 
@@ -174,9 +172,7 @@ class SlgConfig(Section):
     )
     stop: Share = setting("latents", default=0.2, description="part of the denoising up to which it acts")
     layers: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = setting(
-        "latents",
-        default=(),
-        description="indices of the blocks that its pass drops; required if method is slg",
+        "latents", default=(), description="indices of the blocks that its pass drops; required if method is slg"
     )
 
     @model_validator(mode="after")
@@ -439,10 +435,7 @@ class OutputConfig(Section):
         description="number of the first file of a PNG or EXR sequence",
     )
     ffmpeg: Text | None = setting(
-        "nothing",
-        default=None,
-        min_length=1,
-        description="path of the ffmpeg to use; null: that of imageio-ffmpeg",
+        "nothing", default=None, min_length=1, description="path of the ffmpeg to use; null: that of imageio-ffmpeg"
     )
     keep_latents: Switch = setting("nothing", default=False, description="keep X.latents.safetensors next to the video")
 
