@@ -180,6 +180,6 @@ def test_killed_in_the_midst_of_encoding(start: Callable[..., Job], tmp_path: Pa
 
     again = start(1, *arguments, "--set", "sampling.num_inference_steps=2", "--resume")
     assert again.codes(within=240) == [0]
-    assert "going on after step 2" in again.said(0) and "step 2/2" not in again.said(0)
+    assert "resuming after step 2" in again.said(0) and "step 2/2" not in again.said(0)
     assert [name for name in again.files() if not name.startswith(".")] == ["clip.json", "clip.mp4"]
     assert json.loads(again.output.with_suffix(".json").read_text())["resumed_after_step"] == 2

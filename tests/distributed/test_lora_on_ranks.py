@@ -40,5 +40,5 @@ def test_two_ranks_agree(ranks: Ranks, tiny_checkpoint: Path, files: list[Path])
 
 def test_another_file_on_one_rank_stops_both(ranks: Ranks, tiny_checkpoint: Path, files: list[Path]) -> None:
     configs = [tiny_config(tiny_checkpoint, lora=[{"path": str(path)}]) for path in files]
-    with pytest.raises(RankError, match=r"differ in model\.lora"):
+    with pytest.raises(RankError, match=r"differences in model\.lora"):
         ranks(2).run(sample, *configs)

@@ -120,15 +120,15 @@ def test_sigterm_while_denoising(
     job.wait_until(lambda: "step 10/100" in job.said(0))
     job.processes[1].send_signal(signal.SIGTERM)
     assert job.codes() == [143, 143]
-    said = [line for rank in (0, 1) for line in job.said(rank).splitlines() if "stopped as asked" in line]
-    assert len(said) == 1 and f"{job.output.with_suffix('.checkpoint.safetensors')} holds it" in said[0]
+    said = [line for rank in (0, 1) for line in job.said(rank).splitlines() if "stopped on request" in line]
+    assert len(said) == 1 and f"{job.output.with_suffix('.checkpoint.safetensors')}" in said[0]
     assert "--resume" in said[0] and job.errors() == []
     assert job.files() == ["clip.checkpoint.safetensors"]
 
     command = ["generate", "--config", str(tmp_path / "tiny.yaml"), "--prompt", PROMPT, "--plain"]
     assert main([*command, "--output", str(job.output), *arguments, "--resume"]) == 0
     err = capsys.readouterr().err
-    assert "going on after step" in err and "step 10/100" not in err
+    assert "resuming after step" in err and "step 10/100" not in err
     assert job.files() == ["clip.json", "clip.latents.safetensors", "clip.mp4"]
 
 

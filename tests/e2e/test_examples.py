@@ -36,7 +36,7 @@ def test_stream(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["step 1 of 2", "step 2 of 2"]
     assert [line.partition(",")[0] for line in lines[2:-1]] == ["1 frames", *["4 frames"] * 4]
-    assert lines[-1] == "stopped as asked after step 1 of 2"
+    assert lines[-1] == "stopped on request after step 1 of 2"
 
 
 def test_every_example_is_run() -> None:
