@@ -12,10 +12,10 @@ class S2VideoError(Exception):
     """Base class of all errors of this project. The message is for the person who started the run.
 
     Attributes:
-        told: whether another rank of this host prints the same message; None if this was not settled between ranks.
+        is_reported: whether another rank of this host prints the same message; None if the ranks did not settle this.
     """
 
-    told: bool | None = None
+    is_reported: bool | None = None
 
 
 class InputError(S2VideoError, ValueError):

@@ -33,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(arguments.run(arguments))
         sys.stdout.flush()
     except InputError as error:
-        if not error.told and (error.told is False or ranks.speaks_for_host()):
+        if not error.is_reported and (error.is_reported is False or ranks.speaks_for_host()):
             _say(str(error))
         code = 2
     except StoppedError as error:
-        if not error.told:
+        if not error.is_reported:
             print(f"s2video: {error}", file=sys.stderr, flush=True)
         code = 128 + signal.SIGTERM
     except S2VideoError as error:
-        if not error.told:
+        if not error.is_reported:
             _say(f"rank {ranks.rank()}: {error}" if ranks.launched_by_torchrun() else str(error))
         code = 1
     except BrokenPipeError:  # the reader of our output has left, as `head` does

@@ -125,7 +125,7 @@ class Watch:
         """Announce that this rank ends, with or without `error`. If it does not end soon, its watch ends the process.
 
         If the error only shows that another rank is dead, end the process here with a line that names that rank and its
-        last activity. If several ranks of a host fail in the same way, one prints the error; `error.told` tells the
+        last activity. If several ranks of a host fail in the same way, one prints the error; `error.is_reported` tells the
         others.
         """
         if self._threads[1].ident is None:  # not started
@@ -142,7 +142,7 @@ class Watch:
         else:
             reports = self._should_report()
             if isinstance(error, S2VideoError):
-                error.told = not reports
+                error.is_reported = not reports
             failure = f"rank {self._rank} failed at {self._own.activity}: {_first_line(error)}"
         with self._news:
             self._own.failure, self._own.ended = failure, True
