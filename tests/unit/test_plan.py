@@ -312,7 +312,7 @@ def test_two_transformers_weigh_twice_unless_one_rests() -> None:
 
 @pytest.mark.parametrize("weights", ["fsdp", "zero3", "streamed"])
 def test_what_the_engine_refuses_with_shared_out_weights_is_not_planned(weights: str) -> None:
-    with pytest.raises(InputError, match=r"model\.offload_experts: moves whole transformers"):
+    with pytest.raises(InputError, match=r"model\.offload_experts: needs parallel\.weights replicated"):
         planned(
             8,
             f"parallel.weights={weights}",
