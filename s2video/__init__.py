@@ -10,13 +10,14 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .api import TextToVideo, Video, load
-    from .config.run import RunConfig, build_config, load_config
+    from .config.run import RunConfig, build_config
     from .engine.decode_latents import decode_latents
     from .engine.engine import Engine
     from .errors import AgreementError, InputError, NumericalError, S2VideoError, StoppedError
     from .integrations.guider import S2Guidance
     from .integrations.pipelines import disable, enable
     from .models.checkpoint import find_checkpoint
+    from .models.recipes import load_config
     from .parallel.mesh import init_mesh
     from .records.sidecar_model import Sidecar, read_sidecar, videos_in
     from .review.page import write_page
@@ -49,13 +50,14 @@ __all__ = [
 
 _NAMES_OF = {
     ".api": "TextToVideo Video load",
-    ".config.run": "RunConfig build_config load_config",
+    ".config.run": "RunConfig build_config",
     ".engine.decode_latents": "decode_latents",
     ".engine.engine": "Engine",
     ".errors": "AgreementError InputError NumericalError S2VideoError StoppedError",
     ".integrations.guider": "S2Guidance",
     ".integrations.pipelines": "disable enable",
     ".models.checkpoint": "find_checkpoint",
+    ".models.recipes": "load_config",
     ".parallel.mesh": "init_mesh",
     ".records.sidecar_model": "Sidecar read_sidecar videos_in",
     ".review.page": "write_page",

@@ -12,15 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .config.run import RunConfig, build_config, load_config
-from .config.text import parse_yaml
+from .config.run import RunConfig
 from .engine.engine import Engine, OnStep
 from .engine.make_video import denoise_in_memory
 from .errors import InputError
 from .media.formats import Codec, place_of
 from .media.video import write_video
-from .models.checkpoint import ASSETS, open_checkpoint
+from .models.checkpoint import open_checkpoint
 from .models.images import read_images
+from .models.recipes import load_config, load_model_config
 from .planning.plan import resolve_parallel
 from .records.sidecar import container_metadata, make_sidecar
 from .system import ranks
@@ -154,7 +154,7 @@ class TextToVideo:
             key: None if path is None else str(path) for key, path in (("image", image), ("last_image", last_image))
         }
         named = {"prompt": prompt, "sampling.seed": seed, "negative_prompt": negative_prompt, **files}
-        job = self.config.patched({**settings, **{key: value for key, value in named.items() if value is not None}})
+        job = self.config.patched(settings).patched({k: value for k, value in named.items() if value is not None})
         if not (job.prompt or "").strip():
             raise InputError(f"prompt: expected some text, got {prompt!r}: say what the video shows")
         return job
@@ -175,16 +175,9 @@ def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settin
     if ranks.world_size() != 1:
         raise InputError("s2video.load is for one process: under torchrun use s2video.Engine")
     if Path(model).suffix in (".yaml", ".yml"):
-        config = load_config(Path(model))
+        config = load_config(model).patched(settings)
     else:
-        config = _recipe(str(model)).patched({"model.path": str(model)})
-    config = config.patched(settings)
+        config = load_model_config(str(model), settings).config
     checkpoint = open_checkpoint(config.model.path, config.model.revision)
     config = resolve_parallel(config, checkpoint, 1)
     return TextToVideo(Engine(config, checkpoint=checkpoint, progress=progress))
-
-
-def _recipe(model: str) -> RunConfig:
-    """The settings that suit a model: those of its config in configs/, of which the package has a copy."""
-    recipes = parse_yaml((ASSETS / "recipes.yaml").read_text(encoding="utf-8"), "recipes.yaml")
-    return build_config(recipes.get(model, {}), f"the recipe of {model}")

@@ -27,7 +27,7 @@ from shapes.report import METHOD_NAMES, Scores, check_bars, choose_scale, column
 from shapes.world import ATTRIBUTES, Scene, caption, sample_scene
 from torch import Tensor
 
-from s2video.config.run import load_config
+from s2video.config.run import read_config
 from s2video.engine.engine import Engine
 from s2video.errors import InputError, S2VideoError
 from s2video.records.sidecar import versions
@@ -144,7 +144,7 @@ def remark(scores: Scores) -> str:
 
 def load_engine(config_path: Path, overrides: Sequence[str]) -> tuple[Sampler, dict[str, Any]]:
     """The engine of a config file, and what decides its results: config, weight digests, versions."""
-    config = load_config(config_path, overrides)
+    config = read_config(config_path, overrides)
     engine = Engine(config, progress="none")
     facts = {
         "config": config.model_dump(mode="json"),

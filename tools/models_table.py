@@ -7,7 +7,7 @@ Nothing is measured, and no checkpoint is read: sizes are the published ones.
 
 from pathlib import Path
 
-from s2video.config.run import load_config
+from s2video.config.run import read_config
 from s2video.planning.cards import CARDS
 from s2video.planning.forecast import GIGA
 from s2video.planning.plan import Plan, make_plan
@@ -63,7 +63,7 @@ def row(name: str) -> str:
 def planned(name: str, world_size: int, *overrides: str) -> Plan:
     if name in SIZED_AS:
         overrides = (*overrides, f"model.path={SIZED_AS[name]}")
-    return make_plan(load_config(CONFIGS / f"{name}.yaml", overrides), world_size, CARDS["H100"])
+    return make_plan(read_config(CONFIGS / f"{name}.yaml", overrides), world_size, CARDS["H100"])
 
 
 def memory(plan: Plan) -> str:

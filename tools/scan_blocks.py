@@ -26,7 +26,7 @@ from json_lines import lines_path, write_lines
 from shapes.detector import read_scene, score
 from torch import Tensor
 
-from s2video.config.run import load_config
+from s2video.config.run import read_config
 from s2video.engine.engine import Around, Engine
 from s2video.errors import InputError, S2VideoError
 from s2video.guidance.equations import Predictions
@@ -240,7 +240,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
-        config = load_config(args.config, args.set)
+        config = read_config(args.config, args.set)
         clips, prompts = choose_prompts(args, config.prompt)
         with init_mesh(config.parallel, config.model.device) as mesh:
             engine = Engine(config, mesh, progress="none")

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from s2video.batch.run_file import load_batch
-from s2video.config.run import load_config, read_values
+from s2video.config.run import read_config, read_values
 from s2video.errors import InputError, S2VideoError
 from s2video.media.formats import suffix_of
 from s2video.media.video import read_video
@@ -131,7 +131,7 @@ def prepare(args: argparse.Namespace) -> None:
     info, output = read_info(args.info), args.output
     if output.suffix != ".yaml":
         raise InputError(f"--output: expected a name that ends in .yaml, got {output.name!r}")
-    codec = load_config(args.config, args.set).output.codec
+    codec = read_config(args.config, args.set).output.codec
     if suffix_of(codec) != ".mp4":
         raise InputError(f"output.codec: VBench wants .mp4 files, got {codec}: use auto")
     values = read_values(args.config, args.set)

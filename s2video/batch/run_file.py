@@ -22,6 +22,7 @@ from ..config.text import describe_problems, show
 from ..errors import InputError
 from ..media.formats import codec_for, suffix_of
 from ..media.naming import find_collisions, render_name, slug
+from ..models.recipes import with_recipe
 from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
 
 MAX_JOBS = 100_000
@@ -99,12 +100,14 @@ class Batch:
     Attributes:
         folder: where videos and state go.
         problems: what is wrong with shots, a sentence each; the jobs of such shots are missing.
+        recipe: name of the config that settings come from which the run file does not set; None: from none.
     """
 
     folder: Path
     overlap: Literal["auto", "always", "never"]
     jobs: tuple[BatchJob, ...]
     problems: tuple[str, ...]
+    recipe: str | None = None
 
 
 def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
@@ -126,6 +129,7 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
         base["parallel"] = {"degrees": "auto"}
     # a batch may end at any moment, and has to go on from there
     base["checkpoint"] = {"every_seconds": 300} | (base.get("checkpoint") or {})
+    base, recipe = with_recipe(base)
     shots = read_shots(path.parent / run.shots) if isinstance(run.shots, str) else inline_shots(run.shots, str(path))
     count = len(shots) * math.prod(map(len, run.sweep.values())) * run.seeds
     if count > MAX_JOBS:
@@ -141,7 +145,7 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
             except InputError as error:
                 problems.append(str(error))
     problems += _collisions(jobs)
-    return Batch(folder, run.overlap, tuple(jobs), tuple(problems))
+    return Batch(folder, run.overlap, tuple(jobs), tuple(problems), recipe)
 
 
 def output_path(folder: Path, template: str, fields: Mapping[str, object]) -> Path:

@@ -25,6 +25,8 @@ State = Literal["waiting", "running", "done", "failed"]
 LEASE = 60.0  # seconds without a renewal after which another replica may have the job
 MAX_ATTEMPTS = 3  # replicas that may die of one job
 
+SCHEMA_VERSION = 1  # kept as user_version of the SQLite file; older files have 0 and the same tables
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     name TEXT PRIMARY KEY,          -- of its file, below the batch's folder
@@ -114,11 +116,28 @@ class Store:
             with self._connected() as connection:
                 # shards may lie on a network's file system, which WAL's shared memory does not reach across
                 connection.execute(f"PRAGMA journal_mode = {'DELETE' if self._is_shared else 'WAL'}")
+                self._check_version(connection)
                 connection.executescript(_SCHEMA)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except (OSError, S2VideoError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"{self.path}: cannot be used as a batch's state ({error}): choose another folder"
             ) from None
+
+    def check(self) -> None:
+        """Raise InputError for a file that another version of s2video wrote."""
+        with self._connected() as connection:
+            self._check_version(connection)
+
+    def _check_version(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise InputError(
+                f"{self.path}: expected a batch of schema {SCHEMA_VERSION} or older, got {version}: use the newer "
+                "s2video that wrote it, or another folder"
+            )
 
     def owner_path(self, owner: str) -> Path:
         """The lock that a replica holds while it lives."""
@@ -309,6 +328,7 @@ def find_stores(folder: Path) -> list[Store]:
     for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
         number, _, count = path.name.removeprefix(RESERVED).removesuffix("sqlite").rstrip(".").partition("-of-")
         stores.append(Store(folder, (int(number), int(count)) if number else None))
+        stores[-1].check()
     if not stores:
         raise InputError(f"{folder}: no batch was started there (no {RESERVED}sqlite): give a batch's folder")
     return stores

@@ -1,62 +1,138 @@
-"""Arguments that several commands take, and how they are read."""
+"""Arguments that several commands take, how they are read, and how help looks."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from ..config.named import EMBEDDED_CONFIG
+from ..config.run import RunConfig, parse_override
 from ..errors import InputError
 from ..media.formats import FORMATS
+from ..models.recipes import Loaded, load_config_with_note, load_model_config
+from ..system import ranks
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose errors are InputErrors, and whose help keeps examples as they are and shows defaults."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": _Help, "allow_abbrev": False, **keywords})
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", metavar="P", help="what the video shows; default: the config's prompt")
-    prompts.add_argument("--prompt-file", type=Path, metavar="F", help="UTF-8 text, a prompt a line")
-    parser.add_argument("--negative-prompt", metavar="N", help="what the unconditional pass is told")
-    parser.add_argument("--image", metavar="I", help="image that the video starts from; for models that take one")
-    parser.add_argument("--last-image", metavar="I", help="image that it ends with; for models that take two")
-    parser.add_argument("--seed", type=whole_number, metavar="S", help="seed of the noise and the masks")
-    parser.add_argument(
-        "--num-videos", type=whole_number, default=1, metavar="K", help="videos a prompt: seeds S to S+K-1"
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.default not in (None, False, argparse.SUPPRESS, []) and action.option_strings
+        return f"{action.help} (default: %(default)s)" if shown and action.help else action.help
+
+
+def add_command(commands: Any, name: str, purpose: str, *, examples: str = "", **options: Any) -> Parser:
+    """Add the parser of a command, with a line on its purpose and examples of its use."""
+    epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines()) if examples else None
+    parser: Parser = commands.add_parser(name, help=purpose, description=f"{purpose}.", epilog=epilog, **options)
+    return parser
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a model and its settings, see `read_model_arguments`."""
+    group = parser.add_argument_group("model and settings")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--model", metavar="M", help="a name of `s2video models`, a folder, or a Hub id")
+    either.add_argument("--config", metavar="C", help="a name of `s2video models`, or a YAML file")
+    add_set_argument(group)
+
+
+def add_set_argument(group: Any) -> None:
+    """Add --set."""
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, such as guidance.s2_scale=0.3; `s2video config` lists them",
     )
-    parser.add_argument(
+
+
+def read_model_arguments(arguments: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """Return the settings that --model, --config and --set name, and print where they come from if it is not obvious.
+
+    Args:
+        changes: settings of other arguments, by dotted key; they are applied last.
+
+    Raises:
+        InputError: something that cannot be found or used.
+    """
+    if arguments.config is not None:
+        loaded = load_config_with_note(arguments.config, arguments.set)
+    else:
+        overrides: dict[str, Any] = {}
+        for item in arguments.set:
+            overrides |= parse_override(item)
+        loaded = load_model_config(arguments.model or EMBEDDED_CONFIG, overrides)
+        if arguments.model is None:
+            path = loaded.config.model.path
+            loaded = Loaded(loaded.config, f"no --model or --config: using the embedded model, {path}")
+    if loaded.note:
+        say(loaded.note)
+    return loaded.config.patched(changes or {}, "command line")
+
+
+def say(note: str) -> None:
+    """Print a line for the user, once for all ranks."""
+    if ranks.is_main_rank():
+        print(f"s2video: {note}", file=sys.stderr, flush=True)
+
+
+def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `generate` and `launch t2v|i2v` take."""
+    add_model_arguments(parser)
+    video = parser.add_argument_group("what to make")
+    prompts = video.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="P", help="what the video shows; without it, the config's prompt")
+    prompts.add_argument("--prompt-file", type=Path, metavar="F", help="UTF-8 text, a prompt in each line")
+    video.add_argument("--negative-prompt", metavar="N", help="prompt of the unconditional pass")
+    video.add_argument("--image", metavar="I", help="first image of the video; for models that take one")
+    video.add_argument("--last-image", metavar="I", help="last image of the video; for models that take two")
+    video.add_argument("--seed", type=whole_number, metavar="S", help="seed of the noise and the masks")
+    video.add_argument(
+        "--num-videos", type=whole_number, default=1, metavar="K", help="videos for each prompt: seeds S to S+K-1"
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
         "--output",
         metavar="X.mp4",
-        help="or .mov, .png, .exr; more than one video: X-000.mp4, X-001.mp4, ..., or as in {prompt}_s{seed}.{ext}",
+        help="or .mov, .png, .exr; several videos: X-000.mp4, X-001.mp4, ..., or a template: {prompt}_s{seed}.{ext}",
     )
-    add_codec_arguments(parser)
-    add_set_argument(parser)
-    parser.add_argument("--keep-latents", action="store_true", help="leave X.latents.safetensors beside the video")
-    parser.add_argument(
-        "--resume", action="store_true", help="skip videos that are whole; go on from X.checkpoint.safetensors"
+    add_codec_arguments(files)
+    files.add_argument("--keep-latents", action="store_true", help="keep X.latents.safetensors next to the video")
+    files.add_argument(
+        "--resume", action="store_true", help="skip videos that are whole; continue from X.checkpoint.safetensors"
     )
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
 
 
-def add_codec_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--codec", choices=list(FORMATS), help="default: by the output's suffix")
-    parser.add_argument("--ffmpeg", metavar="PATH", help="the ffmpeg to use; default: the one that comes along")
-
-
-def add_set_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as guidance.s2_scale=0.3"
-    )
+def add_codec_arguments(group: Any) -> None:
+    """Add the arguments on how a video is written."""
+    group.add_argument("--codec", choices=list(FORMATS), help="without it, by the output's suffix")
+    group.add_argument("--ffmpeg", metavar="PATH", help="the ffmpeg to use; without it, the one of imageio-ffmpeg")
 
 
 def add_selftest_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: cuda, if there")
+    """Add what `selftest` takes."""
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
 
 
 def whole_number(text: str) -> int:
+    """Return text as an int; argparse reports what is wrong with it."""
     try:
         return int(text)
     except ValueError:

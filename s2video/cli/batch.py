@@ -1,4 +1,4 @@
-"""The commands of batches: batch | status, and replica, which batch starts. Arguments, checks, and who runs what."""
+"""The commands of batches: batch | status, and replica, which the supervisor starts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,48 +24,51 @@ from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError, StoppedError
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..system import ranks
+from .arguments import add_command, add_set_argument, say, whole_number
 
-COMMANDS = ("batch", "status", "replica")
 
-
-def add_commands(
-    commands: Any, whole: Callable[[str], int], add_set: Callable[[argparse.ArgumentParser], None]
-) -> None:
+def add_commands(commands: Any) -> None:
     """Add the parsers to those of the other commands."""
-    batch = commands.add_parser("batch", help="make a list of shots, here or under torchrun", allow_abbrev=False)
-    batch.add_argument("run_file", type=Path, nargs="?", metavar="RUNFILE", help="YAML file, see configs/batch-*.yaml")
+    batch = add_command(
+        commands,
+        "batch",
+        "Make a list of shots, on this machine or as ranks of torchrun",
+        examples="s2video batch configs/batch-shapes.yaml --dry-run\n"
+        "s2video batch configs/batch-shapes.yaml --replicas 2 --nproc 4",
+    )
+    batch.add_argument("run_file", type=Path, nargs="?", metavar="RUNFILE", help="a YAML file")
     batch.add_argument("--config", type=Path, metavar="RUNFILE", help="the same")
     batch.add_argument("--dry-run", action="store_true", help="check everything, and print what would be made")
-    batch.add_argument("--replicas", type=whole, default=1, metavar="N", help="that draw from one queue; default 1")
-    batch.add_argument("--nproc", type=whole, default=1, metavar="N", help="ranks of a replica, one a GPU; default 1")
-    batch.add_argument("--shard", type=_shard, metavar="I/N", help="of N machines, the part of the I-th, from 1")
-    batch.add_argument("--force", action="store_true", help="make again what is done")
-    batch.add_argument("--retry-failed", action="store_true", help="try again what failed")
-    add_set(batch)
+    add_set_argument(batch)
+    machines = batch.add_argument_group("machines")
+    machines.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="that draw from one queue")
+    machines.add_argument("--nproc", type=whole_number, default=1, metavar="N", help="ranks of each replica")
+    machines.add_argument("--shard", type=_shard, metavar="I/N", help="this machine's part, of N machines, from 1")
+    again = batch.add_argument_group("what to make again")
+    again.add_argument("--force", action="store_true", help="everything")
+    again.add_argument("--retry-failed", action="store_true", help="what failed")
     batch.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+    batch.set_defaults(run=_batch)
 
-    status = commands.add_parser("status", help="what of a batch is done, and what failed", allow_abbrev=False)
+    status = add_command(commands, "status", "Print what of a batch is done, what runs, and what failed")
     status.add_argument("folder", type=Path, metavar="RUN", help="the batch's folder, or its run file")
     status.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    status.set_defaults(run=_status)
 
-    replica = commands.add_parser("replica", allow_abbrev=False)  # without help: not for people
+    replica = commands.add_parser("replica")  # without help: started by the supervisor
     replica.add_argument("folder", type=Path)
     replica.add_argument("--shard", type=_shard)
     replica.add_argument("--overlap", choices=["auto", "always", "never"], required=True)
     replica.add_argument("--progress", choices=["auto", "plain", "none"], required=True)
     replica.add_argument("--owner", required=True)
+    replica.set_defaults(run=_replica)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run one of `COMMANDS`; returns the exit code."""
-    if arguments.command == "status":
-        is_run_file = arguments.folder.suffix in (".yaml", ".yml")
-        status = read_status(load_batch(arguments.folder).folder if is_run_file else arguments.folder)
-        print(as_json(status) if arguments.json else as_text(status))
-        return 0
-    if arguments.command == "replica":
-        return _replica(arguments)
-    return _batch(arguments)
+def _status(arguments: argparse.Namespace) -> int:
+    is_run_file = arguments.folder.suffix in (".yaml", ".yml")
+    status = read_status(load_batch(arguments.folder).folder if is_run_file else arguments.folder)
+    print(as_json(status) if arguments.json else as_text(status))
+    return 0
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -84,6 +87,8 @@ def _batch(arguments: argparse.Namespace) -> int:
         raise InputError("--replicas and --nproc: not under torchrun, which has started the ranks of one replica")
     world_size = ranks.world_size() if is_rank else arguments.nproc
     batch = load_batch(path, arguments.set)
+    if batch.recipe is not None and not is_rank:
+        say(f"{path}: settings that it does not set are those of the config {batch.recipe}")
     open_model = cache(open_checkpoint)
     _require_usable(batch, open_model, world_size, dry_run=arguments.dry_run)
     jobs = list(batch.jobs)

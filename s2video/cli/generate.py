@@ -1,23 +1,79 @@
-"""`s2video generate`, and `s2video launch`, which starts it under torchrun."""
+"""The commands that make videos: generate | decode, and launch, which starts a command under torchrun."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from ..config.run import RunConfig, load_config
+from ..config.run import RunConfig
 from ..engine.job import plan_jobs, read_prompt_file
-from ..errors import S2VideoError, out_of_memory
+from ..errors import InputError, S2VideoError, out_of_memory
 from ..media.checks import check_output, check_spec
+from ..media.formats import Codec, codec_for, suffix_of
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_images, check_request
+from ..models.recipes import load_config
 from ..system import ranks
 from ..system.launcher import LaunchPlan, launch
 from ..system.progress import Style
 from ..system.shutdown import Termination
-from .arguments import Parser, add_generate_arguments, add_selftest_arguments
+from .arguments import (
+    Parser,
+    add_codec_arguments,
+    add_command,
+    add_generate_arguments,
+    add_selftest_arguments,
+    read_model_arguments,
+    whole_number,
+)
 from .review import add_reproduce_arguments, check_reproduce
+
+
+def add_commands(commands: Any) -> None:
+    """Add the parsers to those of the other commands."""
+    generate = add_command(
+        commands,
+        "generate",
+        "Make videos from prompts and images, in this process or as a rank of torchrun",
+        examples='s2video generate --prompt "a large red circle moving left on a gray background"\n'
+        "s2video generate --model wan2.1-t2v-1.3b-480p --prompt-file prompts.txt --output '{prompt}_s{seed}.{ext}'\n"
+        "s2video generate --config my.yaml --set guidance.s2_scale=0.5 --output runs/x.mov --codec prores",
+    )
+    add_generate_arguments(generate)
+    generate.set_defaults(run=_generate)
+
+    decode = add_command(
+        commands,
+        "decode",
+        "Make the video of saved latents",
+        examples="s2video decode runs/x.latents.safetensors --output runs/x.mov",
+    )
+    decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors of a --keep-latents run")
+    decode.add_argument("--output", type=Path, metavar="X.mp4", help="or .mov, .png, .exr; without it, next to LATENTS")
+    add_codec_arguments(decode)
+    decode.add_argument("--config", metavar="C", help="config to decode with; without it, the one in LATENTS")
+    decode.set_defaults(run=_decode)
+
+    starter = add_command(
+        commands,
+        "launch",
+        "Start torchrun, with one rank for each GPU",
+        examples='s2video launch --nproc 8 t2v --model wan2.1-t2v-14b-720p --prompt "..." --output video.mp4\n'
+        "s2video launch --nproc 2 selftest",
+    )
+    starter.add_argument("--nproc", type=whole_number, required=True, metavar="N", help="ranks on this host")
+    starter.add_argument("--nnodes", type=whole_number, default=1, metavar="N", help="hosts")
+    starter.add_argument("--node-rank", type=whole_number, default=0, metavar="R", help="this host's number, from 0")
+    starter.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the hosts meet")
+    starter.add_argument("task", choices=["t2v", "i2v", "reproduce", "selftest"], help="t2v and i2v: generate")
+    starter.add_argument("arguments", nargs=argparse.REMAINDER, help="of generate, reproduce or selftest")
+    starter.set_defaults(run=_launch)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    return generate(check_generate(arguments, world_size=ranks.world_size()))
 
 
 @dataclass(frozen=True)
@@ -32,7 +88,7 @@ class Checked:
 
 def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked:
     """Turn arguments into jobs, and check all that can be checked without torch. Raises InputError."""
-    config = load_config(arguments.config, arguments.set).patched(_changes(arguments), "command line")
+    config = read_model_arguments(arguments, _changes(arguments))
     if arguments.prompt_file is not None:
         prompts = read_prompt_file(arguments.prompt_file)
     else:
@@ -94,22 +150,50 @@ def generate(checked: Checked) -> int:
     return 0
 
 
-def run_launch(arguments: argparse.Namespace) -> int:
+def _decode(arguments: argparse.Namespace) -> int:
+    latents: Path = arguments.latents
+    if not latents.is_file():
+        raise InputError(f"latents {latents}: no such file: expected the X.latents.safetensors of a --keep-latents run")
+    if latents.suffix != ".safetensors":
+        raise InputError(f"latents {latents}: expected a .safetensors file, got {latents.name!r}")
+    codec: Codec | Literal["auto"] = arguments.codec or "auto"
+    stem = latents.name.removesuffix(".safetensors").removesuffix(".latents")
+    output = arguments.output or latents.with_name(f"{stem}{suffix_of(codec)}")
+    codec_for(output, codec)
+    check_output(output)
+    config = None if arguments.config is None else load_config(arguments.config)
+    if ranks.world_size() != 1:
+        raise InputError("decode runs in one process: start it without torchrun")
+
+    import torch
+
+    from ..engine.decode_latents import decode_latents
+
+    try:
+        with Termination().handled():
+            print(decode_latents(latents, output, config, codec=codec, ffmpeg=arguments.ffmpeg), flush=True)
+    except torch.OutOfMemoryError as error:
+        raise S2VideoError(out_of_memory(error)) from error
+    return 0
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    """Check the arguments of the task here, so that bad input starts no process, and start it."""
     plan = LaunchPlan(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint)
-    task = Parser(prog=f"s2video launch --nproc N {arguments.task}", allow_abbrev=False)
-    if arguments.task == "selftest":
+    task = Parser(prog=f"s2video launch --nproc N {arguments.task}")
+    command = arguments.task if arguments.task in ("selftest", "reproduce") else "generate"
+    if command == "selftest":
         add_selftest_arguments(task)
         task.parse_args(arguments.arguments)
         plan.check()
-        return launch(plan, ["selftest", *arguments.arguments])
-    if arguments.task == "reproduce":
+    elif command == "reproduce":
         add_reproduce_arguments(task)
-        reproduce_arguments = task.parse_args(arguments.arguments)
+        parsed = task.parse_args(arguments.arguments)
         plan.check()
-        check_reproduce(reproduce_arguments, world_size=plan.world_size)
-        return launch(plan, ["reproduce", *arguments.arguments])
-    add_generate_arguments(task)
-    generate_arguments = task.parse_args(arguments.arguments)
-    plan.check()
-    check_generate(generate_arguments, world_size=plan.world_size)
-    return launch(plan, ["generate", *arguments.arguments])
+        check_reproduce(parsed, world_size=plan.world_size)
+    else:
+        add_generate_arguments(task)
+        parsed = task.parse_args(arguments.arguments)
+        plan.check()
+        check_generate(parsed, world_size=plan.world_size)
+    return launch(plan, [command, *arguments.arguments])

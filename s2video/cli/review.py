@@ -15,6 +15,7 @@ from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, 
 from ..system import ranks
 from ..system.progress import Style
 from ..system.shutdown import Termination
+from .arguments import add_command
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
     from ..review.captions import Caption
 
 
-def add_review_commands(commands: Any) -> None:
-    """Add the parsers to those of `s2video`; each says with `run` what is called with its arguments."""
-    inspect = commands.add_parser("inspect", help="how a video was made", allow_abbrev=False)
+def add_commands(commands: Any) -> None:
+    """Add the parsers to those of the other commands."""
+    inspect = add_command(commands, "inspect", "Print how a video was made, and whether its file has changed")
     inspect.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a video, its sidecar, or its latents")
     inspect.add_argument("--json", action="store_true", help="the sidecar as it is")
     inspect.add_argument("--schema", action="store_true", help="the JSON Schema of all sidecars instead")
     inspect.set_defaults(run=_inspect)
 
-    reproduce = commands.add_parser("reproduce", help="make a video again, and compare", allow_abbrev=False)
+    reproduce = add_command(commands, "reproduce", "Make a video again, and compare")
     add_reproduce_arguments(reproduce)
     reproduce.set_defaults(run=_reproduce)
 
-    compare = commands.add_parser("compare", help="two videos in one file", allow_abbrev=False)
+    compare = add_command(commands, "compare", "Put two videos into one file")
     compare.add_argument("videos", type=Path, nargs=2, metavar="VIDEO")
     compare.add_argument(
         "--mode",
@@ -47,14 +48,14 @@ def add_review_commands(commands: Any) -> None:
     _add_font_argument(compare)
     compare.set_defaults(run=_compare)
 
-    sheet = commands.add_parser("sheet", help="frames of many videos as one picture", allow_abbrev=False)
+    sheet = add_command(commands, "sheet", "Put frames of many videos into one picture")
     sheet.add_argument("videos", type=Path, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs, or videos")
     sheet.add_argument("--columns", type=int, default=6, metavar="N", help="frames of each video; default 6")
     sheet.add_argument("-o", "--output", type=Path, required=True, metavar="X.png", help="or X.jpg")
     _add_font_argument(sheet)
     sheet.set_defaults(run=_sheet)
 
-    page = commands.add_parser("page", help="a run as one HTML page", allow_abbrev=False)
+    page = add_command(commands, "page", "Make one HTML page of a run")
     page.add_argument("folder", type=Path, metavar="RUN", help="a folder of videos and sidecars, or of a batch")
     page.add_argument("-o", "--output", type=Path, metavar="X.html", help="default: index.html in that folder")
     page.add_argument("--title", help="default: the folder's name")

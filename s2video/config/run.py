@@ -1,6 +1,7 @@
 """The configuration of a run, made of the sections in `sections.py`: read, overridden, checked.
 
-`load_config` reads a YAML file, applies dotted overrides and answers every mistake with an InputError of one line.
+`read_config` reads a YAML file, applies dotted overrides and turns every mistake into an InputError of one line;
+`models.recipes.load_config` also adds the settings that suit the model.
 Whether a size or a block index suits a checkpoint is checked in `models.limits`.
 """
 
@@ -100,7 +101,7 @@ def build_config(values: Mapping[str, Any], source: str = "config") -> RunConfig
         raise InputError(f"{source}: {describe_problems(error, RunConfig)}") from None
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply overrides such as "guidance.s2_scale=0.3" in order, check the result.
 
     Raises InputError, in one line, for a file that is missing, unreadable, not YAML or not a mapping, for unknown keys

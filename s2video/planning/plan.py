@@ -72,8 +72,8 @@ def make_plan(config: RunConfig, world_size: int, card: Card) -> Plan:
     """
     if world_size < 1:
         raise InputError(f"--world: expected a number of ranks >= 1, got {world_size}")
-    checkpoint, is_published = _find_json(config)
-    return plan_for(config, world_size, card, checkpoint, is_published=is_published)
+    checkpoint, is_published = find_json(config)
+    return plan_for(config, world_size, card, checkpoint, is_published)
 
 
 def resolve_parallel(config: RunConfig, checkpoint: Checkpoint, world_size: int) -> RunConfig:
@@ -107,7 +107,7 @@ def this_card(device: str) -> Card:
     )
 
 
-def _find_json(config: RunConfig) -> tuple[Checkpoint, bool]:
+def find_json(config: RunConfig) -> tuple[Checkpoint, bool]:
     """Return a checkpoint, or a folder of published values of its JSON files, and whether it is the latter."""
     path = config.model.path
     if path in EMBEDDED or Path(path).expanduser().is_dir():
@@ -136,7 +136,7 @@ def _sub_work(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> tupl
 
 
 def plan_for(
-    config: RunConfig, world_size: int, card: Card, checkpoint: Checkpoint, *, is_published: bool = False
+    config: RunConfig, world_size: int, card: Card, checkpoint: Checkpoint, is_published: bool = False
 ) -> Plan:
     """Return the plan for an opened checkpoint.
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from ranks import RankPool
 
-from s2video.batch.replica import _Replica
+from s2video.batch.replica import _Options, _Replica
 from s2video.batch.store import Entry, Store
 from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
+from s2video.models.checkpoint import open_checkpoint
 from s2video.parallel.mesh import Mesh
 from s2video.system.shutdown import Termination
 
@@ -19,7 +20,8 @@ Ranks = Callable[[int], RankPool]
 def attempts(mesh: Mesh, folder: Path, failing: tuple[int, ...]) -> list[str | None]:
     """Two jobs made together, the first of which fails on some ranks; what each rank has of them."""
     store = Store(folder)
-    replica = _Replica(store, "r1", mesh, ParallelConfig(), "auto", "none", Termination())
+    options = _Options("auto", "none", Termination())
+    replica = _Replica(store, "r1", mesh, ParallelConfig(), open_checkpoint, options)
     results = []
     for record in store.records():
 

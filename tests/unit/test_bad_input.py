@@ -189,7 +189,7 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "timecode impossible": (setting("output.timecode='01:00:00:16'"), ["at most 23:59:59:15"]),
     "folder of another": (
         lambda w: ["--output", str(_filled(w.folder / "x").with_suffix(".exr"))],
-        ["x: expected only frames", "got 'plan.doc'"],
+        ["x: expected only frames of that sequence in this folder, got 'plan.doc'"],
     ),
     "output template": (output("{promt}.{ext}"), ["unknown field 'promt'", "did you mean 'prompt'"]),
     "output empty": (words("--output", ""), ["output.path"]),
@@ -350,11 +350,11 @@ def test_bad_input(
     [
         ([], "required"),
         (["genrate"], "genrate"),
-        (["generate"], "--config"),
+        (["generate", "--config", "shape"], "did you mean shapes"),
         (["launch", "t2v"], "--nproc"),
         (["launch", "--nproc", "two", "t2v"], "--nproc"),
         (["launch", "--nproc", "2", "v2v"], "v2v"),
-        (["launch", "--nproc", "2", "i2v"], "--config"),
+        (["launch", "--nproc", "2", "i2v", "--model", "qqq"], "expected a name of s2video models"),
         (["launch", "--nproc", "0", "t2v", "--config", "x"], "--nproc"),
         (["launch", "--nproc", "2", "--nnodes", "2", "t2v", "--config", "x"], "--rdzv-endpoint"),
         (["launch", "--nproc", "2", "--node-rank", "1", "t2v", "--config", "x"], "--node-rank"),

@@ -15,7 +15,7 @@ from benches.rows import Row, Section, counted, measured, table
 from benches.workloads import CPU, Options, apart, random_model, s2_over_cfg, scaled_step, scaled_wan, wan_step
 
 from s2video.batch.run_file import load_batch
-from s2video.config.run import load_config
+from s2video.config.run import read_config
 from s2video.parallel.mesh import Mesh
 
 QUICK = Options(masks=2, repeats=2, quick=True)
@@ -149,7 +149,7 @@ def test_batch_and_processes_make_the_same_videos(tmp_path: Path, monkeypatch: p
     for call in calls[1:]:
         given = dict(zip(call[1::2], call[2::2], strict=True))
         configs.append(
-            load_config(Path(given["--config"]), [f"prompt={given['--prompt']}", f"sampling.seed={given['--seed']}"])
+            read_config(Path(given["--config"]), [f"prompt={given['--prompt']}", f"sampling.seed={given['--seed']}"])
         )
     assert len(jobs) == 3 and {config.guidance.s2_scale for config in configs} == {0.0}
     assert [job.config.prompt for job in jobs] == [config.prompt for config in configs] == many_videos.PROMPTS[:3]

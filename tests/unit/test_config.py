@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from s2video.config.run import RunConfig, build_config, load_config
+from s2video.config.run import RunConfig, build_config, read_config
 from s2video.config.sections import GuidanceConfig
 from s2video.config.text import dotted_keys
 from s2video.errors import InputError
@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def load(tmp_path: Path, text: str, *overrides: str) -> RunConfig:
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
-    return load_config(path, overrides)
+    return read_config(path, overrides)
 
 
 def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
@@ -167,7 +167,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes("prompt: caf\xe9".encode("latin-1"))
     for name, fragment in [("none.yaml", "does not exist"), ("latin.yaml", "UTF-8"), (".", "cannot be read")]:
         with pytest.raises(InputError, match=fragment):
-            load_config(tmp_path / name)
+            read_config(tmp_path / name)
 
 
 def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_shapes_config_names_and_explains_every_setting() -> None:
     ],
 )
 def test_wan_configs_have_the_published_settings(name: str, model: str, size: tuple[int, int], shift: float) -> None:
-    config = load_config(CONFIGS / name)
+    config = read_config(CONFIGS / name)
     sampling = config.sampling
     assert config.model.path == model
     assert (config.model.dtype, config.model.text_encoder_dtype, config.model.vae_dtype) == (
@@ -266,7 +266,7 @@ def test_wan_configs_have_the_published_settings(name: str, model: str, size: tu
 def test_configs_for_images_have_the_published_settings(
     name: str, model: str, size: tuple[int, int], steps: int, shift: float, scale: float
 ) -> None:
-    config, t2v = load_config(CONFIGS / f"{name}.yaml"), load_config(CONFIGS / "wan2.1-t2v-14b-720p.yaml")
+    config, t2v = read_config(CONFIGS / f"{name}.yaml"), read_config(CONFIGS / "wan2.1-t2v-14b-720p.yaml")
     assert config.model == t2v.model.model_copy(update={"path": model})
     assert (config.sampling.width, config.sampling.height, config.sampling.num_frames) == (*size, 81)
     assert (config.sampling.num_inference_steps, config.sampling.flow_shift) == (steps, shift)
@@ -293,7 +293,7 @@ def test_configs_for_images_have_the_published_settings(
 def test_wan_2_2_configs_have_the_published_settings(
     name: str, model: str, size: tuple[int, int, int], steps: int, scales: tuple[float, float], fps: int
 ) -> None:
-    config = load_config(CONFIGS / f"wan2.2-{name}.yaml")
+    config = read_config(CONFIGS / f"wan2.2-{name}.yaml")
     sampling, guidance = config.sampling, config.guidance
     assert (config.model.path, config.model.dtype, config.model.vae_dtype) == (model, "bfloat16", "float32")
     assert (sampling.width, sampling.height, sampling.num_frames) == size

@@ -1,7 +1,7 @@
-"""What README and docs tell people to type: real parsers take it, its files exist, and it is run or says why not.
+"""Tests of the commands in README and docs: the real parsers accept them, their files exist, and tests run them.
 
-A command that needs what not everybody has, or much time, says so in a comment: "# needs published weights, 8 GPUs",
-"# takes minutes". All others are of kinds that the tests of RUN_BY run.
+A command that needs special equipment or much time says so in a comment, such as "# needs published weights, 8 GPUs"
+or "# takes minutes". The tests in RUN_BY run all other kinds.
 """
 
 import argparse
@@ -18,17 +18,22 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch.distributed.run
+from test_architecture import FLOORS
 
 import s2video
 from s2video.batch.run_file import load_batch
 from s2video.cli import main as cli
-from s2video.config.run import load_config
 from s2video.errors import InputError
+from s2video.models.recipes import load_config
+from s2video.planning.cards import CARDS
+from s2video.planning.plan import make_plan
+from s2video.planning.tables import as_table
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = ("s2video", "python", ".venv/bin/python", "bash", "torchrun", "sbatch")
 FOREIGN = ("pip", "uv", "git", "unzip", "vbench")
+EMBEDDED = "shapes-wan"
 SCRIPTS_OF_OTHERS = ("static_filter.py",)  # VBench's
 WRITING = ("--output", "-o", "--json", "--figures", ">")  # what follows need not be there
 FORMULA = re.compile(r"[A-Z][\w\[\]]* = ")
@@ -42,6 +47,8 @@ RUN_BY = {
     "s2video compare": ("tests/unit/test_compare.py", '"compare"'),
     "s2video sheet": ("tests/unit/test_compare.py", '"sheet"'),
     "s2video page": ("tests/unit/test_page.py", '"page"'),
+    "s2video models": ("tests/unit/test_catalog.py", '"models"'),
+    "s2video config": ("tests/unit/test_catalog.py", '"config"'),
     "s2video plan": ("tests/unit/test_plan.py", '"plan"'),
     "s2video selftest": ("tests/distributed/test_selftest.py", "selftest"),
     "s2video launch": ("tests/e2e/test_multinode.py", '"launch"'),
@@ -123,20 +130,20 @@ def parse(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> list[argpa
     """What the real parsers make of it; they raise for what they do not take."""
     program, *arguments = words
     if program == "s2video":
-        parsed = cli._parser().parse_args(arguments)
+        parsed = cli.build_parser().parse_args(arguments)
         if parsed.command != "launch":
             return [parsed]
         task = {"t2v": "generate", "i2v": "generate"}.get(parsed.task, parsed.task)
-        return [parsed, cli._parser().parse_args([task, *parsed.arguments])]
+        return [parsed, cli.build_parser().parse_args([task, *parsed.arguments])]
     if program == "torchrun":
         launched = torch.distributed.run.get_args_parser().parse_args(arguments)
         called = re.search(r'main\(\["(\w+)"', (ROOT / launched.training_script).read_text(encoding="utf-8"))
         assert called is not None
-        return [launched, cli._parser().parse_args([called[1], *launched.training_script_args])]
+        return [launched, cli.build_parser().parse_args([called[1], *launched.training_script_args])]
     if program == "sbatch":
         own = [word for word in arguments if not word.startswith("--array=")]
         assert own[0] == "launch/slurm/batch.sbatch"
-        return [cli._parser().parse_args(["batch", *own[1:]])]
+        return [cli.build_parser().parse_args(["batch", *own[1:]])]
     script = arguments[0]
     if program != "bash" and script not in ("-m", *SCRIPTS_OF_OTHERS):
         parse_by_script(script, arguments[1:], monkeypatch)
@@ -176,8 +183,10 @@ def test_the_reader_finds_commands_in_all_their_places() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "s2video generate --config configs/shapes.yaml --scale 3",
-        "s2video launch --nproc 2 t2v --config configs/shapes.yaml --scale 3",
+        "s2video generate --model shapes-wan --scale 3",
+        "s2video launch --nproc 2 t2v --model shapes-wan --scale 3",
+        "s2video plan --model shapes-wan",
+        "s2video models --model shapes-wan",
         "s2video render",
         "python tools/vbench.py prepare --information x",
         "python tools/models_table.py --json",
@@ -211,14 +220,16 @@ def test_commands(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_needs(command: Command, parsed: argparse.Namespace) -> None:
-    """The settings exist; published weights and many GPUs are not asked for without a word."""
+    """Models and settings exist; commands that need published weights or many GPUs say so."""
+    task, overrides = getattr(parsed, "command", None), getattr(parsed, "set", ())
     path = getattr(parsed, "run_file", None) or getattr(parsed, "config", None)
-    if path is not None and path.parts[0] == "configs":
-        if parsed.command == "batch":
-            assert not load_batch(path, parsed.set).problems
-        else:
-            model = load_config(path, getattr(parsed, "set", ())).model.path
-            assert model == "shapes-wan" or parsed.command == "plan" or "published weights" in command.comment
+    model = getattr(parsed, "model", None)
+    if task == "batch" and Path(path).parts[0] == "configs":
+        assert not load_batch(Path(path), overrides).problems
+    elif task in ("generate", "plan") and (model or path) and Path(model or path).parent.name in ("", "configs"):
+        name = "shapes" if model == EMBEDDED else str(model or path)
+        settings = load_config(ROOT / name if name.startswith("configs/") else name, overrides)
+        assert settings.model.path == EMBEDDED or task == "plan" or "published weights" in command.comment
     if str(getattr(parsed, "nproc", "")) == "8" or str(getattr(parsed, "nproc_per_node", "")) == "8":
         assert "GPUs" in command.comment
 
@@ -234,7 +245,7 @@ def test_commands_within_sentences_have_known_options(command: Command, monkeypa
         if "pytest" not in arguments:
             parse(command.words, monkeypatch)
         return
-    (subparsers,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (subparsers,) = (a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     known = set(subparsers.choices[arguments[0]]._option_string_actions)
     if arguments[0] == "launch":
         known |= set(subparsers.choices["generate"]._option_string_actions)
@@ -282,14 +293,49 @@ def test_examples_of_the_plugin_run() -> None:
         assert len(frames) == 17
 
 
-def test_links_lead_somewhere_and_the_readme_leads_everywhere() -> None:
-    reached, waiting = set(), [ROOT / "README.md"]
-    while waiting:
-        document = waiting.pop()
-        reached.add(document)
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
-            path = (document.parent / target).resolve()
-            assert path.exists(), f"{document.name}: {target}"
-            if path.suffix == ".md" and path not in reached:
-                waiting.append(path)
-    assert set(DOCUMENTS) <= reached
+def links(document: Path) -> Iterator[tuple[Path, str]]:
+    """Files that a document links to, each with the heading after its "#", if any."""
+    for target in re.findall(r"\]\(([^):]+)\)", document.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        yield (document.parent / name).resolve() if name else document, anchor
+
+
+def anchors(document: Path) -> set[str]:
+    """The headings of a document, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for path, anchor in links(document):
+        assert path.exists(), path
+        assert not anchor or anchor in anchors(path), f"{path.name}#{anchor}"
+
+
+@pytest.mark.parametrize("index", ["README.md", "docs/README.md"])
+def test_both_indexes_link_to_every_page(index: str) -> None:
+    assert set(DOCUMENTS) <= {path for path, _ in links(ROOT / index)} | {ROOT / "README.md", ROOT / index}
+
+
+PATH = re.compile(r"(?<![\w/.-])(?:s2video|tests|tools|launch|examples|configs|docs)/[\w./-]*\w/?")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(document: Path) -> None:
+    """Names in capitals, as in NAME.yaml, are placeholders, and so are patterns with a star."""
+    text = re.sub(r"\S*\*\S*", "", document.read_text(encoding="utf-8"))
+    named = {path for path in PATH.findall(text) if not re.search(r"[A-Z]{4}", path.replace("README", ""))}
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
+
+
+def test_the_plan_in_the_docs_is_current() -> None:
+    """If not: s2video plan --model wan2.1-t2v-14b-720p --world 8, into docs/distribution.md"""
+    plan = make_plan(load_config("wan2.1-t2v-14b-720p"), 8, CARDS["H100"])
+    assert f"```\n{as_table(plan)}\n```" in (ROOT / "docs/distribution.md").read_text(encoding="utf-8")
+
+
+def test_the_folders_in_the_docs_are_in_the_order_of_imports() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+/?)` \|", text.split("## Other folders")[0], re.MULTILINE)
+    assert [row.removesuffix(".py").removesuffix("/") for row in rows] == FLOORS

@@ -10,7 +10,7 @@ import tiny_hunyuan15
 import torch
 from tiny_hunyuan15 import CHANNELS, NUM_BLOCKS
 
-from s2video.config.run import load_config
+from s2video.config.run import read_config
 from s2video.errors import InputError
 from s2video.models.checkpoint import ASSETS, Checkpoint
 from s2video.models.family import Prompts
@@ -88,7 +88,7 @@ def test_masks_are_counted_right_whatever_the_dtype(tiny_hunyuan15_checkpoint: P
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_checkpoints(name: str) -> None:
     """Their configs, and a plan of their runs."""
-    config = load_config(CONFIGS / f"hunyuanvideo-1.5-{name}.yaml")
+    config = read_config(CONFIGS / f"hunyuanvideo-1.5-{name}.yaml")
     (size, shift), (task, resolution) = PUBLISHED[name], name.split("-")
     assert config.model.path == f"hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-{resolution}_{task}"
     sampling = config.sampling

@@ -14,7 +14,7 @@ from tiny import MAX_SEQUENCE_LENGTH, SIZE
 
 import s2video
 from s2video.cli.main import main
-from s2video.config.run import RunConfig, build_config, load_config
+from s2video.config.run import RunConfig, build_config, read_config
 from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
 from s2video.guidance.masks import MaskSpec
@@ -33,7 +33,7 @@ H100 = CARDS["H100"]
 
 
 def planned(world_size: int, *overrides: str, config: Path = WAN_14B, card: Card = H100) -> Plan:
-    return make_plan(load_config(config, overrides), world_size, card)
+    return make_plan(read_config(config, overrides), world_size, card)
 
 
 def a_step(family: str, num_tokens: int, **changes: Any) -> Step:
@@ -185,7 +185,7 @@ def test_weights_and_decoding_are_as_the_config_says() -> None:
     ids=lambda overrides: " ".join(overrides) or "default",
 )
 def test_legal_is_what_the_engine_takes(world_size: int, overrides: tuple[str, ...]) -> None:
-    config = load_config(WAN_14B, overrides)
+    config = read_config(WAN_14B, overrides)
     info = Checkpoint(ASSETS / "published" / config.model.path.replace("/", "--")).info
     legal = set()
     for ring in range(1, world_size + 1):
@@ -404,7 +404,7 @@ def test_given_degrees_stay(tiny_checkpoint: Path) -> None:
 def test_the_word_auto_is_short_for_its_degrees(tiny_checkpoint: Path) -> None:
     auto = with_parallel(tiny_checkpoint, "auto")
     assert auto == with_parallel(tiny_checkpoint, {"degrees": "auto"})
-    assert load_config(WAN_14B, ["parallel=auto"]).parallel.degrees == "auto"
+    assert read_config(WAN_14B, ["parallel=auto"]).parallel.degrees == "auto"
     with pytest.raises(InputError, match="leave them out"):
         with_parallel(tiny_checkpoint, {"degrees": "auto", "ring": 2})
     with pytest.raises(InputError, match="resolve_parallel"):

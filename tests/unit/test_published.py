@@ -24,7 +24,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from s2video.config.run import load_config
+from s2video.config.run import read_config
 from s2video.models.checkpoint import ASSETS, Checkpoint
 from s2video.models.limits import check_request
 from s2video.models.registry import read_costs
@@ -179,7 +179,7 @@ def test_text_encoders_of_hunyuan_video_weigh_what_plans_count_on() -> None:
 
 @pytest.mark.parametrize("name", ["hunyuanvideo-720p", "hunyuanvideo-i2v-720p"])
 def test_configs_of_hunyuan_video_are_what_its_pipelines_take_unasked(name: str) -> None:
-    config = load_config(CONFIGS / f"{name}.yaml")
+    config = read_config(CONFIGS / f"{name}.yaml")
     folder = folder_of(config.model.path)
     check_request(config, Checkpoint(folder).info)
     call = getattr(diffusers, Checkpoint(folder).family.pipeline).__call__

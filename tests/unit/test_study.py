@@ -22,12 +22,12 @@ from studies.summary_file import read_summary
 from tiny import NUM_BLOCKS, PROMPT, tiny_config
 from torch import Tensor
 
-from s2video.config.run import GuidanceConfig, RunConfig, build_config, load_config
+from s2video.config.run import GuidanceConfig, RunConfig, build_config, read_config
 from s2video.engine.engine import Engine
 from s2video.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = load_config(ROOT / "configs" / "shapes.yaml")
+CONFIG = read_config(ROOT / "configs" / "shapes.yaml")
 SCALE = CONFIG.guidance.cfg_scale
 DEPTH = 12
 COUNTS = ["--captions", "1", "--side-captions", "1", "--reference", "1", "--seeds", "2"]

@@ -14,7 +14,7 @@ from video_helpers import LOSSLESS, noise, solid
 
 from s2video.batch.run_file import load_batch
 from s2video.cli.main import main as s2video
-from s2video.config.run import load_config
+from s2video.config.run import read_config
 from s2video.errors import InputError
 from s2video.media.video import VideoSpec, read_video, write_video
 
@@ -70,7 +70,7 @@ def test_wan_has_the_papers_settings(tmp_path: Path, name: str) -> None:
     """App. B.4: λ = 5, ω = 0.25, all else the model's own."""
     path = CONFIGS / f"{name}.yaml"
     cfg, s2 = load_batch(prepare(tmp_path, "--samples", 1, "--dimensions", "color", config=path)).jobs
-    own = load_config(path)
+    own = read_config(path)
     for job, scale in ((cfg, 0.0), (s2, 0.25)):
         assert (job.config.guidance.cfg_scale, job.config.guidance.s2_scale) == (5.0, scale)
         assert job.config.model == own.model and job.config.negative_prompt == own.negative_prompt

@@ -1,0 +1,97 @@
+"""The commands that answer questions: models | config | plan | selftest."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import Any
+
+from ..config.reference import Setting, settings_of
+from ..config.run import RunConfig
+from ..config.text import nearest_key
+from ..errors import InputError, S2VideoError
+from ..system.shutdown import Termination
+from .arguments import add_command, add_model_arguments, add_selftest_arguments, read_model_arguments, whole_number
+
+
+def add_commands(commands: Any) -> None:
+    """Add the parsers to those of the other commands."""
+    models = add_command(commands, "models", "List the models that can be named, with size, memory and inputs")
+    models.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    models.set_defaults(run=_models)
+
+    config = add_command(
+        commands,
+        "config",
+        "Print settings with kind, default and meaning",
+        examples="s2video config\ns2video config guidance\ns2video config guidance.s2_scale",
+    )
+    config.add_argument("key", nargs="?", metavar="KEY", help="a section or a setting; without it, all of them")
+    config.set_defaults(run=_config)
+
+    plan = add_command(
+        commands,
+        "plan",
+        "Predict what a run costs on some number of GPUs, and which mesh is best",
+        examples="s2video plan --model wan2.1-t2v-14b-720p --world 8\n"
+        "s2video plan --model hunyuanvideo-720p --world 2 --card H200 --json",
+    )
+    add_model_arguments(plan)
+    plan.add_argument("--world", type=whole_number, required=True, metavar="N", help="ranks, one for each GPU")
+    plan.add_argument("--card", default="H100", metavar="NAME", help="a known GPU, cpu, or a YAML file of figures")
+    plan.add_argument("--set-card", action="append", default=[], metavar="KEY=VALUE", help="such as intra_gbs=200")
+    plan.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    plan.set_defaults(run=_plan)
+
+    selftest = add_command(commands, "selftest", "Check that this machine computes what it should")
+    add_selftest_arguments(selftest)
+    selftest.set_defaults(run=_selftest)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from ..planning.catalog import as_json, as_table, list_models
+
+    entries = list_models()
+    print(as_json(entries) if arguments.json else as_table(entries))
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    key, known = arguments.key, list(settings_of(RunConfig))
+    found = [setting for setting in known if key in (None, setting.key) or setting.key.startswith(f"{key}.")]
+    if not found:
+        raise InputError(f"config {key!r}: unknown key{nearest_key(key, RunConfig)}")
+    print("\n".join(map(_described, found)))
+    return 0
+
+
+def _described(setting: Setting) -> str:
+    first = f"{setting.key}: {setting.kind}; default {setting.default}"
+    return "\n".join([first, *textwrap.wrap(setting.meaning, 96, initial_indent="    ", subsequent_indent="    ")])
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from ..planning.cards import read_card
+    from ..planning.plan import make_plan
+    from ..planning.tables import as_json, as_table
+
+    config = read_model_arguments(arguments)
+    plan = make_plan(config, arguments.world, read_card(arguments.card, arguments.set_card))
+    print(as_json(plan) if arguments.json else as_table(plan))
+    return 0
+
+
+def _selftest(arguments: argparse.Namespace) -> int:
+    from ..config.sections import ParallelConfig
+    from ..engine.selftest import format_row, run_selftest
+    from ..parallel.mesh import init_mesh
+
+    failed = 0
+    with Termination().handled(), init_mesh(ParallelConfig(timeout_seconds=60), arguments.device) as mesh:
+        for outcome in run_selftest(mesh):
+            failed += not outcome.passed
+            if mesh.is_main:
+                print(format_row(outcome), flush=True)
+    if failed:
+        raise S2VideoError(f"selftest: {failed} check(s) failed; the table says what to do")
+    return 0
