@@ -70,8 +70,8 @@ def check_transformer(transformer: Any, spec: MaskSpec) -> None:
         )
     if getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None) is not None:
         raise InputError(
-            "S²-Guidance: expected a transformer without context parallelism, got enable_parallelism, whose hooks are on "
-            "blocks that can be skipped; use s2video launch to make one video on several GPUs"
+            "S²-Guidance: expected a transformer without context parallelism, got enable_parallelism, whose hooks are "
+            "on blocks that can be skipped; use s2video launch to make one video on several GPUs"
         )
     num_blocks = count_blocks(transformer)
     eligible = len(spec.eligible(num_blocks))
@@ -126,7 +126,7 @@ class Forks:
         return _Walking(self._transformer, self._structure.lists, walk)
 
     def replaying(self, mask: Sequence[int]) -> "_Walking":
-        """Return a context for a call with the same arguments, which runs the blocks after the fork except for `mask`."""
+        """Return a context for a call with the same arguments, which runs the blocks after the fork, without `mask`."""
         fork, dropped = min(mask), frozenset(mask)
 
         def walk(index: int, block: Block, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

@@ -48,8 +48,8 @@ class LatentsRecord(_Part):
     shape: tuple[Count, Count, Count, Count, Count] = Field(description="[1, C, T, H, W]")
     sha256: Digest = Field(description="SHA-256 of the values as little-endian float32, in row-major order")
     probes: tuple[float, ...] = Field(
-        description="64 of the n values in row-major order; number k, from 0, is at position p modulo n, where p is the "
-        "big-endian number in the first 8 bytes of the SHA-256 of k in decimal digits"
+        description="64 of the n values in row-major order; number k, from 0, is at position p modulo n, where p is "
+        "the big-endian number in the first 8 bytes of the SHA-256 of k in decimal digits"
     )
 
 
@@ -96,7 +96,7 @@ class Sidecar(_Part):
     num_blocks: Count = Field(description="blocks of the transformer")
     num_steps: Count | None = Field(
         default=None,
-        description="number of steps of the scheduler; null in older sidecars means config.sampling.num_inference_steps",
+        description="steps of the scheduler; null in older sidecars means config.sampling.num_inference_steps",
     )
     config: RunConfig = Field(description="every setting of the run")
     masks: tuple[DrawnMask, ...] = Field(description="every mask drawn; empty without S²-Guidance")

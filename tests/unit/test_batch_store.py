@@ -146,7 +146,7 @@ def test_a_job_that_kills_every_replica_fails(store: Store) -> None:
         assert drawn is not None and drawn.name == "a"
         (job,) = store.release()
         assert job.attempts == attempt
-    assert job.error == f"{MAX_ATTEMPTS} replicas died while they made it"
+    assert job.error == f"{MAX_ATTEMPTS} replicas died during this job"
     assert store.records()[0].error == job.error
     assert states(store)["a"] == "failed"
 
@@ -207,7 +207,7 @@ def test_a_replica_that_lost_a_job_ends(
             connection.execute("UPDATE jobs SET owner = 'r2'")
         beating._thread.join(30)
     assert ended == [1]
-    assert "others may make a now" in capsys.readouterr().err
+    assert "may have lost a to another replica" in capsys.readouterr().err
 
 
 def test_locks(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_status_tells_all_shards(tmp_path: Path, clock: Clock) -> None:
     text = as_text(status)
     assert "1 of 6 done, 2 running, 2 waiting, 1 failed; 1 replicas; time left: 50 s" in text
     assert "failed   a1  (here): NaN in the latents" in text
-    assert "1 of the running were left behind" in text
+    assert "1 of the running jobs belong to replicas that died" in text
 
 
 def test_status_does_not_guess(store: Store) -> None:
@@ -270,5 +270,5 @@ def test_status_does_not_guess(store: Store) -> None:
 
 
 def test_status_of_no_batch(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no batch was started there"):
+    with pytest.raises(InputError, match="expected the folder of a batch"):
         read_status(tmp_path)

@@ -76,8 +76,11 @@ def test_a_line_says_where_settings_come_from(tmp_path: Path, capsys: pytest.Cap
     for words, said in (
         ((), "using the embedded model, shapes-wan"),
         (("--model", LARGE), "settings of the config wan2.1-t2v-14b-720p"),
-        (("--config", str(in_yaml(tmp_path / "c.yaml", {"prompt": "a"}))), "are those of the config shapes"),
-        (("--model", str(folder)), "no config is made for this model, so it makes 64x64 px"),
+        (
+            ("--config", str(in_yaml(tmp_path / "c.yaml", {"prompt": "a"}))),
+            "missing settings have the values of the config shapes",
+        ),
+        (("--model", str(folder)), "no config exists for this model, so it uses the defaults 64x64 px"),
     ):
         from_command_line(*words)
         err = capsys.readouterr().err
