@@ -28,5 +28,5 @@ Side by side:  $root/$out/side-by-side.mp4
 
 Open them in any player or browser, for instance:  xdg-open $out/side-by-side.mp4   (macOS: open ...)
 From another machine, copy them first:             scp HOST:$root/$out/side-by-side.mp4 .
-How each was made stands beside it, in $out/cfg.json and $out/s2.json.
+How each was made is recorded next to it, in $out/cfg.json and $out/s2.json.
 END

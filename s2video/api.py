@@ -1,6 +1,6 @@
-"""s2video from Python, in one process: load a model, call it with a prompt, save what comes, or stream its frames.
+"""s2video from Python, in one process: load a model, call it with a prompt, save the video or stream its frames.
 
-Several ranks are the command line's (`s2video launch`), or `s2video.Engine`'s under torchrun.
+For several ranks use the command line (`s2video launch`), or `s2video.Engine` under torchrun.
 """
 
 import time
@@ -34,9 +34,9 @@ class Video:
 
     Attributes:
         frames: float32 [T, H, W, 3], RGB in [0, 1], on the CPU.
-        latents: what it was decoded from, float32 [1, C, T', H', W'], on the CPU.
-        config: every setting it was made with.
-        facts: what its sidecar says of it: prompt, seed, masks, digests of weights and latents, versions, timings, ...
+        latents: the latents that it was decoded from, float32 [1, C, T', H', W'], on the CPU.
+        config: every setting that it was made with.
+        facts: the contents of its sidecar: prompt, seed, masks, digests of weights and latents, versions, timings, ...
     """
 
     frames: Tensor
@@ -45,7 +45,7 @@ class Video:
     facts: Mapping[str, Any]
 
     def save(self, path: str | Path, codec: Codec | Literal["auto"] = "auto", **output: Any) -> Path:
-        """Write the video, and its sidecar beside it, each whole or not at all.
+        """Write the video, and its sidecar next to it, each whole or not at all.
 
         Args:
             path: with the suffix of its format; a sequence X.exr becomes the folder X.
@@ -56,7 +56,7 @@ class Video:
             The file, or the folder of a sequence.
 
         Raises:
-            InputError: a path, or a setting, that cannot be used.
+            InputError: a path or a setting that cannot be used.
         """
         path = Path(path)
         config = self.config.patched({"output": {"codec": codec, **output, "path": str(path)}}, "save")
@@ -69,7 +69,7 @@ class Video:
 
 
 class TextToVideo:
-    """A loaded model. Settings of a call are those of the config, as `load` takes them, save `model` and `parallel`."""
+    """A loaded model. A call can change every setting that `load` takes, except those of `model` and `parallel`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -93,13 +93,13 @@ class TextToVideo:
         """Make one video.
 
         Args:
-            prompt: what it shows.
+            prompt: what the video shows.
             seed: of the noise, and of the masks unless `guidance.mask_seed` is set; None: `sampling.seed`.
-            negative_prompt: what the uncond pass is told; None: what the config says.
-            image: a file that the video starts from, for models that take one; None: what the config says.
-            last_image: a file that it ends with, for models that take two; likewise.
-            on_step: called after each denoising step with (steps done, steps in all). Where it returns False, the call
-                ends in a StoppedError; its own exceptions go on to the caller.
+            negative_prompt: prompt of the uncond pass; None: that of the config.
+            image: first image of the video, a file, for models that take one; None: that of the config.
+            last_image: last image, for models that take two; likewise.
+            on_step: called after each denoising step with (steps done, steps in all). If it returns False, the call
+                ends with a StoppedError; its own exceptions reach the caller.
 
         Raises:
             InputError: a prompt or a setting that cannot be used.
@@ -124,10 +124,10 @@ class TextToVideo:
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> Generator[Tensor, None, None]:
-        """The frames of one video, a chunk [t, H, W, 3] as soon as it is decoded; the rest is as in a call.
+        """Yield the frames of one video, each chunk [t, H, W, 3] as soon as it is decoded; otherwise as in a call.
 
-        Bad input is refused at once, denoising starts with the first chunk that is taken, and the memory does not grow
-        with the number of frames. Closing the generator, or leaving its loop, ends the work.
+        Bad input is refused at once. Denoising starts when the first chunk is requested, and memory does not grow with
+        the number of frames. Closing the generator, or leaving its loop, stops the work.
         """
         job = self._job(prompt, seed, negative_prompt, image, last_image, settings)
         engine = self._engine.with_config(job)
@@ -149,7 +149,7 @@ class TextToVideo:
         last_image: str | Path | None,
         settings: Mapping[str, Any],
     ) -> RunConfig:
-        """The settings of one call, prompt and seed among them."""
+        """The settings of one call, including prompt and seed."""
         files = {
             key: None if path is None else str(path) for key, path in (("image", image), ("last_image", last_image))
         }
@@ -164,13 +164,13 @@ def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settin
     """Load a model, for this process.
 
     Args:
-        model: the embedded model's name, a checkpoint's folder or a Hub id, with the settings that suit it (of the
-            models in configs/; the general defaults for others), or a YAML file as in configs/.
+        model: a name of `s2video models`, a folder, or a Hub id, with the settings of its recipe (the general defaults
+            if it has none); or a YAML file as in configs/.
         progress: how denoising is shown: "none", "plain" lines, a "bar", or "auto".
         settings: changes, by section, `guidance={"s2_scale": 0.5}`, or by dotted name, `**{"guidance.s2_scale": 0.5}`.
 
     Raises:
-        InputError: a checkpoint that is missing or damaged, or a setting that cannot be used.
+        InputError: a model that is missing or damaged, or a setting that cannot be used.
     """
     if ranks.world_size() != 1:
         raise InputError("s2video.load is for one process: under torchrun use s2video.Engine")

@@ -18,6 +18,8 @@ every run; the first function of a thread has no caller.
     modules    number of modules that take part
     crossings  number of pairs of caller and callee
     returns    number of crossings, in order, to a module that was visited and left before
+    folders    number of the package's folders that take part; a module of its top level is a folder of its own
+    back       number of pairs of folders, in order, whose second was visited before: each pair counts once
 
 Exit codes: 0 done, 1 a call failed.
 """
@@ -46,6 +48,7 @@ from s2video.cli.main import main as s2video_main
 
 PACKAGE = Path(s2video.__file__).resolve().parent
 SIZE = {"width": 32, "height": 32, "num_frames": 5, "num_inference_steps": 2}
+_COUNTS = ("modules", "crossings", "returns", "folders", "back")
 _INNER_SCOPE = re.compile(r"(\.<locals>)?\.<(listcomp|setcomp|dictcomp|genexpr)>")
 
 
@@ -84,9 +87,16 @@ class Way:
             last = callee.module
         return found
 
-    def row(self) -> tuple[str, int, int, int]:
-        """Return name, modules, crossings and returns."""
-        return self.name, len(self.modules), len(self.crossings), sum(self.is_return())
+    def folders(self) -> tuple[int, int]:
+        """Return the number of folders, and how many pairs of folders, each counted once, lead back to one."""
+        pairs = dict.fromkeys((a.module.split(".")[0], b.module.split(".")[0]) for a, b in self.crossings)
+        pairs = {pair: None for pair in pairs if pair[0] != pair[1]}
+        visited = {self.entry.module.split(".")[0]}.union(*pairs)
+        return len(visited), len(pairs) - (len(visited) - 1)
+
+    def row(self) -> tuple[str, int, int, int, int, int]:
+        """Return name, modules, crossings, returns, folders and ways back to one."""
+        return self.name, len(self.modules), len(self.crossings), sum(self.is_return()), *self.folders()
 
 
 class Tracer:
@@ -195,8 +205,8 @@ def trace_all() -> list[Way]:
 
 def as_table(ways: list[Way]) -> str:
     """Return a row of numbers for each call."""
-    rows = [("call", "modules", "crossings", "returns"), *(tuple(map(str, way.row())) for way in ways)]
-    return "\n".join(f"{a:12}{b:>9}{c:>11}{d:>9}" for a, b, c, d in rows)
+    rows = [("call", *_COUNTS), *(tuple(map(str, way.row())) for way in ways)]
+    return "\n".join(f"{row[0]:12}" + "".join(f"{cell:>11}" for cell in row[1:]) for row in rows)
 
 
 def as_list(way: Way) -> str:
@@ -211,9 +221,8 @@ def as_json(ways: list[Way]) -> str:
     """Return one JSON object, by the name of the call."""
     found = {}
     for way in ways:
-        _, modules, crossings, returns = way.row()
         pairs = [[str(caller), str(callee)] for caller, callee in way.crossings]
-        counts = {"modules": modules, "crossings": crossings, "returns": returns}
+        counts = dict(zip(_COUNTS, way.row()[1:], strict=True))
         found[way.name] = {**counts, "entry": str(way.entry), "visited": list(way.modules), "path": pairs}
     return json.dumps(found, indent=2)
 

@@ -81,10 +81,12 @@ def _shard(text: str) -> tuple[int, int]:
 def _batch(arguments: argparse.Namespace) -> int:
     path = arguments.run_file or arguments.config
     if path is None or (arguments.run_file and arguments.config):
-        raise InputError("batch: give one run file, see configs/batch-shapes.yaml")
+        raise InputError("batch: expected one run file, such as configs/batch-shapes.yaml")
     is_rank = _is_rank()
     if is_rank and (arguments.replicas, arguments.nproc) != (1, 1):
-        raise InputError("--replicas and --nproc: not under torchrun, which has started the ranks of one replica")
+        raise InputError(
+            "--replicas and --nproc: expected neither under torchrun, which starts the ranks of one replica"
+        )
     world_size = ranks.world_size() if is_rank else arguments.nproc
     batch = load_batch(path, arguments.set)
     if batch.recipe is not None and not is_rank:
@@ -96,7 +98,7 @@ def _batch(arguments: argparse.Namespace) -> int:
         index, count = arguments.shard
         jobs = jobs[index - 1 :: count]
     gpus: Sequence[str] = ()
-    if arguments.replicas > 1 and jobs:  # one takes all that there are
+    if arguments.replicas > 1 and jobs:  # one replica takes all of them
         gpus = visible_gpus(jobs[0].config.model.device)
     plan = ReplicaPlan(arguments.replicas, arguments.nproc, gpus)
     plan.check()
@@ -115,7 +117,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     store.create()
     with held_lock(store.lock_path) as is_ours:
         if not is_ours:
-            raise InputError(f"{batch.folder}: is being made by another process: wait for it, or stop it")
+            raise InputError(f"{batch.folder}: another process is making this batch: wait for it, or stop it")
         options = {"force": arguments.force, "retry_failed": arguments.retry_failed}
         register(jobs, store, open_model, world_size=world_size, **options)
         waiting = sum(record.state == "waiting" for record in store.records())
@@ -138,7 +140,7 @@ def _is_rank() -> bool:
 
 
 def _require_usable(batch: Batch, open_model: OpenModel, world_size: int, *, dry_run: bool) -> None:
-    """Raise InputError after saying what is wrong with each shot."""
+    """Raise InputError after printing what is wrong with each shot."""
     found = find_problems(batch.jobs, open_model, world_size=world_size, images=dry_run)
     problems = list(dict.fromkeys([*batch.problems, *found]))
     if not problems:
@@ -150,7 +152,7 @@ def _require_usable(batch: Batch, open_model: OpenModel, world_size: int, *, dry
 
 
 def _run_as_rank(store: Store, jobs: Sequence[BatchJob], batch: Batch, plain: bool) -> int:
-    """Under torchrun, whose ranks are the one replica."""
+    """Run the only replica, whose ranks torchrun started."""
     from ..batch.replica import run_replica
 
     owner = f"replica-1-{os.urandom(4).hex()}"
@@ -178,7 +180,7 @@ def _stopped(store: Store, number: int) -> None:
     done = sum(record.state == "done" for record in store.records())
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise StoppedError(f"stopped with {done} of {len(store.records())} videos done: the same command goes on")
+    raise StoppedError(f"stopped with {done} of {len(store.records())} videos done; run the same command to continue")
 
 
 def _verdict(store: Store) -> int:
@@ -186,7 +188,7 @@ def _verdict(store: Store) -> int:
     failed = sum(record.state == "failed" for record in records)
     if failed:
         raise S2VideoError(
-            f"{failed} of {len(records)} videos failed: s2video status {store.folder} says why, and --retry-failed "
-            "tries them again"
+            f"{failed} of {len(records)} videos failed: s2video status {store.folder} prints why, and --retry-failed "
+            "makes them again"
         )
     return 0

@@ -25,51 +25,70 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Add the parsers to those of the other commands."""
-    inspect = add_command(commands, "inspect", "Print how a video was made, and whether its file has changed")
+    inspect = add_command(
+        commands,
+        "inspect",
+        "Print how a video was made, and whether its file has changed",
+        examples="s2video inspect runs/x.mp4\ns2video inspect runs/x.mp4 --json",
+    )
     inspect.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a video, its sidecar, or its latents")
     inspect.add_argument("--json", action="store_true", help="the sidecar as it is")
     inspect.add_argument("--schema", action="store_true", help="the JSON Schema of all sidecars instead")
     inspect.set_defaults(run=_inspect)
 
-    reproduce = add_command(commands, "reproduce", "Make a video again, and compare")
+    reproduce = add_command(
+        commands,
+        "reproduce",
+        "Make a video again, and compare the two",
+        examples="s2video reproduce runs/x.mp4\ns2video launch --nproc 2 reproduce runs/x.mp4",
+    )
     add_reproduce_arguments(reproduce)
     reproduce.set_defaults(run=_reproduce)
 
-    compare = add_command(commands, "compare", "Put two videos into one file")
+    compare = add_command(
+        commands,
+        "compare",
+        "Put two videos into one file",
+        examples="s2video compare cfg.mp4 s2.mp4 --mode wipe -o both.mp4",
+    )
     compare.add_argument("videos", type=Path, nargs=2, metavar="VIDEO")
     compare.add_argument(
         "--mode",
         choices=["side", "wipe", "sheet"],
         default="side",
-        help="beside each other (default), or a moving line",
+        help="side by side, a moving line, or one picture",
     )
-    compare.add_argument("--labels", nargs=2, metavar=("A", "B"), help="captions; default: the files' names")
-    compare.add_argument("-o", "--output", type=Path, required=True, metavar="X.mp4", help="X.png or X.jpg for a sheet")
+    compare.add_argument("--labels", nargs=2, metavar=("A", "B"), help="captions; without it, the files' names")
+    compare.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="X.mp4", help="X.png or X.jpg with --mode sheet"
+    )
     _add_font_argument(compare)
     compare.set_defaults(run=_compare)
 
-    sheet = add_command(commands, "sheet", "Put frames of many videos into one picture")
+    sheet = add_command(
+        commands, "sheet", "Put frames of many videos into one picture", examples="s2video sheet runs -o runs/sheet.png"
+    )
     sheet.add_argument("videos", type=Path, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs, or videos")
-    sheet.add_argument("--columns", type=int, default=6, metavar="N", help="frames of each video; default 6")
+    sheet.add_argument("--columns", type=int, default=6, metavar="N", help="frames of each video")
     sheet.add_argument("-o", "--output", type=Path, required=True, metavar="X.png", help="or X.jpg")
     _add_font_argument(sheet)
     sheet.set_defaults(run=_sheet)
 
-    page = add_command(commands, "page", "Make one HTML page of a run")
+    page = add_command(commands, "page", "Make one HTML page of a run", examples="s2video page runs")
     page.add_argument("folder", type=Path, metavar="RUN", help="a folder of videos and sidecars, or of a batch")
-    page.add_argument("-o", "--output", type=Path, metavar="X.html", help="default: index.html in that folder")
-    page.add_argument("--title", help="default: the folder's name")
-    page.add_argument(
-        "--embed-below", type=float, default=8.0, metavar="MB", help="larger videos are linked; default 8"
-    )
+    page.add_argument("-o", "--output", type=Path, metavar="X.html", help="without it, index.html in that folder")
+    page.add_argument("--title", help="without it, the folder's name")
+    page.add_argument("--embed-below", type=float, default=8.0, metavar="MB", help="larger videos are linked")
     page.set_defaults(run=_page)
 
 
 def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a video, its sidecar, or its latents")
-    parser.add_argument("--output", type=Path, metavar="X.mp4", help="write the video too; default: compare latents")
-    parser.add_argument("--model", metavar="PATH", help="where the checkpoint is now, if not where it was")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: as it was set")
+    parser.add_argument(
+        "--output", type=Path, metavar="X.mp4", help="write the video too; without it, latents are compared"
+    )
+    parser.add_argument("--model", metavar="PATH", help="where the model is now, if it has moved")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="without it, as in the sidecar")
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
 
 
@@ -182,7 +201,7 @@ def _page(arguments: argparse.Namespace) -> int:
 
 
 def _add_font_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--font", type=Path, metavar="F.ttf", help="for captions with other letters than ASCII")
+    parser.add_argument("--font", type=Path, metavar="F.ttf", help="font for captions with letters other than ASCII")
 
 
 def _existing(video: Path, *, sequence: bool = False) -> Path:

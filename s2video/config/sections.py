@@ -67,7 +67,7 @@ class LoraConfig(Section):
     path: Text = Field(min_length=1, description="a .safetensors file, a folder that has one, or a Hub id")
     scale: Number = Field(default=1.0, description="strength; 0: none")
     component: Literal["transformer", "transformer_2"] = Field(
-        default="transformer", description="which transformer, where the checkpoint has two"
+        default="transformer", description="which transformer, if the checkpoint has two"
     )
 
 
@@ -89,10 +89,10 @@ class ModelConfig(Section):
     dtype: Dtype = setting("latents", default="float32", description="precision of the transformer")
     text_encoder_dtype: Dtype = setting("latents", default="float32", description="precision of the text encoder")
     image_encoder_dtype: Dtype = setting(
-        "latents", default="float32", description="precision of the image encoder; float32 is what diffusers advises"
+        "latents", default="float32", description="precision of the image encoder; diffusers recommends float32"
     )
     vae_dtype: Dtype = setting(
-        "frames", default="float32", description="precision of the VAE; float32 is what diffusers advises"
+        "frames", default="float32", description="precision of the VAE; diffusers recommends float32"
     )
     attention_backend: Text | None = setting(
         "latents",
@@ -100,20 +100,18 @@ class ModelConfig(Section):
         description="one of diffusers' attention backends (native, flash, sage, ...); null: diffusers' default",
     )
     device: Literal["auto", "cpu", "cuda"] = setting(
-        "rounding", per_process=True, default="auto", description="auto: cuda where there is a GPU, else cpu"
+        "rounding", per_process=True, default="auto", description="auto: cuda if there is a GPU, else cpu"
     )
     offload_text_encoder: Switch = setting(
-        "nothing", default=True, description="give the text encoder's memory back before denoising"
+        "nothing", default=True, description="free the text encoder's device memory before denoising"
     )
     stream_text_encoder: Switch = setting(
         "nothing",
         default=False,
-        description="run it from CPU memory, a layer at a time: for one that does not fit on the device",
+        description="run the text encoder from CPU memory, a layer at a time, if it does not fit on the device",
     )
     offload_experts: Switch = setting(
-        "nothing",
-        default=False,
-        description="of two transformers (Wan 2.2 A14B), keep the one whose turn it is not in CPU memory",
+        "nothing", default=False, description="keep the inactive one of two transformers (Wan 2.2 A14B) in CPU memory"
     )
 
 
@@ -121,10 +119,10 @@ class SamplingConfig(Section):
     """Size and length of the video, and how it is denoised."""
 
     width: Whole = setting(
-        "latents", default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple"
+        "latents", default=64, gt=0, description="pixels; a multiple of a number that depends on the checkpoint"
     )
     height: Whole = setting(
-        "latents", default=64, gt=0, description="pixels; the checkpoint says of what it must be a multiple"
+        "latents", default=64, gt=0, description="pixels; a multiple of a number that depends on the checkpoint"
     )
     num_frames: Whole = setting(
         "latents", default=17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor"
@@ -137,13 +135,13 @@ class SamplingConfig(Section):
         "latents",
         default=None,
         gt=0,
-        description="shift of the flow schedule; null: what the checkpoint's scheduler says",
+        description="shift of the flow schedule; null: that of the checkpoint's scheduler",
     )
     max_sequence_length: Whole = setting(
         "latents",
         default=512,
         ge=1,
-        description="text tokens, padding included; Wan attends to the padding, so there this changes the video",
+        description="text tokens, padding included; Wan attends to padding, so this changes its videos",
     )
 
 
@@ -154,29 +152,27 @@ class CfgZeroStarConfig(Section):
 
 
 class ApgConfig(Section):
-    """Adaptive projected guidance, with the names (less their prefix) and defaults of diffusers' guider."""
+    """Adaptive projected guidance, with the names, without their prefix, and the defaults of diffusers' guider."""
 
     momentum: Number | None = setting(
         "latents", default=None, description="weight of earlier steps' updates; null: none"
     )
-    rescale: Number = setting("latents", default=15.0, ge=0, description="largest norm of an update; 0: any")
+    rescale: Number = setting("latents", default=15.0, ge=0, description="largest norm of an update; 0: no limit")
     eta: Number = setting(
         "latents", default=1.0, description="weight of the part of an update that is parallel to cond"
     )
 
 
 class SlgConfig(Section):
-    """Skip layer guidance, with the names (less their prefix) and defaults of diffusers' guider."""
+    """Skip layer guidance, with the names, without their prefix, and the defaults of diffusers' guider."""
 
-    scale: Number = setting("latents", default=2.8, ge=0, description="strength; 0: no such pass")
+    scale: Number = setting("latents", default=2.8, ge=0, description="strength; 0: no pass")
     start: Annotated[Number, Field(ge=0, lt=1)] = setting(
         "latents", default=0.01, description="part of the denoising after which it acts; never in the first step"
     )
     stop: Share = setting("latents", default=0.2, description="part of the denoising up to which it acts")
     layers: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = setting(
-        "latents",
-        default=(),
-        description="indices of the blocks that its pass leaves out; to be named where method is slg",
+        "latents", default=(), description="indices of the blocks that its pass drops; required if method is slg"
     )
 
     @model_validator(mode="after")
@@ -192,7 +188,7 @@ class GuidanceConfig(Section):
     method: Literal["s2", "cfg_zero_star", "apg", "slg"] = setting(
         "latents",
         default="s2",
-        description="s2: CFG and S²; for comparison, in its stead: cfg_zero_star, apg, or slg (STG too), by diffusers",
+        description="s2: CFG and S²; or, for comparison, diffusers' cfg_zero_star, apg, or slg (STG too)",
     )
     cfg_scale: Number = setting(
         "latents", default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
@@ -201,14 +197,14 @@ class GuidanceConfig(Section):
         "latents",
         default=None,
         ge=0,
-        description="λ of the second transformer, where there are two (Wan 2.2 A14B); null: as cfg_scale",
+        description="λ of the second transformer, if there are two (Wan 2.2 A14B); null: as cfg_scale",
     )
     embedded_scale: Number = setting(
         "latents",
         default=6.0,
         ge=1,
-        description="strength of the guidance that guidance-distilled models (HunyuanVideo) take as an input; others "
-        "take no notice. Such a model needs no uncond pass: set cfg_scale to 1",
+        description="strength of the guidance that guidance-distilled models (HunyuanVideo) take as an input; other "
+        "models ignore it. Such a model needs no uncond pass: set cfg_scale to 1",
     )
     s2_scale: Number = setting(
         "latents", default=0.25, ge=0, description="ω, strength of S²-Guidance; 0: plain CFG, no sub pass"
@@ -221,24 +217,24 @@ class GuidanceConfig(Section):
     rescale: Share = setting(
         "latents",
         default=0.0,
-        description="share of the prediction rescaled to the spread of cond, as diffusers does it",
+        description="share of the prediction that is rescaled to cond's standard deviation, as in diffusers",
     )
-    drop_ratio: Share = setting("latents", default=0.1, description="share of the blocks that the sub pass leaves out")
+    drop_ratio: Share = setting("latents", default=0.1, description="share of the blocks that the sub pass drops")
     drop_count: Index | None = setting(
-        "latents", default=None, description="number of blocks left out; overrides drop_ratio"
+        "latents", default=None, description="number of dropped blocks; overrides drop_ratio"
     )
     never_drop: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = setting(
-        "latents", default=(0,), description="indices of blocks that are never left out"
+        "latents", default=(0,), description="indices of blocks that are never dropped"
     )
     band: Annotated[tuple[Index, Index], BeforeValidator(read_list)] | None = setting(
         "latents",
         default=None,
-        description="first and last block index that may be left out, both included; null: every block",
+        description="first and last block index that can be dropped, both included; null: all blocks",
     )
     window: Annotated[tuple[Share, Share], BeforeValidator(read_list)] = setting(
         "latents",
         default=(0.1, 0.9),
-        description="part of the denoising in which S² acts: step i of n stands at (i + 1/2) / n",
+        description="part of the denoising in which S² acts; step i of n is at (i + 1/2) / n",
     )
     num_draws: Whole = setting(
         "latents", default=1, ge=1, description="N, masks drawn in a step (Eq. 3); each costs one sub pass"
@@ -253,10 +249,10 @@ class GuidanceConfig(Section):
         "rounding", default=False, description="run the branches as one batch; changes the last bits"
     )
     cfg_zero_star: CfgZeroStarConfig = setting(
-        "latents", default=CfgZeroStarConfig(), description="where method is cfg_zero_star"
+        "latents", default=CfgZeroStarConfig(), description="if method is cfg_zero_star"
     )
-    apg: ApgConfig = setting("latents", default=ApgConfig(), description="where method is apg")
-    slg: SlgConfig = setting("latents", default=SlgConfig(), description="where method is slg")
+    apg: ApgConfig = setting("latents", default=ApgConfig(), description="if method is apg")
+    slg: SlgConfig = setting("latents", default=SlgConfig(), description="if method is slg")
 
     @field_validator("band", "window")
     @classmethod
@@ -272,14 +268,14 @@ class GuidanceConfig(Section):
         default = GuidanceConfig.model_fields["s2_scale"].default
         if self.s2_scale not in (0, default) or self.form != "deviation":
             raise ValueError(
-                f"expected s2_scale and form to be left alone, for method is {self.method}, got s2_scale "
-                f"{self.s2_scale:g} and form {self.form}: S² is not combined with other guidance; take them away, or "
-                "set method to s2"
+                f"expected the default s2_scale and form, because method is {self.method}, got s2_scale "
+                f"{self.s2_scale:g} and form {self.form}: S² is not combined with other guidance methods; remove them, "
+                "or set method to s2"
             )
         if self.method == "cfg_zero_star" and self.cfg_zero_star.zero_init_steps and self.rescale:
             raise ValueError(
                 f"expected rescale 0, got {self.rescale:g}: the steps that cfg_zero_star.zero_init_steps makes zero "
-                "have no spread to be rescaled; set one of the two to 0"
+                "have no standard deviation to rescale; set one of the two to 0"
             )
         if self.method == "slg" and not self.slg.layers:
             raise ValueError("expected slg.layers to name the blocks that its pass leaves out, got none")
@@ -287,16 +283,16 @@ class GuidanceConfig(Section):
 
     @property
     def uses_s2(self) -> bool:
-        """Whether any step may have sub predictions of S²."""
+        """Whether any step can have sub predictions of S²."""
         return self.method == "s2" and self.s2_scale > 0
 
     @property
     def cfg_scales(self) -> tuple[float, float]:
-        """λ of the first transformer, and of the second one where there is one."""
+        """λ of the first transformer, and of the second one, if there is one."""
         return self.cfg_scale, self.cfg_scale if self.cfg_scale_2 is None else self.cfg_scale_2
 
     def mask_spec(self) -> MaskSpec:
-        """The part of these settings that decides which blocks a draw leaves out."""
+        """Return the part of these settings that decides which blocks a draw drops."""
         from ..guidance.masks import MaskSpec  # here, so that bad input is answered before numpy is imported
 
         return MaskSpec(
@@ -309,7 +305,7 @@ class GuidanceConfig(Section):
         )
 
     def mask_schedule(self, *, num_blocks: int, seed: int, num_steps: int) -> MaskSchedule:
-        """The masks of S² that a job with these settings draws; none where it has no S²."""
+        """Return the masks of S² that a job with these settings draws; none if it has no S²."""
         from ..guidance.masks import MaskSchedule
 
         spec = self.mask_spec() if self.uses_s2 else None
@@ -317,24 +313,24 @@ class GuidanceConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How the ranks of one run share its work. The word "auto" in its place is short for `degrees: auto`."""
+    """How the ranks of one run share its work. `parallel: auto` is short for `degrees: auto`."""
 
     degrees: Literal["given", "auto"] = setting(
         "rounding",
         default="given",
-        description="auto: those of the mesh that `s2video plan` puts first; given: as they are here",
+        description="auto: the mesh that `s2video plan` puts first; given: ulysses, ring and branch below",
     )
     ulysses: Whole | None = setting(
         "rounding",
         default=None,
         ge=1,
-        description="neighbouring ranks that trade tokens for heads; null: all ranks, or what ring leaves of them",
+        description="neighbouring ranks that exchange tokens for heads; null: all ranks, or what ring leaves",
     )
     ring: Whole | None = setting(
         "rounding",
         default=None,
         ge=1,
-        description="groups of such ranks, keys and values going round among them; null: 1, or what ulysses leaves",
+        description="groups of such ranks, which pass keys and values around; null: 1, or what ulysses leaves",
     )
     branch: Literal[1, 2] = setting(
         "rounding",
@@ -345,8 +341,8 @@ class ParallelConfig(Section):
         "frames",
         newer=True,
         default="auto",
-        description="sharded: a strip of the picture a rank, exact; tiled: overlapping tiles, blended; serial: rank 0 "
-        "alone; auto: sharded with Wan's VAE, else tiled",
+        description="sharded: a strip of the picture for each rank, exact; tiled: overlapping tiles, blended; serial: "
+        "rank 0 alone; auto: sharded with Wan's VAE, else tiled",
     )
     weights: Literal["replicated", "fsdp", "zero3", "streamed"] = setting(
         "rounding",
@@ -363,7 +359,7 @@ class ParallelConfig(Section):
         default=600.0,
         gt=0,
         le=86400,
-        description="how long a rank waits for the others in one collective",
+        description="seconds that a rank waits for the others in one collective",
     )
     heartbeat_seconds: Number = setting(
         "nothing",
@@ -371,7 +367,7 @@ class ParallelConfig(Section):
         default=20.0,
         gt=0,
         le=86400,
-        description="how long a rank's process may give no sign of life",
+        description="seconds without a heartbeat after which a rank is considered lost",
     )
 
     @model_validator(mode="before")
@@ -387,13 +383,13 @@ class ParallelConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Denoising that can be taken up again with --resume."""
+    """When denoising is saved, to be resumed with --resume."""
 
     every_seconds: Number | None = setting(
         "nothing",
         default=None,
         gt=0,
-        description="how often X.checkpoint.safetensors is written; null: only on SIGTERM",
+        description="seconds between writes of X.checkpoint.safetensors; null: it is only written on SIGTERM",
     )
 
 
@@ -404,7 +400,7 @@ class OutputConfig(Section):
         "nothing",
         default="out.mp4",
         min_length=1,
-        description="where the video goes; its sidecar X.json lies beside it. A sequence X.png or X.exr is a folder X",
+        description="path of the video; its sidecar X.json is next to it. A sequence X.png or X.exr is a folder X",
     )
     codec: Codec | Literal["auto"] = setting(
         "frames",
@@ -424,30 +420,27 @@ class OutputConfig(Section):
     timecode: Text | None = setting(
         "frames",
         default=None,
-        description='of the first frame, as text ("01:00:00:00"); null: none. PNG has no place for one',
+        description='timecode of the first frame, as text ("01:00:00:00"); null: none. PNG cannot hold one',
     )
     audio: Text | None = setting(
         "frames",
         default=None,
-        description="a file whose sound goes with the video, cut at its end or followed by silence; null: no sound",
+        description="a file with sound, which is cut or padded with silence to the length of the video; null: no sound",
     )
     start_number: Whole = setting(
         "frames",
         default=1001,
         ge=0,
         le=MAX_START_NUMBER,
-        description="of the first frame's file in a PNG or EXR sequence",
+        description="number of the first file of a PNG or EXR sequence",
     )
     ffmpeg: Text | None = setting(
-        "nothing",
-        default=None,
-        min_length=1,
-        description="path of the ffmpeg to use; null: the one that imageio-ffmpeg brings",
+        "nothing", default=None, min_length=1, description="path of the ffmpeg to use; null: that of imageio-ffmpeg"
     )
-    keep_latents: Switch = setting("nothing", default=False, description="leave X.latents.safetensors beside the video")
+    keep_latents: Switch = setting("nothing", default=False, description="keep X.latents.safetensors next to the video")
 
     def spec(self, path: Path) -> VideoSpec:
-        """How a video called `path` is written. Raises InputError where these settings do not fit it or each other."""
+        """Return how a video called `path` is written. Raises InputError if settings do not fit it or each other."""
         return VideoSpec(
             self.fps,
             self.crf,

@@ -1,7 +1,4 @@
-"""Between what a person wrote and a typed value: YAML's traps, strict types, and errors in plain words.
-
-It knows pydantic and YAML, not which settings there are.
-"""
+"""From YAML and other text to typed values: traps of YAML, strict types, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ _LARGEST_RATE_PART = 1_001_000  # ffmpeg rounds a rate with a larger one
 
 
 class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader that refuses what it would silently misread: 010 as 8, 12:30 as 750, a key given twice."""
+    """yaml.SafeLoader that refuses what it would misread: 010 as 8, 12:30 as 750, a key given twice."""
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         if len(node.value) > 400:  # Python refuses to read or print much longer ones
@@ -55,7 +52,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """`yaml.safe_load`, except that misread numbers and repeated keys are errors. Raises InputError naming `source`."""
+    """Load YAML like `yaml.safe_load`; misread numbers and repeated keys raise InputError, which names `source`."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -68,24 +65,24 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def show(value: Any) -> str:
-    """A value and its kind for an error message, on one line, shortened."""
+    """Return a value and its type for an error message, on one line, shortened."""
     kinds: list[tuple[Any, str]] = [
-        (bool, "a yes/no value"),
-        (int, "a whole number"),
-        (float, "a number"),
-        (str, "text"),
-        (dict, "a mapping"),
-        ((list, tuple), "a list"),
+        (bool, "bool"),
+        (int, "int"),
+        (float, "float"),
+        (str, "str"),
+        (dict, "mapping"),
+        ((list, tuple), "list"),
     ]
     if value is None:
-        return "nothing (null)"
-    kind = next((name for of, name in kinds if isinstance(value, of)), f"a {type(value).__name__}")
+        return "null"
+    kind = next((name for of, name in kinds if isinstance(value, of)), type(value).__name__)
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({kind})"
 
 
 def read_number(value: Any) -> float:
-    """A finite float from an int, a float or text such as 1e-4; never from a bool."""
+    """Return a finite float from an int, a float or text such as 1e-4; never from a bool."""
     written_as_text = isinstance(value, str) and _EXPONENT.fullmatch(value)
     if isinstance(value, bool) or not (isinstance(value, (int, float)) or written_as_text):
         raise ValueError(f"expected a number, got {show(value)}")
@@ -99,7 +96,7 @@ def read_number(value: Any) -> float:
 
 
 def read_whole(value: Any) -> int:
-    """An int from an int, or from a float (or text such as 1e3) without a fraction; never from a bool."""
+    """Return an int from an int, or from a float (or text such as 1e3) without a fraction; never from a bool."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, float) or (isinstance(value, str) and _EXPONENT.fullmatch(value)):
@@ -110,7 +107,7 @@ def read_whole(value: Any) -> int:
 
 
 def read_text(value: Any) -> str:
-    """Text that can be encoded; a value that YAML took for something else is refused with the advice to quote it."""
+    """Return text that can be encoded; refuse what YAML read as another type, with the advice to quote it."""
     if not isinstance(value, str):
         advice = 'write "" for empty text' if value is None else 'quote it, "like this"'
         raise ValueError(f"expected text, got {show(value)}: {advice}")
@@ -120,21 +117,21 @@ def read_text(value: Any) -> str:
 
 
 def read_switch(value: Any) -> bool:
-    """A bool and nothing that merely looks like one."""
+    """Return a bool; refuse what only looks like one."""
     if not isinstance(value, bool):
         raise ValueError(f"expected true or false, got {show(value)}")
     return value
 
 
 def read_list(value: Any) -> tuple[Any, ...]:
-    """A tuple from a list; its members are checked elsewhere."""
+    """Return a tuple from a list; its members are checked elsewhere."""
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"expected a list such as [0, 1], got {show(value)}")
     return tuple(value)
 
 
 def read_fraction(value: Any) -> Fraction:
-    """A positive ratio from an int, a float, "24000/1001" or "23.976"; a float is taken to a denominator up to 1001."""
+    """Return a positive ratio from an int, a float, "24000/1001" or "23.976"; a float gets a denominator up to 1001."""
     advice = 'expected a frame rate such as 16, 23.976 or "24000/1001"'
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Fraction)):
         raise ValueError(f"{advice}, got {show(value)}")
@@ -152,7 +149,7 @@ def read_fraction(value: Any) -> Fraction:
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every setting below `model`, sections included, as a dotted key."""
+    """Yield every setting below `model`, sections included, as a dotted key."""
     for name, field in model.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -160,16 +157,16 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def nearest_key(key: str, model: type[BaseModel]) -> str:
-    """The end of an "unknown key" message: the nearest right key, or the keys of its section."""
+    """Return the end of an "unknown key" message: the nearest right key, or the keys of its section."""
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
         last = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(last, whole - 0.1) + whole / 100  # the last part counts most: the wrong section is a common slip
+        return max(last, whole - 0.1) + whole / 100  # the last part counts most: a wrong section is a common slip
 
     keys = list(dotted_keys(model))
     sections = {candidate.rpartition(".")[0] for candidate in keys}
-    likely = [k for k in keys if k not in sections or "." not in key]  # "sampling.qqq" is no misspelt "sampling"
+    likely = [k for k in keys if k not in sections or "." not in key]  # "sampling.qqq" is not a misspelt "sampling"
     best = max(likely, key=likeness)
     if likeness(best) >= 0.65:
         return f": did you mean {best!r}?"
@@ -179,7 +176,7 @@ def nearest_key(key: str, model: type[BaseModel]) -> str:
 
 
 def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
-    """Every problem of a ValidationError as "key: expected ..., got ...", joined on one line."""
+    """Return the problems of a ValidationError on one line, each as "key: expected ..., got ..."."""
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"])
@@ -200,7 +197,7 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
         elif kind == "too_long":
             text = f"{key}: expected {context['max_length']} values, got {show(value)}"
         elif kind == "string_too_short":
-            text = f"{key}: expected text, got an empty one"
+            text = f"{key}: expected text, got an empty text"
         else:
             text = f"{key}: {' '.join(problem['msg'].split()).removeprefix('Value error, ')}"
         lines.append(text)

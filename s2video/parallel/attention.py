@@ -93,12 +93,8 @@ def sharded_attention(query: Tensor, key: Tensor, value: Tensor, plan: Attention
 
 
 def sharded_joint_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    text_query: Tensor,
-    text_key: Tensor,
-    text_value: Tensor,
+    video: Sequence[Tensor],
+    text: Sequence[Tensor],
     plan: AttentionPlan,
     *,
     text_lengths: Sequence[int] | None = None,
@@ -109,8 +105,8 @@ def sharded_joint_attention(
     Text tokens follow the video tokens.
 
     Args:
-        query, key, value: this rank's video tokens, [B, S_local, H, D] each.
-        text_query, text_key, text_value: all text tokens, [B, M, H, D] each, the same on every rank.
+        video: query, key and value of this rank's video tokens, [B, S_local, H, D] each.
+        text: query, key and value of all text tokens, [B, M, H, D] each, the same on every rank.
         text_lengths: number of text tokens of each sample without padding, 0 … M; None if there is no padding. Padding
             is at the end and excluded from the softmax; its output is zero.
         backend: as in `sharded_attention`.
@@ -118,18 +114,18 @@ def sharded_joint_attention(
     Returns:
         [B, S_local, H, D] for the video and [B, M, H, D] for the text; the text is bitwise the same on every rank.
     """
-    kernel = _ring_kernel(query, plan, backend)
+    kernel = _ring_kernel(video[0], plan, backend)
     ulysses = plan.axes.ulysses
-    heads = split_evenly(query.shape[2], ulysses.size)
+    heads = split_evenly(video[0].shape[2], ulysses.size)
     tokens, mine = plan.group_tokens, heads[ulysses.rank]
-    batch, num_text = text_query.shape[:2]
-    video = heads_from_tokens((query, key, value), tokens, heads, ulysses)
-    text = tuple(x[:, :, mine.start : mine.stop] for x in (text_query, text_key, text_value))
+    batch, num_text = text[0].shape[:2]
+    video = heads_from_tokens(tuple(video), tokens, heads, ulysses)
+    text = tuple(x[:, :, mine.start : mine.stop] for x in text)
     lengths = (num_text,) * batch if text_lengths is None else tuple(text_lengths)
     assert len(lengths) == batch and all(0 <= length <= num_text for length in lengths), (lengths, batch, num_text)
 
     group = sum(shard.length for shard in tokens)
-    joint = video[0].new_zeros(batch, group + num_text, mine.length, query.shape[-1])
+    joint = video[0].new_zeros(batch, group + num_text, mine.length, video[0].shape[-1])
     if not mine.length:  # more ranks than heads; this rank's ring then has no heads either
         pass
     elif kernel is None:

@@ -12,7 +12,7 @@ from ..guidance.masks import MaskSchedule
 from ..models.base import Conditioning, ImageConditioning
 from ..models.experts import Experts
 from ..parallel.mesh import Mesh
-from .forward import predict
+from .forward import Lockstep, predict
 from .guiders import OtherGuidance
 
 
@@ -68,9 +68,7 @@ class Denoiser:
             cond=self._cond,
             uncond=self._uncond if needs_uncond(guidance.cfg_scales[index]) else None,
             masks=masks,
-            weights=expert.weights,
-            share_prefix=guidance.share_prefix,
-            batch_branches=guidance.batch_branches,
+            lockstep=Lockstep(expert.weights, guidance.share_prefix, guidance.batch_branches),
         )
 
     def guide(self, predictions: Predictions, timestep: Tensor, step: int) -> Tensor:

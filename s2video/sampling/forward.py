@@ -31,6 +31,22 @@ class _Branch:
     dropped: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True)
+class Lockstep:
+    """How the branches of a step go through the blocks.
+
+    Attributes:
+        weights: fetches the model's blocks, one at a time, each once.
+        share_prefix: False computes every sub branch from block 0, for comparison; the result is bitwise the same.
+        batch_branches: run branches on the same ranks through a block as one batch. This changes the last bits, so it
+            is a setting that all ranks share, not a decision at run time.
+    """
+
+    weights: BlockWeights = WHOLE
+    share_prefix: bool = True
+    batch_branches: bool = False
+
+
 def predict(
     model: BlockModel,
     latents: Tensor,
@@ -40,9 +56,7 @@ def predict(
     cond: Conditioning,
     uncond: Conditioning | None = None,
     masks: Sequence[Sequence[int]] = (),
-    weights: BlockWeights = WHOLE,
-    share_prefix: bool = True,
-    batch_branches: bool = False,
+    lockstep: Lockstep | None = None,
 ) -> Predictions:
     """Return the network's predictions for one step, bitwise the same on every rank.
 
@@ -52,14 +66,12 @@ def predict(
         mesh: the ranks that take part. A branch axis requires `uncond`, which half of the ranks run.
         uncond: None skips this pass.
         masks: block indices to drop; one sub prediction is made for each mask. An empty mask gives cond.
-        weights: fetches the model's blocks, one at a time, each once.
-        share_prefix: False computes every sub branch from block 0, for comparison; the result is bitwise the same.
-        batch_branches: run branches on the same ranks through a block as one batch. This changes the last bits, so it
-            is a setting that all ranks share, not a decision at run time.
+        lockstep: how branches go through the blocks; None: weights are whole, and each branch runs by itself.
 
     Raises:
         ValueError: a block index outside the model, or a branch axis without `uncond`.
     """
+    lockstep = lockstep or Lockstep()
     for index in (i for mask in masks for i in mask):
         if not 0 <= index < model.num_blocks:
             raise ValueError(f"mask: expected block indices in 0 … {model.num_blocks - 1}, got {index}")
@@ -78,16 +90,16 @@ def predict(
 
     subs: list[_Branch | None] = [None] * len(masks)
     # a mask that drops nothing never forks
-    forks = [(min(mask) if share_prefix else 0) if mask else model.num_blocks for mask in masks]
+    forks = [(min(mask) if lockstep.share_prefix else 0) if mask else model.num_blocks for mask in masks]
     for index in range(model.num_blocks):
-        with weights.block(index):
+        with lockstep.weights.block(index):
             if index in forks:
                 fork = _fork(branches[0].state, plan, sub_context, mesh)
                 for i in (i for i, at in enumerate(forks) if at == index):
                     subs[i] = _Branch(sub_context, fork, frozenset(masks[i]))
                 del fork  # otherwise cond's state at this block would stay in memory until the end of the step
             running = [b for b in (*branches, *subs) if b is not None and index not in b.dropped]
-            if batch_branches:
+            if lockstep.batch_branches:
                 for _, together in groupby(running, key=lambda branch: branch.context.attention):
                     _run_batched(model, index, list(together))
             else:

@@ -27,7 +27,7 @@ def one_layer(mesh: Mesh, ring: int, ulysses: int, num_tokens: int, heads: int, 
     text = [torch.randn(1, num_text, heads, DIM) for _ in range(3)]
     with count_traffic() as traffic:
         if num_text:
-            sharded_joint_attention(*video, *text, plan, backend=None)
+            sharded_joint_attention(video, text, plan, backend=None)
         else:
             sharded_attention(*video, plan, backend=None)
     return {"calls": dict(traffic.calls), "sent": dict(traffic.sent)}

@@ -118,7 +118,7 @@ def test_sigterm_stops_at_a_steps_end_and_the_next_start_resumes(run: Run) -> No
     run.wait_until(lambda: run.log.exists() and "step 20/200" in run.said(), lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
-    assert "stopped with 0 of 2 videos done: the same command goes on" in run.said()
+    assert "stopped with 0 of 2 videos done; run the same command to continue" in run.said()
     assert run.files() == ["001_s0.checkpoint.safetensors"]
     assert [(r.state, r.attempts) for r in run.records().values()] == [("waiting", 0)] * 2
     assert run.start().wait() == 0
@@ -333,7 +333,7 @@ def test_a_batch_is_made_by_one_process_at_a_time(run: Run, capsys: pytest.Captu
     with process.stdout:
         assert process.stdout.readline() == b"held\n"
     assert run.main() == 2
-    assert "is being made by another process" in capsys.readouterr().err
+    assert "another process is making this batch" in capsys.readouterr().err
 
 
 def test_two_ranks_under_torchrun_go_on_after_a_failure(run: Run) -> None:

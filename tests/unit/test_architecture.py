@@ -23,8 +23,14 @@ FLOORS = """
     review api cli __main__
 """.split()  # noqa: SIM905
 
-# Imports that the order allows, and that would make a detour of the data's way.
-NEVER = {("models", "records"), ("planning", "sampling.sampler"), ("batch", "integrations")}
+# What must not come back, whatever becomes of the order: each was a detour of the data's way.
+NEVER = {
+    ("records", "engine"),
+    ("records", "batch"),
+    ("models", "sampling"),
+    ("planning", "engine"),
+    ("media", "config"),
+}
 
 # The command line answers bad input before torch is imported: these import it nowhere, or only within functions.
 LIGHT = ("errors", "geometry", "version", "system", "config", "guidance.masks", "media.formats", "media.naming")
@@ -89,7 +95,6 @@ def test_the_reader_of_imports_sees_them() -> None:
 def test_imports_go_down(module: str) -> None:
     ours = {name for name in IMPORTS[module] if name in FILES}
     assert {name for name in ours if FLOORS.index(folder(name)) > FLOORS.index(folder(module))} == set()
-    assert {(folder(module), name) for name in ours} & NEVER == set()
     assert {(folder(module), folder(name)) for name in ours} & NEVER == set()
 
 

@@ -27,10 +27,10 @@ def test_a_return_goes_to_a_module_that_was_left() -> None:
     a, b, c = places("a", "b", "c")
     way = Way("x", a, ("a", "b", "c"), ((a, b), (a, c), (c, b), (b, a), (c, a)))
     assert way.is_return() == [False, False, True, True, False], "the last one goes to where the data already is"
-    assert way.row() == ("x", 3, 5, 2)
+    assert way.row() == ("x", 3, 5, 2, 3, 3)
     assert data_way.as_list(way).splitlines()[3].split() == ["3", "<", "c:f", "->", "b:f"]
     assert json.loads(data_way.as_json([way]))["x"]["returns"] == 2
-    assert data_way.as_table([way]).splitlines()[1].split() == ["x", "3", "5", "2"]
+    assert data_way.as_table([way]).splitlines()[1].split() == ["x", "3", "5", "2", "3", "3"]
 
 
 def test_a_call_is_traced(tmp_path: Path) -> None:

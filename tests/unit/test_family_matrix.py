@@ -14,7 +14,10 @@ from s2video.models.base import BlockModel
 from s2video.models.checkpoint import Checkpoint
 from s2video.models.loading import load_transformer
 from s2video.parallel.mesh import Mesh
-from s2video.sampling.forward import predict
+from s2video.sampling.forward import Lockstep, predict
+
+RECOMPUTED = Lockstep(share_prefix=False)
+BATCHED = Lockstep(batch_branches=True)
 
 ALONE = Mesh(torch.device("cpu"))
 TIMESTEP = torch.tensor([700.0, 700.0])
@@ -75,8 +78,8 @@ def test_every_block_can_be_left_out_alone(part: Part) -> None:
     latents, cond = part.latents(), part.family.conditioning(part.build(), 2)
     masks = [(index,) for index in range(part.model.num_blocks)]
     shared, recomputed = (
-        predict(part.model, latents, TIMESTEP, mesh=ALONE, cond=cond, masks=masks, share_prefix=share_prefix)
-        for share_prefix in (True, False)
+        predict(part.model, latents, TIMESTEP, mesh=ALONE, cond=cond, masks=masks, lockstep=lockstep)
+        for lockstep in (None, RECOMPUTED)
     )
     positions = [(name, i) for name in part.block_lists for i in range(len(part.build().get_submodule(name)))]
     assert len(positions) == part.model.num_blocks
@@ -91,8 +94,8 @@ def test_batched_branches_round_differently_at_most(part: Part) -> None:
     latents = part.latents()
     cond, uncond = (part.family.conditioning(part.build(), seed) for seed in (2, 3))
     one_by_one, batched = (
-        predict(part.model, latents, TIMESTEP, mesh=ALONE, cond=cond, uncond=uncond, masks=[(1, 3)], batch_branches=b)
-        for b in (False, True)
+        predict(part.model, latents, TIMESTEP, mesh=ALONE, cond=cond, uncond=uncond, masks=[(1, 3)], lockstep=lockstep)
+        for lockstep in (None, BATCHED)
     )
     torch.testing.assert_close(batched.cond, one_by_one.cond, atol=1e-5, rtol=0)
     torch.testing.assert_close(batched.uncond, one_by_one.uncond, atol=1e-5, rtol=0)

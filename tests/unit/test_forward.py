@@ -15,7 +15,10 @@ from s2video.models.loading import load_transformer
 from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.attention import AttentionPlan
 from s2video.parallel.mesh import Axis, Mesh
-from s2video.sampling.forward import predict
+from s2video.sampling.forward import Lockstep, predict
+
+RECOMPUTED = Lockstep(share_prefix=False)
+BATCHED = Lockstep(batch_branches=True)
 
 ALONE = Mesh(torch.device("cpu"))
 
@@ -82,7 +85,7 @@ def test_shared_prefix_is_recomputed_prefix_to_the_bit(
     latents, timestep, cond, uncond = inputs
     shared = predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=masks)
     recomputed = predict(
-        model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=masks, share_prefix=False
+        model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=masks, lockstep=RECOMPUTED
     )
     assert torch.equal(shared.cond, recomputed.cond)
     assert shared.uncond is not None and recomputed.uncond is not None and torch.equal(shared.uncond, recomputed.uncond)
@@ -117,9 +120,7 @@ def test_batched_branches_agree_up_to_rounding(
 ) -> None:
     latents, timestep, cond, uncond = inputs
     one_by_one = predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)])
-    batched = predict(
-        model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)], batch_branches=True
-    )
+    batched = predict(model, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)], lockstep=BATCHED)
     assert one_by_one.uncond is not None and batched.uncond is not None
     torch.testing.assert_close(batched.cond, one_by_one.cond, atol=1e-5, rtol=0)
     torch.testing.assert_close(batched.uncond, one_by_one.uncond, atol=1e-5, rtol=0)
@@ -145,7 +146,7 @@ def test_lockstep_order_and_cost(inputs: tuple[Tensor, Tensor, Conditioning, Con
     predict(recorder, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)])
     assert recorder.calls == [0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5]
     recorder.calls.clear()
-    predict(recorder, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)], share_prefix=False)
+    predict(recorder, latents, timestep, mesh=ALONE, cond=cond, uncond=uncond, masks=[(2, 4)], lockstep=RECOMPUTED)
     assert recorder.calls == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5]
 
 

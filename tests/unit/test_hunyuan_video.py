@@ -12,7 +12,9 @@ from s2video.models.base import Conditioning
 from s2video.models.hunyuan_video.blocks import HunyuanVideoBlockModel
 from s2video.parallel.attention import AttentionPlan
 from s2video.parallel.mesh import Mesh
-from s2video.sampling.forward import predict
+from s2video.sampling.forward import Lockstep, predict
+
+RECOMPUTED = Lockstep(share_prefix=False)
 
 ALONE = Mesh(torch.device("cpu"))
 TIMESTEP = torch.tensor([700.0, 700.0])
@@ -102,7 +104,7 @@ def test_sub_is_the_network_without_those_blocks(
 ) -> None:
     """Dual and single blocks are numbered through; every one can be left out."""
     got = predict(model, latents, TIMESTEP, mesh=ALONE, cond=COND, masks=[mask])
-    recomputed = predict(model, latents, TIMESTEP, mesh=ALONE, cond=COND, masks=[mask], share_prefix=False)
+    recomputed = predict(model, latents, TIMESTEP, mesh=ALONE, cond=COND, masks=[mask], lockstep=RECOMPUTED)
     assert torch.equal(got.subs[0], recomputed.subs[0]) and not torch.equal(got.subs[0], got.cond)
     shortened = build_transformer()
     dual, single = shortened.transformer_blocks, shortened.single_transformer_blocks
@@ -121,7 +123,7 @@ def test_batched_branches_of_different_text_lengths(model: HunyuanVideoBlockMode
             cond=COND,
             uncond=UNCOND,
             masks=[(1, 3)],
-            batch_branches=batch_branches,
+            lockstep=Lockstep(batch_branches=batch_branches),
         )
         for batch_branches in (False, True)
     )

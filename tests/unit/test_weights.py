@@ -24,7 +24,7 @@ from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.parallel.weights import FetchedWeights, Handle, StreamedWeights
-from s2video.sampling.forward import predict
+from s2video.sampling.forward import Lockstep, predict
 
 BLOCKS = ("blocks",)
 
@@ -98,7 +98,7 @@ def test_streamed_is_whole_to_the_bit(tiny_checkpoint: Path, dtype: torch.dtype)
                 cond=cond,
                 uncond=uncond,
                 masks=masks,
-                weights=weights,
+                lockstep=Lockstep(weights),
             )
         for a, b in zip(
             (got.cond, got.uncond, *got.subs), (expected.cond, expected.uncond, *expected.subs), strict=True

@@ -32,6 +32,7 @@ from benches.workloads import (
 from s2video.guidance.masks import MaskSpec, step_masks
 from s2video.models.checkpoint import Checkpoint, find_checkpoint
 from s2video.models.loading import load_transformer
+from s2video.sampling.forward import Lockstep
 
 # name -> checkpoint; latent frames, rows, columns
 PUBLISHED = {
@@ -68,7 +69,7 @@ def time_step(
     ways: dict[str, Callable[[tuple[int, ...]], Any]] = {
         "cfg": lambda mask: step(),
         "shared": lambda mask: step([mask]),
-        "recomputed": lambda mask: step([mask], share_prefix=False),
+        "recomputed": lambda mask: step([mask], lockstep=Lockstep(share_prefix=False)),
         **(more or {}),
     }
     for run in ways.values():

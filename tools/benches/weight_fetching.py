@@ -14,10 +14,12 @@ from benches.workloads import CPU, OneStep, Options, apart, random_model, scaled
 from s2video.config.sections import ParallelConfig
 from s2video.models.checkpoint import Checkpoint
 from s2video.models.parts import place_transformer
+from s2video.models.registry import FAMILIES
 from s2video.parallel.attention import AttentionPlan
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
 from s2video.parallel.weights import BlockWeights
+from s2video.sampling.forward import Lockstep
 from s2video.system.files import write_json
 
 BLOCKS = ("blocks",)
@@ -38,13 +40,15 @@ def save_transformer(folder: Path, config: dict[str, Any], dtype: torch.dtype = 
     """A random transformer, as a checkpoint's folder has it; returns its bytes."""
     model = random_model(config, dtype=dtype)
     model.save_pretrained(folder / "transformer")
-    write_json(folder / "model_index.json", {"transformer": ["diffusers", config["_class_name"]]})
+    family = next(family for family in FAMILIES if family.classes["transformer"] == config["_class_name"])
+    components = {name: ["", kind] for name, kind in family.classes.items() if name not in family.optional}
+    write_json(folder / "model_index.json", {"_class_name": family.pipeline, **components})
     return sum(p.nbytes for p in model.parameters())
 
 
 def in_lockstep(step: OneStep, weights: BlockWeights) -> list[Tensor]:
     """Cond, uncond and sub, which computes its prefix again here, as it must where passes follow one another."""
-    got = step([DROPPED], weights=weights, share_prefix=False)
+    got = step([DROPPED], lockstep=Lockstep(weights, share_prefix=False))
     return [got.cond, cast(Tensor, got.uncond), *got.subs]
 
 

@@ -27,7 +27,7 @@ from s2video.models.checkpoint import read_json
 from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.planning.work import SubWork
-from s2video.sampling.forward import predict
+from s2video.sampling.forward import Lockstep, predict
 
 CPU = torch.device("cpu")
 TOOLS = Path(__file__).resolve().parents[1]
@@ -115,7 +115,9 @@ class OneStep:
         self.timestep = torch.full((1,), 500.0, device=self.device)
 
     @torch.no_grad()
-    def __call__(self, masks: Sequence[Sequence[int]] = (), *, mesh: Mesh | None = None, **how: Any) -> Predictions:
+    def __call__(
+        self, masks: Sequence[Sequence[int]] = (), *, mesh: Mesh | None = None, lockstep: Lockstep | None = None
+    ) -> Predictions:
         return predict(
             self.model,
             self.latents,
@@ -124,7 +126,7 @@ class OneStep:
             cond=self.cond,
             uncond=self.uncond,
             masks=masks,
-            **how,
+            lockstep=lockstep,
         )
 
 

@@ -62,12 +62,8 @@ class ShardedJointAttention:
         text_query, text_key, text_value = (p(text).unflatten(2, (attn.heads, -1)) for p in projections)
         text_query, text_key = norms[0](text_query), norms[1](text_key)
         outputs = sharded_joint_attention(
-            query,
-            key,
-            value,
-            text_query,
-            text_key,
-            text_value,
+            (query, key, value),
+            (text_query, text_key, text_value),
             self.plan,
             text_lengths=self.text_lengths,
             backend=self.backend,
