@@ -1,4 +1,4 @@
-"""The self-test passes where all is well, and says what is wrong where something is."""
+"""Tests that the self-test passes on a correct setup and reports what is wrong otherwise."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Run files and lists of shots: what they expand to, what is refused, and in which words."""
+"""Tests of run files and lists of shots: expansion, refusals, and their messages."""
 
 import json
 from collections.abc import Mapping
@@ -99,7 +99,7 @@ def test_lines_of_json(tmp_path: Path) -> None:
 
 
 def test_cells_of_a_table(tmp_path: Path) -> None:
-    """Text stays text, other cells are YAML, empty ones set nothing, and a cell may hold a line's end."""
+    """Text is verbatim, other cells are YAML, empty ones set nothing, and a cell can contain line breaks."""
     text = 'shot,prompt,sampling.seed,guidance.s2_scale,model.revision\n010,on,5,1e-4,\nb,"x, ""y""\nz",,,1e5\n'
     batch = load_file(tmp_path, "s.csv", text)
     first, second = batch.jobs
@@ -198,7 +198,7 @@ def test_names_end_as_their_format_wants(tmp_path: Path) -> None:
 
 
 def test_videos_in_one_place_are_refused(tmp_path: Path) -> None:
-    """Also where only a file system that ignores case, or the sidecar, would make them one."""
+    """Also if they would collide only on a file system that ignores case, or by their sidecars."""
     shots = [{"shot": "A", "prompt": "x"}, {"shot": "a", "prompt": "y"}, {"shot": "b", "prompt": "z"}]
     (problem,) = load(tmp_path, {"shots": shots, "name": "{shot}.mp4", "folder": "out"}).problems
     assert "a.mp4 would overwrite A.mp4" in problem and "shot 2" in problem and "shot 1" in problem
@@ -258,6 +258,6 @@ def test_the_example_tells_every_setting_of_a_run_file(tmp_path: Path) -> None:
 
 
 def test_jobs_are_plain_json(tmp_path: Path) -> None:
-    """The store keeps them as such."""
+    """The store needs this."""
     job = load(tmp_path, {**SHOTS, "output": {"fps": "24000/1001"}}).jobs[0]
     assert RunConfig.model_validate(json.loads(job.config.model_dump_json())) == job.config

@@ -78,7 +78,7 @@ def test_digests_are_of_the_bytes_and_fingerprints_of_the_headers(copy: Path) ->
 
 
 def test_hub_cache_files_are_named_by_their_digest(copy: Path, tmp_path: Path) -> None:
-    """The Hub's cache links names to blobs that are called by their SHA-256: nothing has to be read again."""
+    """The Hub's cache links to blobs named by their SHA-256, so they are not read."""
     file = next((copy / "vae").glob("*.safetensors"))
     blob = tmp_path / ("ab" * 32)
     file.rename(blob)

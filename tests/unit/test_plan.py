@@ -284,7 +284,7 @@ def test_hunyuan_video_is_planned_too() -> None:
 
 
 def test_images_are_planned_too() -> None:
-    """Images add tokens in cross-attention and the image encoder's weights, which alternate with the text encoder's."""
+    """Images add tokens in cross-attention, and an image encoder, which alternates with the text encoder."""
     i2v = ROOT / "configs" / "wan2.1-i2v-14b-480p.yaml"
     plan = planned(8, config=i2v)
     assert plan.published and plan.step.num_tokens == 32760

@@ -1,4 +1,4 @@
-"""One model, one recipe: by name, by Hub id, by what a folder holds; from the command line, a file and Python."""
+"""Tests of recipes: the same one by name, Hub id or folder, and from the command line, a file or Python."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ LARGE = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """What a recipe decides."""
+    """Return the settings that a recipe sets."""
     values = config.model_dump(mode="json", exclude={"prompt", "checkpoint"})
     del values["output"]["path"], values["model"]["path"]
     return values
@@ -105,6 +105,6 @@ def test_names_that_are_not_known(words: tuple[str, ...], message: str) -> None:
 
 
 def test_every_config_is_complete() -> None:
-    """Its own recipe adds nothing to it."""
+    """Its own recipe adds no settings."""
     for name in config_names():
         assert settings(load_config(find_config(name))) == settings(named_config(name)), name

@@ -1,4 +1,4 @@
-"""Replicas that end well, die, or never get going; played by a program that takes jobs and makes nothing."""
+"""Tests of replicas that succeed, die, or fail to start, simulated by a program that draws jobs and makes no videos."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from s2video.batch.store import MAX_ATTEMPTS, Entry, Store
 from s2video.batch.supervisor import ReplicaPlan, supervise, visible_gpus
 from s2video.errors import InputError, S2VideoError
 
-# What a job's name begins with is what happens to its replica.
+# The prefix of a job's name sets what happens to its replica.
 PLAYED = """
 import os, signal, sys, time
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch, variable: str, co
 
 
 def test_a_replica_hears_that_its_starter_is_gone() -> None:
-    """The end of its standard input is a SIGTERM."""
+    """The end of its standard input acts as a SIGTERM."""
     code = (
         "import threading, time; from s2video.system.shutdown import stop_at_end_of_stdin\n"
         "threading.Thread(target=stop_at_end_of_stdin, daemon=True).start(); print('ready', flush=True); time.sleep(60)"

@@ -1,4 +1,4 @@
-"""The sidecar: its model, its published schema, and what it keeps of latents and files."""
+"""Tests of the sidecar: its model, its published schema, and its records of latents and files."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ SCHEMA = Path(s2video.__file__).parents[1] / "docs" / "sidecar.schema.json"
 
 
 def test_the_published_schema_is_current(capsys: pytest.CaptureFixture[str]) -> None:
-    """After a change: s2video inspect --schema > docs/sidecar.schema.json"""
+    """To update: s2video inspect --schema > docs/sidecar.schema.json"""
     assert main(["inspect", "--schema"]) == 0
     assert capsys.readouterr().out == SCHEMA.read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Wan 2.2: two transformers that take turns, each with its own λ, and a time for each token; λ = 1 with S²."""
+"""Tests of Wan 2.2: two transformers, each with its own λ, and one timestep per token; λ = 1 with S²."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
     return build_config(dumped)
 
 
-# what checkpoints say, and what is refused
+# values of checkpoints, and refusals
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -129,7 +129,7 @@ def test_settings_that_make_no_sense(
         check_request(changed(config, section, **values), Checkpoint(folder).info, world_size=2)
 
 
-# turns
+# the active transformer
 
 
 class Movable(nn.Module):
@@ -164,7 +164,7 @@ def test_one_leaves_before_the_other_comes_once_a_run() -> None:
 
 @pytest.mark.parametrize("boundary", [875.0, 875.1])
 def test_turns_are_compared_as_diffusers_does_it(boundary: float) -> None:
-    """875.1 as float32 is a little less than as Python's number, and yet not below the boundary."""
+    """875.1 is slightly smaller as float32 than as a Python float, but not below the boundary."""
     experts = pair([], None, boundary)
     for timestep in (torch.tensor(boundary), torch.tensor(875), torch.tensor(874.9), torch.tensor(900)):
         assert experts.index_at(timestep) == (0 if timestep >= boundary else 1)
@@ -191,7 +191,7 @@ def test_offloading_changes_no_bit(checkpoint_of: CheckpointOf) -> None:
 
 
 def by_hand(folder: Path, config: RunConfig, seed: int) -> Tensor:
-    """With diffusers' own modules and scheduler, and block lists shortened for sub."""
+    """Sample with diffusers' modules and scheduler, and shorter block lists for sub."""
     pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     cond, uncond = (
         pipeline.encode_prompt([text], do_classifier_free_guidance=False, max_sequence_length=MAX_SEQUENCE_LENGTH)[0]
@@ -236,7 +236,7 @@ def test_eq_4_with_the_scale_of_each(
     num_steps: int,
     with_uncond: list[bool],
 ) -> None:
-    """λ = 1, as of models distilled to few steps, makes no uncond pass, and S² acts all the same."""
+    """λ = 1, for models distilled to few steps, makes no uncond pass, and S² is still active."""
     folder = checkpoint_of(family)
     config = FAMILIES[family].config(folder, cfg_scale=scales[0], **({"cfg_scale_2": scales[1]} if scales[1] else {}))
     config = changed(config, "sampling", num_inference_steps=num_steps)
