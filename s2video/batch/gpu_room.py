@@ -1,4 +1,4 @@
-"""Whether a GPU holds the decoding of one video beside the denoising of the next. Knows sizes and bytes, no models."""
+"""Whether a GPU has memory to decode one video while it denoises the next. Knows sizes and bytes, not models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,25 +8,25 @@ import torch
 
 from ..config.run import RunConfig
 
-_USABLE = 0.9  # of a GPU's memory: the rest is lost to fragments and other libraries
+_USABLE = 0.9  # share of a GPU's memory; fragmentation and other libraries take the rest
 
 
 class GpuRoom:
-    """Tells by the peaks of both, once each was measured by itself; before that, it says no. On a CPU always yes."""
+    """A record of memory peaks. Both fit only if each peak was measured and the sum fits; on a CPU always."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._is_gpu = device.type == "cuda"
-        self._peaks: dict[tuple[str, int, int, int], int] = {}  # bytes; of a decoding, beside what was there before
+        self._peaks: dict[tuple[str, int, int, int], int] = {}  # bytes; for decoding, in addition to those before
 
     def enter_thread(self) -> None:
-        """Make the device a new thread's own, as it is the main thread's."""
+        """Make the device the current one in a new thread, as in the main thread."""
         if self._is_gpu:
             torch.cuda.set_device(self._device)
 
     @contextmanager
     def measured(self, what: Literal["denoising", "decoding"], config: RunConfig) -> Iterator[None]:
-        """Take the measure of the block, beside which nothing else must run on the device."""
+        """Measure the peak of the block. Nothing else may run on the device at the same time."""
         if not self._is_gpu:
             yield
             return
@@ -36,7 +36,7 @@ class GpuRoom:
         self._peaks[_key(what, config)] = torch.cuda.max_memory_allocated(self._device) - before
 
     def holds(self, decoding: RunConfig, denoising: RunConfig) -> bool:
-        """Whether both can be on the device at the same time."""
+        """Return whether both can run on the device at the same time."""
         if not self._is_gpu:
             return True
         needed = [self._peaks.get(_key("decoding", decoding)), self._peaks.get(_key("denoising", denoising))]

@@ -1,4 +1,4 @@
-"""A replica's leases, renewed for as long as its process works. Knows the store, not what is made."""
+"""Renewal of a replica's leases while its process runs. Knows the store, not what is made."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .store import LEASE, Store
 
 
 class Heartbeat:
-    """Renews a replica's leases in a thread, for the time of a block; ends the process if one was lost meanwhile.
+    """A context in which a thread renews a replica's leases. Ends the process if a lease was lost.
 
-    A process that was stopped for long, and runs again, would else write what its successor writes.
+    Otherwise a process that was suspended for long would write the same files as its successor.
 
     Attributes:
-        held: the jobs that the replica believes to have.
+        held: the jobs that the replica expects to own.
     """
 
     def __init__(self, store: Store, owner: str) -> None:
@@ -36,17 +36,17 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._ended.wait(LEASE / 4):
-            believed = self.held.copy()
+            expected = self.held.copy()
             try:
-                has = self._store.renew(self._owner)
+                owned = self._store.renew(self._owner)
             except S2VideoError as error:
                 print(f"s2video: {error}", file=sys.stderr, flush=True)
                 continue
-            lost = (believed - has) & self.held  # one that was let go of is not lost
+            lost = (expected - owned) & self.held  # a job that ended meanwhile is not lost
             if lost:
                 print(
-                    f"s2video: error: {self._owner} was silent for over {LEASE:g} s, and others may make "
-                    f"{', '.join(sorted(lost))} now: it ends",
+                    f"s2video: error: {self._owner} missed its heartbeat for over {LEASE:g} s and may have lost "
+                    f"{', '.join(sorted(lost))} to another replica; exiting",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -1,4 +1,4 @@
-"""Files that say whether a process lives: it holds a lock on one, which the system takes back however it ends."""
+"""Lock files that show whether a process is alive. The system releases the lock when the process ends in any way."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def held_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock on `path` for the time of the block; False where another process has it. The file stays."""
+    """Hold the lock on `path` in the block. Yield False if another process holds it. The file is kept."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         yield _locked(descriptor)
@@ -18,7 +18,7 @@ def held_lock(path: Path) -> Iterator[bool]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process, this one included, holds the lock on `path`."""
+    """Return whether any process, including this one, holds the lock on `path`."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:

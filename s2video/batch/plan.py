@@ -1,6 +1,6 @@
-"""A batch before its first job starts: the order of its jobs, and a prediction of the time that they take.
+"""Planning of a batch: the order of its jobs, and their predicted times.
 
-Imports torch only to find out the name of a GPU.
+Imports torch only to read the name of a GPU.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from .run_file import BatchJob
 
 
 def models_of(config: RunConfig) -> str:
-    """Return a text that is equal for jobs that one engine can make."""
+    """Return a key that is equal for jobs that the same engine can make."""
     return json.dumps([config.model.model_dump(mode="json"), config.parallel.model_dump(mode="json")])
 
 
 def in_order(jobs: Sequence[BatchJob]) -> list[BatchJob]:
-    """Return jobs in the order in which they are best made: those with the same models together, and among these those
-    with the same prompts, so that models are loaded, and prompts encoded, once; otherwise as they are."""
+    """Sort jobs by models, then by prompts, so that each is loaded or encoded once. The sort is stable."""
     groups: dict[str, int] = {}
     texts: dict[tuple[str | None, str], int] = {}
     ranks = [
@@ -41,10 +40,10 @@ def in_order(jobs: Sequence[BatchJob]) -> list[BatchJob]:
 def predict_seconds(
     jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size: int, card: Card | None = None
 ) -> list[float | None]:
-    """Predict how long each job's denoising takes, by the cost model; None for a model that it does not know.
+    """Predict the seconds of each job's denoising with the cost model; None if it does not know the model.
 
     Args:
-        card: None: this machine's.
+        card: the card; None means this machine's.
     """
 
     @cache
@@ -64,13 +63,13 @@ def predict_seconds(
 
 
 def _without_texts(config: RunConfig) -> RunConfig:
-    """The part of a config that its cost depends on."""
+    """Return the part of a config that affects its cost."""
     sampling = config.sampling.model_copy(update={"seed": 0})
     return RunConfig(model=config.model, sampling=sampling, guidance=config.guidance, parallel=config.parallel)
 
 
 def _degrees(config: RunConfig, world_size: int) -> Degrees | None:
-    """The degrees of the mesh that the config makes of the ranks; None: the plan chooses."""
+    """Return the degrees of the config's mesh; None if the plan chooses them."""
     parallel = config.parallel
     if parallel.degrees == "auto":
         return None
@@ -80,7 +79,7 @@ def _degrees(config: RunConfig, world_size: int) -> Degrees | None:
 
 
 def describe(jobs: Sequence[BatchJob], seconds: Sequence[float | None], *, replicas: int, world_size: int) -> str:
-    """Return what `--dry-run` prints: a line for each job, and the total."""
+    """Return the output of `--dry-run`: a line for each job, and the total."""
     lines = []
     for number, (job, predicted) in enumerate(zip(jobs, seconds, strict=True), 1):
         sampling = job.config.sampling
@@ -94,14 +93,14 @@ def describe(jobs: Sequence[BatchJob], seconds: Sequence[float | None], *, repli
     cards = ", ".join(sorted({this_card(job.config.model.device).name for job in jobs}))
     total = spoken(sum(known) / replicas if known else None)
     lines.append(
-        f"{len(jobs)} videos, {total} in all on {replicas} x {world_size} x {cards}: predicted by the cost model for "
-        "denoising alone, not measured" + (", and for the CPU no more than a rough guess" if "cpu" in cards else "")
+        f"{len(jobs)} videos, {total} in total on {replicas} x {world_size} x {cards}; predicted by the cost model for "
+        "denoising only, not measured" + (" (a rough guess for the CPU)" if "cpu" in cards else "")
     )
     return "\n".join(lines)
 
 
 def spoken(seconds: float | None) -> str:
-    """Return a time for people."""
+    """Return a time as text."""
     if seconds is None:
         return "unknown time"
     if seconds < 100:

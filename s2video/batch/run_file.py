@@ -1,7 +1,7 @@
-"""A run file: settings, shots and what varies -> the jobs of a batch, each with its whole config and its file.
+"""Reading of a run file (settings, shots and a sweep) to the jobs of a batch, each with its whole config and its file.
 
-`shots` x `sweep` x `seeds`, in this order, so that jobs with one prompt stand together. Whether a checkpoint can serve
-the jobs is asked in `checks`.
+Jobs are `shots` x `sweep` x `seeds`, in this order, so jobs with the same prompt are adjacent. `checks` tests whether a
+checkpoint can serve them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..models.recipes import with_recipe
 from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
 
 MAX_JOBS = 100_000
-RESERVED = "batch."  # what the names of a batch's own files in its folder begin with
+RESERVED = "batch."  # prefix of the batch's own files in its folder
 _SEED = "sampling.seed"
 
 
@@ -54,39 +54,40 @@ def _read_fields(value: Any) -> Any:
 
 
 class RunFile(RunConfig):
-    """A batch: the settings of a run as the base of every job, and what follows."""
+    """A batch: the settings of a run, as the base of every job, and the shots and what varies."""
 
     shots: Annotated[str | list[Any], BeforeValidator(_read_shot_source)] = Field(
         default=[],  # refused
-        description="required: a list, each a prompt or a mapping of settings; or a .jsonl, .csv or .txt file",
+        description="required: a list of prompts or mappings of settings, or a .jsonl, .csv or .txt file",
     )
     sweep: Annotated[dict[str, list[Any]], BeforeValidator(_read_grid)] = Field(
-        default={}, description="settings, each with a list of values: every combination of them is made of every shot"
+        default={}, description="lists of values by setting; every shot is made with every combination"
     )
     seeds: Whole = Field(
-        default=1, ge=1, description="videos of each combination: with sampling.seed, and the numbers after it"
+        default=1, ge=1, description="number of videos of each combination, with sampling.seed and the numbers after it"
     )
     folder: Text | None = Field(
-        default=None, min_length=1, description="where everything goes; null: runs/ and the run file's name"
+        default=None, min_length=1, description="folder of all output; null means runs/ and the run file's name"
     )
     name: Text = Field(
         default="{shot}{variant}_s{seed}.{ext}",
         min_length=1,
-        description="template of a file's name; its fields: run, shot, prompt, variant (what sweep sets), the last "
-        "part of each key of sweep, index, seed, take (1 to seeds), ext, and those of `fields`",
+        description="template of a file's name, with the fields run, shot, prompt, variant (the values of sweep), the "
+        "last part of each key of sweep, index, seed, take (1 to seeds), ext, and those of `fields`",
     )
     fields: Annotated[dict[str, Any], BeforeValidator(_read_fields)] = Field(
-        default={}, description="more fields for name, such as show and version; a shot sets fields.version for itself"
+        default={},
+        description="more fields for name, such as show and version; a shot can override them as fields.version",
     )
     overlap: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="a video is decoded while the next one is denoised; auto: where memory holds both",
+        description="decode a video while the next one is denoised; auto: if memory holds both",
     )
 
 
 @dataclass(frozen=True)
 class BatchJob:
-    """One video of a batch: its name below the batch's folder, where it is from, and its config, which says all."""
+    """One video of a batch: its path below the batch's folder, where its shot is defined, and its whole config."""
 
     name: str
     where: str
@@ -95,12 +96,12 @@ class BatchJob:
 
 @dataclass(frozen=True)
 class Batch:
-    """A run file, expanded.
+    """The jobs of a run file.
 
     Attributes:
-        folder: where videos and state go.
-        problems: what is wrong with shots, a sentence each; the jobs of such shots are missing.
-        recipe: name of the config that settings come from which the run file does not set; None: from none.
+        folder: folder of the videos and the state.
+        problems: errors in shots, a sentence each; `jobs` lacks the jobs of these shots.
+        recipe: name of the config whose values replace missing settings of the run file; None if there is none.
     """
 
     folder: Path
@@ -114,7 +115,7 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
     """Read a run file and expand it to its jobs.
 
     Raises:
-        InputError: a run file, or a file of shots, that cannot be used as a whole.
+        InputError: if the run file, or the file of shots, is invalid as a whole.
     """
     source = origin(path, overrides)
     values = read_values(path, overrides, RunFile)
@@ -127,13 +128,15 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
     base = {key: value for key, value in values.items() if key in RunConfig.model_fields}
     if base.get("parallel") == "auto":
         base["parallel"] = {"degrees": "auto"}
-    # a batch may end at any moment, and has to go on from there
+    # a batch can be interrupted at any time and must resume
     base["checkpoint"] = {"every_seconds": 300} | (base.get("checkpoint") or {})
     base, recipe = with_recipe(base)
     shots = read_shots(path.parent / run.shots) if isinstance(run.shots, str) else inline_shots(run.shots, str(path))
     count = len(shots) * math.prod(map(len, run.sweep.values())) * run.seeds
     if count > MAX_JOBS:
-        raise InputError(f"{source}: expected at most {MAX_JOBS} videos, shots x sweep x seeds are {count}")
+        raise InputError(
+            f"{source}: expected at most {MAX_JOBS} videos, got {count} (shots x sweep x seeds); split the run file"
+        )
     folder = Path(run.folder) if run.folder is not None else Path("runs") / path.stem
     jobs: list[BatchJob] = []
     problems = [f"{shot.where}: {problem}" for shot in shots for problem in shot.problems]
@@ -149,10 +152,12 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
 
 
 def output_path(folder: Path, template: str, fields: Mapping[str, object]) -> Path:
-    """Where a job's video goes. Raises InputError for a template or fields that make no file name."""
+    """Return the path of a job's video. Raises InputError if template and fields make no valid file name."""
     name = render_name(template, fields)
     if len(name.parts) == 1 and name.name.startswith(RESERVED):
-        raise InputError(f"name: {name}: names that begin with {RESERVED} are those of the batch's own files")
+        raise InputError(
+            f"name: expected no name that begins with {RESERVED}, which the batch uses itself, got {name}; change it"
+        )
     return folder / name
 
 
@@ -160,19 +165,21 @@ def _expand(
     run: RunFile, base: dict[str, Any], shot: Shot, number: int, index: Iterator[int], folder: Path, run_name: str
 ) -> Iterator[BatchJob]:
     if twice := run.sweep.keys() & shot.values.keys():
-        raise InputError(f"{shot.where}: {min(twice)} is set here and by sweep: keep one")
+        raise InputError(f"{shot.where}: {min(twice)}: expected one value, got one here and one in sweep; keep one")
     if run.seeds > 1 and _SEED in run.sweep:
-        raise InputError(f"{shot.where}: seeds {run.seeds} and a sweep of {_SEED} say the same: keep one")
+        raise InputError(f"{shot.where}: expected seeds or a sweep of {_SEED}, got both; keep one")
     own = {key: value for key, value in shot.values.items() if key != NAME and not key.startswith(FIELDS)}
     naming = {**run.fields, **{k.removeprefix(FIELDS): v for k, v in shot.values.items() if k.startswith(FIELDS)}}
     name = shot.values.get(NAME, f"{number:03d}")
     if not isinstance(name, str):
-        raise InputError(f'{shot.where}: {NAME}: expected text, got {show(name)}: quote it, "like this"')
+        raise InputError(f'{shot.where}: {NAME}: expected text, got {show(name)}; quote it, "like this"')
     for choice in itertools.product(*run.sweep.values()):
         swept = dict(zip(run.sweep, choice, strict=True))
         config = build_config(patch(base, own | swept), shot.where)
         if config.prompt is None or not config.prompt.strip():
-            raise InputError(f"{shot.where}: no prompt: give the shot one, or set a default in the run file")
+            raise InputError(
+                f"{shot.where}: prompt: expected text, got none; set it for the shot, or a default in the run file"
+            )
         for take in range(run.seeds):
             seed = config.sampling.seed + take
             fields = {
@@ -205,16 +212,16 @@ def _swept_fields(swept: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _variant(swept: Mapping[str, Any]) -> str:
-    """What tells one combination of a sweep from another, as a part of a file's name: _s2_scale-0.25"""
+    """Return the values of one combination of a sweep as a part of a file's name, such as _s2_scale-0.25."""
     parts = (f"{key.rpartition('.')[2]}-{value}" for key, value in swept.items())
     return "".join("_" + re.sub(r"[^A-Za-z0-9_.+-]+", "-", part).strip("-") for part in parts)
 
 
 def _collisions(jobs: Sequence[BatchJob]) -> Iterator[str]:
-    """Videos that would take each other's place, or that of the files beside it, on any file system."""
+    """Yield a message for each video whose files would overwrite those of another one, on any file system."""
     for first, *others in find_collisions(PurePath(job.name) for job in jobs):
         for job in (jobs[index] for index in others):
             yield (
-                f"{job.where}: {job.name} would lie where {jobs[first].name} does ({jobs[first].where}): change name, "
-                "or give the shots names of their own"
+                f"{job.where}: {job.name} would overwrite {jobs[first].name} ({jobs[first].where}); change name, or "
+                "name each shot"
             )

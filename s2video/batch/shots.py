@@ -1,6 +1,6 @@
-"""A list of shots, inline or from a JSONL, CSV or TXT file -> what each of them sets, by dotted key.
+"""Reading of shots, from a YAML list or a JSONL, CSV or TXT file, to settings by dotted key.
 
-It knows the form of such lists and the kinds of the settings, not what becomes of them.
+Knows the formats of such lists and the types of the settings, not how they are used.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PATH = "output.path"
 
 @dataclass(frozen=True)
 class Shot:
-    """What one shot sets.
+    """The settings of one shot.
 
     Attributes:
-        where: its place, for messages, such as "shots.csv, line 3".
-        values: settings by dotted key; beside those of a run, `shot` and `fields.*`.
-        problems: why it cannot be used, as sentences; none for one that can.
+        where: where it is defined, for messages, such as "shots.csv, line 3".
+        values: settings by dotted key: those of a run, `shot` and `fields.*`.
+        problems: reasons why it is invalid, as sentences; empty if it is valid.
     """
 
     where: str
@@ -41,34 +41,35 @@ class Shot:
 
 
 def setting_keys() -> list[str]:
-    """Every setting of a run that a shot or a sweep may set, as a dotted key."""
+    """Return every setting of a run that a shot or a sweep can set, as dotted keys."""
     keys = list(dotted_keys(RunConfig))
     sections = {key.partition(".")[0] for key in keys if "." in key}
     return [key for key in keys if key not in sections | process_settings() | {_PATH}]
 
 
 def key_problem(key: Any) -> str | None:
-    """Why `key` is no setting of a run that a shot or a sweep may set; None if it is one."""
+    """Return why a shot or a sweep cannot set `key`; None if it can."""
     if key == _PATH:
-        return f"{key}: a batch names its files by folder and name; leave it out"
+        return f"{key}: a batch sets the paths of its files by folder and name; leave it out"
     if key in process_settings():
-        return f"{key}: is one for the whole batch: set it for all shots at once"
+        return f"{key}: has one value for the whole batch; set it for all shots together"
     if not isinstance(key, str) or key not in setting_keys():
         return f"unknown key {str(key)!r}{nearest_key(str(key), RunConfig)}"
     return None
 
 
 def inline_shots(items: list[Any], source: str) -> list[Shot]:
-    """Shots of a YAML list: a prompt, or a mapping of settings, each."""
+    """Return the shots of a YAML list, in which each item is a prompt or a mapping of settings."""
     return [_shot(item, f"{source}, shot {number}") for number, item in enumerate(items, 1)]
 
 
 def read_shots(path: Path) -> list[Shot]:
-    """Shots of a file, by its suffix: .jsonl (a JSON object or a prompt a line), .csv (a header of keys), .txt (a
-    prompt a line). Blank lines are skipped.
+    """Read the shots in a file, by suffix. Blank lines are skipped.
+
+    A .jsonl file has a JSON object or a prompt per line, a .csv file a header of keys, a .txt file a prompt per line.
 
     Raises:
-        InputError: a file that cannot be read as such, or without a shot.
+        InputError: if the file cannot be read in its format, or has no shot.
     """
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".txt": _read_txt}
     if path.suffix.lower() not in readers:
@@ -76,9 +77,11 @@ def read_shots(path: Path) -> list[Shot]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"shots {path}: byte {error.start} is not UTF-8: save the file as UTF-8") from None
+        raise InputError(
+            f"shots {path}: expected UTF-8, got another byte at {error.start}; convert the file to UTF-8"
+        ) from None
     except OSError as error:
-        raise InputError(f"shots {path}: cannot be read ({error.strerror}): check the path") from None
+        raise InputError(f"shots {path}: cannot be read ({error.strerror}); check the path") from None
     shots = list(readers[path.suffix.lower()](text, str(path)))
     if not shots:
         raise InputError(f"shots {path}: expected at least one shot, got an empty file")
@@ -92,23 +95,25 @@ def _read_txt(text: str, source: str) -> Iterator[Shot]:
 
 
 def _read_jsonl(text: str, source: str) -> Iterator[Shot]:
-    for number, line in enumerate(text.split("\n"), 1):  # JSON text may hold what splitlines() takes for a line's end
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # splitlines() also splits at characters that JSON text can contain
         if not line.strip():
             continue
         where = f"{source}, line {number}"
         try:
-            yield _shot(json.loads(line, object_pairs_hook=_without_repetition), where)
+            yield _shot(json.loads(line, object_pairs_hook=_unique), where)
         except ValueError as error:
-            yield Shot(where, problems=(f"not usable as JSON: {error}",))
+            yield Shot(where, problems=(f"expected JSON, got an error ({error})",))
 
 
 def _read_csv(text: str, source: str) -> Iterator[Shot]:
-    """Cells of settings that are text stay as they are, others are read as YAML; an empty cell sets nothing."""
+    """Read shots. Cells of text settings are used verbatim, others are parsed as YAML; an empty cell sets nothing."""
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     try:
         header = [key.strip() for key in next(reader, [])]
         if len(set(header)) < len(header):
-            raise InputError(f"shots {source}: a column is given twice in the header: keep one")
+            raise InputError(f"shots {source}: expected each column once in the header, got one twice; keep one")
         for cells in reader:
             where = f"{source}, line {reader.line_num}"
             if not any(cell.strip() for cell in cells):
@@ -121,7 +126,9 @@ def _read_csv(text: str, source: str) -> Iterator[Shot]:
             except InputError as error:
                 yield Shot(where, problems=(str(error),))
     except csv.Error as error:
-        raise InputError(f"shots {source}, line {reader.line_num}: not usable as CSV: {error}") from None
+        raise InputError(
+            f"shots {source}, line {reader.line_num}: expected CSV, got an error ({error}); correct the line"
+        ) from None
 
 
 def _cell(key: str, text: str) -> Any:
@@ -129,7 +136,7 @@ def _cell(key: str, text: str) -> Any:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a setting is free text, so that a cell such as `on` or 010 means its letters."""
+    """Return whether a setting is text, so that a cell such as `on` or 010 is not parsed."""
     model: type[BaseModel] = RunConfig
     *sections, last = key.split(".")
     for section in sections:
@@ -151,7 +158,7 @@ def _shot(item: Any, where: str) -> Shot:
     problems = []
     for key, value in _flat(item):
         if key in values:
-            problems.append(f"{key} is given twice: keep one")
+            problems.append(f"{key}: expected one value, got two; keep one")
         elif key != NAME and not key.startswith(FIELDS) and (problem := key_problem(key)) is not None:
             problems.append(problem)
         values[key] = value
@@ -159,7 +166,7 @@ def _shot(item: Any, where: str) -> Shot:
 
 
 def _flat(item: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """A section may be given as a mapping, or its settings by dotted keys."""
+    """Yield settings by dotted key, from sections as mappings or from dotted keys."""
     for key, value in item.items():
         if isinstance(value, dict):
             yield from ((f"{key}.{inner}", inner_value) for inner, inner_value in value.items())
@@ -167,8 +174,8 @@ def _flat(item: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield str(key), value
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("a key is given twice: keep one")
+        raise ValueError("a key has two values; keep one")
     return values

@@ -1,6 +1,6 @@
-"""What `s2video status` says of a batch: what is done, what runs, what failed and why, and how long the rest takes.
+"""The status of a batch for `s2video status`: jobs that are done, running or failed, and the time left.
 
-Reads the store, or the stores of all shards; changes nothing.
+Reads the store, or the stores of all shards, without changes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .store import Record, Store, find_stores
 
 @dataclass(frozen=True)
 class Status:
-    """A batch at one moment.
+    """The status of a batch.
 
     Attributes:
-        records: of all shards.
-        alive: replicas that live.
-        stale: running jobs whose replica is gone; the next start makes them again.
-        seconds_left: None where nothing is known of it.
+        records: jobs of all shards.
+        alive: number of live replicas.
+        stale: number of running jobs whose replica has died; the next start makes them again.
+        seconds_left: predicted time; None if unknown.
     """
 
     folder: Path
@@ -38,15 +38,15 @@ class Status:
 
 
 def read_status(folder: Path, *, now: float | None = None) -> Status:
-    """Raises InputError where no batch was started in the folder."""
+    """Read the status of the batch in a folder. Raises InputError if there is none."""
     stores = find_stores(folder)
     records = [(store, record) for store in stores for record in store.records()]
     owners = {(s.path, r.owner): _is_alive(s, r) for s, r in records if r.state == "running"}
     stale = sum(not owners[s.path, r.owner] for s, r in records if r.state == "running")
     alive = sum(owners.values())
-    plain = tuple(record for _, record in records)
-    left = _seconds_left(plain, alive, time.time() if now is None else now)
-    return Status(folder, plain, alive, stale, left)
+    jobs = tuple(record for _, record in records)
+    left = _seconds_left(jobs, alive, time.time() if now is None else now)
+    return Status(folder, jobs, alive, stale, left)
 
 
 def _is_alive(store: Store, record: Record) -> bool:
@@ -54,7 +54,7 @@ def _is_alive(store: Store, record: Record) -> bool:
 
 
 def _seconds_left(records: Sequence[Record], alive: int, now: float) -> float | None:
-    """By what the done ones took, in proportion to the work of each; shared by the replicas that live."""
+    """Scale the measured times of done jobs by the work of the remaining ones, divided by the live replicas."""
     done = [r for r in records if r.state == "done" and r.seconds is not None]
     rest = [r for r in records if r.state in ("waiting", "running")]
     if not rest:
@@ -73,7 +73,7 @@ def _seconds_left(records: Sequence[Record], alive: int, now: float) -> float | 
 
 
 def as_text(status: Status) -> str:
-    """For people."""
+    """Return the status as text."""
     done, failed = status.count("done"), status.count("failed")
     waiting, running = status.count("waiting"), status.count("running")
     left = "unknown" if status.seconds_left is None else spoken(status.seconds_left)
@@ -82,7 +82,7 @@ def as_text(status: Status) -> str:
         f"{failed} failed; {status.alive} replicas; time left: {left}"
     ]
     if status.stale:
-        lines.append(f"{status.stale} of the running were left behind by replicas that died; the next start goes on")
+        lines.append(f"{status.stale} of the running jobs belong to replicas that died; the next start resumes them")
     for record in status.records:
         if record.state == "running":
             lines.append(f"running  {record.name}  ({record.owner}, attempt {record.attempts})")
@@ -93,7 +93,7 @@ def as_text(status: Status) -> str:
 
 
 def as_json(status: Status) -> str:
-    """For machines: one JSON object."""
+    """Return the status as one JSON object."""
     return json.dumps(
         {
             "folder": str(status.folder),

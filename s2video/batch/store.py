@@ -1,7 +1,7 @@
-"""The state of a batch: one SQLite file that all of its replicas draw jobs from, an event log and checksums beside it.
+"""The state of a batch: an SQLite file from which all replicas draw jobs, with an event log and checksums next to it.
 
-A job waits, runs, is done or has failed. Who draws one has it by lease: for as long as it renews the lease, and its
-process lives. It knows what became of jobs, not how they are made.
+A job is waiting, running, done or failed. A replica owns a drawn job by a lease, as long as it renews the lease and its
+process is alive. Knows the states of jobs, not how they are made.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from .locks import is_held
 from .run_file import RESERVED
 
 State = Literal["waiting", "running", "done", "failed"]
-LEASE = 60.0  # seconds without a renewal after which another replica may have the job
-MAX_ATTEMPTS = 3  # replicas that may die of one job
+LEASE = 60.0  # seconds without a renewal after which another replica can draw the job
+MAX_ATTEMPTS = 3  # number of replicas that may die during one job
 
-SCHEMA_VERSION = 1  # kept as user_version of the SQLite file; older files have 0 and the same tables
+SCHEMA_VERSION = 1  # user_version of the SQLite file; older files have 0 and the same tables
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
-    name TEXT PRIMARY KEY,          -- of its file, below the batch's folder
-    position INTEGER NOT NULL,      -- the order in which jobs are drawn
-    place TEXT NOT NULL,            -- where the shot stands, for people
+    name TEXT PRIMARY KEY,          -- name of its file, below the batch's folder
+    position INTEGER NOT NULL,      -- jobs are drawn in this order
+    place TEXT NOT NULL,            -- where the shot was defined, for messages
     models TEXT NOT NULL,           -- jobs of one group share their loaded models
-    config TEXT NOT NULL,           -- JSON, all that makes the video
+    config TEXT NOT NULL,           -- JSON, all settings of the video
     key TEXT NOT NULL,              -- digest of all that determines its pixels
-    work REAL,                      -- in proportion to other jobs', by the cost model
+    work REAL,                      -- predicted cost, relative to other jobs
     state TEXT NOT NULL DEFAULT 'waiting',
     attempts INTEGER NOT NULL DEFAULT 0,
-    owner TEXT,                     -- the replica that has it, or had it last
+    owner TEXT,                     -- the current or last replica
     lease_until REAL,
     started REAL,                   -- seconds since the epoch
-    seconds REAL,                   -- from drawn to done
+    seconds REAL,                   -- from draw to end
     error TEXT
 );
 CREATE TABLE IF NOT EXISTS files (
@@ -55,7 +55,7 @@ CREATE TABLE IF NOT EXISTS files (
 
 @dataclass(frozen=True)
 class Entry:
-    """A job as it is put into the store; see the columns' comments."""
+    """A job to add to the store; the columns' comments describe the fields."""
 
     name: str
     place: str
@@ -67,7 +67,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record(Entry):
-    """A job as the store has it."""
+    """A job in the store, with its state."""
 
     state: State
     attempts: int
@@ -79,7 +79,7 @@ class Record(Entry):
 
 @dataclass(frozen=True)
 class Released:
-    """A job that its replica left behind: back in the queue, or failed with this error."""
+    """A job whose replica died or lost it. It waits again, or has failed with `error`."""
 
     name: str
     owner: str
@@ -88,12 +88,12 @@ class Released:
 
 
 class Store:
-    """One shard's jobs. Every method is a transaction of its own; any thread and process may call it.
+    """The jobs of one shard. Every method is a transaction; any thread and process can call it.
 
     Args:
-        folder: the batch's.
-        shard: (i, n) of a batch that n machines share; None for the whole batch.
-        clock: seconds since the epoch.
+        folder: the batch's folder.
+        shard: (i, n), if n machines share the batch; None for the whole batch.
+        clock: returns seconds since the epoch.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class Store:
         self._is_shared = shard is not None
 
     def create(self) -> None:
-        """Make the file, if it is not there. Raises InputError where that cannot be."""
+        """Create the file if it is missing. Raises InputError if this is impossible."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._connected() as connection:
-                # shards may lie on a network's file system, which WAL's shared memory does not reach across
+                # shards may be on a network file system, where WAL does not work because it needs shared memory
                 connection.execute(f"PRAGMA journal_mode = {'DELETE' if self._is_shared else 'WAL'}")
                 self._check_version(connection)
                 connection.executescript(_SCHEMA)
@@ -123,11 +123,11 @@ class Store:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"{self.path}: cannot be used as a batch's state ({error}): choose another folder"
+                f"{self.path}: expected a usable state of a batch, got an error ({error}); choose another folder"
             ) from None
 
     def check(self) -> None:
-        """Raise InputError for a file that another version of s2video wrote."""
+        """Raise InputError if a newer version of s2video wrote the file."""
         with self._connected() as connection:
             self._check_version(connection)
 
@@ -135,12 +135,12 @@ class Store:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise InputError(
-                f"{self.path}: expected a batch of schema {SCHEMA_VERSION} or older, got {version}: use the newer "
+                f"{self.path}: expected a batch of schema {SCHEMA_VERSION} or older, got {version}; use the newer "
                 "s2video that wrote it, or another folder"
             )
 
     def owner_path(self, owner: str) -> Path:
-        """The lock that a replica holds while it lives."""
+        """Return the path of the lock that a replica holds while it is alive."""
         return self.folder / f"{self._part}{owner}.lock"
 
     def log(self, event: str, **facts: Any) -> None:
@@ -150,7 +150,7 @@ class Store:
             file.write(f"{line}\n")
 
     def put(self, entries: Sequence[Entry], again: frozenset[str]) -> None:
-        """Make `entries` the jobs of the batch, in their order; those in `again`, and new ones, wait."""
+        """Make `entries` the jobs of the batch, in this order. New ones and those in `again` are set to waiting."""
         with self._transaction() as connection:
             known = {row["name"] for row in connection.execute("SELECT name FROM jobs")}
             kept = {entry.name for entry in entries}
@@ -173,7 +173,7 @@ class Store:
             self._write_checksums(connection)
 
     def draw(self, owner: str, models: str | None) -> Record | None:
-        """Take the next job that waits, of the group `models` if there is one; None where no job waits."""
+        """Draw the next waiting job, of the group `models` if it has one. Return None if no job waits."""
         with self._transaction() as connection:
             row = connection.execute(
                 "SELECT name FROM jobs WHERE state = 'waiting' ORDER BY models != ?, position LIMIT 1", (models or "",)
@@ -191,7 +191,7 @@ class Store:
         return _record(drawn)
 
     def renew(self, owner: str) -> set[str]:
-        """Prolong the leases of a replica; returns the jobs that it has."""
+        """Renew the leases of a replica, and return the jobs that it still owns."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET lease_until = ? WHERE state = 'running' AND owner = ?", (self._clock() + LEASE, owner)
@@ -200,7 +200,11 @@ class Store:
             return {row["name"] for row in rows}
 
     def finish(self, name: str, owner: str, digests: Mapping[str, str]) -> bool:
-        """The job is done: its files, below the batch's folder, with their SHA-256. False if it is not the owner's."""
+        """Mark a job as done. Return False if it no longer belongs to `owner`.
+
+        Args:
+            digests: paths of its files, below the batch's folder -> their SHA-256.
+        """
         with self._transaction() as connection:
             changed = connection.execute(
                 "UPDATE jobs SET state = 'done', lease_until = NULL, seconds = ? - started "
@@ -210,13 +214,13 @@ class Store:
             if changed:
                 rows = [(name, path, digest) for path, digest in digests.items()]
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
-                self._write_checksums(connection)  # inside: the last to write it has seen all
+                self._write_checksums(connection)  # in the transaction, so that the last writer sees all files
         if changed:
             self.log("done", job=name, replica=owner, sha256=dict(digests))
         return bool(changed)
 
     def fail(self, name: str, owner: str, error: str, **facts: Any) -> bool:
-        """The job cannot be made, for a reason that is its own. False if it is not the owner's."""
+        """Mark a job as failed for a reason of its own. Return False if it no longer belongs to `owner`."""
         with self._transaction() as connection:
             changed = connection.execute(
                 "UPDATE jobs SET state = 'failed', lease_until = NULL, error = ?, seconds = ? - started "
@@ -228,7 +232,7 @@ class Store:
         return bool(changed)
 
     def give_back(self, owner: str) -> list[str]:
-        """A replica that ends as it was told to leaves its jobs to the next start; that is no attempt."""
+        """Return the jobs of a replica that stops on request to the queue, without counting an attempt."""
         with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT name FROM jobs WHERE state = 'running' AND owner = ?", (owner,)
@@ -244,7 +248,7 @@ class Store:
         return names
 
     def release(self) -> list[Released]:
-        """Take jobs back from replicas that died, or did not renew their lease; one that killed too many fails."""
+        """Requeue the jobs of replicas that died or missed a renewal; fail those after `MAX_ATTEMPTS` attempts."""
         now, released = self._clock(), []
         with self._transaction() as connection:
             for row in connection.execute("SELECT * FROM jobs WHERE state = 'running'").fetchall():
@@ -253,7 +257,9 @@ class Store:
                     continue
                 error = None
                 if row["attempts"] >= MAX_ATTEMPTS:
-                    error = f"{row['attempts']} replicas {'fell silent' if is_alive else 'died'} while they made it"
+                    error = (
+                        f"{row['attempts']} replicas {'missed their heartbeat' if is_alive else 'died'} during this job"
+                    )
                 connection.execute(
                     "UPDATE jobs SET state = ?, lease_until = NULL, error = ? WHERE name = ?",
                     ("waiting" if error is None else "failed", error, row["name"]),
@@ -264,8 +270,11 @@ class Store:
         return released
 
     def begin(self) -> None:
-        """A new start, by a person, before its first replica: attempts that ended with the batch as a whole do not
-        count, and dead replicas' locks are removed."""
+        """Prepare a new start of the batch by a user, before its first replica.
+
+        Releases jobs, resets the attempts of waiting ones (a batch that ended as a whole is not their fault), and
+        removes the locks of dead replicas.
+        """
         self.release()
         with self._transaction() as connection:
             connection.execute("UPDATE jobs SET attempts = 0 WHERE state = 'waiting'")
@@ -274,12 +283,12 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
-        """All jobs, in their order."""
+        """Return all jobs, in order."""
         with self._connected() as connection:
             return [_record(row) for row in connection.execute("SELECT * FROM jobs ORDER BY position")]
 
     def digests(self) -> dict[str, dict[str, str]]:
-        """Of each job that is done, its files, below the batch's folder, and their SHA-256."""
+        """Return, for each job that is done, the paths of its files below the batch's folder -> their SHA-256."""
         with self._connected() as connection:
             found: dict[str, dict[str, str]] = {}
             for row in connection.execute("SELECT job, path, sha256 FROM files"):
@@ -287,14 +296,14 @@ class Store:
             return found
 
     def _write_checksums(self, connection: sqlite3.Connection) -> None:
-        """As `sha256sum --check` reads them, from inside the batch's folder."""
+        """Write the checksums in the format of `sha256sum --check`, relative to the batch's folder."""
         rows = connection.execute("SELECT path, sha256 FROM files ORDER BY path").fetchall()
         with atomic_path(self.checksums_path) as temporary:
             temporary.write_text("".join(f"{row['sha256']}  {row['path']}\n" for row in rows), encoding="utf-8")
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        """Raises S2VideoError for all that SQLite refuses: a full disk, a damaged file, a lock that is never free."""
+        """Open a connection. Raises S2VideoError for errors of SQLite, such as a full disk or a damaged file."""
         try:
             connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             try:
@@ -304,7 +313,7 @@ class Store:
             finally:
                 connection.close()
         except sqlite3.Error as error:
-            raise S2VideoError(f"{self.path}: {error}: look at the disk and its free space") from error
+            raise S2VideoError(f"{self.path}: {error}; check the disk and its free space") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -323,12 +332,12 @@ def _record(row: sqlite3.Row) -> Record:
 
 
 def find_stores(folder: Path) -> list[Store]:
-    """The stores of a batch's folder: one, or one a shard. Raises InputError where there is none."""
+    """Return the stores in a batch's folder: one, or one per shard. Raises InputError if there is none."""
     stores = []
     for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
         number, _, count = path.name.removeprefix(RESERVED).removesuffix("sqlite").rstrip(".").partition("-of-")
         stores.append(Store(folder, (int(number), int(count)) if number else None))
         stores[-1].check()
     if not stores:
-        raise InputError(f"{folder}: no batch was started there (no {RESERVED}sqlite): give a batch's folder")
+        raise InputError(f"{folder}: expected the folder of a batch, got one without {RESERVED}sqlite; check the path")
     return stores

@@ -1,6 +1,6 @@
-"""The replicas of a batch on this machine: processes, or torchruns, that are started, watched, and started again.
+"""Supervision of a batch's replicas on this machine: starts, watches and restarts processes or torchruns.
 
-It knows the store and how processes end, neither shots nor models.
+Knows the store and how processes end, but neither shots nor models.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ..errors import InputError, S2VideoError
 from ..system.launcher import LaunchPlan, torchrun_command
 from .store import Store
 
-_INTERVAL = 0.2  # seconds between two looks at the replicas
+_INTERVAL = 0.2  # seconds between two checks of the replicas
 
 
 @dataclass(frozen=True)
 class ReplicaPlan:
-    """How many replicas, of how many ranks each, on which of the machine's GPUs.
+    """The number of replicas, the ranks of each, and their GPUs.
 
     Attributes:
-        gpus: what CUDA_VISIBLE_DEVICES may name; empty: they run on the CPU.
+        gpus: entries for CUDA_VISIBLE_DEVICES; empty means the CPU.
     """
 
     count: int
@@ -35,13 +35,13 @@ class ReplicaPlan:
     gpus: Sequence[str] = ()
 
     def check(self) -> None:
-        """Raise InputError for a number that makes no sense, or more ranks than GPUs."""
+        """Raise InputError if a number is below 1, or there are more ranks than GPUs."""
         if self.count < 1 or self.nproc < 1:
             raise InputError(f"--replicas and --nproc: expected values >= 1, got {self.count} and {self.nproc}")
         if self.gpus and self.count * self.nproc > len(self.gpus):
             raise InputError(
-                f"--replicas {self.count} of --nproc {self.nproc} need {self.count * self.nproc} GPUs, there are "
-                f"{len(self.gpus)}: start fewer"
+                f"--replicas {self.count} of --nproc {self.nproc}: expected {self.count * self.nproc} GPUs, got "
+                f"{len(self.gpus)}; start fewer"
             )
 
     def command(self, arguments: Sequence[str]) -> list[str]:
@@ -50,7 +50,7 @@ class ReplicaPlan:
         return torchrun_command(LaunchPlan(self.nproc), arguments)
 
     def environment(self, number: int) -> Mapping[str, str]:
-        """For replica `number`, counted from 1: its share of the GPUs and of the cores."""
+        """Return the environment of replica `number`, from 1, with its share of GPUs and cores."""
         environment = dict(os.environ)
         if self.count * self.nproc > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (self.count * self.nproc))))
@@ -61,7 +61,7 @@ class ReplicaPlan:
 
 
 def visible_gpus(device: str) -> list[str]:
-    """The GPUs that a run on `model.device` has here, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs for a run on `model.device`, as entries for CUDA_VISIBLE_DEVICES."""
     if device == "cpu":
         return []
     import torch
@@ -79,38 +79,40 @@ class _Running:
 
 @dataclass
 class _Signals:
-    """What arrived, and who is to hear of it."""
+    """Received signals, and the processes to forward them to."""
 
     received: list[int] = field(default_factory=list)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def add(self, process: subprocess.Popen[bytes]) -> None:
         self.processes.append(process)
-        if self.received:  # while it was starting
+        if self.received:  # received while the process was starting
             process.send_signal(signal.SIGTERM)
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-C too: a batch stops at a step's end."""
+        """Forward a signal, also Ctrl-C, as SIGTERM, so that replicas stop after the current step."""
         self.received.append(number)
         for process in self.processes:
             process.send_signal(signal.SIGTERM)
 
 
 def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int | None:
-    """Run replicas until no job waits or runs. One that dies is reported, its job goes back into the queue, and it is
-    started again if it had drawn a job; one that did not get that far is left out.
+    """Run replicas until no job is waiting or running.
+
+    If a replica dies, it is reported, its job goes back into the queue, and it is restarted if it had drawn a job. One
+    that died before is not restarted.
 
     Args:
-        arguments: of `s2video`, for every replica; its own name is added to them as `--owner NAME`.
+        arguments: arguments of `s2video` for every replica; its name is added as `--owner NAME`.
 
     Returns:
-        The signal that stopped it, or None.
+        The signal that stopped the batch, or None.
 
     Raises:
-        S2VideoError: jobs wait, and no replica gets as far as to draw one.
+        S2VideoError: if jobs wait, but every replica died before it drew one.
     """
     running: dict[int, _Running] = {}
-    useless: set[int] = set()
+    failed_numbers: set[int] = set()
     drew: set[str | None] = set()  # owners
     with _held_signals() as signals:
         while True:
@@ -123,20 +125,20 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
                 if code != 0 and not signals.received:
                     _report(store, replica, code)
                     if replica.owner not in drew:
-                        useless.add(number)
+                        failed_numbers.add(number)
             for job in store.release():
-                becomes = f"failed: {job.error}" if job.error else "goes back into the queue"
-                _say(f"{job.name} of {job.owner} {becomes} (attempt {job.attempts})")
+                outcome = f"failed: {job.error}" if job.error else "goes back into the queue"
+                _print(f"{job.name} of {job.owner} {outcome} (attempt {job.attempts})")
             states = [record.state for record in store.records()]
             if signals.received:
                 if not running:
                     return signals.received[0]
             elif "waiting" in states:
-                free = [n for n in range(1, plan.count + 1) if n not in running and n not in useless]
+                free = [n for n in range(1, plan.count + 1) if n not in running and n not in failed_numbers]
                 if not free and not running:
                     raise S2VideoError(
-                        f"{states.count('waiting')} videos wait, but every replica ended before it drew one: what they "
-                        "said stands above"
+                        f"{states.count('waiting')} videos are waiting, but every replica exited before it drew one; "
+                        "see their messages above"
                     )
                 for number in free[: states.count("waiting")]:
                     running[number] = _start(plan, number, arguments)
@@ -151,19 +153,19 @@ def _start(plan: ReplicaPlan, number: int, arguments: Sequence[str]) -> _Running
     process = subprocess.Popen(
         plan.command([*arguments, "--owner", owner]),
         env=plan.environment(number),
-        stdin=subprocess.PIPE,  # whose end tells the replica that this process is gone
-        start_new_session=True,  # Ctrl-C reaches it once, from here
+        stdin=subprocess.PIPE,  # closed when this process ends, which the replica notices
+        start_new_session=True,  # so that Ctrl-C reaches it only through this process
     )
     return _Running(owner, process)
 
 
 def _report(store: Store, replica: _Running, code: int) -> None:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    _say(f"{replica.owner} {how}")
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+    _print(f"{replica.owner} {how}")
     store.log("replica ended", replica=replica.owner, code=code)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(f"s2video: {text}", file=sys.stderr, flush=True)
 
 

@@ -1,8 +1,8 @@
-"""`s2video selftest`: does the engine compute on this machine what it should? A table of checks, and advice.
+"""`s2video selftest`: checks of the engine on this machine, as a table with advice.
 
-It runs on one process, or under torchrun on all ranks together, with the embedded model, so that nothing has to be
-downloaded. Every check is a function of the mesh that all ranks call; it measures, and the table says what was
-expected. Knows nothing of the user's own model.
+Runs in one process, or on all ranks under torchrun, with the embedded model, so nothing is downloaded. Each check is a
+function of the mesh that all ranks call and that measures; the table has the expected values. Does not use the user's
+model.
 """
 
 import os
@@ -38,16 +38,16 @@ from .engine import Engine
 
 PROMPT = "a small red circle moving left and a large blue square moving up on a gray background"
 WORLDS_AGREE = 1e-4  # float32 latents of mean 0 and deviation 1
-# Relative error of a prediction against float32. Below, the narrow type was not used; above, it was used where it
-# should not be, as in norms. bfloat16 keeps 8 bits and float16 keeps 11.
+# Lowest and highest relative error of a prediction against float32. A lower error means that the narrow dtype was not
+# used, a higher one that it was used where it must not be, such as in norms. bfloat16 has 8 bits, float16 has 11.
 NARROW = {"bfloat16": (1e-3, 5e-2), "float16": (1e-4, 1e-2)}
-LEAST_PSNR = 30.0  # dB of luma, H.264 at crf 18; colour is stored at half the resolution, and not what is asked here
+LEAST_PSNR = 30.0  # dB of luma, H.264 at crf 18; colour is not checked, because it is stored at half the resolution
 LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row of the table. `measured` and `expected` are words for the reader; `advice` is for when it failed."""
+    """A row of the table. `measured` and `expected` are text for the user; `advice` is for a failed check."""
 
     name: str
     passed: bool
@@ -65,15 +65,15 @@ class _Check:
 
 
 def run_selftest(mesh: Mesh) -> Iterator[Outcome]:
-    """The outcomes, one after the other; the same on every rank. All ranks of the mesh iterate together."""
+    """Yield the outcomes, which are equal on all ranks. All ranks of the mesh iterate together."""
     with _plain_float32():
         for check in _checks(mesh):
             try:
                 passed, measured = check.measure(mesh)
-            except Exception as error:  # whatever goes wrong on this machine is what is to be found out
+            except Exception as error:  # any error on this machine is a result of the check
                 passed, measured = False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             everywhere = gather_objects((passed, measured), mesh.world)
-            bad = [(rank, said) for rank, (good, said) in enumerate(everywhere) if not good]
+            bad = [(rank, text) for rank, (good, text) in enumerate(everywhere) if not good]
             if bad and mesh.world.size > 1:
                 measured = f"rank {bad[0][0]}: {bad[0][1]}"
             elif not bad:
@@ -82,7 +82,7 @@ def run_selftest(mesh: Mesh) -> Iterator[Outcome]:
 
 
 def format_row(outcome: Outcome) -> str:
-    """One line of the table; for a failed check a second one, with what to do."""
+    """Return one line of the table; for a failed check, two more with the expected value and advice."""
     width = max(60, shutil.get_terminal_size((110, 24)).columns)
     row = f"{'ok' if outcome.passed else 'FAILED':<7} {outcome.name:<38} {outcome.measured}"
     if not outcome.passed:
@@ -95,35 +95,35 @@ def _checks(mesh: Mesh) -> Iterator[_Check]:
     yield _Check(
         "ranks, backend, versions",
         "the same versions on every rank",
-        "install the same environment on every host; versions decide the last bits, and the engine refuses a mix",
+        "install the same environment on every host; versions change the last bits, and the engine refuses a mix",
         _environment,
     )
     if mesh.world.size > 1:
         yield _Check(
             "collectives",
-            "uneven and empty shards arrive whole",
-            f"the {mesh.backend} backend does not deliver: try parallel.backend gloo, and NCCL_DEBUG=INFO to see why; "
-            "behind several network cards set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME",
+            "uneven and empty shards arrive complete",
+            f"the {mesh.backend} backend returns wrong data; try parallel.backend gloo, and NCCL_DEBUG=INFO for the "
+            "reason; with several network cards, set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME",
             _collectives,
         )
     yield _Check(
         "one rank repeats itself",
         "the same bits twice",
-        "a kernel here is not deterministic: set parallel and attention backends by hand (model.attention_backend "
-        "native), and CUBLAS_WORKSPACE_CONFIG=:4096:8",
+        "a kernel is not deterministic; set model.attention_backend native, parallel.backend, and "
+        "CUBLAS_WORKSPACE_CONFIG=:4096:8",
         _repeats,
     )
     for layout in _layouts(mesh.world.size):
         yield _Check(
             " × ".join(f"{name} {degree}" for name, degree in layout.items()) + " against one rank",
             f"within {WORLDS_AGREE:g}, the same bits on every rank",
-            "do not use this layout on this machine: set parallel to another one of this table, and report the row",
+            "do not use this layout on this machine; set parallel to another one in this table, and report the row",
             partial(_agrees, layout=layout),
         )
     yield _Check(
         "masks and disagreement",
-        "one set of masks; a rank with another seed stops all",
-        "ranks draw different masks, and would give a wrong video: install the same numpy on every host",
+        "the same masks on every rank; another seed on one rank stops all",
+        "ranks draw different masks, so videos would be wrong; install the same numpy on every host",
         _masks,
     )
     for dtype in ("bfloat16", "float16") if mesh.device.type == "cuda" else ("bfloat16",):
@@ -131,14 +131,13 @@ def _checks(mesh: Mesh) -> Iterator[_Check]:
         yield _Check(
             f"{dtype} against float32",
             f"relative error {low:g} to {high:g}",
-            f"do not use model.dtype {dtype} on this machine: take float32 or the other half precision",
+            f"do not use model.dtype {dtype} on this machine; use float32 or the other half precision",
             partial(_narrow, dtype=dtype),
         )
     yield _Check(
         "MP4 written and read back",
         f"every frame, {LEAST_PSNR:g} dB of luma or more, BT.709 tags",
-        "the ffmpeg in use is not the bundled one, or lacks libx264: unset IMAGEIO_FFMPEG_EXE, or install "
-        "imageio-ffmpeg again",
+        "ffmpeg is not the bundled one, or lacks libx264; unset IMAGEIO_FFMPEG_EXE, or reinstall imageio-ffmpeg",
         _video,
     )
 
@@ -149,23 +148,23 @@ def _environment(mesh: Mesh) -> tuple[bool, str]:
     hosts = {host for host, _, _ in ranks}
     devices = sorted({device for _, device, _ in ranks})
     found = {tuple(sorted(version.items())) for _, _, version in ranks}
-    said = f"{len(ranks)} rank(s) on {len(hosts)} host(s), {' and '.join(devices)}, {mesh.backend or 'no backend'}"
-    return len(found) == 1, f"{said}, torch {torch.__version__}"
+    summary = f"{len(ranks)} rank(s) on {len(hosts)} host(s), {' and '.join(devices)}, {mesh.backend or 'no backend'}"
+    return len(found) == 1, f"{summary}, torch {torch.__version__}"
 
 
 def _collectives(mesh: Mesh) -> tuple[bool, str]:
     axis = mesh.world
-    for count in (2 * axis.size + 1, axis.size - 1):  # uneven, and one rank left with nothing
+    for count in (2 * axis.size + 1, axis.size - 1):  # uneven, and one rank without tokens
         whole = torch.arange(count * 5 * 2, dtype=torch.float32, device=mesh.device).view(1, count, 5, 2)
         tokens, heads = split_evenly(count, axis.size), split_evenly(5, axis.size)
         mine, own = tokens[axis.rank], heads[axis.rank]
         local = whole[:, mine.start : mine.stop]
-        (traded,) = heads_from_tokens((local,), tokens, heads, axis)
-        back = tokens_from_heads(traded, tokens, heads, axis)
+        (exchanged,) = heads_from_tokens((local,), tokens, heads, axis)
+        back = tokens_from_heads(exchanged, tokens, heads, axis)
         gathered = gather_tokens(local, tokens, axis)
-        for got, expected in ((traded, whole[:, :, own.start : own.stop]), (back, local), (gathered, whole)):
+        for got, expected in ((exchanged, whole[:, :, own.start : own.stop]), (back, local), (gathered, whole)):
             if not torch.equal(got, expected):
-                return False, f"wrong numbers for {count} tokens"
+                return False, f"wrong values for {count} tokens"
     reduced = torch.ones(1, device=mesh.device)
     dist.all_reduce(reduced, group=axis.group)
     return reduced.item() == axis.size, "all-to-all, all-gather, all-reduce"
@@ -191,8 +190,8 @@ def _repeats(mesh: Mesh) -> tuple[bool, str]:
     engine = _alone(mesh)
     first, second = (engine.sample([PROMPT], [0]) for _ in range(2))
     everywhere = gather_objects(float(first.double().sum()), mesh.world)
-    among = "the same on every rank" if len(set(everywhere)) == 1 else "ranks differ in the last bits"
-    return torch.equal(first, second), f"bitwise; {among}" if mesh.world.size > 1 else "bitwise"
+    across = "the same on every rank" if len(set(everywhere)) == 1 else "ranks differ in the last bits"
+    return torch.equal(first, second), f"bitwise; {across}" if mesh.world.size > 1 else "bitwise"
 
 
 def _layouts(world_size: int) -> Iterator[dict[str, int]]:
@@ -228,8 +227,8 @@ def _masks(mesh: Mesh) -> tuple[bool, str]:
             [PROMPT], [int(mesh.world.rank == mesh.world.size - 1)]
         )
     except AgreementError:
-        return True, "the same everywhere; a deviating rank was found out"
-    return False, "a rank with another seed was not noticed"
+        return True, "the same on every rank; a rank with another seed was detected"
+    return False, "a rank with another seed was not detected"
 
 
 def _narrow(mesh: Mesh, dtype: str) -> tuple[bool, str]:
@@ -269,7 +268,7 @@ def _video(mesh: Mesh) -> tuple[bool, str]:
         info, back = probe_video(path), read_video(path).float() / 255
         size = os.path.getsize(path)
     if back.shape != frames.shape:
-        return False, f"read {tuple(back.shape)} for {tuple(frames.shape)} written"
+        return False, f"wrote {tuple(frames.shape)}, read {tuple(back.shape)}"
     psnr = -10 * torch.log10(((back - frames) @ torch.tensor(LUMA)).square().mean()).item()
     tagged = {info.matrix, info.primaries, info.transfer} == {"bt709"}
     return psnr >= LEAST_PSNR and tagged, f"{len(back)} frames, {size / 1024:.0f} KiB, {psnr:.0f} dB" + (
@@ -279,7 +278,7 @@ def _video(mesh: Mesh) -> tuple[bool, str]:
 
 @contextmanager
 def _plain_float32() -> Iterator[None]:
-    """TF32 off, as long as the checks run: its 10 bits would hide what they look for."""
+    """Turn off TF32 in the block, because its 10 bits would hide the errors that the checks look for."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:

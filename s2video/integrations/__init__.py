@@ -1,1 +1,1 @@
-"""S²-Guidance inside other people's pipelines."""
+"""S²-Guidance for diffusers pipelines and guiders."""

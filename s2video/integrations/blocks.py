@@ -1,9 +1,9 @@
-"""A diffusers transformer run without some of its blocks, through its own forward.
+"""Running a diffusers transformer without some of its blocks, through its own forward.
 
-The sub prediction is that forward once more, in which blocks before the first dropped one hand on what they get, and
-cond's state is put in there: the prefix is not computed twice. Weights, modules and their hooks are not touched: for
-the time of one call, the block lists are exchanged for lists of the same modules that are walked with gaps. Knows no
-pipeline and no guidance.
+The sub prediction is a second forward. Blocks before the first dropped one return their inputs, and at the first
+dropped one the state is replaced by cond's, so the prefix is not computed twice. Weights, modules and hooks do not
+change; during a call, the block lists are replaced by lists of the same modules that skip some. Knows neither pipelines
+nor guidance.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +20,16 @@ from ..models.registry import FAMILIES
 Block = Callable[..., Any]
 Walk = Callable[[int, Block, tuple[Any, ...], dict[str, Any]], Any]
 
-_POSITIONS = {"hidden_states": 0, "encoder_hidden_states": 1}  # of a block's arguments, in all families
+_POSITIONS = {"hidden_states": 0, "encoder_hidden_states": 1}  # positional arguments of blocks, in all families
 
 
 @dataclass(frozen=True)
 class _Structure:
-    """What has to be known of a transformer class.
+    """The block structure of a transformer class.
 
     Attributes:
-        lists: its block lists, in the order in which they run.
-        returns: what a block returns, in this order, under the names of its arguments.
+        lists: attributes that hold its blocks, in the order in which they run.
+        returns: the values that a block returns, in order, named as its arguments.
     """
 
     lists: tuple[str, ...]
@@ -37,41 +37,41 @@ class _Structure:
 
 
 _TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
-_IMAGES = {  # transformers of images, which the engine does not run
+_IMAGES = {  # image transformers, which the engine does not support
     "FluxTransformer2DModel": _Structure(("transformer_blocks", "single_transformer_blocks"), _TEXT_FIRST),
     "SD3Transformer2DModel": _Structure(("transformer_blocks",), _TEXT_FIRST),
 }
 
 
 def structures() -> dict[str, _Structure]:
-    """Return the transformer classes whose blocks can be left out: those of the registered families, and images'."""
+    """Return the transformer classes whose blocks can be skipped: those of registered families, and image models."""
     return {f.classes["transformer"]: _Structure(f.block_lists, f.block_returns) for f in FAMILIES} | _IMAGES
 
 
-# Hooks of diffusers that hand on what another call computed, whether `enable_cache` or an `apply_` function put them.
+# Hooks of diffusers that reuse results of another call, added by `enable_cache` or an `apply_` function.
 _CACHES = {f"diffusers.hooks.{name}_cache" for name in ("faster", "first_block", "mag", "sea", "taylorseer", "text_kv")}
 _CACHES |= {"diffusers.hooks.pyramid_attention_broadcast"}
 
 
 def check_transformer(transformer: Any, spec: MaskSpec) -> None:
-    """Raise InputError for a transformer that cannot be run in part, or has too few blocks to drop.
+    """Raise InputError if a transformer cannot skip blocks, or has too few of them.
 
-    That is one that is not known, is compiled as a whole, has a step cache on, or shares its tokens with other ranks.
+    It cannot skip blocks if it is unknown, compiled as a whole, has an active step cache, or shards tokens over ranks.
     """
     if getattr(transformer, "_compiled_call_impl", None) is not None or hasattr(transformer, "_orig_mod"):
         raise InputError(
-            "S²-Guidance: the transformer is compiled as a whole, and would be compiled anew for every mask: compile "
-            "its blocks instead, transformer.compile_repeated_blocks()"
+            "S²-Guidance: expected an uncompiled transformer, got one compiled as a whole, which would recompile "
+            "for every mask; compile its blocks instead with transformer.compile_repeated_blocks()"
         )
     if (cache := _step_cache(transformer)) is not None:
         raise InputError(
-            f"S²-Guidance: {cache} reuses what blocks computed, and would hand the sub prediction's to cond: call "
-            "transformer.disable_cache() first"
+            f"S²-Guidance: expected no step cache, got {cache}, which would reuse results of the sub prediction for "
+            "cond; call transformer.disable_cache() first"
         )
     if getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None) is not None:
         raise InputError(
-            "S²-Guidance: enable_parallelism shards tokens in hooks of blocks, which may be left out: let several GPUs "
-            "make one video by s2video launch"
+            "S²-Guidance: expected a transformer without context parallelism, got enable_parallelism, whose hooks are "
+            "on blocks that can be skipped; use s2video launch to make one video on several GPUs"
         )
     num_blocks = count_blocks(transformer)
     eligible = len(spec.eligible(num_blocks))
@@ -82,7 +82,7 @@ def check_transformer(transformer: Any, spec: MaskSpec) -> None:
 
 
 def _step_cache(transformer: nn.Module) -> str | None:
-    """The name of diffusers' cache that is on, if one is."""
+    """Return the name of the active diffusers cache, or None."""
     if (config := getattr(transformer, "_cache_config", None)) is not None:
         return type(config).__name__
     registries = (module.__dict__.get("_diffusers_hook") for module in transformer.modules())
@@ -91,14 +91,14 @@ def _step_cache(transformer: nn.Module) -> str | None:
 
 
 def count_blocks(transformer: nn.Module) -> int:
-    """Blocks of all lists together. Raises InputError for a transformer that is not known."""
+    """Return the number of blocks in all lists. Raises InputError if the transformer is unknown."""
     return sum(len(getattr(transformer, name)) for name in _structure(transformer).lists)
 
 
 def _structure(transformer: nn.Module) -> _Structure:
     name, known = type(transformer).__name__, structures()
     if name not in known:
-        raise InputError(f"S²-Guidance: expected one of {', '.join(known)}, got {name}")
+        raise InputError(f"S²-Guidance: expected one of {', '.join(known)}, got {name}; use one of these")
     return known[name]
 
 
@@ -106,8 +106,8 @@ class Forks:
     """One conditional call of a transformer, and the sub predictions that fork from it.
 
     Args:
-        transformer: one that passed `check_transformer`.
-        masks: the dropped blocks of each sub prediction, none of them empty.
+        transformer: a transformer that passed `check_transformer`.
+        masks: dropped blocks of each sub prediction, at least one each.
     """
 
     def __init__(self, transformer: nn.Module, masks: Sequence[Sequence[int]]) -> None:
@@ -116,36 +116,36 @@ class Forks:
         self._states: dict[int, tuple[Tensor, ...]] = {min(mask): () for mask in masks}
 
     def recording(self) -> "_Walking":
-        """For the conditional call: keep the states at the forks."""
+        """Return a context for the conditional call, which stores the states at the forks."""
 
         def walk(index: int, block: Block, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             if index in self._states:
-                self._states[index] = self._given(arguments, keywords)
+                self._states[index] = self._inputs(arguments, keywords)
             return block(*arguments, **keywords)
 
         return _Walking(self._transformer, self._structure.lists, walk)
 
     def replaying(self, mask: Sequence[int]) -> "_Walking":
-        """For a call with the same arguments: run the blocks behind the fork that are not in `mask`."""
+        """Return a context for a call with the same arguments, which runs the blocks after the fork, without `mask`."""
         fork, dropped = min(mask), frozenset(mask)
 
         def walk(index: int, block: Block, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             if index > fork and index not in dropped:
                 return block(*arguments, **keywords)
-            _pass_by(block)
-            state = self._states[fork] if index == fork else self._given(arguments, keywords)
+            _skip(block)
+            state = self._states[fork] if index == fork else self._inputs(arguments, keywords)
             return state if len(state) > 1 else state[0]
 
         return _Walking(self._transformer, self._structure.lists, walk)
 
-    def _given(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor, ...]:
-        """The states among a block's arguments, in the order in which it would return them."""
+    def _inputs(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Return the states among a block's arguments, in the order in which the block returns them."""
         names = self._structure.returns
         return tuple(keywords[name] if name in keywords else arguments[_POSITIONS[name]] for name in names)
 
 
-def _pass_by(block: Block) -> None:
-    """Of blocks that are offloaded as one group, the first brings all and the last takes them away."""
+def _skip(block: Block) -> None:
+    """Run the offloading hooks of a skipped block. In a group, the first block loads all, the last unloads them."""
     registry = vars(block).get("_diffusers_hook")
     hook = None if registry is None else registry.get_hook("group_offloading")
     if hook is not None and len(hook.group.modules) > 1:
@@ -154,7 +154,7 @@ def _pass_by(block: Block) -> None:
 
 
 class _WalkedList(nn.ModuleList):
-    """A list of the same modules, walked with `walk` instead of calling each."""
+    """A list of the same modules that calls `walk` with each block instead of the block."""
 
     def __init__(self, blocks: nn.ModuleList, first: int, walk: Walk) -> None:
         super().__init__(blocks)
@@ -166,7 +166,7 @@ class _WalkedList(nn.ModuleList):
 
 
 class _Walking(AbstractContextManager[None]):
-    """Inside, the transformer's block lists are walked with `walk`; it can be entered once."""
+    """A context in which the transformer's block lists call `walk`. It can be entered once."""
 
     def __init__(self, transformer: nn.Module, lists: Sequence[str], walk: Walk) -> None:
         self._transformer, self._walk = transformer, walk

@@ -1,7 +1,7 @@
-"""S²-Guidance as a diffusers guider, for modular pipelines and for those that take a `guider`.
+"""S²-Guidance as a diffusers guider, for modular pipelines and for pipelines with a `guider`.
 
-A guider says which predictions it wants, is called before and after each of them, and combines them. For the sub
-prediction it arms the transformer for exactly one call: whatever that call ends with, the transformer is itself again.
+A guider lists the predictions of a step, is called before and after each of them, and combines them. For a sub
+prediction, it modifies the transformer for exactly one call; the transformer is restored even if that call fails.
 """
 
 from contextlib import AbstractContextManager
@@ -23,19 +23,19 @@ class S2Guidance(BaseGuidance):
     """D = uncond + λ(cond − uncond) − (ω/N) Σ (sub − cond), Eq. 3 and 4.
 
     Args:
-        guidance_scale: λ ≥ 0; 1: no uncond prediction is made.
-        s2_scale: ω ≥ 0; 0: plain CFG.
-        drop_ratio, drop_count, never_drop, band, num_draws, mask_seed: as `s2video.enable` takes them.
-        guidance_rescale: share of the prediction rescaled to the spread of cond, 0 … 1.
-        start, stop: the part of the denoising in which S² acts (CFG always does).
-        enabled: False leaves cond alone.
+        guidance_scale: λ ≥ 0; 1 makes no uncond prediction.
+        s2_scale: ω ≥ 0; 0 is plain CFG.
+        drop_ratio, drop_count, never_drop, band, num_draws, mask_seed: as in `s2video.enable`.
+        guidance_rescale: share of the prediction that is rescaled to the standard deviation of cond, 0 … 1.
+        start, stop: part of the denoising in which S² is active, 0 … 1. CFG is always active.
+        enabled: False returns cond.
 
     Raises:
-        InputError: settings out of their bounds; when a model is prepared: one that is not known, is compiled as a
-            whole, or has a step cache on.
+        InputError: if a setting is out of its bounds; in `prepare_models`, if the model is unknown, compiled as a
+            whole, or has an active step cache.
     """
 
-    _input_predictions = ["pred_cond", "pred_uncond", "pred_sub"]  # noqa: RUF012  (the base class asks for a list)
+    _input_predictions = ["pred_cond", "pred_uncond", "pred_sub"]  # noqa: RUF012  (the base class requires a list)
 
     _step: int | None
     _num_inference_steps: int | None
@@ -74,12 +74,12 @@ class S2Guidance(BaseGuidance):
         self._masks: tuple[tuple[int, ...], ...] = ()
         self._forks: Forks | None = None
 
-    def _wanted(self) -> list[str]:
-        """The predictions of this step, in the order in which they are made."""
+    def _names(self) -> list[str]:
+        """Return the names of this step's predictions, in the order in which they are made."""
         if not self._enabled:
             return ["pred_cond"]
         step, num_steps = self._step, self._num_inference_steps
-        # before the first step, pipelines want to know the most that can come
+        # before the first step, pipelines query the largest number of predictions
         active = step is None or num_steps is None or self._spec.active(step, num_steps)
         s2 = active and self._guidance.s2_scale > 0
         return [
@@ -89,20 +89,20 @@ class S2Guidance(BaseGuidance):
         ]
 
     def prepare_inputs(self, data: Any) -> list[Any]:
-        return [self._prepare_batch(data, int(name == "pred_uncond"), name) for name in self._wanted()]
+        return [self._prepare_batch(data, int(name == "pred_uncond"), name) for name in self._names()]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> list[Any]:
         return [
             self._prepare_batch_from_block_state(input_fields, data, int(name == "pred_uncond"), name)
-            for name in self._wanted()
+            for name in self._names()
         ]
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """Called before each prediction of the step, in the order of `_wanted`."""
+        """Prepare the model for one prediction. Called before each prediction of the step, in the order of `_names`."""
         super().prepare_models(denoiser)
-        wanted = self._wanted()
-        name = wanted[self._count_prepared - 1]
-        subs = [other for other in wanted if other.startswith("pred_sub")]
+        names = self._names()
+        name = names[self._count_prepared - 1]
+        subs = [other for other in names if other.startswith("pred_sub")]
         if name == "pred_cond" and subs:
             check_transformer(denoiser, self._spec)
             self._masks = step_masks(
@@ -120,14 +120,14 @@ class S2Guidance(BaseGuidance):
             _arm(denoiser, self._forks.replaying(self._masks[subs.index(name)]))
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        """Called after each prediction."""
+        """Restore the model. Called after each prediction."""
         _disarm(denoiser)
         if self._count_prepared == self.num_conditions:
             self._forks = None  # the states are large
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **subs: Tensor) -> GuiderOutput:
-        """Predictions of one shape -> the guided one, in the dtype of `pred_cond`."""
-        self._step = None  # pipelines ask for `num_conditions` before the first step of the next video
+        """Combine predictions of one shape to the guided one, in the dtype of `pred_cond`."""
+        self._step = None  # pipelines read `num_conditions` before the first step of the next video
         if not self._enabled:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
         pred = combine(
@@ -140,15 +140,15 @@ class S2Guidance(BaseGuidance):
 
     @property
     def is_conditional(self) -> bool:
-        return self._wanted()[max(self._count_prepared, 1) - 1] != "pred_uncond"
+        return self._names()[max(self._count_prepared, 1) - 1] != "pred_uncond"
 
     @property
     def num_conditions(self) -> int:
-        return len(self._wanted())
+        return len(self._names())
 
 
 def _arm(denoiser: nn.Module, walk: AbstractContextManager[None]) -> None:
-    """The next call of the denoiser, and only that, goes through `walk`."""
+    """Run the next call of the denoiser, and only that call, within `walk`."""
     denoiser.__dict__[_ARMED] = walk
     denoiser.__class__ = _armed_class(type(denoiser))
 

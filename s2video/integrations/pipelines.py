@@ -1,9 +1,9 @@
 """`enable(pipe)`: S²-Guidance in an unmodified diffusers pipeline.
 
-Pipelines write CFG out in their loop, and nothing in it can be replaced. But by Eq. 4, D = CFG − ω(sub − cond): what S²
-adds does not depend on CFG. So when the pipeline calls its transformer for cond, the sub prediction is made as well
-and sub − cond is kept; when it steps its scheduler, ω times that is taken off. The pipeline's own λ is never read, and
-λ = 1, embedded guidance and rescaling stay what they were.
+A pipeline computes CFG in its loop, where it cannot be replaced. But by Eq. 4, D = CFG − ω(sub − cond), so the term
+that S² adds does not depend on CFG. When the pipeline calls its transformer for cond, the sub prediction is made too
+and sub − cond is stored; when it steps its scheduler, ω(sub − cond) is subtracted. The pipeline's λ is never read, and
+λ = 1, embedded guidance and rescaling work as before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +27,12 @@ _ATTRIBUTE = "_s2video"
 
 @dataclass(frozen=True)
 class _Pipeline:
-    """What has to be known of a pipeline class.
+    """How a pipeline class calls its transformers.
 
     Attributes:
-        cond_context: the name that the pipeline gives to `cache_context` for its conditional call; None where one call
-            brings both halves, uncond first.
-        transformers: the pipeline's attributes that hold one.
+        cond_context: name that the pipeline passes to `cache_context` for its conditional call; None if one call
+            computes both halves, uncond first.
+        transformers: attributes of the pipeline that hold a transformer.
     """
 
     cond_context: str | None = "cond"
@@ -43,7 +43,7 @@ _IMAGES = {"FluxPipeline": _Pipeline(), "StableDiffusion3Pipeline": _Pipeline(co
 
 
 def known_pipelines() -> dict[str, _Pipeline]:
-    """Return the pipeline classes that can be enabled: those of the registered families, and two of images."""
+    """Return the pipeline classes that can be enabled: those of registered families, and two image pipelines."""
     found: dict[str, _Pipeline] = {}
     for family in FAMILIES:
         if family.cond_context is not None:
@@ -65,22 +65,23 @@ def enable(
     num_draws: int = 1,
     mask_seed: int = 0,
 ) -> None:
-    """Let a diffusers pipeline sample with S²-Guidance from now on, whatever else it is told. Anew: other settings.
+    """Turn on S²-Guidance for a diffusers pipeline. Its other settings are kept. Call again to change the S² settings.
 
     Args:
-        pipe: one of `known_pipelines()`. Its schedulers may be exchanged later, its transformers may not.
-        s2_scale: ω ≥ 0 of Eq. 4; 0 computes nothing more.
-        drop_ratio: share of the blocks that the sub prediction leaves out, 0 … 1; `drop_count` overrides it.
-        never_drop, band: blocks that are never left out, and the first and last that may be; indices count all block
+        pipe: a pipeline of a class in `known_pipelines()`. Its schedulers can be replaced later, its transformers
+            cannot.
+        s2_scale: ω ≥ 0 of Eq. 4; 0 makes no sub prediction.
+        drop_ratio: share of the blocks that the sub prediction skips, 0 … 1; `drop_count` overrides it.
+        never_drop, band: blocks that are never skipped, and the first and last that can be; indices count all block
             lists as one.
-        window: the part of the denoising in which S² acts, 0 … 1.
-        num_draws: N of Eq. 3, sub predictions a step.
-        mask_seed: of the masks, which are those that this package's own sampler draws. The noise's seed is not it.
+        window: part of the denoising in which S² is active, 0 … 1.
+        num_draws: N of Eq. 3, sub predictions per step.
+        mask_seed: seed of the masks, which equal those of this package's sampler. Independent of the noise's seed.
 
     Raises:
-        InputError: a pipeline that is not known or whose guider is S2Guidance, settings out of their bounds, and a
-            transformer that is compiled as a whole, has a step cache on, or shares its tokens with other ranks. What is
-            done to the pipeline later is refused by the call that meets it.
+        InputError: if the pipeline is unknown or its guider is S2Guidance, a setting is out of its bounds, or a
+            transformer is compiled as a whole, has an active step cache, or shards tokens over ranks. If such a change
+            is made later, the next call of the pipeline raises it.
     """
     settings = {
         "s2_scale": s2_scale,
@@ -106,7 +107,7 @@ def enable(
 
 
 def disable(pipe: Any) -> None:
-    """Leave the pipeline as it was before `enable`; one that was never enabled stays as it is."""
+    """Restore the pipeline to its state before `enable`. Does nothing if it was not enabled."""
     for name in _known(pipe).transformers:
         transformer = getattr(pipe, name, None)
         if transformer is not None and _ATTRIBUTE in transformer.__dict__:
@@ -117,24 +118,29 @@ def disable(pipe: Any) -> None:
 def _check(pipe: Any, transformer: Any, spec: MaskSpec) -> None:
     check_transformer(transformer, spec)
     if isinstance(getattr(pipe, "guider", None), S2Guidance):
-        raise InputError("enable: the pipeline's guider is S2Guidance, which does the same: use one of the two")
+        raise InputError(
+            "enable: expected a pipeline without S²-Guidance, got the guider S2Guidance; use one of the two"
+        )
 
 
 def _known(pipe: Any) -> _Pipeline:
     name = type(pipe).__name__
     if isinstance(pipe, ModularPipeline):
-        raise InputError(f"enable: {name} takes a guider: pipe.update_components(guider=s2video.S2Guidance(...))")
+        raise InputError(
+            f"enable: expected a standard pipeline, got {name}, which takes a guider; use "
+            "pipe.update_components(guider=s2video.S2Guidance(...))"
+        )
     if name not in (known := known_pipelines()):
         raise InputError(
-            f"enable: expected one of {', '.join(known)}, got {name}; in other pipelines nothing tells which call "
-            "of the transformer is the conditional one, and s2video does not guess"
+            f"enable: expected one of {', '.join(known)}, got {name}; use one of these, because other pipelines do "
+            "not mark the conditional call of the transformer"
         )
     return known[name]
 
 
 @dataclass
 class _Control:
-    """The settings of one enabled pipeline, and what is under way between a conditional call and the next step."""
+    """The settings of one enabled pipeline, and its state between a conditional call and the scheduler's step."""
 
     pipe: Any
     family: _Pipeline
@@ -146,10 +152,10 @@ class _Control:
     _schedulers: list[Any] = field(default_factory=list)
 
     def call(self, transformer: Any, forward: Callable[..., Any], arguments: Any, keywords: dict[str, Any]) -> Any:
-        """The pipeline's call, and after a conditional one the sub prediction."""
+        """Run the pipeline's call and, after a conditional one, the sub predictions."""
         if not self.s2_scale or self.context != self.family.cond_context or keywords.get("skip_layers") is not None:
             return forward(*arguments, **keywords)
-        self.deviation = None  # a step that was interrupted left its own
+        self.deviation = None  # an interrupted step may have left one
         masks = self._masks(transformer)
         if not any(masks):
             return forward(*arguments, **keywords)
@@ -169,7 +175,7 @@ class _Control:
         scheduler = self.pipe.scheduler
         self._follow(scheduler)
         step = scheduler.step_index
-        if step is None:  # before its first step
+        if step is None:  # before the first step
             step = scheduler.begin_index or 0
         return step_masks(
             self.spec,
@@ -185,7 +191,7 @@ class _Control:
         return prediction
 
     def _follow(self, scheduler: Any) -> None:
-        """Users exchange `pipe.scheduler` at will: whichever is there has to take the deviation off."""
+        """Make a scheduler's `step` subtract the deviation. Called at each step, because users can replace it."""
         if any(known is scheduler for known in self._schedulers):
             return
         self.release()
@@ -201,7 +207,7 @@ class _Control:
         self._schedulers.append(scheduler)
 
     def release(self) -> None:
-        """Give the schedulers their own `step` back."""
+        """Restore the schedulers' own `step`."""
         for scheduler in self._schedulers:
             scheduler.__dict__.pop("step", None)
         self._schedulers.clear()
@@ -209,7 +215,7 @@ class _Control:
 
 
 def _guided_class(base: type) -> type:
-    """A class of the same name whose calls go through the control: hooks on `forward` stay where they are."""
+    """Return a subclass of the same name whose calls go through the control. Hooks on `forward` still work."""
 
     class Guided(base):
         def __call__(self, *arguments: Any, **keywords: Any) -> Any:

@@ -27,19 +27,19 @@ class TokenState(NamedTuple):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The conditioning of one branch, as the model's pipeline would pass it. A model uses the fields that it knows.
+    """The conditioning of one branch, as the model's pipeline would pass it. A model ignores the fields that it lacks.
 
     Attributes:
         text: [B, M, D_text], text embeddings.
-        text_lengths: of each sample, how many of the M tokens are not padding, 1 … M; padding is at the end. None:
-            there is none.
+        text_lengths: number of tokens of each sample that are not padding, 1 … M; padding is at the end. None if there
+            is no padding.
         pooled: [B, D_pooled], one embedding of the whole prompt.
         guidance: embedded guidance scale, for models distilled to take it as an input; 1 or more.
         image: [B, M_image, D_image], features of the images.
-        given_frames: number of latent frames at the start that images fix: clean, so at time 0.
-        text_2: [B, M_2, D_text_2], embeddings of a second kind of text (HunyuanVideo 1.5: text to be written in the
-            picture); M_2 can be 0.
-        text_2_lengths: as `text_lengths`, of `text_2`; 0 is possible.
+        given_frames: number of latent frames at the start that images fix; they are clean, so their timestep is 0.
+        text_2: [B, M_2, D_text_2], embeddings of a second text (HunyuanVideo 1.5: text to render in the picture); M_2
+            can be 0.
+        text_2_lengths: the same as `text_lengths` for `text_2`; can be 0.
     """
 
     text: Tensor
@@ -54,14 +54,14 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class ImageConditioning:
-    """What images, or their absence, fix for a whole video: the same in every branch and step. B is 1.
+    """The image conditioning of a whole video, the same in every branch and step; empty without images. B is 1.
 
     Attributes:
-        channels: [B, C', T, H, W], latents and masks that follow the noisy latents' own channels.
+        channels: [B, C', T, H, W], latents and masks, appended to the channels of the noisy latents.
         frames: [B, C, T', H, W], clean latents that replace the first T' noisy frames.
         features: [B, M_image, D_image], output of the image encoder.
-        noise_share: share of noise in the latents that denoising starts from, 0 … 1; the rest is the first of `frames`,
-            in every frame.
+        noise_share: share of noise in the initial latents, 0 … 1; the rest is the first of `frames`, repeated in every
+            frame.
     """
 
     channels: Tensor | None = None
@@ -70,13 +70,13 @@ class ImageConditioning:
     noise_share: float = 1.0
 
     def start(self, noise: Tensor) -> Tensor:
-        """Return the latents that denoising starts from, from noise [B, C, T, H, W]."""
+        """Return the initial latents for noise [B, C, T, H, W]."""
         if self.frames is None or self.noise_share == 1:
             return noise
         return noise * self.noise_share + self.frames[:, :, :1] * (1 - self.noise_share)
 
     def with_frames(self, latents: Tensor) -> Tensor:
-        """Return latents [B, C, T, H, W] with the clean frames in their place."""
+        """Return latents [B, C, T, H, W] with the first frames replaced by the clean ones."""
         if self.frames is None:
             return latents
         frames = self.frames.to(latents.dtype).expand(latents.shape[0], -1, -1, -1, -1)
@@ -102,19 +102,19 @@ class ImageConditioning:
 
 @dataclass(frozen=True)
 class BlockContext:
-    """Everything that a block needs besides the state; small, and, except `rotary` and `attention`, equal on all ranks.
+    """Everything that a block needs besides the state. Small; equal on all ranks except for `rotary` and `attention`.
 
     Attributes:
-        text: [B, M, D], projected text: for cross-attention, or as it enters block 0 in joint attention.
-        time: [B, 6, D] (per-token forms: [B, L_local, 6, D]), modulation of the blocks; [B, D] if each block
-            projects it itself.
-        time_out: [B, D] ([B, L_local, D]), modulation of the output projection.
-        rotary: the model's own rotary tables for this rank's tokens.
+        text: [B, M, D], projected text, for cross-attention or as the input of block 0 in joint attention.
+        time: modulation of the blocks, [B, 6, D], or [B, L_local, 6, D] if per token; [B, D] if each block projects it
+            itself.
+        time_out: [B, D] (per token: [B, L_local, D]), modulation of the output projection.
+        rotary: the model's rotary tables for this rank's tokens.
         attention: which rank holds which tokens, and the axes that share them.
         latent_shape: (T, H, W) of the whole video.
-        text_lengths: as in `Conditioning`; in joint attention never None.
-        time_given: [B, D], as `time`, for tokens of frames that images fix; None if these are modulated like others.
-        num_given: number of this rank's tokens, its first ones, that belong to such frames.
+        text_lengths: as in `Conditioning`; never None in joint attention.
+        time_given: [B, D], as `time`, for tokens of frames that images fix; None if they are modulated like the others.
+        num_given: number of this rank's tokens that belong to such frames; they are its first ones.
     """
 
     text: Tensor
@@ -129,10 +129,10 @@ class BlockContext:
 
 
 class BlockModel(Protocol):
-    """A diffusers transformer, its weights and blocks unchanged, run from outside its block loop.
+    """A diffusers transformer with unchanged weights and blocks, whose block loop is run from outside.
 
-    Tokens are sharded in `embed` and gathered in `project`, never in a block: any block can be left out. The context
-    is cheap and depends on no tokens, so a rank can make the context of a branch whose tokens it receives later.
+    Tokens are sharded in `embed` and gathered in `project`, never in a block, so any block can be skipped. The context
+    is cheap and does not depend on tokens, so a rank can build the context of a branch whose tokens it receives later.
     """
 
     @property
@@ -148,11 +148,11 @@ class BlockModel(Protocol):
     def prepare(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan
     ) -> BlockContext:
-        """Return the context of one branch, for latents [B, C, T, H, W] (their shape) and timestep [B] in 0 … 1000."""
+        """Return the context of one branch for timestep [B] in 0 … 1000; of latents [B, C, T, H, W], only the shape."""
         ...
 
     def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
-        """Return the state before block 0, of this rank's tokens, from latents [B, C, T, H, W]."""
+        """Return the state of this rank's tokens before block 0, from latents [B, C, T, H, W]."""
         ...
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
@@ -160,9 +160,9 @@ class BlockModel(Protocol):
         ...
 
     def project(self, state: TokenState, context: BlockContext) -> Tensor:
-        """Return the network's prediction [B, C, T, H, W], whole on every rank of the context's plan."""
+        """Return the network's whole prediction [B, C, T, H, W] on every rank of the context's plan."""
         ...
 
     def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:
-        """Return one context for several branches that go through a block as one batch; shorter texts are padded."""
+        """Return one context for several branches that pass a block as one batch; shorter texts are padded."""
         ...

@@ -1,6 +1,6 @@
-"""A checkpoint in diffusers format, opened once: its JSON files and the headers of its weights, read and checked.
+"""Access to a checkpoint in diffusers format: reads and checks its JSON files and the headers of its weight files.
 
-A missing or cut-off download is one clear line before anything heavy is loaded. Imports neither torch nor diffusers.
+Reports a missing or incomplete download before any weights are loaded. Imports neither torch nor diffusers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EMBEDDED = ("shapes-wan",)
 _FOLDERS = {"scheduler", *(name for family in FAMILIES for name in family.classes)}
 _SETTINGS = {"scheduler": "scheduler_config.json", **dict.fromkeys(PROCESSORS, "preprocessor_config.json")}
 _HUB_FILES = ["model_index.json", *(f"{name}/*" for name in sorted(_FOLDERS))]
-_AGAIN = "download the checkpoint again, whole"
+_AGAIN = "download the whole checkpoint again"
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class WeightFile:
     """One safetensors file whose header was read and found to match the file's size.
 
     Attributes:
-        name: its path below the checkpoint's folder, with forward slashes.
-        tensors: name of each tensor -> its dtype and shape, as the header gives them.
+        name: path below the checkpoint's folder, with forward slashes.
+        tensors: name of each tensor -> its entry in the header, with dtype and shape.
         header_digest: the first 16 hexadecimal digits of the header's SHA-256.
     """
 
@@ -49,7 +49,7 @@ class WeightFile:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file's bytes. Files of the Hub's cache are named by it already."""
+        """SHA-256 of the file's bytes. Files in the Hub's cache are named by it, so they are not read."""
         blob = Path(os.path.realpath(self.path)).name
         if len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
             return blob
@@ -58,16 +58,16 @@ class WeightFile:
 
 
 class Checkpoint:
-    """A folder in diffusers format. Every file is read when it is first asked for, and only once.
+    """A folder in diffusers format. Each file is read once, at its first use.
 
     Args:
-        folder: where it is; `open_checkpoint` finds it, and checks that it is whole.
+        folder: the folder; `open_checkpoint` finds it and checks that it is complete.
 
     Attributes:
-        family: the class of its pipeline, with its model_index.json.
+        family: the family of its pipeline, with its model_index.json.
 
     Raises:
-        InputError: a model_index.json that is missing, damaged, or of a pipeline that is not known.
+        InputError: if model_index.json is missing, damaged, or names an unknown pipeline.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,24 +78,24 @@ class Checkpoint:
 
     @cached_property
     def info(self) -> CheckpointInfo:
-        """The bounds that its JSON files set. Raises InputError for a model of another kind."""
+        """The bounds that the JSON files set. Raises InputError for an unsupported kind of model."""
         first, *others = (self.family.describe(self.config(name), self.config("vae")) for name in self.transformers)
         for name, other in zip(self.transformers[1:], others, strict=True):
             for field, expected in asdict(first).items():
                 if (found := getattr(other, field)) != expected:
                     raise InputError(
-                        f"{self.folder / name}: {field}: expected {expected}, as of the first transformer, got "
+                        f"{self.folder / name}: {field}: expected {expected} as in {self.transformers[0]}, got "
                         f"{found}; {_AGAIN}"
                     )
         return first
 
     @property
     def transformers(self) -> tuple[str, ...]:
-        """The components that denoise, in the order in which they take over."""
+        """The components that denoise, in the order in which they are used."""
         return self.family.transformers
 
     def class_of(self, component: str) -> str:
-        """Return the name of the class that loads a component; the scheduler's is the checkpoint's own choice."""
+        """Return the name of the class that loads a component; the checkpoint names that of its scheduler."""
         if component != "scheduler":
             return self.family.components[component]
         entry = self.family.index.values.get("scheduler")
@@ -104,7 +104,7 @@ class Checkpoint:
         return entry[1]
 
     def config(self, component: str) -> JsonFile:
-        """Return a component's settings. Raises InputError for a file that is missing or is not a JSON object."""
+        """Return a component's settings. Raises InputError if the file is missing or is not a JSON object."""
         if component not in self._configs:
             is_weighted = component in self.family.weighted
             name = "config.json" if is_weighted else _SETTINGS.get(component, "tokenizer_config.json")
@@ -112,7 +112,7 @@ class Checkpoint:
         return self._configs[component]
 
     def files(self, component: str) -> tuple[WeightFile, ...]:
-        """Return a component's weight files. Raises InputError for one that is missing, cut off or damaged."""
+        """Return a component's weight files. Raises InputError if one is missing, incomplete or damaged."""
         if component not in self._files:
             self._files[component] = tuple(
                 _read_weight_file(path, self.folder) for path in _weight_paths(self.folder / component)
@@ -120,20 +120,20 @@ class Checkpoint:
         return self._files[component]
 
     def num_parameters(self, component: str) -> int:
-        """Return how many numbers a component's weight files hold, from their headers."""
+        """Return the number of parameters in a component's weight files, from their headers."""
         return sum(file.num_parameters for file in self.files(component))
 
     def check(self) -> None:
-        """Raise InputError unless every component is there, its JSON is readable, and its weight files are whole."""
+        """Raise InputError unless every component exists, its JSON is readable and its weight files are complete."""
         for name in (*self.family.components, "scheduler"):
             if not (self.folder / name).is_dir():
-                raise InputError(f"{self.folder}: the folder {name}/ is missing; {_AGAIN}")
+                raise InputError(f"{self.folder}: expected a folder {name}/, got none; {_AGAIN}")
             self.config(name)
             if name in self.family.weighted:
                 self.files(name)
 
     def fingerprint(self) -> dict[str, str]:
-        """Return names of all weight files -> digests of their headers: cheap, for ranks to compare."""
+        """Return names of all weight files -> digests of their headers. Cheap; ranks compare them."""
         return {file.name: file.header_digest for file in self._weights()}
 
     def weight_digests(self) -> dict[str, str]:
@@ -141,7 +141,7 @@ class Checkpoint:
         return {file.name: file.sha256 for file in self._weights()}
 
     def digests(self) -> dict[str, str]:
-        """Return SHA-256 of all that the components hold: weights, configurations, tokenizers."""
+        """Return names of all files of the components (weights, configurations, tokenizers) -> their SHA-256."""
         small = {}
         for path in sorted(self.folder.glob("*/*")):
             is_ours = path.is_file() and path.parent.name in {*self.family.components, "scheduler"}
@@ -154,18 +154,18 @@ class Checkpoint:
 
 
 OpenModel = Callable[[str, str | None], Checkpoint]
-"""(path, revision) -> the checkpoint, opened once: `functools.cache(open_checkpoint)`."""
+"""(path, revision) -> the checkpoint, opened once. Usually `functools.cache(open_checkpoint)`."""
 
 
 def open_checkpoint(path: str, revision: str | None = None) -> Checkpoint:
-    """Find a model and check that it is whole; no weights are read.
+    """Find a model and check that its files are complete, without reading weights.
 
     Args:
-        path: an embedded model's name, a folder, or a Hub id, which is downloaded to the Hub's cache.
+        path: the name of an embedded model, a folder, or a Hub id, which is downloaded to the Hub's cache.
         revision: branch, tag or commit of a Hub id.
 
     Raises:
-        InputError: nothing there, or something missing or damaged; the message names the file.
+        InputError: if there is no model, or a file is missing or damaged; the message names the file.
     """
     checkpoint = Checkpoint(find_checkpoint(path, revision))
     checkpoint.check()
@@ -176,7 +176,7 @@ def find_checkpoint(path: str, revision: str | None = None) -> Path:
     """Return the local folder of a model: an embedded one by name, a folder, or a Hub id (downloaded to the cache).
 
     Raises:
-        InputError: there is none; the message says what was looked for.
+        InputError: if there is none; the message says where it looked.
     """
     if path in EMBEDDED:
         return ASSETS / path
@@ -187,15 +187,19 @@ def find_checkpoint(path: str, revision: str | None = None) -> Path:
 
 
 def download(path: str, field: str, files: list[str], revision: str | None = None, *, or_else: str = "") -> Path:
-    """Return the cached folder of those files of a Hub id; `or_else` names what else `path` could have been.
+    """Download `files` (patterns) of a Hub id and return their cached folder.
+
+    Args:
+        field: the setting that holds `path`; error messages begin with it.
+        or_else: ends the list of what `path` can be, in an error message.
 
     Raises:
-        InputError: `path` cannot be a Hub id, or cannot be downloaded; the message begins with `field`.
+        InputError: if `path` cannot be a Hub id, or cannot be downloaded.
     """
     names_a_path = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).parent.is_dir()
     if names_a_path or "\\" in path:
         raise InputError(
-            f"{field}: no folder {path!r}, and it is not a Hub id (owner/name){or_else}; check the spelling"
+            f"{field}: expected a folder or a Hub id (owner/name){or_else}, got {path!r}; check the spelling"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -211,20 +215,20 @@ def download(path: str, field: str, files: list[str], revision: str | None = Non
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a checkpoint's file. Raises InputError for a file that is missing or is none."""
+    """Read the JSON object in a checkpoint's file. Raises InputError if the file is missing or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: the file is missing; {_AGAIN}") from None
+        raise InputError(f"{path}: expected a JSON file, got none; {_AGAIN}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: expected JSON ({error}); download the file again") from None
+        raise InputError(f"{path}: expected JSON, got an error ({error}); download the file again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}; download the file again")
     return value
 
 
 def read_header(path: Path) -> bytes:
-    """Return a safetensors file's header. Raises InputError unless the file is as long as the header says."""
+    """Return the header of a safetensors file. Raises InputError unless the file has the size that it implies."""
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
@@ -233,10 +237,12 @@ def read_header(path: Path) -> bytes:
         tensors = json.loads(header)
         end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise InputError(f"{path}: not a safetensors file, or a damaged one; download it again") from None
+        raise InputError(
+            f"{path}: expected a safetensors file, got another format or a damaged file; download it again"
+        ) from None
     if 8 + length + end != size:
         raise InputError(
-            f"{path}: expected {8 + length + end} bytes, got {size}: cut off or damaged; download it again"
+            f"{path}: expected {8 + length + end} bytes, got {size} (incomplete or damaged); download it again"
         )
     return header
 
@@ -253,7 +259,7 @@ def _read_weight_file(path: Path, checkpoint: Path) -> WeightFile:
 
 
 def _weight_paths(folder: Path) -> list[Path]:
-    """The safetensors files of one component: those that its index names, or all that there are."""
+    """Return the safetensors files of a component: those that its index names, or all if it has no index."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
         names = sorted(set(read_json(indexes[0]).get("weight_map", {}).values()))
@@ -261,8 +267,8 @@ def _weight_paths(folder: Path) -> list[Path]:
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise InputError(f"{folder}: no .safetensors file; expected weights in that format")
+        raise InputError(f"{folder}: expected weights as .safetensors files, got none; {_AGAIN}")
     for file in files:
         if not file.is_file():
-            raise InputError(f"{file}: the file is missing; {_AGAIN}")
+            raise InputError(f"{file}: expected a weight file, got none; {_AGAIN}")
     return files

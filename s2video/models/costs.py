@@ -1,11 +1,11 @@
-"""What a transformer computes and weighs: FLOPs by kind and parameters, as each family counts them.
+"""The costs of a transformer: FLOPs by kind, and parameters. Each family implements the counts.
 
-FLOPs are those of matrix products, convolutions and attention, two for a multiplication with its addition, as torch's
-`flop_counter` counts them; norms, activations and rotary embeddings are not in them. Whatever is done for text and
-timestep is done on every rank. Knows no mesh, no card, and no torch.
+FLOPs include matrix products, convolutions and attention, two for each multiply-add, as torch's `flop_counter` counts
+them; they exclude norms, activations and rotary embeddings. Work on text and timestep is repeated on every rank. Knows
+neither mesh nor card, and does not import torch.
 
-Dimension letters: L_local video tokens on this rank, L of the video, M text tokens (padding included, so an upper
-bound where a model trims it), D width, D_mlp of the feed-forward.
+Dimension letters: L_local video tokens on this rank, L of the video, M text tokens (with padding, so an upper bound if
+a model trims it), D width, D_mlp width of the feed-forward.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 
 class Share(NamedTuple):
-    """What one rank holds of a pass: `tokens` of the video's `total`; in attention, `heads` for `group` tokens."""
+    """One rank's share of a pass: `tokens` of the video's `total`; in attention, `heads` heads for `group` tokens."""
 
     tokens: int
     heads: int
@@ -24,12 +24,12 @@ class Share(NamedTuple):
 
 
 class Work(NamedTuple):
-    """FLOPs of a pass or of a part of it, by the kind of kernel.
+    """FLOPs of a pass or a part of it, by kind of kernel.
 
     Attributes:
         linear: matrix products and convolutions.
-        attention: attention over what this rank has at hand: cross-attention, the refiner of HunyuanVideo's text.
-        exchanged: attention over tokens of all ranks: its keys come by all-to-all or round the ring.
+        attention: attention over local tokens (cross-attention, HunyuanVideo's text refiner).
+        exchanged: attention over tokens of all ranks, exchanged by all-to-all or around the ring.
     """
 
     linear: float = 0.0
@@ -42,14 +42,14 @@ class Work(NamedTuple):
 
 
 class TransformerCosts(Protocol):
-    """One transformer: counts of FLOPs and parameters.
+    """Counts of one transformer's FLOPs and parameters.
 
     Attributes:
         width, mlp_width: D and D_mlp.
         in_channels: latent channels, C.
         patch_channels: channels of one token's prediction, p_t·p_h·p_w·C_out.
-        joint_text: text travels through the blocks with the video.
-        time_per_token: the timestep is embedded for each token.
+        joint_text: whether text passes through the blocks together with the video.
+        time_per_token: whether the timestep is embedded for each token.
     """
 
     @property
@@ -71,7 +71,7 @@ class TransformerCosts(Protocol):
     @property
     def time_per_token(self) -> bool: ...
     def num_text(self, max_sequence_length: int) -> int:
-        """M, where a prompt may have so many tokens."""
+        """Return M for prompts of at most `max_sequence_length` tokens."""
         ...
 
     def embed(self, tokens: int, num_text: int) -> Work: ...
@@ -79,12 +79,12 @@ class TransformerCosts(Protocol):
     def project(self, tokens: int) -> Work: ...
     def block_parameters(self, index: int) -> int: ...
     def root_parameters(self) -> int:
-        """All that is in no block."""
+        """Return the number of parameters outside the blocks."""
         ...
 
 
 def whole_pass(model: TransformerCosts, num_tokens: int, num_text: int) -> Work:
-    """One forward pass of the whole model on one rank."""
+    """Return the FLOPs of one forward pass of the whole model on one rank."""
     share = Share(num_tokens, model.num_heads, num_tokens, num_tokens)
     parts = [model.embed(num_tokens, num_text), model.project(num_tokens)]
     parts += [model.block(index, share, num_text) for index in range(model.num_blocks)]
@@ -92,7 +92,7 @@ def whole_pass(model: TransformerCosts, num_tokens: int, num_text: int) -> Work:
 
 
 class Derived:
-    """What follows from the sizes of every family."""
+    """Sizes that every family derives in the same way."""
 
     num_heads: int
     head_dim: int

@@ -1,6 +1,6 @@
-"""The transformers of a checkpoint, each with its own part of the denoising. Most checkpoints have one.
+"""The transformers of a checkpoint (experts), each for its own part of the denoising. Most checkpoints have one.
 
-Wan 2.2 A14B has two: one for high noise, and one that takes over below a boundary. Knows no sampling.
+Wan 2.2 A14B has two: one for high noise, and one for timesteps below a boundary. Does not sample.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from .base import BlockModel
 
 @dataclass(frozen=True)
 class Expert:
-    """One transformer, and what brings its blocks' weights.
+    """One transformer and the provider of its blocks' weights.
 
     Attributes:
-        module: that of which `model` is a view.
+        module: the diffusers module that `model` runs.
     """
 
     model: BlockModel
@@ -27,12 +27,11 @@ class Expert:
 
 
 class Experts:
-    """One or two transformers of the same number of blocks.
+    """One or two transformers with the same number of blocks.
 
     Args:
-        boundary: the timestep below which the second takes over; None where there is one.
-        device: where the one is brought whose turn it is, while the other rests on the CPU; None: all stay where they
-            are.
+        boundary: timestep below which the second transformer is active; None if there is only one.
+        device: device for the active transformer; the inactive one is kept on the CPU. None disables offloading.
     """
 
     def __init__(
@@ -42,22 +41,22 @@ class Experts:
         self._experts = tuple(experts)
         self._boundary = boundary
         self._device = device
-        self._present: int | None = None  # on the device; None: not known yet
+        self._present: int | None = None  # index of the expert on the device; None before the first step
 
     @property
     def num_blocks(self) -> int:
         return self._experts[0].model.num_blocks
 
     def index_at(self, timestep: Tensor) -> int:
-        """Whose turn it is. The scheduler's own timestep is compared, as diffusers does it: precision counts."""
+        """Return the index of the active expert; `timestep` is the scheduler's, in its precision, as in diffusers."""
         return int(self._boundary is not None and not timestep >= self._boundary)
 
     def take_turn(self, index: int) -> Expert:
-        """That one, ready to run."""
+        """Return an expert after moving it to the device."""
         expert = self._experts[index]
         if self._device is not None and self._present != index:
             for other in self._experts:
-                if other is not expert:  # it leaves first, for there may be no room for both
+                if other is not expert:  # moved away first, because the device may not hold both
                     other.module.to("cpu")
             expert.module.to(self._device)
             self._present = index

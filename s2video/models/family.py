@@ -1,8 +1,8 @@
-"""What the engine has to know of a pipeline's checkpoints: components, bounds, conditioning, costs, lists of blocks.
+"""Facts about a pipeline's checkpoints: components, bounds, conditioning, costs, block lists.
 
-There is one class for each pipeline of diffusers, in the folder of its model; `registry` lists them. Torch, diffusers
-and the block models are imported within methods only: the command line reads a checkpoint's bounds before it spends
-seconds on those.
+Each diffusers pipeline has one class, in the folder of its model; `registry` lists them. Torch, diffusers and the block
+models are imported only inside methods, because they take seconds and the command line reads a checkpoint's bounds
+first.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
     from .base import BlockModel, Conditioning, ImageConditioning
     from .images import Images
 
-_AS_GOOD = {"CLIPVisionModel": "CLIPVisionModelWithProjection"}  # the same with one more, unused layer
+_AS_GOOD = {"CLIPVisionModel": "CLIPVisionModelWithProjection"}  # the same with an additional, unused layer
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The requests that a checkpoint can serve, as its JSON files tell.
+    """The requests that a checkpoint can serve, from its JSON files.
 
     Attributes:
-        num_blocks: transformer blocks; of two transformers, of each.
+        num_blocks: number of blocks of each transformer.
         patch_size: latent frames, rows and columns that make one token.
-        max_positions: positions of the rotary embedding, along each of time, height and width; None: any number.
-        spatial_factor: pixels to a latent cell, along height and width.
-        temporal_factor: frames to a latent frame, after the first.
+        max_positions: positions of the rotary embedding along each of time, height and width; None means unlimited.
+        spatial_factor: pixels per latent cell, along height and width.
+        temporal_factor: frames per latent frame, after the first.
         latent_channels: channels of the VAE's latents.
-        vae_class: diffusers' name of the VAE's class.
-        boundary_ratio: the part of the training timesteps below which the second of two transformers takes over,
-            0 … 1; None: there is one.
+        vae_class: name of the VAE's class in diffusers.
+        boundary_ratio: share of the training timesteps below which the second transformer is active, 0 … 1; None if
+            there is only one.
         time_per_token: whether the timestep is embedded for each token.
-        image: whether a first image can, or must, be given.
-        last_image: whether a last image can, or must, be given with the first.
-        text_length: number of text tokens, padding included, that the transformer needs; None: any number.
+        image: whether a first image is optional, required or not supported.
+        last_image: the same for a last image, in addition to the first.
+        text_length: number of text tokens, with padding, that the transformer needs; None means any number.
         takes_lora: whether diffusers loads LoRAs for its pipeline.
     """
 
@@ -65,7 +65,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class JsonFile:
-    """A component's settings, and their file."""
+    """The settings of a component, and their file."""
 
     path: Path
     values: dict[str, Any]
@@ -74,7 +74,7 @@ class JsonFile:
         """Return a whole number > 0; `default` is that of diffusers' constructor. Raises InputError for others."""
         value = self.values.get(key, default)
         if not is_count(value):
-            raise InputError(f"checkpoint file {self.path}: {key}: expected a whole number > 0, got {value!r}")
+            raise InputError(f"{self.path}: {key}: expected a whole number > 0, got {value!r}")
         return int(value)
 
 
@@ -84,14 +84,14 @@ def is_count(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the text encoders read.
+    """The input of the text encoders.
 
     Attributes:
         texts: the prompts.
-        max_sequence_length: tokens of an embedding; longer prompts are cut off.
-        device: where the encoders are.
-        images: the video's, if the family's `text_sees_image`; else None.
-        is_negative: these are prompts of the uncond pass.
+        max_sequence_length: tokens of an embedding; longer prompts are truncated.
+        device: the encoders' device.
+        images: the video's images if the family's `text_sees_image`, else None.
+        is_negative: whether these are prompts of the uncond pass.
     """
 
     texts: list[str]
@@ -102,25 +102,25 @@ class Prompts:
 
 
 class Family(ABC):
-    """One checkpoint of one pipeline of diffusers.
+    """One checkpoint of one diffusers pipeline.
 
     Args:
         index: its model_index.json.
 
     Attributes:
-        pipeline: the pipeline's class.
-        classes: the folders that such a checkpoint can have, and the class that loads each; the scheduler, which can be
-            of any class, is not among them.
-        optional: those of them that can be missing.
-        block_lists: the transformer's lists of blocks, in the order in which they run.
-        block_returns: what a block returns, in this order, under the names of its arguments.
-        cond_context: the name that the pipeline gives to `cache_context` for its conditional call; None: it gives none,
-            so `s2video.enable` refuses the pipeline.
-        components: the folders that this one has, with their classes.
-        text_sees_image: the text encoder is shown the first image with the prompt.
+        pipeline: name of the pipeline's class.
+        classes: folders that a checkpoint can have -> the class that loads each. Without the scheduler, which can have
+            any class.
+        optional: the folders that can be missing.
+        block_lists: attributes of the transformer that hold its blocks, in the order in which they run.
+        block_returns: the values that a block returns, in order, named as its arguments.
+        cond_context: name that the pipeline passes to `cache_context` for its conditional call; None if it passes none,
+            and then `s2video.enable` refuses the pipeline.
+        components: folders of this checkpoint -> their classes.
+        text_sees_image: whether the text encoder sees the first image together with the prompt.
 
     Raises:
-        InputError: a component that is missing, or of another class.
+        InputError: if a component is missing or has another class.
     """
 
     pipeline: ClassVar[str]
@@ -133,7 +133,7 @@ class Family(ABC):
 
     @classmethod
     def claims(cls, index: JsonFile) -> bool:
-        """Return whether a checkpoint with this model_index.json is of this family."""
+        """Return whether a checkpoint with this model_index.json belongs to this family."""
         return index.values.get("_class_name") == cls.pipeline
 
     def __init__(self, index: JsonFile) -> None:
@@ -149,7 +149,7 @@ class Family(ABC):
             if named == _AS_GOOD.get(expected):
                 self.components[name] = named
             elif named != expected:
-                raise InputError(f"{index.path}: {name}: expected {expected}, got {entry!r}")
+                raise InputError(f"{index.path}: {name}: expected {expected}, got {entry!r}; choose another checkpoint")
 
     @property
     def weighted(self) -> tuple[str, ...]:
@@ -158,16 +158,16 @@ class Family(ABC):
 
     @property
     def transformers(self) -> tuple[str, ...]:
-        """The components that denoise, in the order in which they take over."""
+        """The components that denoise, in the order in which they are used."""
         return tuple(name for name in self.components if name.startswith("transformer"))
 
     @property
     def conditioners(self) -> tuple[str, ...]:
-        """The components that turn prompts and images into the transformer's conditioning."""
+        """The components that convert prompts and images to the transformer's conditioning."""
         return tuple(name for name in self.components if not name.startswith(("transformer", "vae")))
 
     def build_pipeline(self, conditioners: Mapping[str, Any], vae: Any) -> Any:
-        """Return diffusers' pipeline of these components: it cleans, tokenizes and encodes prompts and images."""
+        """Return a diffusers pipeline of these components, which cleans, tokenizes and encodes prompts and images."""
         import diffusers
 
         absent = dict.fromkeys(("scheduler", *self.transformers))
@@ -176,47 +176,47 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def costs(cls, config: Mapping[str, Any]) -> TransformerCosts:
-        """Return what a transformer computes and weighs, from its config.json."""
+        """Return the costs of a transformer from its config.json."""
 
     @abstractmethod
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
-        """Return the bounds that model_index.json and both config.json set. Raises InputError for another model."""
+        """Return the bounds set by model_index.json and both config.json. Raises InputError if unsupported."""
 
     @abstractmethod
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
-        """Return diffusers' transformer as the engine runs it, block by block."""
+        """Return a diffusers transformer wrapped to run block by block."""
 
     @abstractmethod
     def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
-        """Encode prompts by diffusers' pipeline of tokenizers and text encoders: tensors with a row for each prompt."""
+        """Encode prompts with a pipeline from `build_pipeline`. Return tensors with one row per prompt."""
 
     @abstractmethod
     def conditioning(self, *rows: Tensor) -> Conditioning:
-        """Return one prompt's conditioning from its row of each of those tensors, [1, ...], with padding cut off."""
+        """Return one prompt's conditioning, without padding, from its row [1, ...] of each tensor from `encode`."""
 
     @abstractmethod
     def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
-        """Lay out the noise schedule as the pipeline does."""
+        """Set the scheduler's timesteps as the pipeline does."""
 
     def encode_images(
         self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
     ) -> tuple[Tensor, ...]:
-        """Encode images to the tensors that `image_conditioning` takes, on the main rank.
+        """Encode images on the main rank to the tensors that `image_conditioning` takes.
 
         Args:
-            pipeline: diffusers' pipeline of the conditioners and the VAE.
-            images: of the video's size in pixels.
-            latents: [1, C, T, H, W], for their shape.
+            pipeline: a pipeline from `build_pipeline`, with conditioners and VAE.
+            images: images of the video's size in pixels.
+            latents: [1, C, T, H, W]; only the shape is used.
 
         Raises:
-            InputError: the family takes no images, as `CheckpointInfo.image` says.
+            InputError: if the family takes no images (`CheckpointInfo.image` is "none").
         """
-        raise InputError(f"image: {self.pipeline} takes none")
+        raise InputError(f"image: expected none for {self.pipeline}, got one; leave it out")
 
     def image_conditioning(self, latents: Tensor, *encoded: Tensor) -> ImageConditioning:
-        """Return what images fix in a video of latents [B, C, T, H, W], which give shape, device and dtype.
+        """Return the image conditioning for latents [B, C, T, H, W], which give shape, device and dtype.
 
-        `encoded` is what `encode_images` returned, or nothing if there is no image.
+        `encoded` is the output of `encode_images`, or empty if there is no image.
         """
         from .base import ImageConditioning
 

@@ -1,6 +1,7 @@
-"""Images that a video starts from, or ends with -> what stands fixed in it, on one rank, for all ranks.
+"""Encoding of a video's first and last image to image conditioning.
 
-The encoders and the VAE run on the mesh's main rank only; what they say is broadcast. Knows nothing of what it is for.
+The encoders and the VAE run on the mesh's main rank only; their outputs are broadcast. Does not know how the
+conditioning is used.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from .images import Images
 
 
 class ImageEncoder:
-    """A family's image encoder and VAE, with the last result kept.
+    """A family's image encoder and VAE, with a cache of the last result.
 
     Args:
         pipeline: diffusers' pipeline of the conditioners and the VAE, on the main rank; None on the others.
@@ -31,7 +32,7 @@ class ImageEncoder:
         self._last: tuple[Any, tuple[Tensor, ...]] | None = None
 
     def __call__(self, images: Images | None, latents: Tensor) -> ImageConditioning:
-        """What stands fixed in a video of latents [B, C, T, H, W]. All ranks call this, with the same images."""
+        """Return the image conditioning for latents [B, C, T, H, W]. All ranks call this, with the same images."""
         if images is None:
             return self._family.image_conditioning(latents)
         key = (images.digests(), latents.shape[1:])

@@ -8,37 +8,36 @@ from PIL import Image, ImageOps
 
 from ..errors import InputError
 
-_DEEP = ("I", "F")  # Pillow's modes of more than 8 bits start so; it would cut such values off, not scale them
+_DEEP = ("I", "F")  # first letters of Pillow's modes above 8 bits, whose values it would clip instead of scale
 
 
 class Images(NamedTuple):
-    """The first image, and perhaps the last: RGB."""
+    """The first image and, optionally, the last, in RGB."""
 
     first: Image.Image
     last: Image.Image | None = None
 
     def fitted(self, width: int, height: int) -> "Images":
-        """Scaled until they cover the video's pixels, and cut off evenly on both sides; as they are where they fit."""
+        """Return images scaled to cover the video's size and cropped at the centre; unchanged if they fit."""
         return Images(_fit(self.first, width, height), None if self.last is None else _fit(self.last, width, height))
 
     def records(self, *paths: Path | None) -> list[dict[str, str]]:
-        """For a sidecar: of each image where it was, and its digest."""
-        given = [str(path) for path in paths if path is not None]
-        return [{"path": path, "digest": digest} for path, digest in zip(given, self.digests(), strict=True)]
+        """Return the path and digest of each image, for a sidecar."""
+        present = [str(path) for path in paths if path is not None]
+        return [{"path": path, "digest": digest} for path, digest in zip(present, self.digests(), strict=True)]
 
     def digests(self) -> list[str]:
-        """SHA-256 of each one's size and pixels."""
+        """Return the SHA-256 of each image's size and pixels."""
         return [hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest() for image in self if image]
 
 
 def read_images(first: Path | None, last: Path | None) -> Images | None:
-    """Read files of any format that Pillow knows; None where there is no first one.
+    """Read image files of any format that Pillow knows. Return None if there is no first image.
 
-    An orientation that a camera noted is applied, and what is transparent becomes white. Of an animation, the first
-    picture is taken.
+    Applies a camera's orientation tag, puts transparent images on white, and uses the first frame of an animation.
 
     Raises:
-        InputError: a file that cannot be read, or is no such image.
+        InputError: if a file cannot be read, or is not an image with 8 bits per channel.
     """
     if first is None:
         return None
@@ -50,12 +49,16 @@ def _read(path: Path, field: str) -> Image.Image:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
     except Image.UnidentifiedImageError:
-        raise InputError(f"{field} {path}: expected an image, such as PNG or JPEG, got something else") from None
+        raise InputError(
+            f"{field} {path}: expected an image, such as PNG or JPEG, got another kind of file; check the path"
+        ) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{field} {path}: cannot be read ({reason}): check the path and the file") from None
+        raise InputError(f"{field} {path}: cannot be read ({reason}); check the path and the file") from None
     if image.mode.startswith(_DEEP):
-        raise InputError(f"{field} {path}: expected 8 bits a channel, got Pillow's mode {image.mode}: convert it")
+        raise InputError(
+            f"{field} {path}: expected 8 bits per channel, got Pillow's mode {image.mode}; convert the image"
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,6 +1,6 @@
-"""What is asked for, held against what a checkpoint can serve, before any model is loaded or any process started.
+"""Checks of a request against the limits of a checkpoint, before any model is loaded or any process started.
 
-It imports neither torch nor diffusers, except where a setting can only be checked there.
+Imports neither torch nor diffusers, except for settings that only they can check.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..decoding.kinds import VAES, WAN_VAE
 from ..errors import InputError
 from .family import CheckpointInfo
 
-_PIPELINE_MULTIPLE = 16  # pixels; diffusers' pipelines take no other sizes, and results are held against them
+_PIPELINE_MULTIPLE = 16  # pixels; required by diffusers' pipelines, whose results ours must equal
 
 
 def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: int = 1) -> None:
@@ -22,25 +22,23 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
     length = config.sampling.max_sequence_length
     if checkpoint.text_length not in (None, length):
         raise InputError(
-            f"sampling.max_sequence_length: expected {checkpoint.text_length}, which this checkpoint's "
-            f"cross-attention counts on, got {length}"
+            f"sampling.max_sequence_length: expected {checkpoint.text_length}, the length that this checkpoint's "
+            f"cross-attention needs, got {length}"
         )
     if config.parallel.backend == "nccl" and config.model.device == "cpu":
-        raise InputError("parallel.backend: nccl needs model.device cuda, got cpu: use gloo, or auto")
+        raise InputError("parallel.backend: nccl needs model.device cuda, got cpu; use gloo or auto")
     _check_experts(config, checkpoint)
     if config.parallel.branch == 2 and 1 in config.guidance.cfg_scales:
         scale = "cfg_scale" if config.guidance.cfg_scale == 1 else "cfg_scale_2"
         raise InputError(
-            f"parallel.branch: 2 runs cond and uncond side by side, but with guidance.{scale} 1 there is no uncond: "
-            "set parallel.branch to 1, and all ranks share cond's tokens"
+            f"parallel.branch: 2 runs cond and uncond in parallel, but guidance.{scale} 1 makes no uncond prediction; "
+            "set parallel.branch to 1, so that all ranks share the tokens of cond"
         )
     if config.parallel.decode == "sharded" and not VAES[checkpoint.vae_class].is_causal:
-        raise InputError(
-            f"parallel.decode: sharded needs {WAN_VAE}, this is {checkpoint.vae_class}: use tiled, or auto"
-        )
+        raise InputError(f"parallel.decode: sharded needs {WAN_VAE}, got {checkpoint.vae_class}; use tiled or auto")
     if config.model.lora:
         _check_loras(config, checkpoint)
-    # What follows imports torch, so only where it is needed.
+    # These checks import torch, so they run only if needed.
     if config.parallel.weights == "zero3":
         from ..parallel.zero3 import require_deepspeed
 
@@ -68,15 +66,19 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
 
 
 def check_images(checkpoint: CheckpointInfo, *, image: bool, last_image: bool) -> None:
-    """Raise InputError unless such a checkpoint takes images so given, or none."""
+    """Raise InputError unless the checkpoint accepts this combination of images."""
     if last_image and not image:
-        raise InputError("last_image: there is no first image: give --image too, or image in the config")
+        raise InputError("last_image: expected a first image too, got none; set --image, or image in the config")
     for name, takes, given in (("image", checkpoint.image, image), ("last_image", checkpoint.last_image, last_image)):
         option = f"--{name.replace('_', '-')}"
         if given and takes == "none":
-            raise InputError(f"{name}: this checkpoint takes none: leave it out, or choose a checkpoint that does")
+            raise InputError(
+                f"{name}: expected none for this checkpoint, got one; leave it out, or choose another checkpoint"
+            )
         if not given and takes == "required":
-            raise InputError(f"{name}: this checkpoint needs one: give {option}, or {name} in the config")
+            raise InputError(
+                f"{name}: expected one for this checkpoint, got none; set {option}, or {name} in the config"
+            )
 
 
 def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
@@ -88,45 +90,45 @@ def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
         token = checkpoint.spatial_factor * patch
         step = math.lcm(token, _PIPELINE_MULTIPLE)
         if size % step != 0:
-            raise InputError(f"sampling.{name}: expected a multiple of {step}, got {size}: {_nearest(size, step)}")
+            raise InputError(f"sampling.{name}: expected a multiple of {step}, got {size}; {_nearest(size, step)}")
         if checkpoint.max_positions is not None and size // token > checkpoint.max_positions:
             raise InputError(
-                f"sampling.{name}: expected at most {token * checkpoint.max_positions}, as far as the model's "
-                f"positions reach, got {size}"
+                f"sampling.{name}: expected at most {token * checkpoint.max_positions}, the limit of the model's "
+                f"positions, got {size}"
             )
     factor, frames = checkpoint.temporal_factor, sampling.num_frames
     step = factor * checkpoint.patch_size[0]
     offset = 1 + factor * (checkpoint.patch_size[0] - 1)  # the first latent frame holds one frame, later ones `factor`
     if (frames - offset) % step != 0:
         raise InputError(
-            f"sampling.num_frames: expected {offset} more than a multiple of {step}, got {frames}: "
+            f"sampling.num_frames: expected {offset} more than a multiple of {step}, got {frames}; "
             f"{_nearest(frames, step, offset)}"
         )
     if checkpoint.max_positions is not None and 1 + (frames - offset) // step > checkpoint.max_positions:
         raise InputError(
-            f"sampling.num_frames: expected at most {offset + step * (checkpoint.max_positions - 1)}, as far as the "
-            f"model's positions reach, got {frames}"
+            f"sampling.num_frames: expected at most {offset + step * (checkpoint.max_positions - 1)}, the limit of "
+            f"the model's positions, got {frames}"
         )
 
 
 def _check_experts(config: RunConfig, checkpoint: CheckpointInfo) -> None:
     if config.guidance.cfg_scale_2 is not None and checkpoint.boundary_ratio is None:
         raise InputError(
-            f"guidance.cfg_scale_2: is for a second transformer, and this checkpoint has one; set it to null, got "
-            f"{config.guidance.cfg_scale_2:g}"
+            f"guidance.cfg_scale_2: expected null for a checkpoint with one transformer, got "
+            f"{config.guidance.cfg_scale_2:g}; leave it out"
         )
     if not config.model.offload_experts:
         return
     if checkpoint.boundary_ratio is None:
         raise InputError(
-            "model.offload_experts: is for checkpoints with two transformers, and this one has a single one, which "
-            "always has its turn: set it to false; parallel.weights streamed keeps its blocks in CPU memory"
+            "model.offload_experts: expected a checkpoint with two transformers, got one that is always active; set it "
+            "to false, or use parallel.weights streamed to keep its blocks in CPU memory"
         )
     if config.parallel.weights != "replicated":
         raise InputError(
-            f"model.offload_experts: moves whole transformers, so it needs parallel.weights replicated, got "
-            f"{config.parallel.weights}: set it to false"
-            + (", for streamed blocks lie in CPU memory anyway" if config.parallel.weights == "streamed" else "")
+            f"model.offload_experts: needs parallel.weights replicated, because it moves whole transformers, got "
+            f"{config.parallel.weights}; set it to false"
+            + (" (streamed blocks are in CPU memory anyway)" if config.parallel.weights == "streamed" else "")
         )
 
 
@@ -148,8 +150,8 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
     eligible = len(guidance.mask_spec().eligible(num_blocks))
     if guidance.drop_count is not None and guidance.drop_count > eligible:
         raise InputError(
-            f"guidance.drop_count: expected at most {eligible}, the blocks that never_drop and band leave of "
-            f"{num_blocks}, got {guidance.drop_count}"
+            f"guidance.drop_count: expected at most {eligible} (of {num_blocks} blocks, without those that never_drop "
+            f"and band exclude), got {guidance.drop_count}"
         )
 
 
@@ -157,14 +159,19 @@ def _check_loras(config: RunConfig, checkpoint: CheckpointInfo) -> None:
     from .lora import find_lora, require_peft
 
     if not checkpoint.takes_lora:
-        raise InputError("model.lora: diffusers loads no LoRA for this checkpoint's pipeline: leave it out")
+        raise InputError(
+            "model.lora: expected none, because diffusers loads no LoRA for this checkpoint's pipeline; leave it out"
+        )
     require_peft()
     if config.parallel.weights != "replicated":
         raise InputError(
-            f"model.lora: needs the weights whole on every rank: set parallel.weights to replicated, which is "
-            f"{config.parallel.weights}, or leave the LoRA out"
+            f"model.lora: needs parallel.weights replicated, got {config.parallel.weights}; set that, or leave the "
+            "LoRA out"
         )
     for lora in config.model.lora:
         if lora.component == "transformer_2" and checkpoint.boundary_ratio is None:
-            raise InputError(f"model.lora: {lora.path}: this checkpoint has no {lora.component}")
+            raise InputError(
+                f"model.lora: {lora.path}: expected component transformer for this checkpoint, got "
+                f"{lora.component}; change it"
+            )
         find_lora(lora.path)

@@ -1,6 +1,6 @@
-"""A checkpoint's components, loaded by diffusers and transformers.
+"""Loading of a checkpoint's components with diffusers and transformers.
 
-Every load names its dtype: transformers would keep a checkpoint's own, diffusers would load float32.
+Every load passes a dtype: by default, transformers keeps the dtype of the checkpoint and diffusers loads float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the command line checks checkpoints before it spends second
 def load_transformer(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, component: str = "transformer"
 ) -> Any:
-    """Load a transformer on `device`; norms and tables that diffusers keeps in float32 stay so."""
+    """Load a transformer on `device` in `dtype`, except for norms and tables that diffusers keeps in float32."""
     model = diffusers_class(checkpoint, component).from_pretrained(
         checkpoint.folder, subfolder=component, dtype=dtype, device_map={"": str(device)}
     )
@@ -34,21 +34,21 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
 def load_conditioners(
     checkpoint: Checkpoint, dtype: torch.dtype, image_dtype: torch.dtype | None = None
 ) -> dict[str, Any]:
-    """Load what turns prompts and images into conditioning, by the names of the folders: encoders on the CPU.
+    """Load the components that encode prompts and images, on the CPU. Return them by the names of their folders.
 
     Args:
-        image_dtype: of the image encoder; None: `dtype`, as all others.
+        image_dtype: dtype of the image encoder; None means `dtype`.
     """
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # theirs would print a line for every rank
+    transformers.utils.logging.disable_progress_bar()  # it would print a line on every rank
     loaded = {}
     for name in checkpoint.family.conditioners:
-        # of two implementations that differ in the last bits, the one that is always installed
+        # of two implementations that differ in the last bits, use the one that is always installed
         of_pil = getattr(transformers, f"{checkpoint.class_of(name)}Pil", None) if name in PROCESSORS else None
         kind = of_pil or getattr(transformers, checkpoint.class_of(name))
         if name.startswith("tokenizer"):
-            # padding after the text: every pipeline here relies on it
+            # every pipeline here relies on padding after the text
             loaded[name] = kind.from_pretrained(checkpoint.folder / name, padding_side="right")
         elif name in PROCESSORS:
             loaded[name] = kind.from_pretrained(checkpoint.folder / name)
@@ -60,10 +60,10 @@ def load_conditioners(
 
 
 def load_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> Any:
-    """Load the checkpoint's own scheduler, of its own class; `flow_shift` overrides the shift of its noise schedule.
+    """Load the checkpoint's scheduler; `flow_shift` overrides the shift of its noise schedule.
 
     Raises:
-        InputError: a shift for a scheduler that has none.
+        InputError: if `flow_shift` is set and the scheduler has no shift.
     """
     kind = diffusers_class(checkpoint, "scheduler")
     scheduler = kind.from_pretrained(checkpoint.folder, subfolder="scheduler")
@@ -72,13 +72,14 @@ def load_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> A
     fields = [field for field in ("flow_shift", "shift") if field in scheduler.config]
     if not fields:
         raise InputError(
-            f"sampling.flow_shift: the checkpoint's scheduler, {kind.__name__}, has no shift; leave the field out"
+            f"sampling.flow_shift: expected null for {kind.__name__}, which has no shift, got {flow_shift:g}; "
+            "leave it out"
         )
     return kind.from_config(scheduler.config, **{fields[0]: flow_shift})
 
 
 def diffusers_class(checkpoint: Checkpoint, component: str) -> Any:
-    """Return diffusers' class of a component."""
+    """Return the diffusers class of a component."""
     import diffusers
 
     return getattr(diffusers, checkpoint.class_of(component))

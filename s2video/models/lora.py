@@ -1,7 +1,7 @@
-"""LoRA files: found, checked and digested, and put on a transformer by diffusers and peft.
+"""LoRA files: find, check and hash them, and add them to a transformer with diffusers and peft.
 
-The weights stay beside the model's own: unfused, in their own precision, as diffusers' pipelines run them. Published
-files name layers in several ways; the class of the checkpoint's pipeline translates. Knows no sampling.
+LoRA weights are not fused into the model and keep their own precision, as in diffusers' pipelines. Published files name
+layers in several ways; the class of the checkpoint's pipeline converts the names. Does not sample.
 """
 
 from __future__ import annotations
@@ -18,43 +18,48 @@ from ..config.sections import LoraConfig
 from ..errors import InputError
 from .checkpoint import download, read_header
 
-if TYPE_CHECKING:  # the command line looks for files before it spends seconds on importing torch
+if TYPE_CHECKING:  # the import takes seconds, and the command line looks for files first
     import torch
 
-_PUBLISHED_NAME = "pytorch_lora_weights.safetensors"  # diffusers' own
+_PUBLISHED_NAME = "pytorch_lora_weights.safetensors"  # written by diffusers
 
 
 def require_peft() -> None:
     """Raise InputError unless peft is installed."""
     if importlib.util.find_spec("peft") is None:
-        raise InputError("model.lora: needs peft, which is not installed: pip install 's2video[lora]'")
+        raise InputError("model.lora: expected peft to be installed, got none; pip install 's2video[lora]'")
 
 
 def find_lora(path: str) -> Path:
-    """The safetensors file of a LoRA: a file, the only one of a folder, or that of a Hub id (downloaded).
+    """Return the safetensors file of a LoRA.
+
+    Args:
+        path: a file, a folder with one such file, or a Hub id, which is downloaded.
 
     Raises:
-        InputError: where there is none, or a folder has several; where it is damaged.
+        InputError: if there is no file or several, or it is damaged.
     """
-    place = Path(path).expanduser()
-    if not place.exists():
+    file = Path(path).expanduser()
+    if not file.exists():
         if path.endswith(".safetensors"):
-            raise InputError(f"model.lora: no file {path!r}; check the spelling")
-        place = download(path, "model.lora", ["*.safetensors"])
-    if place.is_dir():
-        files = sorted(place.glob("*.safetensors"))
+            raise InputError(
+                f"model.lora: expected a file, a folder or a Hub id (owner/name), got {path!r}; check the spelling"
+            )
+        file = download(path, "model.lora", ["*.safetensors"])
+    if file.is_dir():
+        files = sorted(file.glob("*.safetensors"))
         if len(files) != 1:
-            files = [file for file in files if file.name == _PUBLISHED_NAME] or files
+            files = [found for found in files if found.name == _PUBLISHED_NAME] or files
         if len(files) != 1:
-            names = ", ".join(file.name for file in files) or "none"
-            raise InputError(f"model.lora: {path}: one .safetensors file was expected, got {names}: name the file")
-        place = files[0]
-    read_header(place)
-    return place
+            names = ", ".join(found.name for found in files) or "none"
+            raise InputError(f"model.lora: {path}: expected one .safetensors file, got {names}; name the file")
+        file = files[0]
+    read_header(file)
+    return file
 
 
 def lora_digests(loras: Sequence[LoraConfig]) -> dict[str, str]:
-    """What each LoRA does, in words -> SHA-256 of its file; the same wherever the file lies. Raises InputError."""
+    """Return a description of each LoRA, without its path -> SHA-256 of its file. Raises as `find_lora`."""
     digests = {}
     for number, lora in enumerate(loras, 1):
         with find_lora(lora.path).open("rb") as file:
@@ -64,14 +69,14 @@ def lora_digests(loras: Sequence[LoraConfig]) -> dict[str, str]:
 
 
 def load_loras(transformer: Any, loras: Sequence[LoraConfig], component: str, pipeline: str) -> None:
-    """Put those LoRAs that are for `component` on it, a transformer whose weights are whole, each at its scale.
+    """Add the LoRAs for `component` to its transformer, each at its scale.
 
     Args:
-        pipeline: diffusers' name of the checkpoint's pipeline.
+        transformer: the component, with unsharded weights.
+        pipeline: name of the checkpoint's pipeline in diffusers.
 
     Raises:
-        InputError: a file that the pipeline cannot read, one none of whose layers the transformer has, and one whose
-            layers are of other sizes.
+        InputError: if the pipeline cannot read a file, the transformer has none of its layers, or sizes differ.
     """
     loras = [lora for lora in loras if lora.component == component]
     if not loras:
@@ -84,35 +89,38 @@ def load_loras(transformer: Any, loras: Sequence[LoraConfig], component: str, pi
         try:
             state, metadata = kind.lora_state_dict(str(path), return_lora_metadata=True)
         except (ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
-            raise InputError(f"model.lora: {path}: {pipeline} cannot make a LoRA of its tensors ({error})") from None
+            raise InputError(
+                f"model.lora: {path}: expected a LoRA for {pipeline}, got other tensors ({error}); choose another file"
+            ) from None
         prefix = "transformer" if any(key.startswith("transformer.") for key in state) else None
         _check_layers(path, transformer, {key.removeprefix("transformer."): value for key, value in state.items()})
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs are intended
             transformer.load_lora_adapter(state, prefix=prefix, metadata=metadata, adapter_name=f"lora_{number}")
     transformer.set_adapters([f"lora_{number + 1}" for number in range(len(loras))], [lora.scale for lora in loras])
     transformer.eval().requires_grad_(False)
 
 
 def _check_layers(path: Path, transformer: Any, state: dict[str, torch.Tensor]) -> None:
-    """Raise InputError where no key names a layer of the transformer, or a linear layer is of another size."""
+    """Raise InputError if no key names a layer of the transformer, or a linear layer has another size."""
     from torch import nn
 
     layers = dict(transformer.named_modules())
-    named = {key: re.split(r"[._]lora|\.lokr_", key)[0] for key in state}
-    if not any(name in layers for name in named.values()):
+    layer_names = {key: re.split(r"[._]lora|\.lokr_", key)[0] for key in state}
+    if not any(name in layers for name in layer_names.values()):
+        found = f"{next(iter(layer_names.values()))}, ..." if layer_names else "none"
         raise InputError(
-            f"model.lora: {path}: none of its layers ({next(iter(named.values()), 'it has none')}, ...) is one of "
-            f"{type(transformer).__name__}: take a LoRA that was made for this model"
+            f"model.lora: {path}: expected layers of {type(transformer).__name__}, got {found}; use a LoRA made for "
+            "this model"
         )
-    for key, name in named.items():
+    for key, name in layer_names.items():
         layer = layers.get(name)
-        layer = getattr(layer, "base_layer", layer)  # where another LoRA is already
+        layer = getattr(layer, "base_layer", layer)  # base_layer if the layer has a LoRA already
         if not isinstance(layer, nn.Linear) or not key.endswith(("lora_A.weight", "lora_B.weight")):
             continue
         side, size = (1, layer.in_features) if "lora_A" in key else (0, layer.out_features)
         if state[key].shape[side] != size:
             raise InputError(
-                f"model.lora: {path}: {key}: expected a size of {size}, as the model has, got {state[key].shape[side]}"
-                ": take a LoRA that was made for this model"
+                f"model.lora: {path}: {key}: expected size {size} as in the model, got {state[key].shape[side]}; "
+                "use a LoRA made for this model"
             )

@@ -1,7 +1,7 @@
-"""A transformer whose blocks are not whole on every device: made empty, then read in parts.
+"""Loading of a transformer with sharded or streamed blocks: created without memory, then read in parts.
 
-Only what is kept is read (a rank's share of sharded blocks, or one streamed block after the other), so no process needs
-memory for a whole checkpoint. Parameters that belong to no block are whole on every rank.
+Each rank reads only the parts that it keeps (its shards of the blocks, or one streamed block after another), so no
+process needs memory for a whole checkpoint. Every rank holds all parameters outside the blocks.
 """
 
 import math
@@ -31,18 +31,18 @@ def place_transformer(
     *,
     offloaded: bool = False,
 ) -> tuple[Any, BlockWeights]:
-    """Load a transformer of the checkpoint, and place its blocks' weights as `parallel.weights` says.
+    """Load a transformer and place its blocks' weights according to `parallel.weights`.
 
-    All ranks of the mesh call this together. Dtypes and values are those of `load_transformer`. On a single rank, fsdp
-    and zero3 mean replicated.
+    All ranks of the mesh call this together. Dtypes and values equal those of `load_transformer`. On a single rank,
+    fsdp and zero3 mean replicated.
 
     Args:
-        dtype: of the parameters, except those that the model's class keeps in float32.
-        component: its folder in the checkpoint.
-        offloaded: keep it on the CPU; only for replicated weights.
+        dtype: dtype of the parameters, except for those that the model's class keeps in float32.
+        component: folder of the transformer in the checkpoint.
+        offloaded: keep the transformer on the CPU; only for replicated weights.
 
     Raises:
-        InputError: the files do not hold the parameters that the transformer's config.json calls for.
+        InputError: if the files lack a parameter that config.json implies, or have it in another shape.
     """
     if parallel.weights == "replicated" or (parallel.weights != "streamed" and mesh.world.size == 1):
         device = torch.device("cpu") if offloaded else mesh.device
@@ -56,7 +56,7 @@ def place_transformer(
         for name in block_lists
         for index, block in enumerate(cast(nn.ModuleList, model.get_submodule(name)))
     }
-    # buffers would be lost when memory is given to a block
+    # buffers would be lost when a block gets its memory
     assert not any(list(block.buffers()) for block in blocks.values())
 
     shared = {name: p for name, p in model.named_parameters() if not name.startswith(tuple(blocks))}
@@ -67,7 +67,7 @@ def place_transformer(
     model.load_state_dict(values, strict=False, assign=True)
     for name, child in model.named_children():
         if name not in block_lists:
-            child.to(mesh.device)  # the rotary tables, which are in no file
+            child.to(mesh.device)  # moves the rotary tables, which no file holds
 
     prefixes = tuple(blocks)
 
@@ -95,12 +95,12 @@ def _empty_transformer(checkpoint: Checkpoint, dtype: torch.dtype, component: st
 
 
 class _TensorParts:
-    """The tensors of safetensors files, read in parts.
+    """Tensors of safetensors files, read in parts.
 
-    A file is opened for every read: until it is closed, the pages that it maps count as this process's memory.
+    Opens the file for each read, because the pages of an open file count as this process's memory.
 
     Raises:
-        InputError: a parameter of the model is missing, or has another shape.
+        InputError: if a parameter of the model is missing or has another shape.
     """
 
     def __init__(self, files: Sequence[WeightFile], folder: Path, model: nn.Module) -> None:
@@ -110,12 +110,12 @@ class _TensorParts:
             expected, found = tuple(parameter.shape), self._shapes.get(name)
             if found != expected:
                 raise InputError(
-                    f"{folder}: {name}: expected a tensor of shape {list(expected)}, as config.json says, "
-                    f"got {'none' if found is None else list(found)}; download the checkpoint again, whole"
+                    f"{folder}: {name}: expected a tensor of shape {list(expected)} from config.json, "
+                    f"got {'none' if found is None else list(found)}; download the whole checkpoint again"
                 )
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Return elements `start` … `stop` of the flattened tensor, to be copied; only their rows are read."""
+        """Return elements `start` … `stop` of the flattened tensor, reading only their rows. The caller must copy."""
         width = math.prod(self._shapes[name][1:])
         first, last = start // width, -(-stop // width)
         with safe_open(self._files[name], framework="pt") as file:

@@ -1,7 +1,7 @@
-"""A model's recipe: the settings that suit it, from the config of the package that is made for it.
+"""A model's recipe: the settings for it, from the packaged config of this model.
 
-A model is recognised by the name of a config, by its Hub id, or, in a folder, by what its config.json says, so that
-command line, run files and Python use the same settings for the same model.
+A model is recognized by the name of a config, by its Hub id, or by the config.json in its folder, so the command line,
+run files and Python use the same settings for the same model.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..errors import InputError
 from .checkpoint import ASSETS, EMBEDDED, read_json
 
 PUBLISHED = ASSETS / "published"
-_OWN = ("prompt", "image", "last_image", "output.path")  # of a video, not of a model
+_OWN = ("prompt", "image", "last_image", "output.path")  # settings of a video, not of a model
 
 
 class Loaded(NamedTuple):
-    """A config, and a line for the user about settings that come from elsewhere; empty if there is nothing to say."""
+    """A config, and a message for the user about settings from a recipe or missing ones; empty if there is none."""
 
     config: RunConfig
     note: str = ""
@@ -34,20 +34,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: such as "guidance.s2_scale=0.3", applied in order.
 
     Raises:
-        InputError: a config that cannot be found, read or used.
+        InputError: if the config cannot be found or read, or is invalid.
     """
     return load_config_with_note(str(path), overrides).config
 
 
 def load_config_with_note(name: str, overrides: Sequence[str] = ()) -> Loaded:
-    """Read as `load_config` does, and say which recipe a file takes settings from."""
+    """Read a config like `load_config`, with a message about the recipe that a file gets settings from."""
     path = find_config(name)
     values = read_values(path, overrides)
     base, recipe = with_recipe(values)
     config = build_config(base, origin(path, overrides))
     if recipe is None or path.resolve().parent == CONFIGS or config == build_config(values):
         return Loaded(config, "" if recipe else _general(config))
-    return Loaded(config, f"{path}: settings that it does not set are those of the config {recipe}")
+    return Loaded(config, f"{path}: missing settings have the values of the config {recipe}")
 
 
 def load_model_config(model: str, overrides: Mapping[str, Any]) -> Loaded:
@@ -58,14 +58,14 @@ def load_model_config(model: str, overrides: Mapping[str, Any]) -> Loaded:
         overrides: values by dotted key or by section.
 
     Raises:
-        InputError: a model that cannot be found, or a change that cannot be used.
+        InputError: if the model cannot be found or a change is invalid.
     """
     if model in config_names():
         return Loaded(named_config(model).patched(overrides))
     if "/" not in model and model not in EMBEDDED and not Path(model).expanduser().exists():
         near = difflib.get_close_matches(model, [*config_names(), *EMBEDDED], n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "see s2video models"
-        raise InputError(f"model {model!r}: expected a name of s2video models, a folder, or a Hub id: {hint}")
+        raise InputError(f"model: expected a name from s2video models, a folder, or a Hub id, got {model!r}; {hint}")
     base, recipe = with_recipe(patch({"model": {"path": model}}, {}))
     config = build_config(base, f"the recipe of {model}").patched(overrides)
     if recipe is None:
@@ -74,7 +74,7 @@ def load_model_config(model: str, overrides: Mapping[str, Any]) -> Loaded:
 
 
 def with_recipe(values: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Return plain values on top of their model's recipe, and the name of the recipe's config, if there is one."""
+    """Return values merged over their model's recipe, and the name of the recipe's config; None if there is none."""
     model = values.get("model")
     path = model.get("path", EMBEDDED[0]) if isinstance(model, Mapping) else EMBEDDED[0]
     name = find_recipe(path) if isinstance(path, str) else None
@@ -92,16 +92,16 @@ def with_recipe(values: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
 
 
 def find_recipe(model: str) -> str | None:
-    """Return the name of the config for a model: by name, by Hub id, or by what a folder holds; None if none fits."""
+    """Return the name of the config for a model, by name, Hub id, or content of a folder; None if there is none."""
     named = next(configs_of(model), None)
     if named is not None or model in EMBEDDED:
         return named or EMBEDDED_CONFIG
     folder = Path(model).expanduser()
-    return _recognised(folder) if (folder / "model_index.json").is_file() else None
+    return _recognized(folder) if (folder / "model_index.json").is_file() else None
 
 
-def _recognised(folder: Path) -> str | None:
-    """The first config whose model has the same pipeline and the same transformer settings as a local folder."""
+def _recognized(folder: Path) -> str | None:
+    """Return the first config whose model has the same pipeline and transformer settings as a local folder."""
     try:
         index, transformer = read_json(folder / "model_index.json"), read_json(folder / "transformer" / "config.json")
         for name in config_names():
@@ -128,12 +128,12 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _general(config: RunConfig) -> str:
-    """A warning for a model without a recipe whose size is left at the default of the embedded model."""
+    """Return a warning if the size is the default of the embedded model, for a model without a recipe."""
     sampling, default = config.sampling, RunConfig().sampling
     if (sampling.width, sampling.height) != (default.width, default.height):
         return ""
     return (
-        f"{config.model.path}: no config is made for this model, so it makes {sampling.width}x{sampling.height} px, "
-        f"{sampling.num_frames} frames with λ {config.guidance.cfg_scale:g}: set sampling.width, sampling.height, "
-        "sampling.num_frames and guidance.cfg_scale"
+        f"{config.model.path}: no config exists for this model, so it uses the defaults {sampling.width}x"
+        f"{sampling.height} px, {sampling.num_frames} frames and λ {config.guidance.cfg_scale:g}; "
+        "set sampling.width, sampling.height, sampling.num_frames and guidance.cfg_scale"
     )

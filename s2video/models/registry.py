@@ -1,4 +1,4 @@
-"""The pipelines whose checkpoints can be loaded: the only list of them. A new family adds its line here."""
+"""The only list of pipelines whose checkpoints can be loaded. A new family adds a line here."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ FAMILIES: list[type[Family]] = [
 
 
 def family_of(index: JsonFile) -> Family:
-    """Return the family that a checkpoint's model_index.json names: the first that claims it.
+    """Return the first family that claims a checkpoint's model_index.json.
 
     Raises:
-        InputError: a pipeline that is not known, or a component of another class.
+        InputError: if the pipeline is unknown, or a component has another class.
     """
     for family in FAMILIES:
         if family.claims(index):
             return family(index)
     known = dict.fromkeys(family.pipeline for family in FAMILIES)
     raise InputError(
-        f"{index.path.parent}: expected a checkpoint in diffusers format of {' or '.join(known)}, but model_index.json "
-        f"says {index.values.get('_class_name')!r}"
+        f"{index.path.parent}: expected a checkpoint in diffusers format of {' or '.join(known)}, got "
+        f"{index.values.get('_class_name')!r} in model_index.json; choose another checkpoint"
     )
 
 
 def read_costs(config: Mapping[str, Any], source: object = "config.json") -> TransformerCosts:
-    """Return the costs of a transformer from its config.json; `source` names that in the error.
+    """Return the costs of a transformer from its config.json; `source` names that file in the error.
 
     Raises:
-        InputError: a class of transformer that no family has.
+        InputError: if no family has this class of transformer.
     """
     known = {family.classes["transformer"]: family for family in FAMILIES}
     name = config.get("_class_name")
     if name not in known:
-        raise InputError(f"{source}: costs are known for {' and '.join(known)}, got {name!r}")
+        raise InputError(f"{source}: expected _class_name {' or '.join(known)}, got {name!r}; choose another model")
     return known[name].costs(config)

@@ -1,7 +1,7 @@
-"""Prompts -> what the model is told of them, on one rank, for all ranks.
+"""Encoding of prompts to text conditioning, with a cache.
 
-The encoders run on the mesh's main rank only; their output is broadcast, and the last ones used are kept by prompt.
-Between uses their memory can be given back. Knows nothing of what the embeddings are for.
+The encoders run on the mesh's main rank only; their outputs are broadcast and cached by prompt. Encoders can be moved
+to the CPU between uses. Does not know how the embeddings are used.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,18 @@ from .family import Family, Prompts
 from .images import Images
 from .tokens import pad_text
 
-_CACHED = 16  # embeddings kept: 4 MiB each for Wan in bfloat16, on every rank's device
+_CACHED = 16  # cached embeddings, on every rank's device: 4 MiB each for Wan in bfloat16
 
 
 class TextEncoder:
     """A family's text encoders with a cache.
 
     Args:
-        pipeline: diffusers' pipeline of tokenizers and encoders, on the main rank; None on the others, which receive
-            what it encodes.
-        dtype: of the embeddings.
+        pipeline: diffusers pipeline with tokenizers and encoders on the main rank; None on the others.
+        dtype: dtype of the embeddings.
         offload: move the encoders back to the CPU after each use.
-        stream: leave the encoders in CPU memory, and bring each layer to the device for its turn (by accelerate). Text
-            is encoded once a prompt, so this costs little, and it takes no memory or time of other ranks.
+        stream: keep the encoders in CPU memory and copy each layer to the device when it runs (by accelerate). This
+            costs little, because each prompt is encoded once, and takes no memory or time of other ranks.
     """
 
     def __init__(
@@ -64,20 +63,20 @@ class TextEncoder:
         images: Images | None = None,
         is_negative: bool = False,
     ) -> Conditioning:
-        """One batch, on the mesh's device, padded to its longest prompt. All ranks call this.
+        """Return the conditioning of a batch on the mesh's device, padded to its longest prompt. All ranks call this.
 
         Args:
-            max_sequence_length: tokens of an embedding; longer prompts are cut off. Where padding is attended to, it is
-                part of the embedding.
-            images: the video's. Most encoders do not see them.
-            is_negative: these are prompts of the uncond pass.
+            max_sequence_length: tokens of an embedding; longer prompts are truncated. If the model attends to padding,
+                it is part of the embedding.
+            images: the video's images. Most encoders ignore them.
+            is_negative: whether these are prompts of the uncond pass.
         """
-        read: tuple[Any, ...] = (max_sequence_length,)
+        inputs: tuple[Any, ...] = (max_sequence_length,)
         if self._family.text_sees_image and images is not None:
-            read = (*read, is_negative, *images.digests())
+            inputs = (*inputs, is_negative, *images.digests())
         else:
             images = None
-        keys = [(prompt, *read) for prompt in prompts]
+        keys = [(prompt, *inputs) for prompt in prompts]
         missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._cache}
         if missing:
             encoded = None
@@ -87,10 +86,10 @@ class TextEncoder:
                 )
             received = broadcast_tensors(encoded, self._mesh.world, self._mesh.device)
             for key, *rows in zip(missing, *(tensor.split(1) for tensor in received), strict=True):
-                # a part of its own for each, or one that stays would keep all of them
+                # clone, because a cached view would keep the whole batch in memory
                 self._cache[key] = self._family.conditioning(*(row.clone() for row in rows))
         batch = _batch([self._cache[key] for key in keys])
-        for key in keys:  # the last used stand last; every rank drops the same
+        for key in keys:  # order by last use; every rank evicts the same entries
             self._cache[key] = self._cache.pop(key)
         for key in list(self._cache)[:-_CACHED]:
             del self._cache[key]

@@ -1,6 +1,6 @@
-"""Token tensors that every transformer needs: this rank's video tokens, and text padded to a length.
+"""Token tensors that every transformer needs: a shard of the video tokens, and padded text.
 
-Knows no particular model. Dimension letters as in `base`; p_t, p_h, p_w patch sizes.
+Independent of the model. Dimension letters as in `base`; p_t, p_h, p_w patch sizes.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,14 @@ from .base import BlockContext
 def embed_shard(
     latents: Tensor, shard: Shard, patch_size: tuple[int, int, int], patchify: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Whole latents [B, C, T, H, W] -> the tokens of one shard, [B, L_local, D].
-
-    Only the frames that hold them are embedded.
+    """Return the tokens [B, L_local, D] of one shard of latents [B, C, T, H, W]. Embeds only the frames that hold them.
 
     Args:
-        patchify: latents of any number of frames -> all their tokens, [B, L, D].
+        patchify: converts latents of any number of frames to all their tokens [B, L, D].
     """
     grid = LatentShape(*latents.shape[2:]).tokens(patch_size)
     first, last = grid.frame_span(shard)
-    if not shard.length:  # more ranks than tokens: one frame lends its width, dtype and device
+    if not shard.length:  # more ranks than tokens; embed a frame for the width, dtype and device
         return patchify(latents[:, :, : patch_size[0]])[:, :0]
     tokens = patchify(latents[:, :, first * patch_size[0] : last * patch_size[0]])
     skipped = first * grid.height * grid.width
@@ -34,10 +32,10 @@ def embed_shard(
 
 
 def gather_latents(patches: Tensor, context: BlockContext, patch_size: tuple[int, int, int], order: str) -> Tensor:
-    """This rank's projected patches [B, L_local, p_t·p_h·p_w·C] -> whole latents [B, C, T, H, W] on every rank.
+    """Gather projected patches [B, L_local, p_t·p_h·p_w·C] to whole latents [B, C, T, H, W] on every rank.
 
     Args:
-        order: what the last dimension holds, slowest first: "pt ph pw c" or "c pt ph pw".
+        order: layout of the last dimension, slowest first: "pt ph pw c" or "c pt ph pw".
     """
     patches = gather_tokens(patches, context.attention.tokens, context.attention.axes.whole)
     grid = LatentShape(*context.latent_shape).tokens(patch_size)
@@ -46,5 +44,5 @@ def gather_latents(patches: Tensor, context: BlockContext, patch_size: tuple[int
 
 
 def pad_text(text: Tensor, length: int) -> Tensor:
-    """[B, M, D] -> [B, length, D], zero behind the text."""
+    """Pad text [B, M, D] with zeros at the end to [B, length, D]."""
     return F.pad(text, (0, 0, 0, length - text.shape[1]))

@@ -1,7 +1,7 @@
-"""The files next to a video: the JSON that says how it was made, and the latents that it can be decoded from.
+"""The files next to a video: a JSON sidecar that records how it was made, and its latents.
 
-`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`. The sidecar shows whether a video is already
-what a job would make.
+`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`. The sidecar shows whether a job's video
+exists already.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from .identity import deciding
 from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar
 
 NUM_PROBES = 64
-METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
+METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings; ours is one JSON document
 
 
 class SavedLatents(NamedTuple):
@@ -38,13 +38,13 @@ class SavedLatents(NamedTuple):
 
 
 def job_facts(config: RunConfig, *, images: Sequence[Mapping[str, str]], masks: MaskSchedule) -> dict[str, Any]:
-    """Return what determines a video, as JSON: its config, prompt, images, seeds, and every mask that is drawn.
+    """Return all that determines a video, as JSON: config, prompt, images, seeds, and every mask.
 
     Args:
-        config: of this one video: its prompt and its seed are the video's.
-        images: of the first and, if there is one, the last image: its "path", and "digest", the SHA-256 of its size and
-            pixels, which is what counts.
-        masks: those that the engine draws.
+        config: the config of this one video, with its prompt and seed.
+        images: "path" and "digest" (SHA-256 of size and pixels) of the first and, if there is one, the last image. The
+            path does not affect the video.
+        masks: the masks that the engine draws.
     """
     return {
         "prompt": config.prompt or "",
@@ -68,12 +68,13 @@ def run_facts(
     timings: Mapping[str, float],
     resumed_after_step: int | None = None,
 ) -> dict[str, Any]:
-    """Return what a run adds to `job_facts`, as JSON.
+    """Return the facts that a run adds to `job_facts`, as JSON.
 
     Args:
         latents: [1, C, T, H, W].
-        weights: SHA-256 of the weight files.
+        weights: SHA-256 of the weight files, by name.
         timings: seconds, by phase.
+        resumed_after_step: the step of the resume point; None if the run was not interrupted.
     """
     return {
         "weights": dict(weights),
@@ -86,16 +87,16 @@ def run_facts(
     }
 
 
-def make_sidecar(facts: Mapping[str, Any], place: Path) -> Sidecar:
-    """Return the sidecar of the video at `place`, a file or a sequence's folder; `facts` of its job and its run."""
-    output = {"name": place.name, "bytes": size(place), "sha256": sha256(place)}
+def make_sidecar(facts: Mapping[str, Any], path: Path) -> Sidecar:
+    """Return the sidecar of the video at `path` (a file or a sequence's folder), from the facts of its job and run."""
+    output = {"name": path.name, "bytes": size(path), "sha256": sha256(path)}
     return Sidecar.model_validate({"schema": SCHEMA_VERSION, **facts, "output": output})
 
 
 def latents_record(latents: Tensor) -> LatentsRecord:
-    """Return the digest and the values by which other latents can be compared with these, [1, C, T, H, W]."""
+    """Return the digest and sample values that identify latents [1, C, T, H, W]."""
     values = latents.detach().to("cpu", torch.float32).contiguous()
-    # Spread by a hash: evenly spaced positions would fall into a few columns of the picture.
+    # Positions come from a hash, because evenly spaced ones would be in few columns of the picture.
     words = [hashlib.sha256(str(k).encode()).digest()[:8] for k in range(NUM_PROBES)]
     positions = [int.from_bytes(word, "big") % values.numel() for word in words]
     digest = hashlib.sha256(values.numpy().astype("<f4").tobytes()).hexdigest()
@@ -104,7 +105,7 @@ def latents_record(latents: Tensor) -> LatentsRecord:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """Return what can change the last bits of a result on a machine, besides ranks and versions."""
+    """Return the properties of this machine that can change the last bits of a result, without ranks and versions."""
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {"device": name, "threads": torch.get_num_threads()}
@@ -113,7 +114,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
 def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
     """Return whether the sidecar at `path` describes the video that `facts` (with `weights`) determine.
 
-    The name of the video, the machine and the ranks that made it can differ.
+    Ignores the name of the video, the machine and the ranks.
     """
     try:
         return deciding(json.loads(path.read_text(encoding="utf-8"))) == deciding(facts)
@@ -122,7 +123,7 @@ def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:
-    """Return the metadata of the video file itself, under names of its format, so that every program shows them."""
+    """Return the metadata for the video file, with the standard keys of its format, so that other programs show it."""
     if codec == "exr":
         maker = f"s2video {__version__}: {facts['model']}"
         return {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
@@ -131,31 +132,31 @@ def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions that can change the last bits of a result."""
+    """Return the package versions that can change the last bits of a result."""
     names = ("diffusers", "transformers", "numpy")
     found = {"s2video": __version__, "python": platform.python_version(), "torch": torch.__version__}
     return found | {name: version(name) for name in names}
 
 
 def save_latents(latents: Tensor, path: Path, facts: dict[str, Any]) -> None:
-    """Write the tensor `latents`, [1, C, T, H, W] as the transformer uses them, with `facts` as metadata."""
+    """Write the transformer's latents [1, C, T, H, W] as the tensor `latents`, with `facts` as metadata."""
     write_tensors(path, {"latents": latents}, facts)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a safetensors file, whole or not at all, with `facts` as metadata."""
+    """Write a safetensors file atomically, with `facts` as metadata."""
     # safetensors refuses tensors that share memory
     copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     content = save(copies, metadata={METADATA_KEY: json.dumps(facts)})
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content)  # safetensors' own writer makes files that only their owner can read
+        temporary.write_bytes(content)  # the writer of safetensors makes files that only their owner can read
 
 
 def load_latents(path: Path) -> SavedLatents:
-    """Read a file of `save_latents`.
+    """Read a file written by `save_latents`.
 
     Raises:
-        InputError: no such file, not safetensors, no tensor `latents` of five dimensions, or NaN in it.
+        InputError: if the file is missing, not safetensors, or has no finite tensor `latents` of shape [1, C, T, H, W].
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -163,9 +164,13 @@ def load_latents(path: Path) -> SavedLatents:
             latents = file.get_tensor("latents")
         facts = json.loads(metadata.get(METADATA_KEY, "{}"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected latents of a --keep-latents run") from None
+        raise InputError(
+            f"{path}: expected latents of a --keep-latents run, got no such file; check the path"
+        ) from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a safetensors file with the tensor `latents` ({error})") from None
+        raise InputError(
+            f"{path}: expected a safetensors file with the tensor `latents`, got an error ({error}); check the path"
+        ) from None
     if latents.ndim != 5 or latents.shape[0] != 1 or not torch.isfinite(latents.float()).all():
         raise InputError(
             f"{path}: expected finite latents of shape [1, C, T, H, W], got {list(latents.shape)}; sample them again"

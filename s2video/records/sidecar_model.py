@@ -1,6 +1,6 @@
-"""What a sidecar X.json holds: read and checked here, and published as a JSON Schema.
+"""The content of a sidecar X.json, which is validated here and published as a JSON Schema.
 
-Knows no tensors and nothing of how a video is made; `sidecar.py` fills it in.
+Knows neither tensors nor how a video is made; `sidecar.py` fills it in.
 """
 
 from __future__ import annotations
@@ -26,110 +26,116 @@ class _Part(BaseModel):
 
 
 class DrawnMask(_Part):
-    """The blocks that one sub pass left out."""
+    """The blocks that one sub pass skipped."""
 
     step: Count = Field(description="denoising step, from 0")
     draw: Count = Field(description="draw within the step, from 0")
-    dropped: tuple[Count, ...] = Field(description="indices of the blocks left out, ascending")
+    dropped: tuple[Count, ...] = Field(description="indices of the skipped blocks, ascending")
 
 
 class ImageRecord(_Part):
-    """An image that the video started from, or ended with."""
+    """The first or last image of the video."""
 
-    path: str = Field(description="where it was")
+    path: str = Field(description="path of the file during the run")
     digest: Digest = Field(
-        description='SHA-256 of its size as "(width, height)" and its pixels as 8-bit RGB, row by row'
+        description='SHA-256 of the size as "(width, height)" and the pixels as 8-bit RGB, row by row'
     )
 
 
 class LatentsRecord(_Part):
-    """By what other latents are told to be the same: to the bit, or nearly so."""
+    """Values to compare other latents with, exactly or approximately."""
 
     shape: tuple[Count, Count, Count, Count, Count] = Field(description="[1, C, T, H, W]")
     sha256: Digest = Field(description="SHA-256 of the values as little-endian float32, in row-major order")
     probes: tuple[float, ...] = Field(
-        description="64 of the n values, in row-major order: number k, from 0, at the position that the first 8 bytes "
-        "of the SHA-256 of k in decimal digits are, as a big-endian number, modulo n"
+        description="64 of the n values in row-major order; number k, from 0, is at position p modulo n, where p is "
+        "the big-endian number in the first 8 bytes of the SHA-256 of k in decimal digits"
     )
 
 
 class OutputRecord(_Part):
-    """The video as it was written."""
+    """The video file or sequence."""
 
-    name: str = Field(description="of the file, or of a sequence's folder, in the sidecar's own folder")
-    bytes: Count = Field(description="size of the file or the files")
-    sha256: Digest = Field(description="SHA-256 of the file; of a sequence, that of what `sha256sum *` prints in it")
+    name: str = Field(description="name of the file, or of a sequence's folder, in the sidecar's folder")
+    bytes: Count = Field(description="size of the file, or of all files of a sequence")
+    sha256: Digest = Field(
+        description="SHA-256 of the file; for a sequence, of the output of `sha256sum *` in its folder"
+    )
 
 
 class MeshRecord(_Part):
     """The ranks that made the video."""
 
-    world_size: Count = Field(description="ranks; ring × ulysses × branch")
-    ring: Count = Field(description="groups of ranks among which keys and values went round")
-    ulysses: Count = Field(description="ranks that traded tokens for heads")
-    branch: Count = Field(description="2: cond and uncond ran side by side")
-    backend: str | None = Field(description="gloo or nccl; null: a single process")
+    world_size: Count = Field(description="number of ranks: ring × ulysses × branch")
+    ring: Count = Field(description="size of the ring axis, which passes keys and values around")
+    ulysses: Count = Field(description="size of the ulysses axis, which exchanges tokens for heads")
+    branch: Count = Field(description="size of the branch axis; 2 runs cond and uncond in parallel")
+    backend: str | None = Field(description="gloo or nccl; null for a single process")
     device: str = Field(description="cpu or cuda")
 
 
 class MachineRecord(_Part):
-    """What computed, as far as it can change the last bits."""
+    """The properties of the machine that can change the last bits."""
 
     device: str = Field(description="the GPU's name, or the CPU's instruction sets")
-    threads: Count = Field(description="torch's threads on the CPU")
+    threads: Count = Field(description="number of torch's CPU threads")
 
 
 class Sidecar(_Part):
-    """How a video was made by s2video: enough to make it again, and to tell whether it is the same."""
+    """How s2video made a video: enough to make it again and to compare the result."""
 
     schema_version: Literal[1] = Field(alias="schema", description="version of this format")
-    prompt: str = Field(description="what the video shows")
-    negative_prompt: str = Field(description="what the uncond pass was told")
-    images: tuple[ImageRecord, ...] = Field(description="the first image, and perhaps the last; empty: none was given")
+    prompt: str = Field(description="the prompt")
+    negative_prompt: str = Field(description="the prompt of the uncond pass")
+    images: tuple[ImageRecord, ...] = Field(
+        description="the first and, optionally, the last image; empty without images"
+    )
     seed: Count = Field(description="seed of the noise")
     mask_seed: Count = Field(description="seed of the masks")
     model: str = Field(description="the embedded model's name, a folder, or a Hub id")
     num_blocks: Count = Field(description="blocks of the transformer")
     num_steps: Count | None = Field(
         default=None,
-        description="steps that the scheduler took; null, in older sidecars: config.sampling.num_inference_steps",
+        description="steps of the scheduler; null in older sidecars means config.sampling.num_inference_steps",
     )
     config: RunConfig = Field(description="every setting of the run")
     masks: tuple[DrawnMask, ...] = Field(description="every mask drawn; empty without S²-Guidance")
-    weights: dict[str, Digest] = Field(description="SHA-256 of every file of weights, by its name in the checkpoint")
-    latents: LatentsRecord = Field(description="what was denoised, and then decoded")
-    output: OutputRecord = Field(description="the video")
-    resumed_after_step: int | None = Field(description="where a checkpoint was taken up; null: made in one go")
-    mesh: MeshRecord = Field(description="the ranks that made it")
-    machine: MachineRecord = Field(description="what computed on the main rank")
-    versions: dict[str, str] = Field(description="versions that can change the last bits")
-    timings: dict[str, float] = Field(description="seconds, by what they were spent on")
+    weights: dict[str, Digest] = Field(description="SHA-256 of every weight file, by its name in the checkpoint")
+    latents: LatentsRecord = Field(description="the denoised latents, before decoding")
+    output: OutputRecord = Field(description="the video file or sequence")
+    resumed_after_step: int | None = Field(
+        description="step of the resume point that the run continued from; null if uninterrupted"
+    )
+    mesh: MeshRecord = Field(description="the ranks that made the video")
+    machine: MachineRecord = Field(description="the machine of the main rank")
+    versions: dict[str, str] = Field(description="package versions that can change the last bits")
+    timings: dict[str, float] = Field(description="seconds, by phase")
 
     @property
     def steps_taken(self) -> int:
-        """Denoising steps, of which `masks` names some."""
+        """Number of denoising steps; the steps in `masks` count from 0 to this."""
         return self.config.sampling.num_inference_steps if self.num_steps is None else self.num_steps
 
     def as_json(self) -> dict[str, Any]:
-        """What X.json holds."""
+        """Return the content of X.json."""
         return self.model_dump(mode="json", by_alias=True)
 
 
 class MadeVideo(NamedTuple):
-    """A video and what its sidecar says."""
+    """A video and its sidecar."""
 
     path: Path
     sidecar: Sidecar
 
 
 def sidecar_schema() -> dict[str, Any]:
-    """The JSON Schema of a sidecar, as docs/sidecar.schema.json holds it."""
+    """Return the JSON Schema of a sidecar, which docs/sidecar.schema.json publishes."""
     schema = _standard(Sidecar.model_json_schema(mode="serialization"))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "s2video sidecar"}
 
 
 def _standard(schema: Any) -> Any:
-    """pydantic leaves bounds that follow a validator of ours under names of its own."""
+    """Rename bounds to standard keywords, because pydantic uses its own after a custom validator."""
     names = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
     if isinstance(schema, dict):
         return {names.get(key, key): _standard(value) for key, value in schema.items()}
@@ -137,32 +143,34 @@ def _standard(schema: Any) -> Any:
 
 
 def find_sidecar(path: Path) -> Path:
-    """The sidecar of a video (a file, or the folder of a sequence), of latents, or the sidecar itself.
+    """Return the sidecar of a video (a file, or a sequence's folder), of latents, or the sidecar itself.
 
     Raises:
-        InputError: there is none.
+        InputError: if there is none.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such file: expected a video, its sidecar X.json, or its X.latents.safetensors")
+        raise InputError(
+            f"{path}: expected a video, its sidecar X.json, or its X.latents.safetensors, got no file; check the path"
+        )
     stem = path.name if path.is_dir() else path.stem
     sidecar = path.with_name(f"{stem.removesuffix('.latents')}.json")
     if not sidecar.is_file():
-        raise InputError(f"{path}: there is no {sidecar.name} beside it, which would say how it was made")
+        raise InputError(f"{path}: expected its sidecar {sidecar.name} next to it, got none; keep both in one folder")
     return sidecar
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """Read X.json. Raises InputError for a file that is no sidecar, or one of another version."""
+    """Read X.json. Raises InputError if it is not a sidecar, or has another schema version."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a sidecar in JSON ({error})") from None
+        raise InputError(f"{path}: expected a sidecar in JSON, got an error ({error}); check the path") from None
     if not isinstance(values, dict) or "schema" not in values:
-        raise InputError(f"{path}: expected a sidecar of s2video, which has the key `schema`")
+        raise InputError(f"{path}: expected a sidecar of s2video, got JSON without the key `schema`; check the path")
     if values["schema"] != SCHEMA_VERSION:
         raise InputError(
-            f"{path}: expected schema {SCHEMA_VERSION}, got {str(values['schema'])[:40]!r}: use the version of "
-            "s2video that wrote it, which is named under `versions`"
+            f"{path}: expected schema {SCHEMA_VERSION}, got {str(values['schema'])[:40]!r}; use the version of "
+            "s2video in its `versions`"
         )
     try:
         return Sidecar.model_validate(values)
@@ -171,9 +179,9 @@ def read_sidecar(path: Path) -> Sidecar:
 
 
 def videos_in(folder: Path) -> list[MadeVideo]:
-    """The videos of a run's folder and the folders in it, by their sidecars, sorted by path.
+    """Return the videos in a folder and its subfolders, found by their sidecars and sorted by path.
 
-    Other JSON files are passed over. Raises InputError for a sidecar that cannot be used.
+    Ignores other JSON files. Raises InputError if a sidecar is invalid.
     """
     found = []
     for path in sorted(folder.rglob("*.json")):

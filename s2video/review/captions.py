@@ -1,6 +1,6 @@
-"""Text above pictures, drawn by Pillow: ffmpeg's own drawtext is missing from many builds, and needs a system's font.
+"""Captions above pictures, drawn by Pillow, because many builds of ffmpeg lack drawtext, and it needs a system font.
 
-Knows nothing of videos.
+Does not know videos.
 """
 
 import unicodedata
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
 
-MAX_LINES = 3  # of a caption's text; what is longer ends in "..."
+MAX_LINES = 3  # lines of a caption's text; longer texts end in "..."
 LINE_SPACING = 1.3
 RAISED_SIZE, RAISED_BY = 0.6, 0.35  # superscripts, as shares of the font's size
 
@@ -25,9 +25,9 @@ Font = ImageFont.FreeTypeFont
 
 @dataclass(frozen=True)
 class Caption:
-    """A `title`, and below it a smaller `text`, wrapped.
+    """A `title`, and below it a smaller, wrapped `text`.
 
-    The title is drawn as it is given, or refused; in the text, letters that the font lacks become "?".
+    If the font lacks a letter, a title raises an error, and a text shows "?" instead.
     """
 
     title: str
@@ -42,15 +42,15 @@ def caption_bar(
     font: Path | None = None,
     centred: bool = True,
 ) -> NDArray[np.uint8]:
-    """White text on black, uint8 [h, total_width, 3], h even.
+    """Draw white text on black. Return uint8 [h, total_width, 3], h even.
 
     Args:
-        captions: each with the column where it starts and the columns that it may take.
-        size: of the titles, in pixels; texts have 0.7 of it.
-        font: a TrueType or OpenType file; None takes Pillow's own, which has ASCII.
+        captions: each with its first column and its width in columns.
+        size: size of the titles, in pixels; texts have 0.7 of it.
+        font: a TrueType or OpenType file; None means Pillow's own font, which has ASCII.
 
     Raises:
-        InputError: the font cannot be read, or lacks a letter of a title.
+        InputError: if the font cannot be read, or lacks a letter of a title.
     """
     small = max(11, round(size * 0.7))
     wrapped = [_wrapped(caption.text, _load(font, small), columns) for caption, _, columns in captions]
@@ -74,7 +74,7 @@ def _draw_title(
         for letter in text:
             if not _has(_load(font, size), letter):
                 raise InputError(
-                    f"caption {title!r}: the font has no {letter!r}; name one that has with --font FILE.ttf"
+                    f"caption {title!r}: expected a font with {letter!r}, got one without; set --font FILE.ttf"
                 )
 
     def width(size: float) -> float:
@@ -92,7 +92,7 @@ def _draw_title(
 
 
 def label_runs(label: str) -> list[tuple[str, bool]]:
-    """Cut a label into runs of (text, whether it stands raised): "S²" -> [("S", False), ("2", True)]."""
+    """Split a label into runs of (text, whether it is superscript): "S²" -> [("S", False), ("2", True)]."""
     runs = []
     for raised, letters in groupby(label, key=lambda letter: unicodedata.decomposition(letter).startswith("<super>")):
         text = "".join(letters)
@@ -101,7 +101,7 @@ def label_runs(label: str) -> list[tuple[str, bool]]:
 
 
 def _wrapped(text: str, font: Font, columns: int) -> list[str]:
-    """At most `MAX_LINES` lines of at most `columns` pixels; words are kept whole where they fit on a line."""
+    """Wrap a text to at most `MAX_LINES` lines of at most `columns` pixels. Split a word only if no line holds it."""
     legible = "".join(_legible(" ".join(text.split()), font))
     lines: list[str] = []
     while legible and len(lines) < MAX_LINES:
@@ -117,7 +117,7 @@ def _wrapped(text: str, font: Font, columns: int) -> list[str]:
 
 
 def _fitting(text: str, font: Font, columns: float) -> str:
-    """The longest beginning of a text that is at most so wide, one letter at least."""
+    """Return the longest prefix of a text that is at most `columns` pixels wide, but at least one letter."""
     length = len(text)
     while length > 1 and font.getlength(text[:length]) > columns:
         length -= 1
@@ -139,6 +139,6 @@ def _load(path: Path | None, size: float) -> Font:
     try:
         font = ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)
     except OSError as error:
-        raise InputError(f"font {path}: cannot be read as a font ({error}): give a .ttf or .otf file") from None
+        raise InputError(f"font {path}: expected a font, got an error ({error}); use a .ttf or .otf file") from None
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font

@@ -1,7 +1,7 @@
-"""Two videos in one, for eyes: beside each other, or one wiped over the other, under captions.
+"""Comparison of two videos in one: side by side or as a wipe, with captions.
 
-Review copies: 8-bit H.264 with the colour tags of `video.py`, whatever the two are. Knows nothing of how they were
-made: what the captions say is the caller's.
+Writes a review copy in 8-bit H.264 with the colour tags of `video.py`, for inputs of any codec. Does not know how they
+were made; the caller provides the captions.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..media.video import VideoInfo, probe_video
 from ..system.files import atomic_path
 from .captions import Caption, caption_bar
 
-MIN_HEIGHT = 384  # px; smaller videos are enlarged by a whole factor up to here
+MIN_HEIGHT = 384  # px; smaller videos are enlarged by an integer factor up to this height
 GAP = 8  # px between two videos
 
 _TO_BT709 = "out_color_matrix=bt709:out_range=tv"
@@ -31,23 +31,23 @@ def compare_videos(
 ) -> VideoInfo:
     """Write one MP4 of two videos.
 
-    They may differ in size, rate and length: the lower one is enlarged to the other's height, the slower one shows
-    frames more than once, and the shorter one holds its last frame. Small videos are enlarged pixel for pixel.
+    They can differ in size, frame rate and length: the lower one is enlarged to the other's height, the slower one
+    repeats frames, and the shorter one holds its last frame. Small videos are enlarged by repeating pixels.
 
     Args:
-        mode: "side" puts them beside each other; "wipe" has an upright line travel to the right and back, once in the
-            whole video, `left` being seen on its left and `right` on its right.
+        mode: "side" puts them next to each other; "wipe" moves a vertical line to the right edge and back, once in the
+            whole video, with `left` visible on its left and `right` on its right.
         font: see `caption_bar`.
 
     Raises:
-        InputError: a video, a caption or a path cannot be used.
-        S2VideoError: ffmpeg failed.
+        InputError: if a video, a caption or a path is invalid.
+        S2VideoError: if ffmpeg fails.
     """
     codec_for(path, "h264")
     infos = (probe_video(left), probe_video(right))
     for info in infos:
         if not (info.fps > 0 and info.num_frames > 0):
-            raise InputError(f"{info.path}: expected a video with frames and a frame rate, found none of them")
+            raise InputError(f"{info.path}: expected a video with frames and a frame rate, got none; use another file")
     height = max(info.height for info in infos)
     height = _even(height * max(1, MIN_HEIGHT // height))
     widths = [_even(info.width * height / info.height) for info in infos]
@@ -92,8 +92,8 @@ def compare_videos(
         same_rate = infos[0].fps == infos[1].fps
         if (written.width, written.height) != expected or abs(written.num_frames - num_frames) > (not same_rate):
             raise S2VideoError(
-                f"ffmpeg wrote {written.num_frames} frames of {written.width}x{written.height} px for {path}, "
-                f"expected {num_frames} of {expected[0]}x{expected[1]}"
+                f"{path}: expected {num_frames} frames of {expected[0]}x{expected[1]} px, got {written.num_frames} of "
+                f"{written.width}x{written.height} from ffmpeg; check its version"
             )
     return probe_video(path)
 
@@ -103,9 +103,9 @@ def _even(size: float) -> int:
 
 
 def _enlarged(info: VideoInfo, width: int, height: int) -> str:
-    """Filters: a video in BT.709 4:2:0 of this size."""
-    # Colour is interpolated to full resolution first, as players do, and then pixels are repeated: repeating the
-    # half-resolution colour samples instead leaves a grey rim at the edges of saturated shapes.
+    """Return filters that convert a video to BT.709 4:2:0 of this size."""
+    # Colour is interpolated to full resolution first, as in players, and then pixels are repeated. Repeating the
+    # half-resolution colour samples would leave a grey rim at the edges of saturated shapes.
     whole = width % info.width == 0 and height % info.height == 0
     flags = "neighbor" if whole else "bicubic"
     return (
@@ -114,7 +114,7 @@ def _enlarged(info: VideoInfo, width: int, height: int) -> str:
 
 
 def _wipe(num_frames: int) -> str:
-    """A filter of two inputs: the first is seen left of a line that goes from the left edge to the right and back."""
+    """Return a filter of two inputs that shows the first on the left of a line that moves right and back."""
     line = f"(W*(0.5-0.5*cos(2*PI*(N-1)/{num_frames})))"  # N counts from 1
     choice = f"if(lt(X,{line}),A,B)"
     planes = [f"if(lt(abs(X-{line}),W/300),{value},{choice})" for value in (235, 128, 128)]  # white

@@ -1,4 +1,4 @@
-"""A sidecar in words, for people: what `s2video inspect` prints."""
+"""A sidecar as text, for `s2video inspect`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from ..records.sidecar_model import Sidecar
 from ..system.files import sha256
 
-_WIDTH = 16  # of the column of names
+_WIDTH = 16  # width of the column of names
 
 
 def describe(sidecar: Sidecar, video: Path) -> str:
-    """Lines of text: how the video was made, every mask as a picture, and whether the file is still what it was."""
+    """Return how the video was made, all masks as a grid, and whether the file has changed since."""
     config = sidecar.config
     lines = {
         "video": f"{video}: {_state(sidecar, video)}",
@@ -18,7 +18,7 @@ def describe(sidecar: Sidecar, video: Path) -> str:
         "negative prompt": sidecar.negative_prompt or "(none)",
         "images": ", ".join(image.path for image in sidecar.images) or "(none)",
         "seeds": f"noise {sidecar.seed}, masks {sidecar.mask_seed}",
-        "model": f"{sidecar.model}, {len(sidecar.weights)} files of weights",
+        "model": f"{sidecar.model}, {len(sidecar.weights)} weight files",
         "picture": f"{config.sampling.width}x{config.sampling.height} px, {config.sampling.num_frames} frames, "
         f"{config.output.fps} a second",
     }
@@ -39,9 +39,9 @@ def describe(sidecar: Sidecar, video: Path) -> str:
 
 def _state(sidecar: Sidecar, video: Path) -> str:
     if not video.exists():
-        return "not there"
+        return "missing"
     same = sha256(video) == sidecar.output.sha256
-    return f"as it was written (sha256 {sidecar.output.sha256})" if same else "changed since it was written"
+    return f"unchanged (sha256 {sidecar.output.sha256})" if same else "changed since it was written"
 
 
 def _settings(sidecar: Sidecar, section: str) -> Iterable[tuple[str, object]]:
@@ -53,7 +53,7 @@ def _short(value: object) -> str:
 
 
 def _drawn_masks(sidecar: Sidecar) -> list[str]:
-    """Blocks down, steps across; a digit counts the draws of a step that left the block out."""
+    """Return a grid of blocks (rows) and steps (columns); a digit counts the draws of the step that skip the block."""
     if not sidecar.masks:
         return [f"{'masks':<{_WIDTH}}none: no S²-Guidance"]
     steps = range(sidecar.steps_taken)
@@ -65,4 +65,4 @@ def _drawn_masks(sidecar: Sidecar) -> list[str]:
         f"{f'block {block}':>{_WIDTH - 2}}  " + "".join("·123456789"[min(9, count[block, step])] for step in steps)
         for block in range(sidecar.num_blocks)
     )
-    return [f"{'masks':<{_WIDTH}}left out: blocks down, steps across", *rows]
+    return [f"{'masks':<{_WIDTH}}skipped blocks; rows are blocks, columns are steps", *rows]

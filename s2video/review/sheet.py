@@ -1,4 +1,4 @@
-"""A contact sheet: a row of frames for each video, under its caption, as one picture."""
+"""Contact sheets: one picture with a caption and a row of frames for each video."""
 
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MARGIN = 8  # px
 CAPTION_SIZE = 20  # px
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
-# EXR files hold light, a screen wants sRGB (IEC 61966-2-1).
+# EXR files hold linear light; screens need sRGB (IEC 61966-2-1).
 _CURVE = "if(lt(val/maxval,0.0031308),12.92*val,maxval*(1.055*pow(val/maxval,1/2.4)-0.055))"
 _TO_SRGB = ":".join(f"{channel}='{_CURVE}'" for channel in "rgb")
 
@@ -25,24 +25,26 @@ _TO_SRGB = ":".join(f"{channel}='{_CURVE}'" for channel in "rgb")
 def contact_sheet(
     videos: Sequence[tuple[Path, Caption]], path: Path, *, columns: int = 6, font: Path | None = None
 ) -> None:
-    """Write a PNG or JPEG, as the suffix of `path` says, with `columns` frames of each video, evenly spread.
+    """Write a PNG or JPEG, by the suffix of `path`, with `columns` evenly spaced frames of each video.
 
-    The first and the last frame are among them; a video with fewer frames shows all it has.
+    They include the first and the last frame; a video with fewer frames shows all of them.
 
     Raises:
-        InputError: there are no videos, or one of them, a caption or the path cannot be used.
-        S2VideoError: ffmpeg failed.
+        InputError: if there are no videos, or a video, a caption or the path is invalid.
+        S2VideoError: if ffmpeg fails.
     """
     if not videos:
-        raise InputError(f"no videos for {path}: name video files, or a folder in which they lie beside their sidecars")
+        raise InputError(
+            f"{path}: expected videos, got none; name video files, or a folder of videos with their sidecars"
+        )
     if path.suffix not in SUFFIXES:
         raise InputError(f"output {path}: expected a name that ends in {', '.join(SUFFIXES)}, got {path.name!r}")
     width = columns * (THUMBNAIL_WIDTH + MARGIN) + MARGIN
     with atomic_path(path) as temporary:
         rows = []
         for video, caption in videos:
-            taken = [(caption, MARGIN, width - 2 * MARGIN)]
-            bar = caption_bar(taken, width, size=CAPTION_SIZE, font=font, centred=False)
+            placed = [(caption, MARGIN, width - 2 * MARGIN)]
+            bar = caption_bar(placed, width, size=CAPTION_SIZE, font=font, centred=False)
             rows += [(0, Image.fromarray(bar)), (MARGIN, strip(video, columns=columns, width=THUMBNAIL_WIDTH))]
         sheet = Image.new("RGB", (width, sum(row.height for _, row in rows) + MARGIN))
         y = 0
@@ -53,14 +55,14 @@ def contact_sheet(
 
 
 def strip(video: Path, *, columns: int, width: int) -> Image.Image:
-    """Frames of a video beside each other, `width` pixels each, `MARGIN` between them, RGB.
+    """Return evenly spaced frames of a video in a row, `width` pixels each, with `MARGIN` between them, in RGB.
 
     Args:
-        video: a file, or the folder of a sequence.
+        video: a file, or a sequence's folder.
 
     Raises:
-        InputError: no video, or one without frames.
-        S2VideoError: ffmpeg failed.
+        InputError: if it is not a video, or has no frames.
+        S2VideoError: if ffmpeg fails.
     """
     if not video.is_dir():
         return _tiled(video, _spread(probe_video(video).num_frames, columns, video), width)
@@ -74,7 +76,7 @@ def strip(video: Path, *, columns: int, width: int) -> Image.Image:
 
 def _spread(num_frames: int, columns: int, video: Path) -> list[int]:
     if num_frames < 1:
-        raise InputError(f"{video} has no frames")
+        raise InputError(f"{video}: expected a video with frames, got none; use another file")
     return sorted({round(i * (num_frames - 1) / max(1, columns - 1)) for i in range(columns)})
 
 
@@ -93,7 +95,7 @@ def _tiled(file: Path, numbers: Sequence[int], width: int) -> Image.Image:
 
 
 def _thumbnail(info: VideoInfo, width: int) -> str:
-    """A filter: small pictures are enlarged by a whole factor, pixel for pixel, as far as that goes."""
+    """Return a filter to thumbnail width. Enlarges small pictures by an integer factor, repeating pixels, and pads."""
     if info.width > width:
         return f"scale={width}:-2:flags=area:out_range=pc"
     factor = width // info.width

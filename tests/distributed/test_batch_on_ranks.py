@@ -1,4 +1,4 @@
-"""A job that fails on some ranks of a replica: all come out of it, it is recorded once, and the next one is made."""
+"""Tests of a job that fails on some ranks of a replica: all ranks recover, it fails once, and the next job is made."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ Ranks = Callable[[int], RankPool]
 
 
 def attempts(mesh: Mesh, folder: Path, failing: tuple[int, ...]) -> list[str | None]:
-    """Two jobs made together, the first of which fails on some ranks; what each rank has of them."""
+    """Make two jobs of which the first fails on some ranks. Return the results of each rank."""
     store = Store(folder)
     options = _Options("auto", "none", Termination())
     replica = _Replica(store, "r1", mesh, ParallelConfig(), open_checkpoint, options)

@@ -1,4 +1,4 @@
-"""What tools/bench.py runs in ranks, in miniature. No time is asserted."""
+"""Tests of the part of tools/bench.py that runs on ranks, at small sizes. They assert no times."""
 
 import subprocess
 from collections.abc import Callable

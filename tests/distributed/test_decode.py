@@ -113,7 +113,7 @@ def test_strips_give_the_whole_picture(
 
 
 def decode_by_tiles(mesh: Mesh, form: Form, latents: Tensor, height: int, width: int) -> list[Tensor]:
-    """Use tiles of height x width px that overlap by a quarter; HunyuanVideo 1.0's by two of four latent frames too."""
+    """Use tiles of height x width px that overlap by 1/4; with HunyuanVideo 1.0, also by two of four latent frames."""
     vae = tiny_vae(form)
     before = dict(vars(vae))
     try:

@@ -1,4 +1,4 @@
-"""The engine on 1 to 4 ranks: the same video from all of them, and ranks that disagree are stopped."""
+"""Tests of the engine on 1 to 4 ranks: all make the same video, and ranks that disagree stop."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def sample(mesh: Mesh | None, config: RunConfig, prompt: str = PROMPT, seed: int
     ids=["s2", "cfg", "two-draws-batched", "no-uncond"],
 )
 def test_worlds_agree(ranks: Ranks, tiny_checkpoint: Path, world_size: int, guidance: dict[str, Any]) -> None:
-    """175 tokens and 5 heads divide by neither 2 nor 3."""
+    """175 tokens and 5 heads are not divisible by 2 or 3."""
     config = tiny_config(tiny_checkpoint, **guidance)
     alone = sample(None, config)
     together = ranks(world_size).run(sample, config)
@@ -61,7 +61,7 @@ def test_rings_agree(ranks: Ranks, tiny_checkpoint: Path, ring: int, ulysses: in
 def test_branches_side_by_side_agree(
     ranks: Ranks, tiny_checkpoint: Path, ring: int, ulysses: int, guidance: dict[str, Any]
 ) -> None:
-    """Six steps: the first and the last lie outside the window, and have no sub branch to merge for."""
+    """The first and the last of six steps are outside the window, so they have no sub branch to merge."""
     config = tiny_config(tiny_checkpoint, window=(0.2, 0.8), **guidance)
     alone = sample(None, config)
     together = ranks(2 * ring * ulysses).run(sample_laid_out, config, ring, ulysses, 2)
@@ -104,7 +104,7 @@ def disagree(mesh: Mesh, config: RunConfig, difference: str) -> None:
     ],
 )
 def test_ranks_that_disagree_all_stop(ranks: Ranks, tiny_checkpoint: Path, world_size: int, difference: str) -> None:
-    """On every rank, at once, with one error that names the field and the ranks."""
+    """All ranks stop at once, with one error that names the field and the ranks."""
     with pytest.raises(RankError) as caught:
         ranks(world_size).run(disagree, tiny_config(tiny_checkpoint), difference)
     assert caught.value.kinds == ["AgreementError"] * world_size

@@ -166,7 +166,7 @@ def test_a_full_disk(start: Callable[..., Job]) -> None:
 
 
 def test_killed_in_the_midst_of_encoding(start: Callable[..., Job], tmp_path: Path) -> None:
-    """--resume decodes what was denoised, and leaves a video that is whole as it is."""
+    """--resume decodes the denoised latents, and keeps a complete video."""
     arguments = ["--set", "sampling.num_frames=161", "--set", "checkpoint.every_seconds=600"]
     job = start(2, *arguments, "--set", "sampling.num_inference_steps=2")
     job.wait_until(lambda: any(re.fullmatch(r"\.clip\.\w+\.mp4", name) for name in job.files()))

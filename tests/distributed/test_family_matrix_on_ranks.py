@@ -1,4 +1,4 @@
-"""Families × worlds: 2 and 3 ranks make the video that one makes, whatever stands fixed in it."""
+"""Tests of families × worlds: 2 and 3 ranks make the same video as one, with any image conditioning."""
 
 from collections.abc import Callable
 from pathlib import Path

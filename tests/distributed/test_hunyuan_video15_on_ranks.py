@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5's engine on 1 to 4 ranks: text of three kinds and every length gives the same video everywhere."""
+"""Tests of HunyuanVideo 1.5 on 1 to 4 ranks: three kinds of text, of any length, give the same video on every rank."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""HunyuanVideo's engine on 1 to 4 ranks: joint attention and travelling text give the same video everywhere."""
+"""Tests of HunyuanVideo on 1 to 4 ranks: joint attention and text in the blocks give the same video on every rank."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_worlds_agree(
 def test_the_given_frame_lies_where_it_may(
     ranks: Ranks, tiny_hunyuan_image_checkpoint: Path, ring: int, ulysses: int, branch: int, guidance: dict[str, Any]
 ) -> None:
-    """Its 35 of 70 tokens end within the second shard of three, or are just those of half of the ranks."""
+    """The image's 35 of 70 tokens end inside the second of three shards, or exactly at half of the ranks."""
     values = tiny_config(tiny_hunyuan_image_checkpoint, **guidance).model_dump(mode="json")
     values["sampling"]["num_frames"] = 5
     check(ranks, build_config(values), IMAGES, ring, ulysses, branch)

@@ -1,4 +1,4 @@
-"""LoRA on several ranks: the same video, and ranks with another file are stopped."""
+"""Tests of LoRA on several ranks: the same video, and ranks with another file stop."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ Ranks = Callable[[int], RankPool]
 
 
 def sample(mesh: Mesh | None, *configs: RunConfig) -> torch.Tensor:
-    """Rank i with its own config, the last one for those that have none."""
+    """Sample with config i on rank i; further ranks use the last config."""
     rank = 0 if mesh is None else mesh.world.rank
     return Engine(configs[min(rank, len(configs) - 1)], mesh).sample([PROMPT], [3])
 

@@ -1,4 +1,4 @@
-"""Other guidance on two ranks: the latents of one, by Ulysses and with cond beside uncond; momentum taken up again."""
+"""Tests of other guidance methods on two ranks, by ulysses and branch: latents equal one rank's; momentum resumes."""
 
 from collections.abc import Callable
 from pathlib import Path

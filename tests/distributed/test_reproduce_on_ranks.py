@@ -1,4 +1,4 @@
-"""A video made on one rank, made again on one and on two; and made again with other weights."""
+"""Tests that reproduce a video of one rank on one and two ranks, and with other weights."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def test_on_two_ranks(made: Path, tmp_path: Path, ranks: Ranks) -> None:
 
 
 def test_a_difference_is_found(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A sidecar that tells of another seed than the one that made these latents: exit code 1."""
+    """A sidecar with another seed than that of the latents gives exit code 1."""
     values = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
     (tmp_path / "other.json").write_text(json.dumps(values | {"seed": 6}), encoding="utf-8")
     assert main(["reproduce", str(tmp_path / "other.json"), "--plain"]) == 1

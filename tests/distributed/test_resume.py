@@ -1,4 +1,4 @@
-"""Denoising that is interrupted and taken up again: on the same ranks bitwise, on other ranks within 1e-4."""
+"""Tests of resuming an interrupted run: bitwise equal on the same ranks, within 1e-4 on others."""
 
 import signal
 from collections.abc import Callable, Generator
@@ -26,7 +26,7 @@ Ranks = Callable[[int], RankPool]
 
 
 class TermAtStep(Termination):
-    """A SIGTERM that arrives in the given step of this process."""
+    """Send a SIGTERM to this process in the given step."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def engine(mesh: Mesh | None, config: RunConfig, euler: bool, termination: Termi
 
 
 def interrupted(mesh: Mesh | None, config: RunConfig, euler: bool, step: int, path: Path) -> None:
-    """Only the last rank is asked to stop."""
+    """Only the last rank gets the request to stop."""
     is_last = mesh is None or mesh.world.rank == mesh.world.size - 1
     maker = engine(mesh, config, euler, TermAtStep(step) if is_last else None)
     with pytest.raises(StoppedError, match=f"after step {step} of 6"):
@@ -71,7 +71,7 @@ def whole(mesh: Mesh | None, config: RunConfig, euler: bool) -> torch.Tensor:
 
 
 def on(ranks: Ranks, world_size: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the main rank returns."""
+    """Return the main rank's result."""
     return function(None, *arguments) if world_size == 1 else ranks(world_size).run(function, *arguments)[0]
 
 
@@ -103,7 +103,7 @@ def test_taken_up_on_other_ranks(ranks: Ranks, tiny_checkpoint: Path, tmp_path: 
 def test_on_either_side_of_the_turn_of_two_transformers(
     checkpoint_of: Callable[[str], Path], tmp_path: Path, step: int
 ) -> None:
-    """The second takes over after two steps."""
+    """The second transformer is active after two steps."""
     config = a14b_config(checkpoint_of("wan2.2-t2v"))
     interrupted(None, config, False, step, tmp_path / "clip.mp4")
     assert torch.equal(resumed(None, config, False, tmp_path / "clip.mp4"), whole(None, config, False))
@@ -114,7 +114,7 @@ def test_sigterm_while_denoising(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One rank gets it, all stop at the end of the step with a checkpoint; --resume goes on, here on one rank."""
+    """One rank gets the signal; all stop after the step with a resume point; --resume continues, here on one rank."""
     arguments = ["--set", "sampling.num_inference_steps=100", "--keep-latents"]
     job = start(2, *arguments)
     job.wait_until(lambda: "step 10/100" in job.said(0))
@@ -133,7 +133,7 @@ def test_sigterm_while_denoising(
 
 
 def test_videos_that_are_whole_are_left_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Those of this very job: mp4 and sidecar there, and every setting the same."""
+    """Videos of this job are kept: mp4 and sidecar exist, and every setting is equal."""
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny_config(tiny_checkpoint).model_dump(mode="json")), encoding="utf-8")
     command = ["generate", "--config", str(config), "--output", str(tmp_path / "clip.mp4"), "--num-videos", "3"]

@@ -1,4 +1,4 @@
-"""The self-test passes where all is well, and says what is wrong where something is."""
+"""Tests that the self-test passes on a correct setup and reports what is wrong otherwise."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def test_two_ranks_pass_and_see_the_same_table(ranks: Ranks) -> None:
     for layout in ("ulysses 2", "ring 2", "ulysses 1 × branch 2"):
         assert f"{layout} against one rank" in names
     found_out = next(o for o in tables[0] if o.name == "masks and disagreement")
-    assert "found out" in found_out.measured
+    assert "detected" in found_out.measured
 
 
 def narrow_goes_wrong_on_rank_1(mesh: Mesh) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""Wan 2.2 on 2 ranks: weights of two transformers brought as those of one, and a time for each of a rank's tokens."""
+"""Tests of Wan 2.2 on 2 ranks: sharded or streamed weights of two transformers, and a timestep per token of a shard."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Tests of sharded weights: bitwise the same video, one gather of each block per step, each rank reads only its part.
 
-ZeRO-3 takes part where DeepSpeed is installed (`pip install 's2video[deepspeed]'`).
+ZeRO-3 is tested if DeepSpeed is installed (`pip install 's2video[deepspeed]'`).
 """
 
 import importlib.util

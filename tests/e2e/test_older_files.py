@@ -29,7 +29,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_inspect(old: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", name]) == 0
     said = capsys.readouterr().out
-    assert "as it was written" in said
+    assert "unchanged (sha256" in said
     assert len(next(line for line in said.splitlines() if "block 1 " in line).split()[-1]) == 4  # steps
 
 

@@ -1,4 +1,4 @@
-"""Captions of the shapes' world understood without a model, for fakes that render what they are told."""
+"""Parsing of shapes captions without a model, for fakes that render a prompt."""
 
 import random
 import re
@@ -10,7 +10,7 @@ THING = re.compile(r"a (small|large) (\w+) (\w+) moving (\w+)")
 
 
 def understand(text: str, seed: int) -> Scene:
-    """The scene of a full caption, at places drawn from the seed."""
+    """Return the scene of a full caption, with positions drawn from the seed."""
     things = [Thing(color, shape, size, direction) for size, color, shape, direction in THING.findall(text)]
     rng = random.Random(seed)
     while (placed := _place(rng, things)) is None:

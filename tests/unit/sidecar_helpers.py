@@ -1,4 +1,4 @@
-"""A video with its sidecar, made of coloured frames instead of by a model."""
+"""A video of coloured frames with its sidecar, made without a model."""
 
 from fractions import Fraction
 from pathlib import Path

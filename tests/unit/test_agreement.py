@@ -11,14 +11,14 @@ def test_one_rank_always_agrees_with_itself() -> None:
 
 
 def test_error_names_fields_values_and_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the gather by the statements of four ranks."""
-    said = [
+    """Replace the gather with the statements of four ranks."""
+    statements = [
         {"seed": "1", "prompt": '"x"'},
         {"seed": "1", "prompt": '"x"'},
         {"seed": "2", "prompt": '"x"'},
         {"seed": "1"},
     ]
-    answers = iter([["a", "a", "b", "c"], said])
+    answers = iter([["a", "a", "b", "c"], statements])
     monkeypatch.setattr(agreement, "gather_objects", lambda value, axis: next(answers))
     with pytest.raises(agreement.AgreementError) as caught:
         agreement.require_agreement({"seed": 1, "prompt": "x"}, Axis("world", size=4))

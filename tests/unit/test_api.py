@@ -1,4 +1,4 @@
-"""s2video.load: settings, videos, streams, progress and a way out."""
+"""Tests of s2video.load: settings, videos, streams, progress and cancelling."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The house stands as drawn: imports go down, and the linters are content."""
+"""Tests of the architecture: imports follow the order of layers, and the linters pass."""
 
 import ast
 import subprocess
@@ -12,8 +12,8 @@ import s2video
 ROOT = Path(s2video.__file__).resolve().parents[1]
 PACKAGE = ROOT / "s2video"
 
-# Lowest first: a module imports from its own folder and from those before it. Files of the package's own folder stand
-# under their names.
+# Lowest first: a module imports from its own folder and from those before it. Files of the package's top folder are
+# listed by name.
 FLOORS = """
     errors geometry version
     guidance system media config parallel
@@ -32,13 +32,13 @@ NEVER = {
     ("media", "config"),
 }
 
-# The command line answers bad input before torch is imported: these import it nowhere, or only within functions.
+# The command line reports bad input before torch is imported, so these modules import it only inside functions.
 LIGHT = ("errors", "geometry", "version", "system", "config", "guidance.masks", "media.formats", "media.naming")
 HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
 
 
 def module_files() -> dict[str, Path]:
-    """Dotted names below s2video -> files; a folder's `__init__` stands under the folder's name."""
+    """Return dotted names below s2video -> files; a folder's `__init__` has the folder's name."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -50,7 +50,7 @@ FILES = module_files()
 
 
 def imports_of(module: str) -> set[str]:
-    """What a file imports anywhere in it: modules of s2video as names below it, others by their first name."""
+    """Return all imports in a file: modules of s2video by their name below it, others by their first name."""
     path = FILES[module]
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     found = set()
@@ -84,7 +84,7 @@ def test_every_folder_has_a_floor() -> None:
 
 
 def test_the_reader_of_imports_sees_them() -> None:
-    """Lazy, relative and absolute ones; else the next tests would pass on anything."""
+    """Lazy, relative and absolute imports are found; otherwise the next tests would always pass."""
     assert "guidance.masks" in IMPORTS["config.sections"]
     assert {"errors", "torch"} <= IMPORTS["models.loading"]
     assert {"engine.engine", "models.limits", "parallel.mesh"} <= IMPORTS["cli.generate"]

@@ -1,4 +1,4 @@
-"""Input that cannot be used: exit code 2, one line, no traceback, nothing written, no process started."""
+"""Invalid input: exit code 2, one line, no traceback, nothing written, no process started."""
 
 import json
 import os
@@ -22,7 +22,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 class Workspace:
-    """A folder with a config that works, for a case to spoil."""
+    """A folder with a valid config, which each case makes invalid."""
 
     def __init__(self, folder: Path, checkpoint: Path) -> None:
         self.folder = folder
@@ -108,7 +108,7 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-NO_TENSORS = b"\x02" + b"\0" * 7 + b"{}"  # a whole safetensors file
+NO_TENSORS = b"\x02" + b"\0" * 7 + b"{}"  # a complete safetensors file without tensors
 
 
 def lora(content: bytes, more: str = "scale: 1") -> Callable[[Workspace], list[str]]:
@@ -121,13 +121,16 @@ def lora(content: bytes, more: str = "scale: 1") -> Callable[[Workspace], list[s
 CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     # LoRA
     "LoRA of no file": (setting("model.lora=[{path: no/such.safetensors}]"), ["model.lora", "no/such.safetensors"]),
-    "LoRA of no folder": (setting("model.lora=[{path: ./none}]"), ["model.lora", "no folder './none'"]),
+    "LoRA of no folder": (setting("model.lora=[{path: ./none}]"), ["model.lora", "expected a folder", "got './none'"]),
     "LoRA without path": (setting("model.lora=[{scale: 1}]"), ["model.lora.0", "expected path"]),
     "LoRA that is no list": (setting("model.lora=x"), ["model.lora", "expected a list"]),
     "LoRA scale no number": (setting("model.lora=[{path: x, scale: strong}]"), ["model.lora.0.scale", "number"]),
     "LoRA damaged": (lora(b"\0" * 20), ["lora.safetensors", "safetensors file"]),
     "LoRA cut off": (lora(b"\x02" + b"\0" * 7 + b"{}x"), ["lora.safetensors", "expected 10 bytes, got 11"]),
-    "LoRA of a second transformer": (lora(NO_TENSORS, "component: transformer_2"), ["has no transformer_2"]),
+    "LoRA of a second transformer": (
+        lora(NO_TENSORS, "component: transformer_2"),
+        ["expected component transformer", "got transformer_2"],
+    ),
     "LoRA with sharded weights": (
         lambda workspace: [*lora(NO_TENSORS)(workspace), *setting("parallel.weights=fsdp")(workspace)],
         ["model.lora", "replicated", "fsdp"],
@@ -223,7 +226,7 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "fps zero": (setting("output.fps=0"), ["output.fps"]),
     "fps text": (setting("output.fps=fast"), ["output.fps"]),
     "crf too large": (setting("output.crf=99"), ["output.crf", "<= 51"]),
-    # what the model or the ranks cannot serve
+    # beyond the limits of the model or the ranks
     "width not a multiple": (setting("sampling.width=100"), ["sampling.width", "multiple of 16", "96 and 112"]),
     "height too small": (setting("sampling.height=8"), ["sampling.height", "nearest is 16"]),
     "width beyond the positions": (setting("sampling.width=1040"), ["sampling.width", "at most 1024"]),
@@ -239,8 +242,8 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "decode mode unknown": (setting("parallel.decode=strips"), ["parallel.decode", "'sharded'"]),
     "attention backend unknown": (setting("model.attention_backend=fast"), ["attention_backend", "native"]),
     # images
-    "image where none is taken": (words("--image", "/nowhere/x.png"), ["image", "takes none"]),
-    "image in the config": (config_with(image="x.png"), ["image", "takes none"]),
+    "image where none is taken": (words("--image", "/nowhere/x.png"), ["image: expected none"]),
+    "image in the config": (config_with(image="x.png"), ["image: expected none"]),
     "last image alone": (words("--last-image", "x.png"), ["last_image", "--image"]),
     "image a number": (setting("image=3"), ["image: expected text"]),
     # checkpoint
@@ -265,13 +268,16 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "another pipeline": (checkpoint(lambda c: edit_json(c / "model_index.json", _class_name="FluxPipeline")), ["Flux"]),
     "second transformer missing": (
         checkpoint(lambda c: edit_json(c / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])),
-        ["transformer_2/ is missing"],
+        ["expected a folder transformer_2/"],
     ),
     "boundary of a single transformer": (
         checkpoint(lambda c: edit_json(c / "model_index.json", boundary_ratio=0.875)),
         ["boundary_ratio", "expected null", "got 0.875"],
     ),
-    "scale of a second transformer": (setting("guidance.cfg_scale_2=3"), ["guidance.cfg_scale_2", "has one"]),
+    "scale of a second transformer": (
+        setting("guidance.cfg_scale_2=3"),
+        ["guidance.cfg_scale_2: expected null", "got 3"],
+    ),
     "a single transformer offloaded": (setting("model.offload_experts=true"), ["model.offload_experts", "streamed"]),
     "weights missing": (checkpoint(lambda c: (c / WEIGHTS).unlink()), ["transformer", "safetensors"]),
     "weights empty": (checkpoint(lambda c: truncate(c / WEIGHTS, 0)), [WEIGHTS]),
@@ -300,7 +306,7 @@ def test_the_table_is_long_enough() -> None:
 
 
 def test_nothing_is_wrong_with_the_unspoilt_workspace(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else every case below would pass for a reason that is not its own."""
+    """The workspace itself is valid, so the cases below fail for their own reason."""
     started: list[list[str]] = []
     monkeypatch.setattr("s2video.cli.generate.launch", lambda plan, arguments: started.append(arguments) or 0)
     assert main([*LAUNCH, "--config", str(workspace.config), "--output", str(workspace.output)]) == 0

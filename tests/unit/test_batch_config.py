@@ -1,4 +1,4 @@
-"""Run files and lists of shots: what they expand to, what is refused, and in which words."""
+"""Tests of run files and lists of shots: expansion, refusals, and their messages."""
 
 import json
 from collections.abc import Mapping
@@ -99,7 +99,7 @@ def test_lines_of_json(tmp_path: Path) -> None:
 
 
 def test_cells_of_a_table(tmp_path: Path) -> None:
-    """Text stays text, other cells are YAML, empty ones set nothing, and a cell may hold a line's end."""
+    """Text is verbatim, other cells are YAML, empty ones set nothing, and a cell can contain line breaks."""
     text = 'shot,prompt,sampling.seed,guidance.s2_scale,model.revision\n010,on,5,1e-4,\nb,"x, ""y""\nz",,,1e5\n'
     batch = load_file(tmp_path, "s.csv", text)
     first, second = batch.jobs
@@ -111,8 +111,8 @@ def test_cells_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "fragments"),
     [
-        ("s.jsonl", '{"prompt": "a"', ["s.jsonl, line 1", "not usable as JSON"]),
-        ("s.jsonl", '{"prompt": "a", "prompt": "b"}', ["given twice"]),
+        ("s.jsonl", '{"prompt": "a"', ["s.jsonl, line 1", "expected JSON"]),
+        ("s.jsonl", '{"prompt": "a", "prompt": "b"}', ["a key has two values"]),
         ("s.jsonl", "3", ["expected a prompt or a mapping", "3"]),
         ("s.jsonl", '{"promt": "a"}', ["did you mean 'prompt'"]),
         ("s.jsonl", '{"prompt": 12}', ["prompt: expected text", "quote it"]),
@@ -140,7 +140,7 @@ def test_all_bad_shots_are_named_and_the_good_ones_stand(tmp_path: Path) -> None
     assert [problem.split(": ")[1].split(" ")[0] for problem in batch.problems] == [
         "output.path",
         "guidance.s2_scale",
-        "no",
+        "prompt",
     ]
 
 
@@ -155,7 +155,7 @@ def test_all_bad_shots_are_named_and_the_good_ones_stand(tmp_path: Path) -> None
         ({**SHOTS, "seeds": 10**6}, ["at most 100000", "2000000"]),
         ({**SHOTS, "sweep": {"guidance.s2_scael": [1]}}, ["did you mean 'guidance.s2_scale'"]),
         ({**SHOTS, "sweep": {"guidance.s2_scale": 1}}, ["expected a list of values"]),
-        ({**SHOTS, "sweep": {"model.device": ["cpu"]}}, ["model.device: is one for the whole batch"]),
+        ({**SHOTS, "sweep": {"model.device": ["cpu"]}}, ["model.device: has one value for the whole batch"]),
         ({**SHOTS, "output": {"path": "x.mp4"}}, ["output.path", "folder and name"]),
         ({**SHOTS, "fields": {"a b": 1}}, ["fields"]),
         ({**SHOTS, "guidance": {"cfg_scale": "strong"}}, ["guidance.cfg_scale"]),
@@ -174,11 +174,11 @@ def test_a_bad_run_file_is_refused_whole(tmp_path: Path, values: Mapping[str, An
 @pytest.mark.parametrize(
     ("more", "fragment"),
     [
-        ({"sweep": {"prompt": ["x"]}}, "prompt is set here and by sweep"),
-        ({"sweep": {"sampling.seed": [1]}, "seeds": 2}, "say the same"),
+        ({"sweep": {"prompt": ["x"]}}, "prompt: expected one value, got one here and one in sweep"),
+        ({"sweep": {"sampling.seed": [1]}, "seeds": 2}, "expected seeds or a sweep"),
         ({"name": "{shto}.mp4"}, "unknown field 'shto'"),
         ({"name": "../{shot}.mp4"}, 'begins with "."'),
-        ({"name": "batch.{shot}.mp4"}, "the batch's own files"),
+        ({"name": "batch.{shot}.mp4"}, "which the batch uses itself"),
         ({"name": "{version:03d}.mp4", "fields": {"version": "x"}}, "name"),
     ],
 )
@@ -198,10 +198,10 @@ def test_names_end_as_their_format_wants(tmp_path: Path) -> None:
 
 
 def test_videos_in_one_place_are_refused(tmp_path: Path) -> None:
-    """Also where only a file system that ignores case, or the sidecar, would make them one."""
+    """Also if they would collide only on a file system that ignores case, or by their sidecars."""
     shots = [{"shot": "A", "prompt": "x"}, {"shot": "a", "prompt": "y"}, {"shot": "b", "prompt": "z"}]
     (problem,) = load(tmp_path, {"shots": shots, "name": "{shot}.mp4", "folder": "out"}).problems
-    assert "a.mp4 would lie where A.mp4 does" in problem and "shot 2" in problem and "shot 1" in problem
+    assert "a.mp4 would overwrite A.mp4" in problem and "shot 2" in problem and "shot 1" in problem
 
 
 def test_names_follow_the_format(tmp_path: Path) -> None:
@@ -258,6 +258,6 @@ def test_the_example_tells_every_setting_of_a_run_file(tmp_path: Path) -> None:
 
 
 def test_jobs_are_plain_json(tmp_path: Path) -> None:
-    """The store keeps them as such."""
+    """The store needs this."""
     job = load(tmp_path, {**SHOTS, "output": {"fps": "24000/1001"}}).jobs[0]
     assert RunConfig.model_validate(json.loads(job.config.model_dump_json())) == job.config

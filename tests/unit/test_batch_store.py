@@ -1,4 +1,4 @@
-"""A batch's state: who has which job, for how long, and what becomes of it; and what `status` makes of that."""
+"""Tests of a batch's state: owners, leases and outcomes of jobs, and the output of `status`."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def store(tmp_path: Path, clock: Clock) -> Store:
 
 @pytest.fixture
 def alive(store: Store) -> Iterator[ExitStack]:
-    """r1 and r2 live."""
+    """Keep r1 and r2 alive."""
     with ExitStack() as stack:
         for owner in ("r1", "r2"):
             stack.enter_context(held_lock(store.owner_path(owner)))
@@ -146,7 +146,7 @@ def test_a_job_that_kills_every_replica_fails(store: Store) -> None:
         assert drawn is not None and drawn.name == "a"
         (job,) = store.release()
         assert job.attempts == attempt
-    assert job.error == f"{MAX_ATTEMPTS} replicas died while they made it"
+    assert job.error == f"{MAX_ATTEMPTS} replicas died during this job"
     assert store.records()[0].error == job.error
     assert states(store)["a"] == "failed"
 
@@ -207,7 +207,7 @@ def test_a_replica_that_lost_a_job_ends(
             connection.execute("UPDATE jobs SET owner = 'r2'")
         beating._thread.join(30)
     assert ended == [1]
-    assert "others may make a now" in capsys.readouterr().err
+    assert "may have lost a to another replica" in capsys.readouterr().err
 
 
 def test_locks(tmp_path: Path) -> None:
@@ -251,16 +251,16 @@ def test_status_tells_all_shards(tmp_path: Path, clock: Clock) -> None:
         second.fail("a1", "gone", "NaN in the latents")
         second.draw("gone", None)
         status = read_status(tmp_path, now=clock.now)
-    told = json.loads(as_json(status))
-    assert told["counts"] == {"waiting": 2, "running": 2, "done": 1, "failed": 1}
-    assert told["replicas"] == 1
-    # 5 s for each unit of work: 10 s of b0 have passed, 10 of c0, 20 of b1 and 20 of c1 are left
-    assert told["seconds_left"] == pytest.approx(50.0)
-    assert [job["error"] for job in told["jobs"] if job["state"] == "failed"] == ["NaN in the latents"]
+    reported = json.loads(as_json(status))
+    assert reported["counts"] == {"waiting": 2, "running": 2, "done": 1, "failed": 1}
+    assert reported["replicas"] == 1
+    # 5 s per unit of work; 10 s of b0 are done; 10 s of c0, 20 s of b1 and 20 s of c1 are left
+    assert reported["seconds_left"] == pytest.approx(50.0)
+    assert [job["error"] for job in reported["jobs"] if job["state"] == "failed"] == ["NaN in the latents"]
     text = as_text(status)
     assert "1 of 6 done, 2 running, 2 waiting, 1 failed; 1 replicas; time left: 50 s" in text
     assert "failed   a1  (here): NaN in the latents" in text
-    assert "1 of the running were left behind" in text
+    assert "1 of the running jobs belong to replicas that died" in text
 
 
 def test_status_does_not_guess(store: Store) -> None:
@@ -270,5 +270,5 @@ def test_status_does_not_guess(store: Store) -> None:
 
 
 def test_status_of_no_batch(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no batch was started there"):
+    with pytest.raises(InputError, match="expected the folder of a batch"):
         read_status(tmp_path)

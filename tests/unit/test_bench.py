@@ -1,4 +1,4 @@
-"""tools/bench.py: its arithmetic, its counts, its table, and every section in miniature. No time is asserted."""
+"""Tests of tools/bench.py: arithmetic, counts, table, and every section at small sizes. They assert no times."""
 
 import json
 import math
@@ -25,7 +25,7 @@ DOCUMENT = Path(bench.__file__).resolve().parents[1] / "docs" / "evidence" / "co
 
 @pytest.mark.parametrize(("num_blocks", "shared"), [(30, 1.325), (40, 1.35), (60, 1.38)])
 def test_expected_cost(num_blocks: int, shared: float) -> None:
-    """A tenth dropped, never the first: the first dropped block is number 1 + (L − 1 − d)/(d + 1) on average."""
+    """With d of L blocks dropped, never the first, the first dropped block is 1 + (L − 1 − d)/(d + 1) on average."""
     dropped = num_blocks // 10
     first = 1 + (num_blocks - 1 - dropped) / (dropped + 1)
     assert s2_over_cfg(num_blocks) == pytest.approx(1 + (num_blocks - first - dropped) / (2 * num_blocks))
@@ -40,7 +40,7 @@ def test_cost_of_masks() -> None:
 
 
 def test_a_row_has_the_median_of_the_turns_ratios() -> None:
-    """Not the ratio of medians: the third turn was slow for both ways."""
+    """It is not the ratio of medians, because both were slow in the third turn."""
     row = measured("x", [3.0, 2.0, 50.0, 2.0, 1.0], [2.0, 2.0, 40.0, 1.0, 1.0], "1")
     assert (row.ratio, row.spread) == (1.25, (1.0, 1.5))
     assert measured("x", [3.0], [2.0], "1").spread == (1.5, 1.5)
@@ -61,14 +61,14 @@ def test_live_bytes() -> None:
         first = outside + 1  # 2000 bytes
         second = first.view(5, 100) * 2  # 4000
         del first
-        third = outside.view(50, 10).t()  # somebody else's
+        third = outside.view(50, 10).t()  # of another process
         second = second.add_(1)
     assert (memory.peak, memory.live, third.shape) == (4000, 2000, (10, 50))
 
 
 @pytest.mark.parametrize("mask", [(1,), (3,), (1, 3), (5,)])
 def test_memory_grows_by_one_state(mask: tuple[int, ...]) -> None:
-    """The sub branch's; what it forked from is let go as soon as cond has moved on."""
+    """It holds the sub branch's state; the fork's state is freed when cond advances."""
     one = scaled_step(quick=True)
     state = one.model.num_tokens(one.latents) * 24 * 4
     assert step.peak_bytes(lambda: one([mask]), CPU) - step.peak_bytes(lambda: one(), CPU) == state
@@ -82,13 +82,17 @@ def test_memory_of_a_step() -> None:
 
 
 def test_flops_are_those_of_the_blocks_that_run() -> None:
-    """A block's FLOPs for each block of the sub branch, beside two whole passes and the sub branch's own projection."""
+    """They are two whole passes, one block's FLOPs per block of the sub branch, and the sub branch's projection."""
     one = scaled_step(quick=True)
     cfg, *subs = step.count_flops(one, [(), ((5,),), ((4,),), ((1,),), ((1, 5),)])
     block = subs[1] - subs[0]
     assert [count - subs[0] for count in subs] == [0, block, 4 * block, 3 * block]
     assert 0 < subs[0] - cfg < block
-    for masks in (((2, 4),), ((3,),), ((1, 2, 3, 5),)):  # counted anew, not taken from one that left as many
+    for masks in (
+        ((2, 4),),
+        ((3,),),
+        ((1, 2, 3, 5),),
+    ):  # counted again, because another mask with as many blocks gives other FLOPs
         (count,) = step.count_flops(one, [masks])
         assert count - subs[0] == (6 - masks[0][0] - len(masks[0])) * block
 
@@ -114,7 +118,7 @@ def test_seconds_of_a_step_by_way_repeat_and_mask() -> None:
 
 def test_whole_runs() -> None:
     section = whole_runs.runs(QUICK)
-    assert [len(draws) for draws in section.raw["masks"]] == [1, 1, 1]  # of three steps all lie in the window
+    assert [len(draws) for draws in section.raw["masks"]] == [1, 1, 1]  # all three steps are in the window
     assert section.raw["seconds"].keys() == {"s2", "cfg"}
     assert whole_runs.against_diffusers(QUICK).raw["bitwise_equal"]
 
@@ -125,7 +129,7 @@ def test_streamed_weights(tmp_path: Path) -> None:
     assert section.raw["bitwise_equal"]
     assert section.rows[0].ratio == 3
     assert size == sum(p.nbytes for p in random_model(scaled_wan(quick=True)).parameters())
-    # in a process of its own: one that has held more before may find room without growing
+    # in a new process, because one that held more memory before would not grow
     assert 0 < apart("weight_fetching.load_peak", folder=str(tmp_path), kind="streamed")[0] < 2**30
 
 
@@ -222,7 +226,7 @@ def test_what_cannot_be_run(
 
 
 def test_the_document_shows_what_was_measured() -> None:
-    """If not: python tools/bench.py --show FILE …, into the document."""
+    """To update: python tools/bench.py --show FILE …, into the document."""
     text = DOCUMENT.read_text(encoding="utf-8")
     files = [DOCUMENT.parents[2] / word for word in text.split("--show ")[1].splitlines()[0].split()]
     assert bench.show(files) in text

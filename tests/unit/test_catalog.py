@@ -1,4 +1,4 @@
-"""`s2video models` and `s2video config`: what can be named, and what can be set."""
+"""Tests of `s2video models` and `s2video config`: names and settings."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_what_models_take_and_need(entries: dict[str, Entry]) -> None:
     assert entries["wan2.2-ti2v-5b"].inputs == ("text", "image?")
     large, small = (entries[name].memory_gb or 0 for name in ("wan2.1-t2v-14b-720p", "wan2.1-t2v-1.3b-480p"))
     assert large > 2 * small > 10
-    assert entries["wan2.2-t2v-a14b-lightning"].memory_gb is None  # a user's model, whose files are not at hand
+    assert entries["wan2.2-t2v-a14b-lightning"].memory_gb is None  # a user's model whose files are missing
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One `load` reads model_index.json, and the header of each weight file, once."""
+"""Tests that one `load` reads model_index.json and the header of each weight file once."""
 
 import subprocess
 import sys

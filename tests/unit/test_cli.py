@@ -1,4 +1,4 @@
-"""The command line when the input is right: plans, output names, and how ranks are started and stopped."""
+"""Tests of the command line with valid input: plans, output names, and starting and stopping of ranks."""
 
 import os
 import signal
@@ -97,7 +97,7 @@ def test_launch_returns_the_exit_code(monkeypatch: pytest.MonkeyPatch, code: str
 
 
 def test_a_workers_own_exit_code_comes_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun itself would say 1; the first worker to stop is heard, not those that follow from it."""
+    """torchrun would return 1. The exit code of the first worker that ends counts."""
     run_instead(
         monkeypatch,
         "from s2video.system.launcher import report_exit_code as say; say(2); say(1); raise SystemExit(1)",
@@ -136,7 +136,7 @@ def test_signals_are_passed_on(
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    """As in `s2video inspect X | head`."""
+    """An example is `s2video inspect X | head`."""
     gone, pipe = os.pipe()
     os.close(gone)
     command = [sys.executable, "-m", "s2video", "inspect", "--schema"]

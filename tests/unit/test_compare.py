@@ -1,4 +1,4 @@
-"""Two videos in one, contact sheets, and the captions above them."""
+"""Tests of comparison videos, contact sheets, and their captions."""
 
 import os
 from fractions import Fraction
@@ -71,7 +71,7 @@ def test_large_videos_keep_their_size(tmp_path: Path) -> None:
 
 
 def test_videos_of_any_size_rate_and_length(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    """The lower one is enlarged, the slower one repeats frames, the shorter one holds its last."""
+    """The lower one is enlarged, the slower one repeats frames, the shorter one holds its last frame."""
     other = tmp_path / "other.mp4"
     write_video([solid(RED, 6, 96, 160), solid(BLUE, 6, 96, 160)], other, VideoSpec(Fraction(8), crf=0), metadata={})
     info = compare_videos(pair[1], other, tmp_path / "both.mp4", LABELS)

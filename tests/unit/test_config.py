@@ -1,4 +1,4 @@
-"""Config files: what is read, what is refused, and in which words."""
+"""Tests of config files: values, refusals, and their messages."""
 
 import json
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""docs/configs.md says of every setting what the models say today."""
+"""Tests that docs/configs.md matches the models of the settings."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "configs.md"
 
 
 def test_the_document_is_current() -> None:
-    """If not: python tools/config_reference.py > docs/configs.md"""
+    """To update: python tools/config_reference.py > docs/configs.md"""
     assert DOCUMENT.read_text(encoding="utf-8").rstrip() == reference().rstrip()
 
 

@@ -33,7 +33,7 @@ def run_wan_with_times(model: WanTransformer3DModel, latents: torch.Tensor) -> N
 
 
 def run_wan_with_images(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
-    """Its cross-attention takes the last 512 tokens for the text."""
+    """Its cross-attention treats the last 512 tokens as text."""
     num_images = 1 if model.config.pos_embed_seq_len is None else 2
     images = torch.empty(num_images, 257, model.config.image_dim)
     model(latents, torch.empty(1), torch.empty(1, 512, model.config.text_dim), images)
@@ -108,7 +108,7 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], Callable[..., None]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_flops_and_parameters_are_those_of_the_module(name: str) -> None:
-    """On the meta device, where attention takes the path that the counter knows."""
+    """They are counted on the meta device, where attention uses a path that the counter knows."""
     kind, settings, run = CASES[name]
     with torch.device("meta"), torch.no_grad():
         model = kind(**settings)
@@ -126,7 +126,7 @@ def test_flops_and_parameters_are_those_of_the_module(name: str) -> None:
 
 @pytest.mark.parametrize("image_to_video", [False, True])
 def test_flops_and_parameters_of_hunyuan_video_15(image_to_video: bool) -> None:
-    """With numbers, for the module looks at its masks; so attention takes the path of plain products."""
+    """The module reads its masks, so this needs real tensors, and attention uses plain products."""
     settings = {
         "num_attention_heads": 2,
         "attention_head_dim": 8,

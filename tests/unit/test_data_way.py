@@ -1,4 +1,4 @@
-"""tools/data_way.py: which crossings return, and the trace of a real call."""
+"""Tests of tools/data_way.py: crossings that return, and the trace of a real call."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_a_return_goes_to_a_module_that_was_left() -> None:
 
 
 def test_a_call_is_traced(tmp_path: Path) -> None:
-    """Across modules, each pair once; the trace ends with the `with`."""
+    """The trace has each pair of modules once, and ends with the `with` block."""
     call, tracer = data_way.make_video(tmp_path), Tracer()
     with tracer.on():
         call()

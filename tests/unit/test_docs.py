@@ -35,7 +35,7 @@ OURS = ("s2video", "python", ".venv/bin/python", "bash", "torchrun", "sbatch")
 FOREIGN = ("pip", "uv", "git", "unzip", "vbench")
 EMBEDDED = "shapes-wan"
 SCRIPTS_OF_OTHERS = ("static_filter.py",)  # VBench's
-WRITING = ("--output", "-o", "--json", "--figures", ">")  # what follows need not be there
+WRITING = ("--output", "-o", "--json", "--figures", ">")  # these need not exist
 FORMULA = re.compile(r"[A-Z][\w\[\]]* = ")
 RUN_BY = {
     "s2video generate": ("tests/e2e/test_generate.py", '"generate"'),
@@ -64,7 +64,7 @@ RUN_BY = {
 
 
 class Command(NamedTuple):
-    """One command of a document; `comment` is what stands behind a "#"."""
+    """One command of a document; `comment` is the text after a "#"."""
 
     document: str
     words: tuple[str, ...]
@@ -76,12 +76,12 @@ class Command(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """As RUN_BY has it."""
+        """Return the key in RUN_BY."""
         return f"{self.words[0].removeprefix('.venv/bin/')} {self.words[1]}"
 
 
 def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Blocks of code with their language, "indented" for those without fences."""
+    """Yield code blocks with their language, "indented" for those without fences."""
     language: str | None = None
     lines: list[str] = []
     for line in [*text.splitlines(), ""]:
@@ -114,7 +114,7 @@ def commands() -> Iterator[Command]:
 
 
 def inline() -> Iterator[Command]:
-    """Commands within sentences, with an option at least."""
+    """Yield commands within sentences that have at least one option."""
     for document in DOCUMENTS:
         text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text):
@@ -127,7 +127,7 @@ COMMANDS = list(commands())
 
 
 def parse(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
-    """What the real parsers make of it; they raise for what they do not take."""
+    """Parse a command with the real parsers, which raise if it is invalid."""
     program, *arguments = words
     if program == "s2video":
         parsed = cli.build_parser().parse_args(arguments)
@@ -238,7 +238,7 @@ def check_needs(command: Command, parsed: argparse.Namespace) -> None:
     "command", list(inline()), ids=lambda command: f"{command.document}: {' '.join(command.words)[:60]}"
 )
 def test_commands_within_sentences_have_known_options(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their arguments may be placeholders."""
+    """Their arguments can be placeholders."""
     monkeypatch.chdir(ROOT)
     program, *arguments = command.words
     if program != "s2video":
@@ -282,7 +282,7 @@ def test_python_calls_us_as_we_are(document: str, source: str) -> None:
 
 
 def test_examples_of_the_plugin_run() -> None:
-    """Those that need no published weights; each makes 17 frames with the model inside the package."""
+    """Run the examples that need no published weights; each makes 17 frames with the embedded model."""
     sources = [source for document, source in python_blocks() if document == "docs/plugin.md"]
     runnable = [source for source in sources if "# needs published weights" not in source]
     assert len(runnable) == 2 < len(sources)
@@ -294,14 +294,14 @@ def test_examples_of_the_plugin_run() -> None:
 
 
 def links(document: Path) -> Iterator[tuple[Path, str]]:
-    """Files that a document links to, each with the heading after its "#", if any."""
+    """Yield the files that a document links to, with the heading after "#" if there is one."""
     for target in re.findall(r"\]\(([^):]+)\)", document.read_text(encoding="utf-8")):
         name, _, anchor = target.partition("#")
         yield (document.parent / name).resolve() if name else document, anchor
 
 
 def anchors(document: Path) -> set[str]:
-    """The headings of a document, as links name them."""
+    """Return the headings of a document in the form of link anchors."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -330,7 +330,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
 
 
 def test_the_plan_in_the_docs_is_current() -> None:
-    """If not: s2video plan --model wan2.1-t2v-14b-720p --world 8, into docs/distribution.md"""
+    """To update: s2video plan --model wan2.1-t2v-14b-720p --world 8, into docs/distribution.md"""
     plan = make_plan(load_config("wan2.1-t2v-14b-720p"), 8, CARDS["H100"])
     assert f"```\n{as_table(plan)}\n```" in (ROOT / "docs/distribution.md").read_text(encoding="utf-8")
 

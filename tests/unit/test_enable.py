@@ -1,4 +1,4 @@
-"""`enable(pipe)`: Eq. 4 inside unmodified diffusers pipelines, and nothing left behind."""
+"""Tests of `enable(pipe)`: Eq. 4 in unmodified diffusers pipelines, and complete restoration."""
 
 import copy
 import inspect
@@ -48,7 +48,7 @@ def run(pipe: Any, arguments: dict[str, Any], num_steps: int = 6) -> Tensor:
 
 
 def watch_steps(pipe: Any) -> list[Tensor]:
-    """What the scheduler itself is given, from now on."""
+    """Record the inputs of the scheduler from now on."""
     given: list[Tensor] = []
     step = pipe.scheduler.step
 
@@ -61,7 +61,7 @@ def watch_steps(pipe: Any) -> list[Tensor]:
 
 
 def without_blocks(transformer: nn.Module, dropped: set[int]) -> nn.Module:
-    """A copy whose block lists are shortened."""
+    """Return a copy with shorter block lists."""
     shortened = copy.deepcopy(transformer)
     first = 0
     for name in ("blocks", "transformer_blocks", "single_transformer_blocks"):
@@ -74,7 +74,7 @@ def without_blocks(transformer: nn.Module, dropped: set[int]) -> nn.Module:
 
 @pytest.mark.parametrize("family", BUILDERS)
 def test_one_step_is_equation_4(tiny_checkpoint: Path, family: str) -> None:
-    """The scheduler gets CFG − ω(sub − cond), sub being the transformer with shorter block lists, to the bit."""
+    """The scheduler gets CFG − ω(sub − cond), bitwise, where sub is the transformer with shorter block lists."""
     pipe, arguments = BUILDERS[family](tiny_checkpoint)
     calls: list[tuple[Any, Any]] = []
     transformer = getattr(pipe, "transformer_2", None) or pipe.transformer
@@ -105,11 +105,11 @@ def test_enable_and_engine_make_the_same_video(tiny_checkpoint: Path) -> None:
     got = run(pipe, arguments)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     assert (got - untouched).abs().max() > 1e-3
-    assert torch.equal(got, run(pipe, arguments))  # nothing is carried over from one video to the next
+    assert torch.equal(got, run(pipe, arguments))  # no state is kept between videos
 
 
 def test_without_cfg(tiny_checkpoint: Path) -> None:
-    """λ = 1: there is no uncond call, and S² still acts."""
+    """λ = 1 makes no uncond call, and S² is still active."""
     pipe, arguments = wan(tiny_checkpoint)
     guidance = {"cfg_scale": 1.0, "s2_scale": SCALE, "mask_seed": SEED}
     s2video.enable(pipe, s2_scale=SCALE, drop_ratio=0.3, mask_seed=SEED)
@@ -146,7 +146,7 @@ def test_disable_leaves_nothing_behind(pipe_and_arguments: tuple[Any, dict[str, 
     s2video.disable(pipe)
     assert state_of(pipe) == before
     assert torch.equal(run(pipe, arguments), untouched)
-    s2video.disable(pipe)  # twice does no harm
+    s2video.disable(pipe)  # a second call has no effect
     s2video.enable(pipe, s2_scale=0)
     assert torch.equal(run(pipe, arguments), untouched)
 
@@ -181,7 +181,7 @@ def test_an_interrupted_call_leaves_nothing_behind(
 def test_a_step_that_was_interrupted_leaves_nothing_to_the_next_video(
     pipe_and_arguments: tuple[Any, dict[str, Any]],
 ) -> None:
-    """Its sub prediction was made, its scheduler was not stepped; the next video's first step has no S²."""
+    """Its sub prediction was made, but its scheduler was not stepped; the next video's first step has no S²."""
     pipe, arguments = pipe_and_arguments
     s2video.enable(pipe, s2_scale=SCALE, window=(0.2, 0.8))
     expected = run(pipe, arguments)
@@ -227,7 +227,7 @@ def test_another_scheduler_is_followed(pipe_and_arguments: tuple[Any, dict[str, 
 def test_with_group_offload(
     pipe_and_arguments: tuple[Any, dict[str, Any]], tmp_path: Path, level: dict[str, Any]
 ) -> None:
-    """To disk: what is not brought back before it is used holds zeros or worse."""
+    """Offload to disk, where weights that are not loaded before use have wrong values."""
     pipe, arguments = pipe_and_arguments
     s2video.enable(pipe, s2_scale=SCALE, drop_count=2, window=(0, 1))
     expected = run(pipe, arguments, num_steps=4)
@@ -278,7 +278,7 @@ def test_pipelines_that_name_no_call_are_refused(kind: Any) -> None:
 def test_unknown_pipelines_are_refused() -> None:
     with pytest.raises(InputError, match=r"expected one of WanPipeline, .* got Linear"):
         s2video.enable(nn.Linear(2, 2))
-    with pytest.raises(InputError, match=r"WanModularPipeline takes a guider: .*S2Guidance"):
+    with pytest.raises(InputError, match=r"got WanModularPipeline, which takes a guider; .*S2Guidance"):
         s2video.enable(WanBlocks().init_pipeline())
 
 
@@ -286,14 +286,14 @@ def test_a_pipeline_whose_guider_does_it_already_is_refused() -> None:
     pipe, arguments = build_hunyuan_video_15()
     s2video.enable(pipe, s2_scale=SCALE, window=(0, 1))
     pipe.guider = s2video.S2Guidance(5.0, start=0.0, stop=1.0)
-    with pytest.raises(InputError, match="guider is S2Guidance"):
+    with pytest.raises(InputError, match="got the guider S2Guidance"):
         run(pipe, arguments, num_steps=1)
-    with pytest.raises(InputError, match="guider is S2Guidance"):
+    with pytest.raises(InputError, match="got the guider S2Guidance"):
         s2video.enable(pipe)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"s2_scale": -1.0}, "s2_scale"),
         ({"window": (0.9, 0.1)}, "window"),
@@ -301,10 +301,10 @@ def test_a_pipeline_whose_guider_does_it_already_is_refused() -> None:
     ],
 )
 def test_settings_out_of_bounds_are_refused(
-    pipe_and_arguments: tuple[Any, dict[str, Any]], wrong: dict[str, Any], said: str
+    pipe_and_arguments: tuple[Any, dict[str, Any]], wrong: dict[str, Any], message: str
 ) -> None:
     before = state_of(pipe_and_arguments[0])
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         s2video.enable(pipe_and_arguments[0], **wrong)
     assert state_of(pipe_and_arguments[0]) == before
 
@@ -320,7 +320,7 @@ CACHES = [
 
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
 def test_step_caches_are_refused_by_name(pipe_and_arguments: tuple[Any, dict[str, Any]], cache: Any) -> None:
-    """Before `enable`, and by the next video after it; without the cache it goes on."""
+    """A cache is refused by `enable`, or by the next video if turned on later; without the cache, it works again."""
     pipe, arguments = pipe_and_arguments
     s2video.enable(pipe, s2_scale=SCALE, window=(0, 1))
     pipe.transformer.enable_cache(cache)

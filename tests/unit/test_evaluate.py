@@ -1,4 +1,4 @@
-"""tools/evaluate.py with engines that render what a caption says, or something else: the figures must show which."""
+"""Tests of tools/evaluate.py with fake engines that render captions correctly or wrongly: the figures must show it."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ from s2video.errors import InputError, NumericalError
 
 @dataclass(frozen=True)
 class FakeSampler:
-    """Renders captions. `wrong_when(guidance)` says under which guidance it takes the next colour instead."""
+    """A sampler that renders captions, with wrong colours if `wrong_when(guidance)`."""
 
     wrong_when: Any = lambda guidance: False
     guidance: dict[str, float] = field(default_factory=lambda: {"cfg_scale": 5.0, "s2_scale": 0.25})
@@ -76,7 +76,7 @@ def test_right_engine_has_everything_right(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_wrong_colors_are_told_from_right_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """CFG is right at λ = 4 only, S² everywhere: the grid must choose 4, and a run at 2 must show the difference."""
+    """CFG is right at λ = 4 only, S² everywhere, so the grid must choose 4, and a run at 2 must show the difference."""
     sampler = FakeSampler(lambda g: g["s2_scale"] == 0 and g["cfg_scale"] != 4)
     code, figures = run(sampler, tmp_path, "--cfg-scales", "1", "4", "6", "--num-things", "1", "--check")
     assert figures["cfg_scale"] == 4
@@ -154,7 +154,7 @@ def test_bootstrap_interval_has_the_width_of_theory() -> None:
 
 
 def test_sheet_shows_the_first_captions(tmp_path: Path) -> None:
-    """CFG draws other colours than the captions name, S² the right ones: CFG's stand above S²'s."""
+    """CFG draws wrong colours, S² the right ones; the rows of CFG are above those of S²."""
     sheet = tmp_path / "sheets" / "eval.png"
     sampler = FakeSampler(lambda g: g["s2_scale"] == 0)
     run(sampler, tmp_path, "--cfg-scales", "2", "--num-things", "1", "--captions", "3", "--sheet", str(sheet))
@@ -203,7 +203,7 @@ def test_failures_of_the_run_are_one_line(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_real_engine_is_driven_as_it_is(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """An untrained model: nothing need be right, but the whole path from config to figures must run."""
+    """The model is untrained, so results are arbitrary, but the whole path from config to figures must run."""
     config = tmp_path / "tiny.yaml"
     config.write_text(f"model: {{path: {json.dumps(str(tiny_checkpoint))}, device: cpu}}\n")
     output = tmp_path / "eval.json"
@@ -228,7 +228,7 @@ def test_real_engine_is_driven_as_it_is(tiny_checkpoint: Path, tmp_path: Path) -
     ],
 )
 def test_a_missing_extra_is_named(tool: str, package: str) -> None:
-    """Before anything runs, even before the arguments are read."""
+    """It is named before anything runs, even before the arguments are parsed."""
     path = Path(evaluate.__file__).with_name(f"{tool}.py")
     blocked = (
         f"import sys, runpy; sys.modules[{package!r}] = None; sys.argv = [{str(path)!r}]; "

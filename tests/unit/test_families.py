@@ -1,4 +1,4 @@
-"""What the two families read from their checkpoints, and what they refuse."""
+"""Tests of the values that families read from checkpoints, and of refusals."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_bounds(tiny_checkpoint: Path, tiny_hunyuan_checkpoint: Path) -> None:
 def test_sizes_of_hunyuan_video(tiny_hunyuan_checkpoint: Path, field: str, value: int) -> None:
     values = tiny_hunyuan.tiny_config(tiny_hunyuan_checkpoint).model_dump(mode="json")
     checkpoint = Checkpoint(tiny_hunyuan_checkpoint).info
-    values["sampling"] |= {"height": 16 * 99, "num_frames": 4001}  # its positions have no end
+    values["sampling"] |= {"height": 16 * 99, "num_frames": 4001}  # unlimited positions
     check_request(build_config(values), checkpoint)
     values["sampling"][field] = value
     with pytest.raises(InputError, match=f"sampling.{field}: expected .* got {value}"):
@@ -73,7 +73,10 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: edit_json(folder / "model_index.json", vae=None),
         "vae: expected AutoencoderKLHunyuanVideo",
     ),
-    "a text encoder missing": (lambda folder: shutil.rmtree(folder / "text_encoder_2"), "text_encoder_2/ is missing"),
+    "a text encoder missing": (
+        lambda folder: shutil.rmtree(folder / "text_encoder_2"),
+        "expected a folder text_encoder_2/",
+    ),
     "a tokenizer missing": (lambda folder: (folder / "tokenizer_2/tokenizer_config.json").unlink(), "tokenizer_2"),
     "blocks not counted": (
         lambda folder: edit_json(folder / "transformer/config.json", num_single_layers=0),
@@ -103,7 +106,7 @@ def test_other_forms_of_image_to_video_are_refused(
 
 
 def test_llama_3_is_tokenized_as_its_file_says(tiny_hunyuan_checkpoint: Path) -> None:
-    """model_index.json names LlamaTokenizerFast, which would split the text of a byte-level tokenizer wrongly."""
+    """model_index.json names LlamaTokenizerFast, which would split the text wrongly for a byte-level tokenizer."""
     index = json.loads((tiny_hunyuan_checkpoint / "model_index.json").read_text())
     assert index["tokenizer"][1].startswith("LlamaTokenizer")
     text = "a small red circle, twice"
@@ -119,5 +122,5 @@ def test_digests_cover_both_text_encoders(tiny_hunyuan_checkpoint: Path) -> None
 
 def test_strips_are_for_wans_vae(tiny_hunyuan_checkpoint: Path) -> None:
     config = build_config({"sampling": {"num_frames": 5}, "parallel": {"decode": "sharded"}})
-    with pytest.raises(InputError, match="this is AutoencoderKLHunyuanVideo"):
+    with pytest.raises(InputError, match="got AutoencoderKLHunyuanVideo"):
         check_request(config, Checkpoint(tiny_hunyuan_checkpoint).info)

@@ -1,4 +1,4 @@
-"""Families × checks on one rank: diffusers' own latents and predictions, the shared prefix, every block left out."""
+"""Tests of families on one rank: latents and predictions equal diffusers', the shared prefix, each block skipped."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ PROMPT, NEGATIVE = "a small red circle moving left on a gray background", "blue,
 
 
 class Part(NamedTuple):
-    """One transformer of a checkpoint, ours and diffusers'."""
+    """One transformer of a checkpoint, as ours and as diffusers'."""
 
     family: TinyFamily
     model: BlockModel
@@ -74,7 +74,7 @@ def test_block_model_is_the_module(part: Part) -> None:
 
 
 def test_every_block_can_be_left_out_alone(part: Part) -> None:
-    """Sub is the module without that block; shared prefix and recomputed are the same bits."""
+    """Sub equals the module without that block; shared and recomputed prefix are bitwise equal."""
     latents, cond = part.latents(), part.family.conditioning(part.build(), 2)
     masks = [(index,) for index in range(part.model.num_blocks)]
     shared, recomputed = (

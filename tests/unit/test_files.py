@@ -1,4 +1,4 @@
-"""Tests that files and folders appear whole or not at all."""
+"""Tests that files and folders are written completely or not at all."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`S2Guidance` in Modular Wan and HunyuanVideo 1.5: Eq. 4, the manners of a guider, nothing left behind."""
+"""Tests of `S2Guidance` in modular Wan and HunyuanVideo 1.5: Eq. 4, the interface of guiders, complete restoration."""
 
 import copy
 from pathlib import Path
@@ -30,7 +30,7 @@ def pipe(classic: Any) -> Any:
 
 
 def modular(blocks: Any, classic: Any, *names: str, **components: Any) -> Any:
-    """A modular pipeline of a classic one's components."""
+    """Return a modular pipeline with the components of a classic one."""
     made = blocks.init_pipeline()
     made.update_components(**{name: classic.components[name] for name in names}, **components)
     made.set_progress_bar_config(disable=True)
@@ -64,7 +64,7 @@ def test_guider_and_engine_make_the_same_video(
     expected = Engine(config).sample([PROMPT], [7])
     first = run(pipe, guider)
     torch.testing.assert_close(first, expected, atol=1e-5, rtol=0)
-    assert torch.equal(run(pipe, guider), first)  # nothing is carried over from one video to the next
+    assert torch.equal(run(pipe, guider), first)  # no state is kept between videos
 
 
 def run_classic(pipe: Any, **arguments: Any) -> Tensor:
@@ -76,7 +76,7 @@ def run_classic(pipe: Any, **arguments: Any) -> Tensor:
 
 @pytest.mark.parametrize("scales", [(4.0, 3.0), (4.0, 1.0), (1.0, 1.0)])
 def test_both_guiders_of_wan_22(classic: Any, scales: tuple[float, float]) -> None:
-    """Two transformers and λs, one series of masks: as `enable`, which is held against Eq. 4, makes it."""
+    """Two transformers and λs share one series of masks; results equal `enable`, which is tested against Eq. 4."""
     settings = {"s2_scale": 0.4, "drop_ratio": 0.3, "mask_seed": 5}
     two = WanPipeline(**{**classic.components, "transformer_2": build_transformer(seed=1)}, boundary_ratio=0.875)
     s2video.enable(two, **settings)
@@ -86,13 +86,13 @@ def test_both_guiders_of_wan_22(classic: Any, scales: tuple[float, float]) -> No
     names = ("tokenizer", "text_encoder", "transformer", "transformer_2", "vae", "scheduler")
     pipe = modular(Wan22Blocks(), two, *names, boundary_ratio=0.875)
     guiders = [s2video.S2Guidance(scale, **settings) for scale in scales]
-    for _ in range(2):  # nothing is carried over from one video to the next
+    for _ in range(2):  # no state is kept between videos
         torch.testing.assert_close(run(pipe, *guiders), expected, atol=1e-5, rtol=0)
     assert (run(pipe, guiders[0], guiders[0].new(s2_scale=0.0)) - expected).abs().max() > 1e-3
 
 
 def test_only_the_second_guider_asks_for_uncond(classic: Any) -> None:
-    """In the second video too, though the first guider's last step had no sub prediction. WanPipeline cannot do it."""
+    """Also in the second video, although the first guider's last step has no sub prediction. Not in WanPipeline."""
     two = WanPipeline(**{**classic.components, "transformer_2": classic.transformer}, boundary_ratio=0.5)
     names = ("tokenizer", "text_encoder", "transformer", "transformer_2", "vae", "scheduler")
     pipe = modular(Wan22Blocks(), two, *names, boundary_ratio=0.5)
@@ -103,7 +103,7 @@ def test_only_the_second_guider_asks_for_uncond(classic: Any) -> None:
 @pytest.mark.parametrize("cfg_scale", [5.0, 1.0])
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
 def test_one_step_of_hunyuan_video_15_is_equation_4(task: str, cfg_scale: float) -> None:
-    """Texts of different lengths; sub is the transformer with a shorter block list."""
+    """The texts differ in length; sub is the transformer with a shorter block list."""
     pipe, arguments = build_hunyuan_video_15(task)
     pipe.guider = ClassifierFreeGuidance(cfg_scale)
     transformer = pipe.transformer
@@ -131,7 +131,7 @@ def test_one_step_of_hunyuan_video_15_is_equation_4(task: str, cfg_scale: float)
 
 
 def test_hunyuan_video_15_in_three_ways() -> None:
-    """`enable` beside the pipeline's own guider, the guider in the classic pipeline, the guider in the modular one."""
+    """`enable` with another guider, our guider in the classic pipeline, and in the modular one are equal."""
     settings = {"s2_scale": 0.4, "drop_ratio": 0.3, "mask_seed": 5, "num_draws": 2}
     classic, arguments = build_hunyuan_video_15()
     arguments["num_inference_steps"] = 4
@@ -142,7 +142,7 @@ def test_hunyuan_video_15_in_three_ways() -> None:
     classic.guider = guider
     torch.testing.assert_close(run_classic(classic, **arguments), expected, atol=1e-5, rtol=0)
     pipe = modular(HunyuanVideo15CoreDenoiseStep(), classic, "transformer", "scheduler", guider=guider)
-    # a modular pipeline reads them off the VAE, which this part of one does not have
+    # a modular pipeline reads them from the VAE, which is missing here
     parts = ("vae_scale_factor_spatial", "vae_scale_factor_temporal", "num_channels_latents")
     kind = type(pipe)
     pipe.__class__ = type(kind.__name__, (kind,), {name: getattr(classic, name) for name in parts})
@@ -222,7 +222,7 @@ def test_manners_of_a_guider(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"s2_scale": -1.0}, "s2_scale"),
         ({"drop_ratio": 2.0}, "drop_ratio"),
@@ -231,8 +231,8 @@ def test_manners_of_a_guider(tmp_path: Path) -> None:
         ({"guidance_scale": float("nan")}, "cfg_scale"),
     ],
 )
-def test_settings_out_of_bounds_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_settings_out_of_bounds_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         s2video.S2Guidance(**settings)
 
 

@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5's checkpoints: what is read from them, what is refused, and what the published ones hold."""
+"""Tests of HunyuanVideo 1.5's checkpoints: values, refusals, and the published ones."""
 
 import json
 import shutil
@@ -53,8 +53,8 @@ def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_meanflow": True}, "use_meanflow: is a step-distilled checkpoint"),
-        ({"in_channels": 98}, f"in_channels: {2 * CHANNELS + 1} were expected.* got 98"),
+        ({"use_meanflow": True}, "use_meanflow: expected false, got true"),
+        ({"in_channels": 98}, f"in_channels: expected {2 * CHANNELS + 1}.* got 98"),
     ],
 )
 def test_other_forms_are_refused(
@@ -68,7 +68,7 @@ def test_other_forms_are_refused(
 
 
 def test_masks_are_counted_right_whatever_the_dtype(tiny_hunyuan15_checkpoint: Path) -> None:
-    """A sum of 1000 ones in bfloat16 would not be 1000, and the pipeline gives masks the dtype of the encoder."""
+    """The pipeline gives masks the encoder's dtype, and a sum of 1000 ones in bfloat16 is not 1000."""
     family = Checkpoint(tiny_hunyuan15_checkpoint).family
     assert isinstance(family, HunyuanVideo15)
     conditioners = load_conditioners(Checkpoint(tiny_hunyuan15_checkpoint), torch.bfloat16)
@@ -81,13 +81,13 @@ def test_masks_are_counted_right_whatever_the_dtype(tiny_hunyuan15_checkpoint: P
     assert plain.text_lengths is not None and 0 < plain.text_lengths[0] - len(tokens) < 20  # parts of the template
     assert plain.text.shape[1] == plain.text_lengths[0] and plain.text_2_lengths == (0,)
     glyphs = f'Text "{prompt}". '
-    assert quoted.text_2_lengths == (len(glyphs) + 1,)  # a token for each byte, and one for the end
+    assert quoted.text_2_lengths == (len(glyphs) + 1,)  # one token per byte, and one for the end
     assert quoted.text_2 is not None and quoted.text_2.shape[1] == len(glyphs) + 1
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_checkpoints(name: str) -> None:
-    """Their configs, and a plan of their runs."""
+    """Test their configs and a plan of their runs."""
     config = read_config(CONFIGS / f"hunyuanvideo-1.5-{name}.yaml")
     (size, shift), (task, resolution) = PUBLISHED[name], name.split("-")
     assert config.model.path == f"hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-{resolution}_{task}"

@@ -1,4 +1,4 @@
-"""HunyuanVideo block by block on one rank: the module's own forward, whatever is shared, dropped or batched."""
+"""Tests of HunyuanVideo block by block on one rank: equal to the module's forward, with sharing and dropping."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def latents() -> Tensor:
 
 
 def conditioning(seed: int, lengths: tuple[int, int]) -> Conditioning:
-    """Padding holds numbers too: nobody may look at them."""
+    """The padding has random values, which must have no effect."""
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(2, NUM_TEXT, TEXT_DIM, generator=generator)
     return Conditioning(text, lengths, torch.randn(2, POOLED_DIM, generator=generator), guidance=6.0)
@@ -41,25 +41,25 @@ def conditioning(seed: int, lengths: tuple[int, int]) -> Conditioning:
 COND, UNCOND = conditioning(2, (5, 9)), conditioning(3, (2, 1))
 
 
-def own_forward(transformer: HunyuanVideoTransformer3DModel, latents: Tensor, told: Conditioning) -> Tensor:
-    """As HunyuanVideoPipeline calls it, with all padding and a mask."""
-    assert told.text_lengths is not None and told.pooled is not None and told.guidance is not None
+def own_forward(transformer: HunyuanVideoTransformer3DModel, latents: Tensor, cond: Conditioning) -> Tensor:
+    """Run the module as HunyuanVideoPipeline does, with all padding and a mask."""
+    assert cond.text_lengths is not None and cond.pooled is not None and cond.guidance is not None
     dtype = transformer.dtype
-    mask = torch.arange(NUM_TEXT) < torch.tensor(told.text_lengths)[:, None]
+    mask = torch.arange(NUM_TEXT) < torch.tensor(cond.text_lengths)[:, None]
     return transformer(
         latents.to(dtype),
         TIMESTEP,
-        told.text.to(dtype),
+        cond.text.to(dtype),
         mask.to(dtype),
-        told.pooled.to(dtype),
-        torch.tensor([told.guidance] * 2, dtype=dtype) * 1000.0,
+        cond.pooled.to(dtype),
+        torch.tensor([cond.guidance] * 2, dtype=dtype) * 1000.0,
         return_dict=False,
     )[0]
 
 
 @pytest.mark.parametrize("embeds", [True, False])
 def test_block_model_is_the_module(latents: Tensor, embeds: bool) -> None:
-    """Padding trimmed here, masked there."""
+    """We trim padding, the module masks it."""
     model = HunyuanVideoBlockModel(build_transformer(guidance_embeds=embeds))
     got = predict(model, latents, TIMESTEP, mesh=ALONE, cond=COND, uncond=UNCOND)
     reference = build_transformer(guidance_embeds=embeds)
@@ -76,15 +76,17 @@ def test_in_bfloat16_too(latents: Tensor) -> None:
     got = predict(model, latents.to(torch.bfloat16), TIMESTEP, mesh=ALONE, cond=COND).cond
     expected = own_forward(build_transformer().to(torch.bfloat16), latents, COND)
     assert got.dtype == torch.bfloat16
-    assert (got - expected).float().norm() / expected.float().norm() < 0.01  # 8 bits: 0.4 % a rounding
+    assert (
+        got - expected
+    ).float().norm() / expected.float().norm() < 0.01  # bfloat16 has 8 bits, so 0.4 % per rounding
 
 
 def test_padding_is_never_seen(model: HunyuanVideoBlockModel, latents: Tensor) -> None:
     text = COND.text.clone()
     text[0, 5:], text[1, 9:] = 1e3, -1e3
     clean, dirty = (
-        predict(model, latents, TIMESTEP, mesh=ALONE, cond=told, masks=[(3,)])
-        for told in (COND, replace(COND, text=text))
+        predict(model, latents, TIMESTEP, mesh=ALONE, cond=cond, masks=[(3,)])
+        for cond in (COND, replace(COND, text=text))
     )
     assert torch.equal(clean.cond, dirty.cond) and torch.equal(clean.subs[0], dirty.subs[0])
 
@@ -92,8 +94,8 @@ def test_padding_is_never_seen(model: HunyuanVideoBlockModel, latents: Tensor) -
 def test_without_lengths_all_text_counts(model: HunyuanVideoBlockModel, latents: Tensor) -> None:
     every = replace(COND, text_lengths=(NUM_TEXT, NUM_TEXT))
     a, b = (
-        predict(model, latents, TIMESTEP, mesh=ALONE, cond=told).cond
-        for told in (every, replace(COND, text_lengths=None))
+        predict(model, latents, TIMESTEP, mesh=ALONE, cond=cond).cond
+        for cond in (every, replace(COND, text_lengths=None))
     )
     assert torch.equal(a, b)
 
@@ -102,7 +104,7 @@ def test_without_lengths_all_text_counts(model: HunyuanVideoBlockModel, latents:
 def test_sub_is_the_network_without_those_blocks(
     model: HunyuanVideoBlockModel, latents: Tensor, mask: tuple[int, ...]
 ) -> None:
-    """Dual and single blocks are numbered through; every one can be left out."""
+    """Dual and single blocks are numbered together, and each can be skipped."""
     got = predict(model, latents, TIMESTEP, mesh=ALONE, cond=COND, masks=[mask])
     recomputed = predict(model, latents, TIMESTEP, mesh=ALONE, cond=COND, masks=[mask], lockstep=RECOMPUTED)
     assert torch.equal(got.subs[0], recomputed.subs[0]) and not torch.equal(got.subs[0], got.cond)

@@ -1,4 +1,4 @@
-"""Images as they are read, fitted, asked for, and remembered."""
+"""Tests of images: reading, fitting, requirements of checkpoints, and caching."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_pixels_come_as_they_are(tmp_path: Path) -> None:
 
 def test_a_camera_s_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the picture lies on its left side
+    exif[0x0112] = 6  # the picture is rotated by 90°
     turned, expected = (
         read(saved(tmp_path / "a.png", image(1), exif=exif)),
         image(1).transpose(Image.Transpose.ROTATE_270),
@@ -94,7 +94,7 @@ def test_unreadable_files(tmp_path: Path, name: str) -> None:
 def test_fitted_images_cover_the_video() -> None:
     wide = image(1, (300, 80))
     first, last = Images(wide, image(2, (112, 80))).fitted(112, 80)
-    assert first == wide.crop((94, 0, 206, 80))  # nothing is scaled, both sides are cut off
+    assert first == wide.crop((94, 0, 206, 80))  # not scaled, both sides are cropped
     assert last == image(2, (112, 80))
     high = image(1, (112, 400)).resize((224, 800))
     fitted = Images(high).fitted(112, 80).first
@@ -121,18 +121,18 @@ def test_digests_tell_pixels_and_sizes_apart() -> None:
 @pytest.mark.parametrize(
     ("name", "takes", "refused"),
     [
-        ("wan", [(False, False)], {(True, False): "image: .* takes none", (False, True): "no first image"}),
+        ("wan", [(False, False)], {(True, False): "image: expected none", (False, True): "expected a first image too"}),
         (
             "wan-i2v",
             [(True, False)],
-            {(False, False): "image: .* needs one", (True, True): "last_image: .* takes none"},
+            {(False, False): "image: expected one", (True, True): "last_image: expected none"},
         ),
         (
             "wan-flf2v",
             [(True, True)],
-            {(False, False): "image: .* needs one", (True, False): "last_image: .* needs one"},
+            {(False, False): "image: expected one", (True, False): "last_image: expected one"},
         ),
-        ("wan2.2-i2v", [(True, False), (True, True)], {(False, False): "image: .* needs one"}),
+        ("wan2.2-i2v", [(True, False), (True, True)], {(False, False): "image: expected one"}),
     ],
 )
 def test_what_checkpoints_take(
@@ -151,7 +151,7 @@ def test_what_checkpoints_take(
 
 @pytest.mark.parametrize("name", KINDS)
 def test_text_beside_image_tokens_has_one_length(checkpoint_of: Checkpoints, name: str) -> None:
-    """Diffusers' cross-attention takes the last 512 tokens for the text."""
+    """Diffusers' cross-attention treats the last 512 tokens as text."""
     folder = checkpoint_of(name)
     values = KINDS[name].config(folder).model_dump(mode="json")
     check_request(tiny.build_config(values), Checkpoint(folder).info)
@@ -167,7 +167,7 @@ def test_an_image_encoder_that_is_missing(checkpoint_of: Checkpoints, tmp_path: 
     folder = Path(shutil.copytree(checkpoint_of("wan-i2v"), tmp_path / "copy"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"image_encoder": [None, None]}))
-    with pytest.raises(InputError, match=r"image_encoder and image_processor: .* got none"):
+    with pytest.raises(InputError, match=r"expected image_encoder and image_processor, .* got none"):
         _ = Checkpoint(folder).info
 
 

@@ -1,4 +1,4 @@
-"""tools/latent_digests.py: equal latents have equal digests, others differ, and other circumstances are refused."""
+"""Tests of tools/latent_digests.py: equal latents have equal digests, others differ, other environments are refused."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def test_the_cases_cover_every_family_and_worlds_of_two_and_three() -> None:
 
 
 def test_digests_follow_the_latents(tmp_path: Path) -> None:
-    """Streamed weights change no bit; another λ does."""
+    """Streamed weights give the same bits, another λ does not."""
     cases = {
         "plain": Case("wan"),
         "streamed": Case("wan", parallel={"weights": "streamed"}),

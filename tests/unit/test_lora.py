@@ -1,4 +1,4 @@
-"""LoRA through the engine: what diffusers' pipelines make of the same files; named where it cannot be used."""
+"""Tests of LoRA in the engine: equal to diffusers' pipelines with the same files, and refusals."""
 
 import importlib.util
 import inspect
@@ -28,7 +28,7 @@ from s2video.models.limits import check_request
 
 
 def original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Wan's own names, as most published files have them, with an alpha that halves the change."""
+    """Rename to Wan's original names, as in most published files, with an alpha that halves the change."""
     names = {"attn1": "self_attn", "attn2": "cross_attn", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}
     made = {}
     for key, value in state.items():
@@ -44,7 +44,7 @@ def original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hunyuan_original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """HunyuanVideo's own names of its dual blocks' projections, query, key and value in one."""
+    """Rename to HunyuanVideo's original names of the dual blocks' projections, with Q, K and V in one tensor."""
     made = {}
     for key, value in state.items():
         if ".to_q." in key and "single" not in key and "refiner" not in key:
@@ -71,7 +71,7 @@ def unchanged(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_published_files_are_read_as_the_pipeline_reads_them(
     pipeline: Any, build: Callable[[], nn.Module], name: Callable[..., dict[str, Tensor]], tmp_path: Path
 ) -> None:
-    """Every layer and number of `load_lora_weights`."""
+    """All layers and values equal those of `load_lora_weights`."""
     ours, theirs = build(), build()
     state = name(random_lora(ours))
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "x.safetensors")
@@ -116,7 +116,7 @@ def latents_of(pipe: Any, **scales: float) -> Tensor:
 
 
 def test_the_engine_makes_what_the_pipeline_makes(tiny_checkpoint: Path, lora_file: Path) -> None:
-    """Two LoRAs of their own ranks, layers and scales; to the bit."""
+    """Bitwise, with two LoRAs of different ranks, layers and scales."""
     second = lora_file.with_name("two.safetensors")
     save_file(random_lora(build_transformer(), layers="ffn", rank=3, seed=1), second)
     loras = {lora_file: 0.7, second: -0.5}
@@ -158,7 +158,7 @@ def test_a_file_that_the_transformer_saved(tiny_checkpoint: Path, lora_file: Pat
 
 
 def test_the_files_decide_the_video_and_their_places_do_not(tiny_checkpoint: Path, lora_file: Path) -> None:
-    """--resume leaves a video alone where only the LoRA has moved; another scale makes another."""
+    """--resume keeps a video if only the LoRA's path changed; another scale makes another video."""
     config = lora_file.with_name("tiny.yaml")
     config.write_text(yaml.safe_dump(tiny_config(tiny_checkpoint).model_dump(mode="json")), encoding="utf-8")
     video = lora_file.with_name("clip.mp4")
@@ -179,31 +179,31 @@ def test_the_files_decide_the_video_and_their_places_do_not(tiny_checkpoint: Pat
 
 
 def test_the_file_of_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"one \.safetensors file was expected, got none"):
+    with pytest.raises(InputError, match=r"expected one \.safetensors file, got none"):
         lora.find_lora(str(tmp_path))
     for name in ("b.safetensors", "pytorch_lora_weights.safetensors"):
         save_file({"x": torch.zeros(1)}, tmp_path / name)
     assert lora.find_lora(str(tmp_path)).name == "pytorch_lora_weights.safetensors"
     (tmp_path / "pytorch_lora_weights.safetensors").rename(tmp_path / "c.safetensors")
-    with pytest.raises(InputError, match=r"got b\.safetensors, c\.safetensors: name the file"):
+    with pytest.raises(InputError, match=r"got b\.safetensors, c\.safetensors; name the file"):
         lora.find_lora(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "message"),
     [
-        ({}, "none of its layers .it has none"),
-        ({"transformer.layers.0.to_q.lora_A.weight": torch.zeros(2, 60)}, r"none of its layers .*layers\.0\.to_q"),
-        ({"diffusion_model.x": torch.zeros(1)}, "WanPipeline cannot make a LoRA"),
-        (random_lora(build_hunyuan_transformer()), "none of its layers"),
-        (random_lora(nn.ModuleDict({"proj_out": nn.Linear(40, 64)}), layers=""), "expected a size of 60.*got 40"),
-        (random_lora(nn.ModuleDict({"proj_out": nn.Linear(60, 62)}), layers=""), "expected a size of 64.*got 62"),
+        ({}, "expected layers of .*got none"),
+        ({"transformer.layers.0.to_q.lora_A.weight": torch.zeros(2, 60)}, r"expected layers of .*got layers\.0\.to_q"),
+        ({"diffusion_model.x": torch.zeros(1)}, "expected a LoRA for WanPipeline"),
+        (random_lora(build_hunyuan_transformer()), "expected layers of"),
+        (random_lora(nn.ModuleDict({"proj_out": nn.Linear(40, 64)}), layers=""), "expected size 60.*got 40"),
+        (random_lora(nn.ModuleDict({"proj_out": nn.Linear(60, 62)}), layers=""), "expected size 64.*got 62"),
     ],
     ids=["empty", "other-names", "broken", "other-model", "other-input", "other-output"],
 )
-def test_files_of_something_else_are_refused(state: dict[str, Tensor], said: str, tmp_path: Path) -> None:
+def test_files_of_something_else_are_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         lora.load_loras(build_transformer(), [LoraConfig(path=str(tmp_path))], "transformer", "WanPipeline")
 
 
@@ -217,5 +217,5 @@ def test_pipelines_without_lora_are_refused(tiny_hunyuan15_checkpoint: Path, lor
 def test_without_peft(tiny_checkpoint: Path, lora_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
-    with pytest.raises(InputError, match=r"needs peft.*s2video\[lora\]"):
+    with pytest.raises(InputError, match=r"expected peft.*s2video\[lora\]"):
         Engine(tiny_config(tiny_checkpoint, lora=[{"path": str(lora_file)}]))

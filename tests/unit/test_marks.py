@@ -1,4 +1,4 @@
-"""Every setting says what it changes, and every list of settings follows from that."""
+"""Tests of the marks that tell what a setting changes, and of the lists derived from them."""
 
 import pytest
 from pydantic import BaseModel
@@ -55,7 +55,7 @@ def test_a_list_holds_what_is_marked(key: str, kind: Changes) -> None:
 
 
 def test_a_newer_setting_counts_where_it_is_set() -> None:
-    """So records without it stay valid."""
+    """So older records without it stay valid."""
     older = RunConfig().model_dump(mode="json")
     del older["parallel"]["decode"]
     assert marked_settings(older, PIXELS) == marked_settings(BASE, PIXELS)

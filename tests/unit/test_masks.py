@@ -85,7 +85,7 @@ def test_window_is_exact(num_steps: int) -> None:
 
 
 def test_window_holds_its_own_edges() -> None:
-    """The middle of step 0 of 5 is exactly 0.1, which binary fractions would miss."""
+    """The middle of step 0 of 5 is exactly 0.1, which floats would miss."""
     assert [MaskSpec(window=(0.1, 0.9)).active(i, 5) for i in range(5)] == [True] * 5
     assert [MaskSpec(window=(0.3, 0.7)).active(i, 5) for i in range(5)] == [False, True, True, True, False]
 

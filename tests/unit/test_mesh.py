@@ -37,7 +37,7 @@ def test_a_branch_axis_halves_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ring", "ulysses", "world_size", "said"),
+    ("ring", "ulysses", "world_size", "message"),
     [
         (None, None, 3, "branch 2 must divide the number of ranks, 3; start 2 rank"),
         (2, 2, 4, "ring 2 × ulysses 2 × branch 2 = 8 must equal the number of ranks, 4"),
@@ -45,12 +45,12 @@ def test_a_branch_axis_halves_the_rest() -> None:
     ],
 )
 def test_a_branch_axis_that_does_not_fit_is_refused(
-    ring: int | None, ulysses: int | None, world_size: int, said: str
+    ring: int | None, ulysses: int | None, world_size: int, message: str
 ) -> None:
     parallel = ParallelConfig(ring=ring, ulysses=ulysses, branch=2)
     with pytest.raises(InputError) as caught:
         check_request(RunConfig(parallel=parallel), CHECKPOINT, world_size=world_size)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_branch_axis_without_uncond_is_refused_with_the_reason() -> None:
@@ -60,7 +60,7 @@ def test_a_branch_axis_without_uncond_is_refused_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ring", "ulysses", "world_size", "said"),
+    ("ring", "ulysses", "world_size", "message"),
     [
         (2, 3, 4, "ring 2 × ulysses 3 = 6 must equal the number of ranks, 4; start 6 rank"),
         (2, 2, 8, "ring 2 × ulysses 2 = 4 must equal the number of ranks, 8; start 4 rank"),
@@ -70,15 +70,15 @@ def test_a_branch_axis_without_uncond_is_refused_with_the_reason() -> None:
     ],
 )
 def test_a_product_that_is_not_the_world_is_refused(
-    ring: int | None, ulysses: int | None, world_size: int, said: str
+    ring: int | None, ulysses: int | None, world_size: int, message: str
 ) -> None:
     parallel = ParallelConfig(ring=ring, ulysses=ulysses)
     with pytest.raises(InputError) as caught:
         resolve_degrees(parallel, world_size)
-    assert said in str(caught.value)
-    with pytest.raises(InputError) as asked:
+    assert message in str(caught.value)
+    with pytest.raises(InputError) as checked:
         check_request(RunConfig(parallel=parallel), CHECKPOINT, world_size=world_size)
-    assert str(asked.value) == str(caught.value)
+    assert str(checked.value) == str(caught.value)
 
 
 def test_a_ring_needs_a_kernel_with_a_log_sum_exp() -> None:

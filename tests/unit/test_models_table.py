@@ -13,11 +13,11 @@ def test_every_config_of_a_published_model_has_a_row() -> None:
 
 
 def test_the_table_is_current() -> None:
-    """If not: python tools/models_table.py, into the document."""
+    """To update: python tools/models_table.py, into the document."""
     assert table() in (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
 
 def test_a_row() -> None:
-    """Guidance-distilled: cond alone, and with S² the sub pass's 53/70 in 40 of 50 steps."""
+    """A guidance-distilled model makes cond only; S² adds 53/70 of a pass in 40 of 50 steps."""
     cells = row("hunyuanvideo-720p").split(" | ")
     assert cells[2:6] == ["60", "118800", "1.00", f"{1 + 0.8 * 53 / 70:.2f}"]

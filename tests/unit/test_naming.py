@@ -33,7 +33,7 @@ def test_templates(template: str, name: str) -> None:
 
 
 def test_whole_numbers_may_come_as_text() -> None:
-    """Numbers in a table are text."""
+    """Numbers in a CSV file are text."""
     assert render_name("v{version:03d}.mp4", {"version": "12"}) == PurePath("v012.mp4")
     assert render_name("v{version}.mp4", {"version": "012"}) == PurePath("v012.mp4")
 

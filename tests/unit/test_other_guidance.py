@@ -81,12 +81,12 @@ def test_it_is_what_the_guider_makes(name: str) -> None:
 
 @pytest.mark.parametrize("name", GUIDERS)
 def test_a_step_may_have_a_scale_of_its_own(name: str) -> None:
-    """Each of two transformers has its own λ."""
-    told, set_so = (OtherGuidance(guidance(**GUIDERS[name][0], cfg_scale=x), NUM_STEPS) for x in (7.0, 2.0))
+    """This serves two transformers with different λ."""
+    overridden, configured = (OtherGuidance(guidance(**GUIDERS[name][0], cfg_scale=x), NUM_STEPS) for x in (7.0, 2.0))
     for step in range(NUM_STEPS):
         made = predictions(step)
-        made = made._replace(subs=made.subs if told.masks(step) else ())
-        assert torch.equal(told.combine(made, step, cfg_scale=2.0), set_so.combine(made, step))
+        made = made._replace(subs=made.subs if overridden.masks(step) else ())
+        assert torch.equal(overridden.combine(made, step, cfg_scale=2.0), configured.combine(made, step))
 
 
 def test_momentum_is_of_one_run_and_outlasts_its_interruption() -> None:
@@ -104,7 +104,7 @@ def test_momentum_is_of_one_run_and_outlasts_its_interruption() -> None:
 
 
 def test_skip_layer_guidance_by_hand() -> None:
-    """With λ and its own strength where it acts, and CFG elsewhere; never in the first step."""
+    """It has λ and its own scale in its window, and is CFG elsewhere and always in the first step."""
     other = OtherGuidance(guidance(method="slg", slg=SLG), NUM_STEPS)
     assert [step for step in range(NUM_STEPS) if other.masks(step)] == [1, 2, 3]
     assert other.masks(1) == ((2, 4),)

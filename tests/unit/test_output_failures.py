@@ -166,7 +166,7 @@ def test_a_folder_with_other_things_in_it_is_refused_before_any_frame(tmp_path: 
     assert len(list(frames)) == 2
 
 
-# What the config says
+# Values of the config
 
 
 def settings(**output: object) -> dict[str, object]:

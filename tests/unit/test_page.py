@@ -1,4 +1,4 @@
-"""The page of a run: one file that is enough, shows what was made, and lets no text out of its place."""
+"""Tests of the page of a run: one file, complete, with all text escaped."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ EVIL = '</script></h3><script>alert(1)</script>"\' onload="x" &amp;&<b>猫{{ 7 *
 
 
 class Reader(HTMLParser):
-    """Tags with their attributes, the text outside scripts and styles, and whether all that was opened is closed."""
+    """Collect tags with attributes and the text outside scripts and styles, and check that all tags are closed."""
 
     VOID = ("meta", "link", "img", "input")
 
@@ -73,7 +73,7 @@ def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def structure(path: Path) -> list[tuple[str, list[str]]]:
-    """Tags with the names of their attributes."""
+    """Return tags with the names of their attributes."""
     return [(tag, list(attributes)) for tag, attributes in Reader(path).tags]
 
 
@@ -89,7 +89,7 @@ def test_all_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_nothing_from_outside_breaks_out_of_its_place(tmp_path: Path) -> None:
-    """Whatever the words are, the page has the same elements and attributes, and the same script and style."""
+    """With any text, the page has the same elements, attributes, script and style."""
     for folder, text in (("plain", "word"), ("evil", EVIL)):
         images = [{"path": text, "digest": "0" * 64}]
         videos = [
@@ -127,7 +127,7 @@ def test_templates_escape_and_name_what_they_lack() -> None:
 
 
 def test_large_and_unplayable_videos_are_linked(tmp_path: Path) -> None:
-    """By names relative to the page, so that both can be moved together."""
+    """Links are relative to the page, so both can be moved together."""
     videos = [made_video(tmp_path / "run" / name) for name in ("a b.mp4", "c.mov", "d.png")]
     write_page(videos, [], tmp_path / "pages" / "index.html", title="run", embed_below=10)
     page = Reader(tmp_path / "pages" / "index.html")
@@ -152,7 +152,7 @@ def test_images_are_named(tmp_path: Path) -> None:
 
 
 def test_videos_that_differ_in_settings_stand_side_by_side(tmp_path: Path) -> None:
-    """A pair can be wiped, more than two cannot; another seed or prompt stays single; what differs is named."""
+    """Only pairs have a wipe; videos with another seed or prompt are not grouped; differences are named."""
     videos = [
         *(made_video(tmp_path / f"three-{n}.mp4", s2_scale=n / 10, seed=1) for n in (10, 9, 0)),
         *(made_video(tmp_path / f"pair-{n}.mp4", s2_scale=n / 10, seed=2) for n in (3, 0)),

@@ -284,7 +284,7 @@ def test_hunyuan_video_is_planned_too() -> None:
 
 
 def test_images_are_planned_too() -> None:
-    """Images add tokens in cross-attention and the image encoder's weights, which alternate with the text encoder's."""
+    """Images add tokens in cross-attention, and an image encoder, which alternates with the text encoder."""
     i2v = ROOT / "configs" / "wan2.1-i2v-14b-480p.yaml"
     plan = planned(8, config=i2v)
     assert plan.published and plan.step.num_tokens == 32760
@@ -312,7 +312,7 @@ def test_two_transformers_weigh_twice_unless_one_rests() -> None:
 
 @pytest.mark.parametrize("weights", ["fsdp", "zero3", "streamed"])
 def test_what_the_engine_refuses_with_shared_out_weights_is_not_planned(weights: str) -> None:
-    with pytest.raises(InputError, match=r"model\.offload_experts: moves whole transformers"):
+    with pytest.raises(InputError, match=r"model\.offload_experts: needs parallel\.weights replicated"):
         planned(
             8,
             f"parallel.weights={weights}",

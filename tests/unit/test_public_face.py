@@ -1,4 +1,4 @@
-"""What `import s2video` offers: the names, their discovery, and that examples and docs need nothing else."""
+"""Tests of the public names of s2video: their discovery, and that examples and docs need no others."""
 
 import re
 import subprocess

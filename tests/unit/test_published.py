@@ -1,6 +1,6 @@
-"""Published models: modules built on the meta device from the values that come with the package.
+"""Tests of published models, built on the meta device from the configs in the package.
 
-The transformers' values and names are those of diffusers' conversion scripts; the weights have not been seen.
+The transformers' values and names come from diffusers' conversion scripts, not from the weights.
 """
 
 import inspect
@@ -141,7 +141,7 @@ def test_vaes_weigh_what_plans_count_on(folder: Path) -> None:
 
 
 def test_image_encoders_weigh_what_plans_count_on() -> None:
-    """CLIP ViT-H/14; index and weights are those of the class with a projection, or without."""
+    """CLIP ViT-H/14; index and weights can be of the class with or without a projection."""
     config = CLIPVisionConfig(
         hidden_size=1280,
         intermediate_size=5120,
@@ -161,7 +161,7 @@ def test_image_encoders_weigh_what_plans_count_on() -> None:
 
 
 def test_text_encoders_of_hunyuan_video_weigh_what_plans_count_on() -> None:
-    """Llama 3 of 8 billion without its head, or Llava with it and with CLIP ViT-L/14; beside these CLIP's text."""
+    """Llama 3 8B without its head, or Llava with it and CLIP ViT-L/14; in addition, CLIP's text encoder."""
     llama = LlamaConfig(vocab_size=128320, hidden_size=4096, intermediate_size=14336, num_key_value_heads=8)
     clip = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     with torch.device("meta"):

@@ -9,7 +9,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def folders_of(document: str, heading: str) -> list[str]:
-    """Folders in the tree below a heading, with a slash at the end. Each line has a folder and what it is."""
+    """Return the folders in the tree below a heading, with a final slash. Each line has one and its description."""
     block = re.search(rf"^## {heading}\n\n```\n(.*?)```", document, re.DOTALL | re.MULTILINE)
     assert block is not None
     paths, parents = [], []
@@ -23,12 +23,12 @@ def folders_of(document: str, heading: str) -> list[str]:
 
 
 def tracked_folders() -> set[str]:
-    """Folders at the top with files in git, and those of the package, with a slash at the end."""
+    """Return the top folders with files in git and the package's folders, with a final slash."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
     )
     files = [Path(name) for name in listed.stdout.decode().splitlines() if (ROOT / name).exists()]
-    top = {f"{file.parts[0]}/" for file in files if len(file.parts) > 1 or (ROOT / file).is_dir()}  # a link, too
+    top = {f"{file.parts[0]}/" for file in files if len(file.parts) > 1 or (ROOT / file).is_dir()}  # also a link
     package = {f"s2video/{file.parts[1]}/" for file in files if file.parts[0] == "s2video" and len(file.parts) > 2}
     return {folder for folder in top | package if not folder.startswith(".")}
 

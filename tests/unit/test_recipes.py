@@ -1,4 +1,4 @@
-"""One model, one recipe: by name, by Hub id, by what a folder holds; from the command line, a file and Python."""
+"""Tests of recipes: the same one by name, Hub id or folder, and from the command line, a file or Python."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ LARGE = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """What a recipe decides."""
+    """Return the settings that a recipe sets."""
     values = config.model_dump(mode="json", exclude={"prompt", "checkpoint"})
     del values["output"]["path"], values["model"]["path"]
     return values
@@ -76,8 +76,11 @@ def test_a_line_says_where_settings_come_from(tmp_path: Path, capsys: pytest.Cap
     for words, said in (
         ((), "using the embedded model, shapes-wan"),
         (("--model", LARGE), "settings of the config wan2.1-t2v-14b-720p"),
-        (("--config", str(in_yaml(tmp_path / "c.yaml", {"prompt": "a"}))), "are those of the config shapes"),
-        (("--model", str(folder)), "no config is made for this model, so it makes 64x64 px"),
+        (
+            ("--config", str(in_yaml(tmp_path / "c.yaml", {"prompt": "a"}))),
+            "missing settings have the values of the config shapes",
+        ),
+        (("--model", str(folder)), "no config exists for this model, so it uses the defaults 64x64 px"),
     ):
         from_command_line(*words)
         err = capsys.readouterr().err
@@ -102,6 +105,6 @@ def test_names_that_are_not_known(words: tuple[str, ...], message: str) -> None:
 
 
 def test_every_config_is_complete() -> None:
-    """Its own recipe adds nothing to it."""
+    """Its own recipe adds no settings."""
     for name in config_names():
         assert settings(load_config(find_config(name))) == settings(named_config(name)), name

@@ -1,4 +1,4 @@
-"""Replicas that end well, die, or never get going; played by a program that takes jobs and makes nothing."""
+"""Tests of replicas that succeed, die, or fail to start, simulated by a program that draws jobs and makes no videos."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from s2video.batch.store import MAX_ATTEMPTS, Entry, Store
 from s2video.batch.supervisor import ReplicaPlan, supervise, visible_gpus
 from s2video.errors import InputError, S2VideoError
 
-# What a job's name begins with is what happens to its replica.
+# The prefix of a job's name sets what happens to its replica.
 PLAYED = """
 import os, signal, sys, time
 from pathlib import Path
@@ -82,12 +82,12 @@ def test_a_job_that_kills_its_replicas_fails_and_the_others_are_made(
     assert [made.pop("kills all"), made.pop("fails")] == ["failed", "failed"]
     assert set(made.values()) == {"done"}
     errors = {record.name: record.error for record in store.records()}
-    assert errors["kills all"] == f"{MAX_ATTEMPTS} replicas died while they made it"
+    assert errors["kills all"] == f"{MAX_ATTEMPTS} replicas died during this job"
     assert errors["fails"] == "its own fault"
     said = capsys.readouterr().err
     assert said.count("was killed by SIGKILL") == MAX_ATTEMPTS
     assert "kills all of replica-1-" in said and "goes back into the queue (attempt 1)" in said
-    assert "ended with exit code 1" in said
+    assert "exited with code 1" in said
     ends = [json.loads(line) for line in (tmp_path / "batch.events.jsonl").read_text().splitlines()]
     assert [end["code"] for end in ends if end["event"] == "replica ended"].count(-signal.SIGKILL) == MAX_ATTEMPTS
 
@@ -95,7 +95,7 @@ def test_a_job_that_kills_its_replicas_fails_and_the_others_are_made(
 def test_replicas_that_never_draw_a_job_are_not_started_for_ever(tmp_path: Path) -> None:
     store = store_of(tmp_path, "job")
     (tmp_path / "broken").touch()
-    with pytest.raises(S2VideoError, match="1 videos wait, but every replica ended before"):
+    with pytest.raises(S2VideoError, match="1 videos are waiting, but every replica exited before"):
         supervise(store, PlayedPlan(2, 1), [str(tmp_path)])
 
 
@@ -142,7 +142,7 @@ def test_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch, variable: str, co
 
 
 def test_a_replica_hears_that_its_starter_is_gone() -> None:
-    """The end of its standard input is a SIGTERM."""
+    """The end of its standard input acts as a SIGTERM."""
     code = (
         "import threading, time; from s2video.system.shutdown import stop_at_end_of_stdin\n"
         "threading.Thread(target=stop_at_end_of_stdin, daemon=True).start(); print('ready', flush=True); time.sleep(60)"

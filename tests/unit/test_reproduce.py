@@ -1,4 +1,4 @@
-"""What is said of a second run: the same to the bit, near enough, or not the same."""
+"""Tests of the verdict on a second run: bitwise equal, close enough, or different."""
 
 import math
 from pathlib import Path
@@ -24,7 +24,7 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Sidecar:
 
 
 def remade(sidecar: Sidecar, latents: torch.Tensor, **changes: Any) -> Remade:
-    """A second run under the same circumstances but for `changes`, such as mesh={"world_size": 2}."""
+    """Return a second run that differs only in `changes`, such as mesh={"world_size": 2}."""
     recorded = sidecar.as_json()
     here = {name: recorded[name] | changes.get(name, {}) for name in ("mesh", "machine", "versions")}
     return Remade(latents_record(latents), here)

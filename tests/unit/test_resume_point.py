@@ -1,4 +1,4 @@
-"""Resume points on one rank: what is restored is what was saved, bitwise, and only for the same job."""
+"""Tests of resume points on one rank: restored bitwise, and only for the same job."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def euler() -> Any:
 
 
 class Guidance:
-    """Something that is carried from step to step."""
+    """A guidance with state between steps."""
 
     def __init__(self) -> None:
         self.average: Any = 0.0
@@ -78,7 +78,7 @@ def test_an_interrupted_run_ends_bitwise_where_a_whole_one_does(make: Any, step:
 
 
 def test_periodic_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At every step where so asked; at least when only decoding is left."""
+    """Resume points are written at every step on request, and always before decoding."""
     path = tmp_path / "x.checkpoint.safetensors"
     whole = run(unipc(), path, every_seconds=3600.0)
     assert torch.equal(run(unipc(), path, resume=True), whole)

@@ -12,7 +12,7 @@ EULER = FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 @pytest.mark.parametrize("scheduler", [UNIPC, EULER])
 def test_a_perfect_denoiser_lands_on_the_data(scheduler: UniPCMultistepScheduler) -> None:
-    """x_σ = (1 − σ)x₀ + σε with one x₀: the velocity is (x − x₀)/σ, and every solver must end at x₀."""
+    """x_σ = (1 − σ)x₀ + σε with one x₀, so the velocity is (x − x₀)/σ and every solver must end at x₀."""
     target = torch.full((1, 4, 2, 3, 3), 0.5)
     noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(12)

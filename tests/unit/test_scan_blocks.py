@@ -1,4 +1,4 @@
-"""tools/scan_blocks.py on a checkpoint in miniature, and the seam in the engine that it measures through."""
+"""Tests of tools/scan_blocks.py on a tiny checkpoint, and of the engine's hook that it uses."""
 
 import json
 from argparse import Namespace
@@ -23,7 +23,7 @@ def engine(tiny_checkpoint: Path) -> Engine:
 
 
 def test_around_stands_in_the_denoiser_s_place(engine: Engine) -> None:
-    """It sees every step's latents; asking for predictions on the way changes nothing, to the bit."""
+    """It gets every step's latents; requesting predictions does not change the result, bitwise."""
     seen: list[tuple[int, float]] = []
 
     def look(denoiser: Denoiser, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
@@ -40,7 +40,7 @@ def test_around_stands_in_the_denoiser_s_place(engine: Engine) -> None:
 
 
 def test_guide_and_predictions_are_the_denoiser(tiny_checkpoint: Path) -> None:
-    """S², from predictions with the masks of the step."""
+    """The guide is S², from predictions with the masks of the step."""
     engine = Engine(tiny_config(tiny_checkpoint, drop_count=5, band=[1, 5], window=[0, 1]), progress="none")
 
     def by_hand(denoiser: Denoiser, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
@@ -66,7 +66,7 @@ def test_effects_are_distances_from_cond(engine: Engine) -> None:
 
 
 def test_a_block_is_left_out_of_cond_in_every_step(engine: Engine) -> None:
-    """λ = 0 is uncond alone, which stays whole; at λ = 1 there is cond alone."""
+    """λ = 0 is only uncond, which keeps all blocks; λ = 1 is only cond."""
     base = engine.with_guidance(cfg_scale=0.0).sample([PROMPT], [2])
     assert torch.equal(scan_blocks.without_block(engine.with_guidance(cfg_scale=0.0), PROMPT, 2, 3), base)
     cond = engine.with_guidance(cfg_scale=1.0)

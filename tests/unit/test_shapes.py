@@ -1,4 +1,4 @@
-"""The world of shapes, and the detector that reads it back: held against ground truth, and against clips gone wrong."""
+"""Tests of the shapes data and its detector, on ground truth and on defective clips."""
 
 import itertools
 import random
@@ -43,7 +43,7 @@ PAIR = Scene(
 
 @cache
 def scenes(num_things: int) -> list[Scene]:
-    """200 scenes, every other one of held-out triples."""
+    """Return 200 scenes, every second one with held-out triples."""
     rng = random.Random(f"test-{num_things}")
     return [sample_scene(rng, num_things=num_things, held_out=i % 2 == 1) for i in range(200)]
 
@@ -53,7 +53,7 @@ def clip(scene: Scene) -> Tensor:
 
 
 def soften(video: Tensor, seed: int) -> Tensor:
-    """A Gaussian blur of 1 pixel, noise of 0.05 in units of [0, 1], and 8-bit rounding."""
+    """Apply a Gaussian blur of 1 pixel, noise of 0.05 in units of [0, 1], and 8-bit rounding."""
     kernel = torch.exp(-torch.arange(-4.0, 5.0).square() / 2)
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, 9)
     frames = F.pad((video.transpose(0, 1) + 1) / 2, (4, 4, 4, 4), mode="replicate")
@@ -94,7 +94,7 @@ def test_track_follows_the_centre() -> None:
     assert found.displacement == pytest.approx((16 * dx, 16 * dy), abs=0.1)
 
 
-# The detector on what a model may produce
+# The detector on possible outputs of a model
 
 
 def test_static_thing_has_no_direction() -> None:
@@ -197,7 +197,7 @@ def test_wrong_video_shape_is_refused() -> None:
         read_scene(torch.zeros(17, 64, 64, 3), 1)
 
 
-# Scores of captions that say something else
+# Scores of captions that do not match
 
 
 def test_each_changed_attribute_is_wrong() -> None:
@@ -251,7 +251,7 @@ def test_among_equal_assignments_colors_are_kept_right() -> None:
     assert judged["color"] == 1 and judged["shape"] == 0
 
 
-# The world
+# The data
 
 
 def test_captions() -> None:
@@ -310,7 +310,7 @@ def test_things_stay_inside_and_never_touch(num_things: int) -> None:
             border = torch.cat([coverage[:, [0, -1]].flatten(), coverage[:, :, [0, -1]].flatten()])
             assert border.max() < 0.25  # at most the soft fringe of a corner
             areas = coverage.flatten(1).sum(1)
-            assert areas.min() > 80 and areas.max() - areas.min() < 2  # nothing is cut off on the way
+            assert areas.min() > 80 and areas.max() - areas.min() < 2  # the shape stays inside the picture
         if num_things == 2:
             grown = F.max_pool2d(alone[0], 3, stride=1, padding=1) > 0
             assert not (grown & (alone[1] > 0)).any()
@@ -323,7 +323,7 @@ def test_variants_differ_in_one_attribute_and_stay_training_scenes(attribute: st
     for _ in range(15):
         scene = sample_scene(rng, num_things=2)
         family = variants(scene, 1, attribute, rng)
-        assert scene in family  # its own value is one of them, unchanged
+        assert scene in family  # one of them is the unchanged value
         families += len(family) > 1
         for other in family:
             old, new = scene.things[1], other.things[1]
@@ -338,11 +338,11 @@ def test_variants_differ_in_one_attribute_and_stay_training_scenes(attribute: st
             for coverage in pixels:
                 border = torch.cat([coverage[:, [0, -1]].flatten(), coverage[:, :, [0, -1]].flatten()])
                 assert border.max() < 0.25  # at most the soft fringe of a corner
-    assert families > 3  # growing often fails for want of room
+    assert families > 3  # growing often fails for lack of room
 
 
 def coverage_apart(scene: Scene) -> list[Tensor]:
-    """Each thing's coverage [T, H, W] without the other."""
+    """Return the coverage [T, H, W] of each thing without the other."""
     return [render([Scene((thing,), scene.background)])[1][0, 0] for thing in scene.things]
 
 

@@ -1,4 +1,4 @@
-"""Training of shapes-wan: what the heads are asked, held against the renderer; a few steps from the shipped weights."""
+"""Tests of training shapes-wan: targets of the heads against the renderer, and steps from the packaged weights."""
 
 import random
 import sys
@@ -33,7 +33,7 @@ def test_each_word_of_a_phrase_is_asked_for_its_own_phrase() -> None:
         read = named(labels, name)
         assert read[first] == [expected[0]] * 6
         assert read[second] == [expected[1]] * 6
-        assert read[6:7] + read[13:] == [None] * 8, "what stands between phrases belongs to none"
+        assert read[6:7] + read[13:] == [None] * 8, "words between phrases belong to no phrase"
     assert labels["phrase"] == [0] * 6 + [IGNORED] + [1] * 6 + [IGNORED] * 7
 
 
@@ -55,7 +55,7 @@ def test_every_caption_of_the_world_is_understood() -> None:
 
 
 def test_patches_belong_to_the_shape_that_is_drawn_there() -> None:
-    """The renderer's own pixels: a patch's mean colour is nearest to its owner's."""
+    """In rendered pixels, a patch's mean colour is nearest to its owner's."""
     rng = random.Random(1)
     scenes = [sample_scene(rng, num_things=2) for _ in range(20)]
     owners = patch_owners(scenes).view(len(scenes), -1, 4, 4)
@@ -84,7 +84,7 @@ def share_of(pixels: Tensor, color: tuple[float, float, float]) -> float:
 
 
 def test_heads_are_wrong_about_swapped_attributes_only_where_they_differ() -> None:
-    """With states that hold the answers, the loss of the right scene is near 0, and that of a swapped one is not."""
+    """With states that contain the answers, the loss is near 0 for the right scene only, not for a swapped one."""
     first = Thing("red", "circle", "small", "left", 7.5, 50.0, 15.0)
     second = Thing("blue", "square", "large", "up", 12.5, 30.0, 46.0)
     scene, swapped = Scene((first, second), "white"), Scene((second, first), "white")

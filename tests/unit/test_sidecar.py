@@ -1,4 +1,4 @@
-"""The sidecar: its model, its published schema, and what it keeps of latents and files."""
+"""Tests of the sidecar: its model, its published schema, and its records of latents and files."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ SCHEMA = Path(s2video.__file__).parents[1] / "docs" / "sidecar.schema.json"
 
 
 def test_the_published_schema_is_current(capsys: pytest.CaptureFixture[str]) -> None:
-    """After a change: s2video inspect --schema > docs/sidecar.schema.json"""
+    """To update: s2video inspect --schema > docs/sidecar.schema.json"""
     assert main(["inspect", "--schema"]) == 0
     assert capsys.readouterr().out == SCHEMA.read_text(encoding="utf-8")
 
@@ -109,9 +109,9 @@ def test_where_sidecars_are_found(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     (tmp_path / "lonely.mp4").write_bytes(b"")
     assert videos_in(tmp_path) == [video]
-    with pytest.raises(InputError, match=r"no lonely\.json beside it"):
+    with pytest.raises(InputError, match=r"expected its sidecar lonely\.json next to it"):
         find_sidecar(tmp_path / "lonely.mp4")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="got no file"):
         find_sidecar(tmp_path / "none.mp4")
 
 
@@ -125,7 +125,7 @@ def test_inspect_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "/shots/first.png",
         "noise 7",
         "s2_scale 0.5",
-        "as it was written",
+        "unchanged (sha256",
         video.sidecar.latents.sha256,
     ):
         assert expected in out
@@ -142,7 +142,7 @@ def test_inspect_tells_whether_the_file_has_changed(tmp_path: Path) -> None:
     video.path.write_bytes(video.path.read_bytes() + b"\0")
     assert "changed since it was written" in describe(video.sidecar, video.path)
     video.path.unlink()
-    assert "not there" in describe(video.sidecar, video.path)
+    assert "missing" in describe(video.sidecar, video.path)
 
 
 def test_inspect_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

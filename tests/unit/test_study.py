@@ -1,4 +1,4 @@
-"""tools/study.py and its report: what is planned, what is kept, and that a stopped run goes on to the same end."""
+"""Tests of tools/study.py and its report: plan, stored results, and resuming to the same result."""
 
 import json
 import re
@@ -35,7 +35,7 @@ COUNTS = ["--captions", "1", "--side-captions", "1", "--reference", "1", "--seed
 
 @dataclass
 class FakeSampler:
-    """Renders captions; takes the next colour where `wrong_when(config)` says so. May break after some calls."""
+    """A sampler that renders captions, with wrong colours if `wrong_when(config)`. Can fail after some calls."""
 
     config: RunConfig = CONFIG
     num_blocks: int = DEPTH
@@ -223,7 +223,7 @@ def test_the_real_engine_is_driven_as_it_is(tiny_checkpoint: Path, tmp_path: Pat
 
 
 def test_the_report_shows_who_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Plain CFG takes wrong colours, everything else is right: differences have to say so, and the truth is 100 %."""
+    """Only plain CFG has wrong colours, so differences must show this, and the ground truth is 100 %."""
     work, figures, output = tmp_path / "work", tmp_path / "figures", tmp_path / "results" / "study.jsonl.gz"
     sampler = FakeSampler(wrong_when=lambda c: c.guidance.method == "s2" and not c.guidance.uses_s2)
     assert run(sampler, work, "--parts", "main", "naive", "drop", "first", "window", "masks", "seeds") == 0
@@ -253,7 +253,7 @@ def test_the_report_shows_who_is_wrong(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_the_grid_is_held_against_its_own_scale_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """CFG at λ = 5 alone takes wrong colours: less CFG's at the config's λ, S² at 5 gains nothing; at its own, all."""
+    """Only CFG at λ = 5 has wrong colours: S² at 5 gains nothing over CFG at the config's λ, but all over CFG at 5."""
     sampler = FakeSampler(wrong_when=lambda c: c.guidance.cfg_scale == 5 and not c.guidance.uses_s2)
     assert run(sampler, tmp_path / "work", "--parts", "grid") == 0
     output = tmp_path / "study.jsonl"
@@ -281,7 +281,7 @@ def test_what_is_not_whole_has_no_numbers(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_page_has_the_tables_of_the_result_file(capsys: pytest.CaptureFixture[str]) -> None:
-    """If not: python tools/study_report.py --show tools/results/study.jsonl.gz, into the page."""
+    """To update: python tools/study_report.py --show tools/results/study.jsonl.gz, into the page."""
     page = (ROOT / "docs" / "evidence" / "video.md").read_text(encoding="utf-8")
     assert study_report.main(["--show", str(ROOT / "tools" / "results" / "study.jsonl.gz")]) == 0
     assert capsys.readouterr().out.strip() in page

@@ -1,4 +1,4 @@
-"""What is measured of a clip, on rendered clips whose answers are known; and the network that compares them."""
+"""Tests of measures on rendered clips with known answers, and of the network that compares clips."""
 
 import json
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_saturation_follows_the_colors() -> None:
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_a_swapped_attribute_is_seen(attribute: str) -> None:
-    """The clip shows the two things with that attribute exchanged: only it is swapped."""
+    """The clip shows the two things with that attribute exchanged, and only this attribute counts as swapped."""
     sizes = {"half_extent": SECOND.half_extent}, {"half_extent": FIRST.half_extent}
     extra = sizes if attribute == "size" else ({}, {})
     shown = Scene(
@@ -97,7 +97,7 @@ def test_targets_name_what_is_there() -> None:
 
 
 def test_the_kept_network_is_as_good_as_it_says() -> None:
-    """On fresh held-out clips, within what so few can show."""
+    """Its accuracy on new held-out clips is within their statistical error."""
     with safe_open(WEIGHTS, "pt") as file:
         said = json.loads(file.metadata()["accuracy_2"])
     scenes = [scene for scene in training_scenes(123, 0, 200) if all(t.key in HELD_OUT for t in scene.things)][:40]
@@ -127,6 +127,6 @@ def test_training_can_be_taken_up_again(tmp_path) -> None:
     settings = {"seed": 0, "num_steps": 2, "batch": 2, "learning_rate": 1e-3}
     first = train_features(tmp_path, **settings)
     torch.manual_seed(1)
-    again = train_features(tmp_path, **settings)  # nothing is left to do: as it was saved
+    again = train_features(tmp_path, **settings)  # no steps are left, so it equals the saved one
     for one, other in zip(first.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

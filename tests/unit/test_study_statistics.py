@@ -1,4 +1,4 @@
-"""Intervals, paired differences and spreads on made-up numbers whose answers are known."""
+"""Tests of intervals, paired differences and spreads on synthetic numbers with known answers."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_a_paired_difference_is_far_surer_than_its_two_sides() -> None:
 
 
 def test_clips_of_a_caption_are_drawn_together() -> None:
-    """Ten equal clips of a caption say no more than one."""
+    """Ten equal clips of a caption give the same interval as one."""
     values = np.random.default_rng(2).normal(0.0, 1.0, 60)
     once = Bootstrap(60, resamples=3000).mean(sample(values))
     ten = Bootstrap(60, resamples=3000).mean(sample(values.repeat(10), np.arange(60).repeat(10)))
@@ -44,7 +44,7 @@ def test_clips_of_a_caption_are_drawn_together() -> None:
 
 
 def test_captions_that_differ_in_their_number_of_clips_can_be_compared() -> None:
-    """The truth has one clip a caption where a method has two, and some values do not exist."""
+    """The ground truth has one clip per caption, a method two, and some values are missing."""
     twice = sample(np.array([1.0, 3.0, 5.0, math.nan]), np.array([0, 0, 1, 1]))
     once = sample(np.array([1.0, 4.0]))
     change = Bootstrap(2, resamples=500).difference(twice, once)

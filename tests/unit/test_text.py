@@ -1,4 +1,4 @@
-"""Prompts are encoded once, kept within bounds, and the encoder leaves the device when it has done its work."""
+"""Tests of text encoding: each prompt once, a bounded cache, and encoders that leave the device after use."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from s2video.parallel.mesh import Mesh
 
 
 class Watched:
-    """The tiny checkpoint's encoder behind a `TextEncoder`, with a journal of what is asked of it."""
+    """A `TextEncoder` with the tiny checkpoint's encoder, which records its calls."""
 
     def __init__(self, checkpoint: Path, *, offload: bool) -> None:
         family, components = Checkpoint(checkpoint).family, load_conditioners(Checkpoint(checkpoint), torch.float32)
@@ -28,7 +28,7 @@ class Watched:
         self._encode = TextEncoder(
             family,
             family.build_pipeline(components, None),
-            Mesh(torch.device("cpu", 0)),  # told apart from "cpu", where the encoder rests
+            Mesh(torch.device("cpu", 0)),  # differs from "cpu", where the encoder is kept
             dtype=torch.float32,
             offload=offload,
         )
@@ -43,11 +43,15 @@ def test_a_prompt_is_encoded_once(tiny_checkpoint: Path) -> None:
     assert first.shape == (3, MAX_SEQUENCE_LENGTH, 128) and watched.events == ["cpu:0", 2]
     assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
     assert torch.equal(watched.encode([""]).text, first[1:2]) and watched.events == ["cpu:0", 2]
-    assert watched.encode([PROMPT], max_sequence_length=16).text.shape == (1, 16, 128)  # read anew, at another length
+    assert watched.encode([PROMPT], max_sequence_length=16).text.shape == (
+        1,
+        16,
+        128,
+    )  # encoded again at another length
 
 
 def test_the_encoder_leaves_the_device_after_each_use(tiny_checkpoint: Path) -> None:
-    """So it is gone before denoising, which starts when all prompts are encoded."""
+    """So it is not on the device during denoising, which starts after all prompts are encoded."""
     watched = Watched(tiny_checkpoint, offload=True)
     watched.encode([PROMPT])
     watched.encode(["another", PROMPT])
@@ -55,7 +59,7 @@ def test_the_encoder_leaves_the_device_after_each_use(tiny_checkpoint: Path) -> 
 
 
 def test_the_least_recently_used_are_dropped(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where one call brings more than is kept."""
+    """Also if one call has more prompts than the cache holds."""
     monkeypatch.setattr(text, "_CACHED", 2)
     watched = Watched(tiny_checkpoint, offload=False)
     assert watched.encode(["a", "b", "c"]).text.shape[0] == 3
@@ -93,4 +97,4 @@ def test_a_streamed_encoder_is_a_whole_one_to_the_bit_and_leaves_the_device_empt
         texts = [encode(prompts, max_sequence_length=MAX_SEQUENCE_LENGTH).text for encode in (streamed, whole)]
         assert torch.equal(*texts)
         assert all(parameter.is_meta for parameter in encoder.parameters())
-    assert there == [False, False]  # the first layer has left when the second has its turn
+    assert there == [False, False]  # the first layer is off the device when the second runs

@@ -1,4 +1,4 @@
-"""A new family touches one folder (tests/toy_family), one line of the registry, one config and one entry of tests."""
+"""Tests that a new family needs a folder (tests/toy_family), a line in the registry, a config and a test entry."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from s2video.sampling.forward import predict
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
-    """The line in the registry; and the class that diffusers would bring."""
+    """Add the line to the registry, and the class that diffusers would have."""
     registry.FAMILIES.append(Toy)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusers, "ToyTransformer3DModel", ToyTransformer3DModel, raising=False)

@@ -1,4 +1,4 @@
-"""The toys' yardsticks are right: exact velocities, measures, networks with blocks left out."""
+"""Tests of the toys' references: exact velocities, measures, networks without some blocks."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def labels_of(mixture: Mixture, each: int) -> torch.Tensor:
 @pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
 @pytest.mark.parametrize("sigma", [0.2, 0.7])
 def test_the_exact_velocity_is_the_best_prediction(mixture: Mixture, sigma: float) -> None:
-    """It is the conditional mean of ε − x₀: what is left of that is uncorrelated with any function of x."""
+    """It is the conditional mean of ε − x₀, so the residual is uncorrelated with any function of x."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(mixture.num_classes).repeat(60_000 // mixture.num_classes)
     clean = mixture.draw(labels, generator)
@@ -97,7 +97,7 @@ def test_s2_acts_inside_the_window_by_equation_4(networks: Networks) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_no_omega_is_nearer_to_the_exact_field_than_the_best(networks: Networks, scale: float) -> None:
-    """Held against the field's error itself, around the best ω of all seeds together."""
+    """Compare with the error of the field itself, around the best ω over all seeds."""
     omegas, left = best_omegas(networks, ONE_D, scale, (0.5,), seed=0)
     assert ((left > 0) & (left <= 1)).all()
     for seed in range(SEEDS):
@@ -116,7 +116,7 @@ def test_training_teaches(networks: Networks) -> None:
     assert errors[0] < 0.8 * errors[1]
     labels = labels_of(ONE_D, 200)
     points = sample_points(networks, ONE_D, Method("cond"), labels, seed=0)
-    assert measure(points, labels, ONE_D).mode_shift.max() < 2  # the modes lie 8 apart
+    assert measure(points, labels, ONE_D).mode_shift.max() < 2  # the distance of the modes is 8
 
 
 def test_the_tool_goes_on_where_it_was_stopped(

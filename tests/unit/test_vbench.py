@@ -1,4 +1,4 @@
-"""tools/vbench.py: VBench's names, a batch that makes them, and its measure without weights, on made-up prompts."""
+"""Tests of tools/vbench.py: VBench's names, a batch with them, and its measure without weights."""
 
 import json
 from collections.abc import Iterable
@@ -67,7 +67,7 @@ def test_the_seeds_of_a_prompt_do_not_depend_on_the_choice(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b-480p", "wan2.1-t2v-14b-720p"])
 def test_wan_has_the_papers_settings(tmp_path: Path, name: str) -> None:
-    """App. B.4: λ = 5, ω = 0.25, all else the model's own."""
+    """App. B.4: λ = 5, ω = 0.25, other settings as in the model's recipe."""
     path = CONFIGS / f"{name}.yaml"
     cfg, s2 = load_batch(prepare(tmp_path, "--samples", 1, "--dimensions", "color", config=path)).jobs
     own = read_config(path)
@@ -81,7 +81,7 @@ def test_wan_has_the_papers_settings(tmp_path: Path, name: str) -> None:
 def test_a_batch_of_shapes_wan_ends_under_vbenchs_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two prompts, one sample, made in this process; names that differ in case alone do not meet in the batch."""
+    """Two prompts, one sample, in this process; names that differ only in case do not collide in the batch."""
     settings = ["--set", "sampling.num_inference_steps=2", "--set", "sampling.num_frames=5"]
     choice = ["--samples", 1, "--flicker-samples", 1, "--s2-scales", 0.25, "--dimensions", FLICKER, "scene"]
     run_file = prepare(tmp_path, *choice, *settings, "--set", "model.device=cpu")
@@ -89,7 +89,7 @@ def test_a_batch_of_shapes_wan_ends_under_vbenchs_names(
     assert "3 videos are missing" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert s2video(["batch", str(run_file)]) == 0
-    for _ in range(2):  # again, it is the same
+    for _ in range(2):  # the same again
         assert main(["collect", str(run_file)]) == 0
         folder = tmp_path / "run" / "vbench" / "s2_scale-0.25"
         assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -151,7 +151,7 @@ def test_flickering_is_one_less_the_mean_difference(tmp_path: Path) -> None:
     assert flicker_score(blinking) == 0.5
     noisy = film(tmp_path / "noisy.mp4", noise(4))
     frames = read_video(noisy).double()
-    differences = [(frames[i + 1] - frames[i]).abs().mean() for i in range(3)]  # as VBench goes about it
+    differences = [(frames[i + 1] - frames[i]).abs().mean() for i in range(3)]  # as in VBench
     assert flicker_score(noisy) == pytest.approx(float((255 - torch.stack(differences).mean()) / 255), abs=1e-12)
 
 

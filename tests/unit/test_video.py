@@ -1,4 +1,4 @@
-"""Videos: size, rate, colours, metadata, streaming."""
+"""Tests of videos: size, frame rate, colours, metadata, streaming."""
 
 import os
 import subprocess
@@ -39,12 +39,12 @@ PATCH = 32  # px
 
 
 def patches() -> Tensor:
-    """[1, PATCH, PATCH * n, 3]: one square of each of `COLOURS` in a row."""
+    """Return [1, PATCH, PATCH * n, 3]: a row with a square of each of `COLOURS`."""
     return torch.cat([solid(colour, height=PATCH, width=PATCH) for colour in COLOURS], dim=2)
 
 
 def patch_codes(path: Path) -> np.ndarray:
-    """[n, 3]: the median codes in the middle of each patch."""
+    """Return [n, 3]: the median codes in the middle of each patch."""
     columns = []
     for plane in stored_planes(path):
         side = plane.shape[0]
@@ -95,7 +95,7 @@ def test_reading_gives_the_frames_in_order(tmp_path: Path) -> None:
 
 
 def ramps(num_frames: int, height: int, width: int) -> Iterator[Tensor]:
-    """Smooth colours that change from frame to frame."""
+    """Return smooth colours that change from frame to frame."""
     y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     for number in range(num_frames):
         yield torch.stack([(x + number / num_frames) % 1, y, x * y], dim=-1)[None]
@@ -105,12 +105,12 @@ def ramps(num_frames: int, height: int, width: int) -> Iterator[Tensor]:
 def test_decord_and_pyav_read_the_same_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: Callable[[int, int, int], Iterator[Tensor]]
 ) -> None:
-    """Every frame, in its place, to the bit: with B-frames, and 17 frames in one file."""
+    """Every frame, in order and bitwise, with B-frames and 17 frames in one file."""
     path = tmp_path / "clip.mp4"
     write_video(frames(17, 48, 80), path, SPEC, metadata={})
     with_decord = video._read_with_decord(path)
     assert with_decord is not None
-    monkeypatch.setitem(sys.modules, "decord", None)  # makes the import fail, as where decord has no wheel
+    monkeypatch.setitem(sys.modules, "decord", None)  # makes the import fail, as on platforms without a wheel of decord
     without = read_video(path)
     assert without.shape == (17, 48, 80, 3) and without.dtype == torch.uint8
     torch.testing.assert_close(without, torch.from_numpy(with_decord), atol=0, rtol=0)
@@ -180,7 +180,7 @@ def test_values_are_rounded_once_and_not_truncated(tmp_path: Path) -> None:
     exact = np.array([bt709((gray,) * 3)[0] for gray in grays.tolist()])
     stored = stored_planes(tmp_path / "clip.mp4")[0]
     assert np.abs(stored - exact).max() < 0.501
-    assert np.abs(np.floor(exact) - exact).max() > 0.9  # what truncation would give
+    assert np.abs(np.floor(exact) - exact).max() > 0.9  # the result of truncation
 
 
 def test_colour_is_sited_on_the_left_column(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_colour_is_sited_on_the_left_column(tmp_path: Path) -> None:
     write_video([edge], tmp_path / "clip.mp4", LOSSLESS, metadata={})
     stored = stored_planes(tmp_path / "clip.mp4")[1][0]
     left, right = bt709(RED)[1], bt709(BLUE)[1]
-    # Samples 0 to 3 lie on columns 0 to 6, all red; sample 4 on column 8, the first blue one, with red to its left.
+    # Samples 0 to 3 are at columns 0 to 6, all red; sample 4 is at column 8, the first blue one, with red to its left.
     expected = np.round([left] * 4 + [0.25 * left + 0.75 * right] + [right] * 3)
     np.testing.assert_array_equal(stored, expected)
 

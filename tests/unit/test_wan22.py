@@ -1,4 +1,4 @@
-"""Wan 2.2: two transformers that take turns, each with its own λ, and a time for each token; λ = 1 with S²."""
+"""Tests of Wan 2.2: two transformers, each with its own λ, and one timestep per token; λ = 1 with S²."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
     return build_config(dumped)
 
 
-# what checkpoints say, and what is refused
+# values of checkpoints, and refusals
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -65,11 +65,11 @@ def test_both_transformers_count(checkpoint_of: CheckpointOf) -> None:
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "fewer blocks": (
         lambda folder: edit_json(folder / "transformer_2/config.json", num_layers=5),
-        "transformer_2: num_blocks: expected 6, as of the first transformer, got 5",
+        "transformer_2: num_blocks: expected 6 as in transformer, got 5",
     ),
     "other patches": (
         lambda folder: edit_json(folder / "transformer_2/config.json", patch_size=[1, 4, 4]),
-        r"transformer_2: patch_size: expected \(1, 2, 2\), .* got \(1, 4, 4\)",
+        r"transformer_2: patch_size: expected \(1, 2, 2\) .* got \(1, 4, 4\)",
     ),
     "no boundary": (
         lambda folder: edit_json(folder / "model_index.json", boundary_ratio=None),
@@ -81,9 +81,12 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a boundary for one": (
         lambda folder: edit_json(folder / "model_index.json", transformer_2=[None, None]),
-        "boundary_ratio: expected null, without transformer_2, got 0.875",
+        "boundary_ratio: expected null without transformer_2, got 0.875",
     ),
-    "the second one missing": (lambda folder: shutil.rmtree(folder / "transformer_2"), "transformer_2/ is missing"),
+    "the second one missing": (
+        lambda folder: shutil.rmtree(folder / "transformer_2"),
+        "expected a folder transformer_2/",
+    ),
 }
 
 
@@ -100,12 +103,17 @@ def test_what_is_no_pair_is_refused(checkpoint_of: CheckpointOf, tmp_path: Path,
 @pytest.mark.parametrize(
     ("family", "section", "values", "message"),
     [
-        ("wan", "guidance", {"cfg_scale_2": 3.0}, r"guidance\.cfg_scale_2: .* this checkpoint has one.* got 3"),
-        ("wan", "model", {"offload_experts": True}, r"model\.offload_experts: .* a single one"),
-        (A14B, "parallel", {"weights": "streamed"}, r"model\.offload_experts: .* replicated, got streamed"),
-        (A14B, "parallel", {"weights": "fsdp"}, r"model\.offload_experts: .* replicated, got fsdp: set it to false$"),
-        (A14B, "guidance", {"cfg_scale": 1.0}, r"parallel\.branch: .*guidance\.cfg_scale 1 there is no uncond"),
-        (A14B, "guidance", {"cfg_scale_2": 1.0}, r"parallel\.branch: .*guidance\.cfg_scale_2 1 there is no uncond"),
+        ("wan", "guidance", {"cfg_scale_2": 3.0}, r"guidance\.cfg_scale_2: expected null .* got 3"),
+        ("wan", "model", {"offload_experts": True}, r"model\.offload_experts: expected .* two transformers"),
+        (A14B, "parallel", {"weights": "streamed"}, r"model\.offload_experts: .* replicated, .* got streamed"),
+        (
+            A14B,
+            "parallel",
+            {"weights": "fsdp"},
+            r"model\.offload_experts: .* replicated, .* got fsdp; set it to false$",
+        ),
+        (A14B, "guidance", {"cfg_scale": 1.0}, r"parallel\.branch: .*guidance\.cfg_scale 1 makes no uncond"),
+        (A14B, "guidance", {"cfg_scale_2": 1.0}, r"parallel\.branch: .*guidance\.cfg_scale_2 1 makes no uncond"),
         (TI2V, "sampling", {"height": 176}, r"sampling\.height: expected a multiple of 32, got 176"),
     ],
 )
@@ -121,7 +129,7 @@ def test_settings_that_make_no_sense(
         check_request(changed(config, section, **values), Checkpoint(folder).info, world_size=2)
 
 
-# turns
+# the active transformer
 
 
 class Movable(nn.Module):
@@ -156,7 +164,7 @@ def test_one_leaves_before_the_other_comes_once_a_run() -> None:
 
 @pytest.mark.parametrize("boundary", [875.0, 875.1])
 def test_turns_are_compared_as_diffusers_does_it(boundary: float) -> None:
-    """875.1 as float32 is a little less than as Python's number, and yet not below the boundary."""
+    """875.1 is slightly smaller as float32 than as a Python float, but not below the boundary."""
     experts = pair([], None, boundary)
     for timestep in (torch.tensor(boundary), torch.tensor(875), torch.tensor(874.9), torch.tensor(900)):
         assert experts.index_at(timestep) == (0 if timestep >= boundary else 1)
@@ -183,7 +191,7 @@ def test_offloading_changes_no_bit(checkpoint_of: CheckpointOf) -> None:
 
 
 def by_hand(folder: Path, config: RunConfig, seed: int) -> Tensor:
-    """With diffusers' own modules and scheduler, and block lists shortened for sub."""
+    """Sample with diffusers' modules and scheduler, and shorter block lists for sub."""
     pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     cond, uncond = (
         pipeline.encode_prompt([text], do_classifier_free_guidance=False, max_sequence_length=MAX_SEQUENCE_LENGTH)[0]
@@ -228,7 +236,7 @@ def test_eq_4_with_the_scale_of_each(
     num_steps: int,
     with_uncond: list[bool],
 ) -> None:
-    """λ = 1, as of models distilled to few steps, makes no uncond pass, and S² acts all the same."""
+    """λ = 1, for models distilled to few steps, makes no uncond pass, and S² is still active."""
     folder = checkpoint_of(family)
     config = FAMILIES[family].config(folder, cfg_scale=scales[0], **({"cfg_scale_2": scales[1]} if scales[1] else {}))
     config = changed(config, "sampling", num_inference_steps=num_steps)

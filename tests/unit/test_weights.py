@@ -118,7 +118,7 @@ def test_streaming_needs_two_blocks_of_memory(tiny_checkpoint: Path) -> None:
 
 
 def test_blocks_of_different_sizes_take_turns() -> None:
-    """The buffers hold the largest; a block is copied in pieces, whose last may be of any length."""
+    """The buffers hold the largest; a block is copied in pieces, of which the last can have any length."""
     sizes = [(3, 5), (7, 2), (1, 1), (11, 13)]
     blocks = [nn.Linear(*size, device="meta") for size in sizes]
     values = [{name: torch.randn(p.shape) for name, p in block.named_parameters()} for block in blocks]
@@ -182,8 +182,8 @@ def test_files_that_do_not_fit_the_model_are_refused(tiny_checkpoint: Path, tmp_
     else:
         tensors[name] = torch.zeros(60, 59)
     save_file(tensors, file)
-    came = {"missing": "none", "misshapen": r"\[60, 59\]"}[damage]
-    with pytest.raises(InputError, match=rf"{name}: expected a tensor of shape \[60, 60\].* got {came}"):
+    found = {"missing": "none", "misshapen": r"\[60, 59\]"}[damage]
+    with pytest.raises(InputError, match=rf"{name}: expected a tensor of shape \[60, 60\].* got {found}"):
         place_transformer(Checkpoint(folder), torch.float32, ALONE, STREAMED)
 
 

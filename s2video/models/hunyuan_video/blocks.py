@@ -1,10 +1,11 @@
 """HunyuanVideo 1.0, text-to-video and image-to-video (token_replace), as a `BlockModel`.
 
-The transformer is diffusers' own module. Restated here is only what its `forward` does before and after the block
-loops, with tokens sharded in between. Its dual blocks, then its single blocks, are one list: any of them can be left
-out. Attention, over video and text as one sequence, goes through our processor. Where the module masks the text's
-padding, padding is cut off to the batch's longest prompt and what is left of it stays out of the softmax: equal up to
-rounding, and every attention kernel can be used. In image-to-video, the tokens of the given frame are modulated apart.
+The transformer is the unchanged diffusers module. This file repeats only what its `forward` does before and after the
+block loops, with tokens sharded in between. The dual blocks, followed by the single blocks, form one list, and any of
+them can be skipped. Attention, over video and text as one sequence, uses our processor. The module masks the text's
+padding; here, text is trimmed to the batch's longest prompt, and the remaining padding is excluded from the softmax.
+The result is equal up to rounding, and every attention kernel can be used. In image-to-video, the tokens of the image's
+frame have their own modulation.
 
 Dimension letters as in `base`; N_heads heads.
 """
@@ -27,9 +28,10 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class ShardedJointAttention:
-    """Attention processor of every block. Blocks pass it nothing extra, so `plan` and `text_lengths` are set beside.
+    """Attention processor of all blocks.
 
-    One instance serves all blocks; `HunyuanVideoBlockModel.run_block` sets both before each.
+    Blocks cannot pass it further arguments, so `HunyuanVideoBlockModel.run_block` sets `plan` and `text_lengths` before
+    each block.
     """
 
     def __init__(self, backend: str | None = None) -> None:
@@ -45,14 +47,14 @@ class ShardedJointAttention:
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """[B, L_local, D] and text [B, M, D] -> the same, every token attending to all of both."""
+        """Return attention of video [B, L_local, D] and text [B, M, D] to all tokens of both, in the same shapes."""
         assert self.plan is not None and encoder_hidden_states is not None and image_rotary_emb is not None
         assert attention_mask is None
         video, text = hidden_states, encoder_hidden_states
         query, key, value = (p(video).unflatten(2, (attn.heads, -1)) for p in (attn.to_q, attn.to_k, attn.to_v))
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key))
-        if attn.add_q_proj is None:  # single blocks project the text as they do the video
+        if attn.add_q_proj is None:  # single blocks project text and video with the same layers
             projections, norms = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)
         else:
             projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
@@ -75,17 +77,17 @@ class ShardedJointAttention:
 
 
 class HunyuanVideoBlockModel:
-    """`HunyuanVideoTransformer3DModel` seen as embed -> blocks -> project, with tokens sharded in between.
+    """`HunyuanVideoTransformer3DModel` as embed -> blocks -> project, with tokens sharded in between.
 
-    Takes the module over: its attention processors are replaced.
+    Replaces the module's attention processors.
 
     Attributes:
-        blocks: the dual blocks, then the single ones, if the module has any.
+        blocks: the dual blocks, followed by the single ones if the module has any.
     """
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, *, attention_backend: str | None = None) -> None:
         self.transformer = transformer
-        self._dtype = transformer.dtype  # asked once: it walks through all modules
+        self._dtype = transformer.dtype  # stored, because the property searches all modules
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
         self.blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
@@ -104,7 +106,7 @@ class HunyuanVideoBlockModel:
     def prepare(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan
     ) -> BlockContext:
-        """See `BlockModel.prepare`. Needs `pooled`, and `guidance` where the model was distilled to take it."""
+        """See `BlockModel.prepare`. Needs `pooled`, and `guidance` if the model was distilled to take it."""
         model, mine = self.transformer, plan.mine
         text, pooled = conditioning.text.to(self._dtype), conditioning.pooled
         assert pooled is not None
@@ -114,7 +116,7 @@ class HunyuanVideoBlockModel:
         guidance = None
         if model.config.guidance_embeds:
             assert conditioning.guidance is not None
-            # in thousandths and in the model's dtype, as HunyuanVideoPipeline does
+            # in thousandths and in the model's dtype, as in HunyuanVideoPipeline
             guidance = text.new_full((text.shape[0],), conditioning.guidance) * 1000.0
         time, time_given = model.time_text_embed(timestep, pooled.to(self._dtype), guidance)
         cos, sin = model.rope(latents)
@@ -139,7 +141,7 @@ class HunyuanVideoBlockModel:
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
         self._attention.plan, self._attention.text_lengths = context.attention, context.text_lengths
-        # blocks of text-to-video ignore what is given
+        # blocks of text-to-video ignore these arguments
         given = context.time_given, context.num_given
         video, text = self.blocks[index](state.video, state.text, context.time, None, context.rotary, *given)
         return TokenState(video, text)

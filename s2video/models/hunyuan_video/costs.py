@@ -1,4 +1,4 @@
-"""What HunyuanVideo's transformers compute and weigh, from config.json. Dimension letters as in `models.costs`."""
+"""Costs of HunyuanVideo's transformers, from config.json. Dimension letters as in `models.costs`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..costs import Derived, Share, Work, linear
 
 
 class JointAttention(Derived):
-    """Dual blocks, then single ones, over video and text: what both versions of HunyuanVideo compute alike.
+    """Costs that both versions of HunyuanVideo share: dual blocks, then single ones, with joint attention.
 
     Attributes:
-        token_replace: the tokens of a given frame have a timestep, and so a modulation, of their own.
+        token_replace: whether the tokens of the image's frame have their own timestep, and so their own modulation.
     """
 
     token_replace: bool
@@ -30,7 +30,7 @@ class JointAttention(Derived):
         return int(self.width * self.mlp_ratio)
 
     def refine(self, num_text: int) -> Work:
-        """The prompt's projection and its refiner, whose feed-forward is 4·D wide."""
+        """Return the FLOPs of the prompt's projection and its refiner, whose feed-forward is 4·D wide."""
         width = self.width
         each = num_text * (4 * width + 8 * width) + 2 * width
         return Work(
@@ -45,8 +45,10 @@ class JointAttention(Derived):
         return linear(self.text_dim, width) + self.num_refiner * each
 
     def block(self, index: int, share: Share, num_text: int) -> Work:
-        """Q, K, V, out and feed-forward of both streams. The text's queries meet the keys that a ring group holds,
-        and the text's own."""
+        """Return the FLOPs of Q, K, V, out and feed-forward of both streams, and of attention.
+
+        The text's queries attend to the keys that a ring group holds and to the text's own.
+        """
         width = self.width
         modulation = 12 + 6 * self.token_replace if index < self.num_dual else 3 + 3 * self.token_replace
         video, text = share.group * (share.total + num_text), num_text * (share.group + num_text)
@@ -69,7 +71,7 @@ class JointAttention(Derived):
 
 @dataclass(frozen=True)
 class HunyuanVideoCosts(JointAttention):
-    """`HunyuanVideoTransformer3DModel`: dual blocks, then single ones, all with joint attention over video and text."""
+    """Costs of `HunyuanVideoTransformer3DModel`: dual blocks, then single ones, all with joint attention."""
 
     num_dual: int
     num_single: int
@@ -87,7 +89,7 @@ class HunyuanVideoCosts(JointAttention):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HunyuanVideoCosts:
-        """Defaults are those of diffusers' constructor: a config.json may leave them out."""
+        """Read a config.json. Missing keys have the defaults of diffusers' constructor."""
         channels, patch = config.get("in_channels", 16), config.get("patch_size", 2)
         return cls(
             num_dual=config.get("num_layers", 20),
@@ -110,11 +112,11 @@ class HunyuanVideoCosts(JointAttention):
         return self.num_dual + self.num_single
 
     def num_text(self, max_sequence_length: int) -> int:
-        """Before cond's text stands every fourth of the image's 576 tokens; four of the template's are cut out."""
+        """Return M. An image adds every fourth of its 576 tokens before cond's text, minus four of the template's."""
         return max_sequence_length + (576 // 4 - 4 if self.token_replace else 0)
 
     def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches; three to five small vectors (256 is the width of a timestep's sinusoids); the text's refiner."""
+        """Return the FLOPs of patches, three to five small vectors (a timestep has 256 sinusoids), and the refiner."""
         width = self.width
         timesteps = (2 + self.guidance_embeds + self.token_replace) * (256 + width)
         pooled = self.text_dim + self.pooled_dim + 2 * width

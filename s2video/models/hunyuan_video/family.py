@@ -1,4 +1,4 @@
-"""Checkpoints of HunyuanVideo's pipelines. Imports torch within methods only."""
+"""Checkpoints of HunyuanVideo's pipelines. Imports torch only inside methods."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class HunyuanVideo(Family):
     """Text to video.
 
     Attributes:
-        image_condition: how images enter the transformer, by diffusers' name.
-        published: a checkpoint of this kind.
+        image_condition: how images enter the transformer, as the `image_condition_type` of diffusers.
+        published: a published checkpoint of this kind.
     """
 
     pipeline = "HunyuanVideoPipeline"
@@ -34,8 +34,8 @@ class HunyuanVideo(Family):
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     block_returns = ("hidden_states", "encoder_hidden_states")
     classes: ClassVar[Mapping[str, str]] = {
-        # model_index.json says LlamaTokenizerFast; that of transformers 5 splits text as Llama 1 and 2 do, whatever
-        # tokenizer.json says, and Llama 3's is another
+        # model_index.json names LlamaTokenizerFast; in transformers 5, that class ignores tokenizer.json and splits
+        # text as for Llama 1 and 2, which is wrong for Llama 3
         "tokenizer": "PreTrainedTokenizerFast",
         "text_encoder": "LlamaModel",
         "tokenizer_2": "CLIPTokenizer",
@@ -52,7 +52,7 @@ class HunyuanVideo(Family):
         if (kind := transformer.values.get("image_condition_type")) != self.image_condition:
             raise InputError(
                 f"{transformer.path}: image_condition_type: expected {self.image_condition!r} with "
-                f"{self.pipeline}, got {kind!r}, which is not supported: choose a checkpoint like {self.published}"
+                f"{self.pipeline}, got {kind!r}; choose a checkpoint like {self.published}"
             )
         patch = transformer.count("patch_size", 2)
         return CheckpointInfo(
@@ -71,8 +71,10 @@ class HunyuanVideo(Family):
         return HunyuanVideoBlockModel(transformer, attention_backend=attention_backend)
 
     def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
-        """LLaMA's text [B, max_sequence_length, D_text], CLIP's pooled [B, D_pooled], and the text's mask, the template
-        around each prompt being the pipeline's."""
+        """Return LLaMA's text [B, max_sequence_length, D_text], CLIP's pooled [B, D_pooled], and the text's mask.
+
+        Each prompt is put in the pipeline's template.
+        """
         return tuple(
             pipeline.encode_prompt(
                 prompts.texts, device=prompts.device, max_sequence_length=prompts.max_sequence_length
@@ -91,7 +93,7 @@ class HunyuanVideo(Family):
 
 
 class HunyuanVideoImageToVideo(HunyuanVideo):
-    """Image to video, in the form where the first latent frame is the image's (token_replace)."""
+    """Image to video in the form where the image fixes the first latent frame (token_replace)."""
 
     pipeline = "HunyuanVideoImageToVideoPipeline"
     image_condition = "token_replace"
@@ -108,9 +110,10 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
         return replace(super().describe(transformer, vae), image="required")
 
     def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
-        """As `HunyuanVideo`'s, tokens of the image standing before those of the prompt.
+        """Return the tensors of `HunyuanVideo.encode`, with image tokens before those of the prompt.
 
-        Uncond sees a black image, and as many tokens of it as the pipeline takes unasked: every second one.
+        Cond gets every fourth token of the image. Uncond gets a black image and the pipeline's default of every second
+        token.
         """
         import torch
         from PIL import Image
@@ -121,7 +124,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
             seen: dict[str, Any] = {"image": Image.new("RGB", image.size)}
         else:
             seen = {"image": image, "image_embed_interleave": 4}
-        # one by one: the pipeline takes one image, and finds the end of a prompt that was cut off only if it is alone
+        # one by one, because the pipeline takes one image and handles a truncated prompt correctly only if it is alone
         encoded = [
             pipeline.encode_prompt(
                 prompt=text, device=prompts.device, max_sequence_length=prompts.max_sequence_length, **seen
@@ -133,7 +136,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
     def encode_images(
         self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
     ) -> tuple[Tensor, ...]:
-        """The image's latent frame, [1, C, 1, H, W]: the mode of what the VAE says, so that nothing is drawn."""
+        """Return the image's latent frame [1, C, 1, H, W]: the mode of the VAE's distribution, so nothing is random."""
         import torch
 
         width, height = images.first.size
@@ -160,7 +163,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
 
 
 def set_even_sigmas(scheduler: Any, num_steps: int, device: torch.device) -> None:
-    """Evenly spaced sigmas down to 1/n, before the scheduler shifts them."""
+    """Set n = `num_steps` evenly spaced sigmas from 1 to 1/n, before the scheduler shifts them."""
     import numpy as np
 
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)

@@ -1,8 +1,9 @@
 """HunyuanVideo 1.5, text or image to video, as a `BlockModel`: dual blocks only, and three kinds of text tokens.
 
-What the blocks call text is the image's tokens, then the glyph text's, then the prompt's. The module keeps the padding
-of all three and masks it, with a boolean for every pair of tokens; here each sample's tokens are joined without it, and
-what the shorter samples lack stays out of the softmax: equal up to rounding. All else is as in `hunyuan_video`.
+The text of the blocks consists of the image's tokens, the glyph text's, and the prompt's, in this order. The module
+keeps the padding of all three and masks it with a boolean for each pair of tokens. Here, each sample's tokens are
+concatenated without padding, and the padding of shorter samples is excluded from the softmax, which is equal up to
+rounding. Everything else is as in `hunyuan_video`.
 
 Dimension letters as in `base`; M_2 tokens of glyph text.
 """
@@ -19,17 +20,17 @@ _PROMPT, _GLYPHS, _IMAGE = range(3)  # rows of the module's table of token types
 
 
 class HunyuanVideo15BlockModel(HunyuanVideoBlockModel):
-    """`HunyuanVideo15Transformer3DModel` seen as embed -> blocks -> project, with tokens sharded in between.
+    """`HunyuanVideo15Transformer3DModel` as embed -> blocks -> project, with tokens sharded in between.
 
-    Takes the module over: its attention processors are replaced.
+    Replaces the module's attention processors.
     """
 
     def prepare(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, plan: AttentionPlan
     ) -> BlockContext:
-        """See `BlockModel.prepare`. Needs `text_2`, perhaps of no tokens; without `image`, it is text to video."""
+        """See `BlockModel.prepare`. Needs `text_2`, which can have no tokens. Text to video if `image` is None."""
         model, mine = self.transformer, plan.mine
-        timestep = timestep.to(self._dtype)  # as the pipeline hands it over
+        timestep = timestep.to(self._dtype)  # as the pipeline passes it
         text, lengths = self._trimmed(conditioning.text, conditioning.text_lengths)
         is_text = torch.arange(text.shape[1], device=text.device) < torch.tensor(lengths, device=text.device)[:, None]
         kinds = model.cond_type_embed.weight
@@ -57,6 +58,6 @@ class HunyuanVideo15BlockModel(HunyuanVideoBlockModel):
         )
 
     def _trimmed(self, text: Tensor, lengths: tuple[int, ...] | None) -> tuple[Tensor, tuple[int, ...]]:
-        """Text in the model's dtype, as long as the batch's longest, and the length of each."""
+        """Return text in the model's dtype, trimmed to the longest sample, and each sample's length."""
         lengths = lengths or (text.shape[1],) * text.shape[0]
         return text[:, : max(lengths)].to(self._dtype), lengths

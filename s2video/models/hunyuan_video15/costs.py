@@ -1,4 +1,4 @@
-"""What HunyuanVideo 1.5's transformer computes and weighs, from config.json. Dimension letters as in `models.costs`."""
+"""Costs of HunyuanVideo 1.5's transformer, from config.json. Dimension letters as in `models.costs`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from ..costs import Work, linear
 from ..hunyuan_video.costs import JointAttention
 
-_GLYPH_WIDTH = 2048  # of the layers between the glyphs' embeddings and the model
+_GLYPH_WIDTH = 2048  # width of the layers between the glyphs' embeddings and the model
 
 
 @dataclass(frozen=True)
 class HunyuanVideo15Costs(JointAttention):
-    """`HunyuanVideo15Transformer3DModel`: dual blocks only. Text is the prompt's, of glyphs and of an image.
+    """Costs of `HunyuanVideo15Transformer3DModel`: dual blocks only. Text is the prompt, glyph text and image tokens.
 
     Attributes:
-        num_glyphs, num_image: tokens of the last two, as many as the pipelines have at most.
+        num_glyphs, num_image: largest numbers of glyph and image tokens in the pipelines.
     """
 
     num_dual: int
@@ -38,7 +38,7 @@ class HunyuanVideo15Costs(JointAttention):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HunyuanVideo15Costs:
-        """Defaults are those of diffusers' constructor: a config.json may leave them out."""
+        """Read a config.json. Missing keys have the defaults of diffusers' constructor."""
         channels, patch = config.get("in_channels", 65), config.get("patch_size", 1)
         return cls(
             num_dual=config.get("num_layers", 54),
@@ -64,8 +64,7 @@ class HunyuanVideo15Costs(JointAttention):
         return max_sequence_length + self.num_glyphs + self.num_image
 
     def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches; the timestep, twice, and the pooled prompt; the prompt's refiner; three layers of the glyphs and two
-        of the image."""
+        """Return the FLOPs of patches, timestep (twice), pooled prompt, refiner, three glyph and two image layers."""
         width, glyphs, image = self.width, self.glyph_dim, self.image_dim
         refined = self.refine(num_text - self.num_glyphs - self.num_image)
         patches = tokens * math.prod(self.patch_size) * self.in_channels

@@ -1,4 +1,4 @@
-"""Checkpoints of HunyuanVideo 1.5's pipelines. Imports torch within methods only."""
+"""Checkpoints of HunyuanVideo 1.5's pipelines. Imports torch only inside methods."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 
 class HunyuanVideo15(Family):
+    """Text to video."""
+
     pipeline = "HunyuanVideo15Pipeline"
     block_lists = ("transformer_blocks",)
     block_returns = ("hidden_states", "encoder_hidden_states")
-    cond_context = "pred_cond"  # as guiders name it
+    cond_context = "pred_cond"  # the name that guiders use
     classes: ClassVar[Mapping[str, str]] = {
         "tokenizer": "Qwen2Tokenizer",
         "text_encoder": "Qwen2_5_VLTextModel",
@@ -42,15 +44,15 @@ class HunyuanVideo15(Family):
     def describe(self, transformer: JsonFile, vae: JsonFile) -> CheckpointInfo:
         if transformer.values.get("use_meanflow"):
             raise InputError(
-                f"{transformer.path}: use_meanflow: is a step-distilled checkpoint, which is not supported: choose "
-                "one without step_distilled in its name"
+                f"{transformer.path}: use_meanflow: expected false, got true (a step-distilled checkpoint); choose one "
+                "without step_distilled in its name"
             )
         patch, channels = transformer.count("patch_size", 1), vae.count("latent_channels", 32)
         expected, found = 2 * channels + 1, transformer.count("in_channels", 65)
         if found != expected:
             raise InputError(
                 f"{transformer.path}: in_channels: expected {expected} (noisy latents, image latents and a mask), "
-                f"got {found}"
+                f"got {found}; choose another checkpoint"
             )
         return CheckpointInfo(
             num_blocks=transformer.count("num_layers", 54),
@@ -64,7 +66,7 @@ class HunyuanVideo15(Family):
         )
 
     def build_pipeline(self, conditioners: Mapping[str, Any], vae: Any) -> Any:
-        """Without a guider: its scale is `guidance.cfg_scale`."""
+        """Return the pipeline without a guider, because `guidance.cfg_scale` replaces the guider's scale."""
         return super().build_pipeline({**conditioners, "guider": None}, vae)
 
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
@@ -73,13 +75,15 @@ class HunyuanVideo15(Family):
         return HunyuanVideo15BlockModel(transformer, attention_backend=attention_backend)
 
     def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
-        """Qwen's text [B, max_sequence_length, D_text] and its mask, the template around each prompt being the
-        pipeline's; ByT5's of what the prompts put in quotes, [B, M_2, D_text_2], and its mask."""
+        """Return Qwen's text [B, max_sequence_length, D_text] and ByT5's glyph text [B, M_2, D_text_2], with masks.
+
+        Each prompt is put in the pipeline's template; glyph text is the part of a prompt in quotes.
+        """
         pipeline.tokenizer_max_length = prompts.max_sequence_length
         text, mask, text_2, mask_2 = pipeline.encode_prompt(
             prompts.texts, device=prompts.device, batch_size=len(prompts.texts)
         )
-        return text, mask.int(), text_2, mask_2.int()  # as numbers of a small dtype, masks could not be counted
+        return text, mask.int(), text_2, mask_2.int()  # in half precision, the sum of a mask could be inexact
 
     def conditioning(self, *rows: Tensor) -> Conditioning:
         from ..base import Conditioning
@@ -94,7 +98,7 @@ class HunyuanVideo15(Family):
         set_even_sigmas(scheduler, num_steps, device)
 
     def image_conditioning(self, latents: Tensor, *encoded: Tensor) -> ImageConditioning:
-        """Return latents and mask of no image: zeros."""
+        """Return zeros as latents and mask, which mean no image."""
         from ..base import ImageConditioning
 
         _, channels, *shape = latents.shape
@@ -102,6 +106,8 @@ class HunyuanVideo15(Family):
 
 
 class HunyuanVideo15ImageToVideo(HunyuanVideo15):
+    """Image to video."""
+
     pipeline = "HunyuanVideo15ImageToVideoPipeline"
     classes: ClassVar[Mapping[str, str]] = {
         **HunyuanVideo15.classes,
@@ -115,8 +121,10 @@ class HunyuanVideo15ImageToVideo(HunyuanVideo15):
     def encode_images(
         self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
     ) -> tuple[Tensor, ...]:
-        """SigLIP's features [1, M_image, D_image]; the first image's latents, with zeros for later frames, and the mask
-        that tells them apart, [1, C + 1, T, H, W]."""
+        """Return SigLIP's features [1, M_image, D_image], and latents and mask [1, C + 1, T, H, W].
+
+        The latents are the first image's, with zeros for later frames; the mask marks the first frame.
+        """
         import torch
 
         features = pipeline.encode_image(images.first, batch_size=1, device=device, dtype=pipeline.image_encoder.dtype)

@@ -1,8 +1,8 @@
 """Wan 2.1 and 2.2 as a `BlockModel`, from text or with images.
 
-The transformer is diffusers' own module. Restated here is only what its `forward` does before and after the block
-loop, with tokens sharded in between; a test holds both bitwise equal. Self-attention goes through our processor,
-which sees all tokens from every shard.
+The transformer is the unchanged diffusers module. This file repeats only what its `forward` does before and after the
+block loop, with tokens sharded in between; a test checks bitwise equality. Self-attention uses our processor, which
+attends to the tokens of all shards.
 
 Dimension letters as in `base`; p_t, p_h, p_w patch sizes, N_heads heads.
 """
@@ -23,9 +23,9 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class ShardedSelfAttention:
-    """Attention processor of every `attn1`. Blocks pass processors nothing extra, so `plan` is set beside them.
+    """Attention processor of the `attn1` of all blocks.
 
-    One instance serves all blocks; `WanBlockModel.run_block` sets `plan` before each.
+    Blocks cannot pass it further arguments, so `WanBlockModel.run_block` sets `plan` before each block.
     """
 
     def __init__(self, backend: str | None = None) -> None:
@@ -40,7 +40,7 @@ class ShardedSelfAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: Rotary | None = None,
     ) -> Tensor:
-        """[B, L_local, D] -> [B, L_local, D], every token attending to all L tokens of the video."""
+        """Return attention of [B, L_local, D] to all L tokens of the video, in the same shape."""
         assert self.plan is not None and rotary_emb is not None
         assert encoder_hidden_states is None and attention_mask is None
         if attn.fused_projections:
@@ -58,7 +58,7 @@ class ShardedSelfAttention:
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary position embedding of [B, L, N_heads, D]: neighbouring channels are the parts of a complex number."""
+    """Apply rotary position embedding to [B, L, N_heads, D]. Pairs of adjacent channels form complex numbers."""
     cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
     real, imaginary = x[..., 0::2], x[..., 1::2]
     rotated = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
@@ -66,13 +66,13 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 class WanBlockModel:
-    """`WanTransformer3DModel` seen as embed -> blocks -> project, with tokens sharded in between.
+    """`WanTransformer3DModel` as embed -> blocks -> project, with tokens sharded in between.
 
-    Takes the module over: its self-attention processors are replaced.
+    Replaces the module's self-attention processors.
 
     Args:
-        time_per_token: as TI2V 5B is run by its pipelines: each token has a time of its own, 0 where its frame is
-            given.
+        time_per_token: whether each token has its own timestep, 0 if an image fixes its frame, as in the pipelines of
+            TI2V 5B.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class WanBlockModel:
     ) -> None:
         self.transformer = transformer
         self._time_per_token = time_per_token
-        self._dtype = transformer.dtype  # asked once: it walks through all modules
+        self._dtype = transformer.dtype  # stored, because the property searches all modules
         if attention_backend is not None:
             transformer.set_attention_backend(attention_backend)
         self._attention = ShardedSelfAttention(attention_backend)
@@ -127,13 +127,13 @@ class WanBlockModel:
         )
 
     def _token_times(self, timestep: Tensor, latents: Tensor, given_frames: int, shard: Shard) -> Tensor:
-        """Timestep [B] -> that of each of the shard's tokens, [B, L_local]; of an empty shard, of one more."""
+        """Return the timestep of each token of the shard, [B, L_local]; [B, 1] for an empty shard."""
         given = LatentShape(given_frames, *latents.shape[3:]).tokens(self.transformer.config.patch_size).num_tokens
         tokens = torch.arange(shard.start, max(shard.stop, shard.start + 1), device=latents.device)
         return torch.where(tokens < given, 0, timestep.unsqueeze(1))
 
     def _features(self, image: Tensor | None) -> Tensor | None:
-        """[B, M_image, D_image] as the embedder wants them: of first and last image, it wants [2·B, M_image / 2, …]."""
+        """Reshape [B, M_image, D_image] for the embedder; with first and last image, to [2·B, M_image / 2, D_image]."""
         embedder = self.transformer.condition_embedder.image_embedder
         if image is None or embedder is None:
             return None

@@ -1,4 +1,4 @@
-"""What Wan's transformers compute and weigh, from config.json. Dimension letters as in `models.costs`."""
+"""Costs of Wan's transformers, from config.json. Dimension letters as in `models.costs`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from ..costs import Derived, Share, Work, linear
 
-_TOKENS_OF_AN_IMAGE = 257  # 16 x 16 and one for all, of CLIP ViT-H/14 at 224 pixels: Wan's only image encoder
+_TOKENS_PER_IMAGE = 257  # 16 x 16 and a class token of CLIP ViT-H/14 at 224 pixels, Wan's only image encoder
 
 
 @dataclass(frozen=True)
 class WanCosts(Derived):
-    """`WanTransformer3DModel`, from text or with images.
+    """Costs of `WanTransformer3DModel`, from text or with images.
 
     Attributes:
-        image_dim, num_images: D_image of the image encoder's features, and of how many images the transformer sees
-            them; 0, 0 where it sees none.
+        image_dim: D_image of the image encoder's features; 0 without an image encoder.
+        num_images: number of images whose features the transformer gets, 0 … 2.
     """
 
     num_blocks: int
@@ -38,9 +38,9 @@ class WanCosts(Derived):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> WanCosts:
-        """Defaults are those of diffusers' constructor: a config.json may leave them out.
+        """Read a config.json. Missing keys have the defaults of diffusers' constructor.
 
-        `expand_timesteps` is a setting of the pipeline, so it stands in model_index.json.
+        `expand_timesteps` is a key of the pipeline's model_index.json, which the caller merges into `config`.
         """
         channels = config.get("in_channels", 16)
         return cls(
@@ -61,11 +61,14 @@ class WanCosts(Derived):
 
     @property
     def num_image_tokens(self) -> int:
-        return _TOKENS_OF_AN_IMAGE * self.num_images
+        return _TOKENS_PER_IMAGE * self.num_images
 
     def embed(self, tokens: int, num_text: int) -> Work:
-        """Patches of L_local tokens; the timestep, once or for each of them, and its modulation of 6·D; the text and
-        the images' features, through two layers each."""
+        """Return the FLOPs of the embedders.
+
+        Patches of L_local tokens; the timestep, once or per token, with its modulation of 6·D; text and image features,
+        two layers each.
+        """
         width = self.width
         patches = tokens * math.prod(self.patch_size) * self.in_channels
         time = (self.freq_dim + 7 * width) * (tokens if self.time_per_token else 1)
@@ -73,12 +76,15 @@ class WanCosts(Derived):
         return Work(2 * width * (patches + time + num_text * (self.text_dim + width)) + 2 * images)
 
     def block(self, index: int, share: Share, num_text: int) -> Work:
-        """Linear: Q, K, V, out of self-attention, Q and out of cross-attention, feed-forward; K and V of the text, and
-        others of the images."""
-        width, tokens, told = self.width, share.tokens, num_text + self.num_image_tokens
+        """Return the FLOPs of a block.
+
+        Linear: Q, K, V, out of self-attention, Q and out of cross-attention, feed-forward, and K and V of text and
+        images.
+        """
+        width, tokens, num_attended = self.width, share.tokens, num_text + self.num_image_tokens
         return Work(
-            linear=2 * width * (tokens * (6 * width + 2 * self.mlp_width) + told * 2 * width),
-            attention=4 * tokens * told * width,
+            linear=2 * width * (tokens * (6 * width + 2 * self.mlp_width) + num_attended * 2 * width),
+            attention=4 * tokens * num_attended * width,
             exchanged=4 * share.group * share.total * share.heads * self.head_dim,
         )
 
@@ -89,8 +95,8 @@ class WanCosts(Derived):
         width, mlp = self.width, self.mlp_width
         attention = 4 * linear(width, width) + 2 * width  # with the norms of Q and K
         norms_and_tables = (2 * width if self.cross_attn_norm else 0) + 6 * width
-        of_images = 2 * linear(width, width) + width if self.num_images else 0
-        return 2 * attention + of_images + linear(width, mlp) + linear(mlp, width) + norms_and_tables
+        image_layers = 2 * linear(width, width) + width if self.num_images else 0
+        return 2 * attention + image_layers + linear(width, mlp) + linear(mlp, width) + norms_and_tables
 
     def root_parameters(self) -> int:
         width = self.width
@@ -103,8 +109,8 @@ class WanCosts(Derived):
             + linear(width, width)
         )
         if self.num_images:
-            of_images, norms = self.image_dim, 2 * (self.image_dim + width)
-            embedders += linear(of_images, of_images) + linear(of_images, width) + norms
+            image_dim, norms = self.image_dim, 2 * (self.image_dim + width)
+            embedders += linear(image_dim, image_dim) + linear(image_dim, width) + norms
         if self.num_images == 2:
-            embedders += self.num_image_tokens * self.image_dim  # what tells the first image from the last
+            embedders += self.num_image_tokens * self.image_dim  # position embedding of first and last image
         return embedders + linear(width, self.patch_channels) + 2 * width

@@ -1,4 +1,4 @@
-"""Checkpoints of Wan's pipelines. Imports torch within methods only."""
+"""Checkpoints of Wan's pipelines. Imports torch only inside methods."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ..base import BlockModel, Conditioning, ImageConditioning
     from ..images import Images
 
-# In a cross-attention that sees image tokens too, diffusers takes the last 512 tokens for the text.
-_TEXT_BESIDE_IMAGES = 512
+# In cross-attention with image tokens, diffusers treats the last 512 tokens as text.
+_TEXT_LENGTH_WITH_IMAGES = 512
 
 
 class Wan(Family):
-    """Text to video: Wan 2.1, and Wan 2.2 A14B with its two transformers."""
+    """Text to video: Wan 2.1, and Wan 2.2 A14B with two transformers."""
 
     pipeline = "WanPipeline"
     block_lists = ("blocks",)
@@ -68,8 +68,8 @@ class Wan(Family):
             return None
         raise InputError(
             f"{self.index.path}: boundary_ratio: expected "
-            + ("a number from 0 to 1, where transformer_2 takes over" if second else "null, without transformer_2")
-            + f", got {ratio!r}"
+            + ("a number from 0 to 1 with transformer_2" if second else "null without transformer_2")
+            + f", got {ratio!r}; download the whole checkpoint again"
         )
 
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
@@ -78,7 +78,7 @@ class Wan(Family):
         return WanBlockModel(transformer, attention_backend=attention_backend)
 
     def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
-        """[B, max_sequence_length, D_text], zero after each prompt's end: Wan attends to the padding."""
+        """Return text [B, max_sequence_length, D_text], zero after each prompt, because Wan attends to padding."""
         text, _ = pipeline.encode_prompt(
             prompts.texts,
             do_classifier_free_guidance=False,
@@ -97,10 +97,10 @@ class Wan(Family):
 
 
 class WanImageToVideo(Wan):
-    """From a first image, and perhaps to a last one: Wan 2.1, its form for first and last frames, Wan 2.2 A14B.
+    """Image to video, or from a first to a last frame: Wan 2.1 I2V and FLF2V, Wan 2.2 A14B.
 
-    The images' latents and a mask stand behind the noisy latents' channels. Wan 2.1 also has an image encoder, whose
-    features stand before the text; how many images it takes follows from that.
+    A mask and the images' latents are appended to the channels of the noisy latents. Wan 2.1 also puts an image
+    encoder's features before the text; its config fixes the number of images.
     """
 
     pipeline = "WanImageToVideoPipeline"
@@ -117,24 +117,24 @@ class WanImageToVideo(Wan):
             return replace(info, last_image="optional")
         if not {"image_encoder", "image_processor"} <= self.components.keys():
             raise InputError(
-                f"{self.index.path}: image_encoder and image_processor: {transformer.path} needs them (image_dim), "
-                "got none; download the checkpoint again, whole"
+                f"{self.index.path}: expected image_encoder and image_processor, because {transformer.path} has "
+                "image_dim, got none; download the whole checkpoint again"
             )
         takes_two = transformer.values.get("pos_embed_seq_len") is not None
-        return replace(info, last_image="required" if takes_two else "none", text_length=_TEXT_BESIDE_IMAGES)
+        return replace(info, last_image="required" if takes_two else "none", text_length=_TEXT_LENGTH_WITH_IMAGES)
 
     def encode_images(
         self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device
     ) -> tuple[Tensor, ...]:
-        """Mask and latents, [1, 4 + C, T, H, W]; with an image encoder, the features of all images too, in a row."""
+        """Return mask and latents [1, 4 + C, T, H, W], and the joined features of all images if there is an encoder."""
         import torch
 
         _, num_channels, num_frames, *size = latents.shape
         height, width = (cells * pipeline.vae_scale_factor_spatial for cells in size)
-        given = [image for image in images if image is not None]
+        present = [image for image in images if image is not None]
         first, *last = (
             pipeline.video_processor.preprocess(image, height=height, width=width).to(device, torch.float32)
-            for image in given
+            for image in present
         )
         condition = pipeline.prepare_latents(
             first,
@@ -150,7 +150,7 @@ class WanImageToVideo(Wan):
         )[1]
         if "image_encoder" not in self.components:
             return (condition,)
-        features = pipeline.encode_image(given, device)
+        features = pipeline.encode_image(present, device)
         return condition, features.flatten(0, 1).unsqueeze(0)
 
     def image_conditioning(self, latents: Tensor, *encoded: Tensor) -> ImageConditioning:
@@ -161,10 +161,10 @@ class WanImageToVideo(Wan):
 
 
 class WanTextImageToVideo(WanImageToVideo):
-    """Wan 2.2 TI2V 5B: with a first image or without one, and with a time for each token.
+    """Wan 2.2 TI2V 5B: an optional first image, and one timestep per token.
 
-    Its checkpoints name one pipeline or the other; `expand_timesteps` marks them. The image's latents, [1, C, 1, H, W],
-    replace the first noisy frame.
+    Its checkpoints name either pipeline and set `expand_timesteps`. The image's latents [1, C, 1, H, W] replace the
+    first noisy frame.
     """
 
     classes: ClassVar[Mapping[str, str]] = {name: kind for name, kind in Wan.classes.items() if name != "transformer_2"}
