@@ -125,8 +125,8 @@ class Watch:
         """Announce that this rank ends, with or without `error`. If it does not end soon, its watch ends the process.
 
         If the error only shows that another rank is dead, end the process here with a line that names that rank and its
-        last activity. If several ranks of a host fail in the same way, one prints the error; `error.is_reported` tells the
-        others.
+        last activity. If several ranks of a host fail in the same way, one prints the error; `error.is_reported` tells
+        the others.
         """
         if self._threads[1].ident is None:  # not started
             return
