@@ -354,7 +354,7 @@ def test_bad_input(
         (["launch", "t2v"], "--nproc"),
         (["launch", "--nproc", "two", "t2v"], "--nproc"),
         (["launch", "--nproc", "2", "v2v"], "v2v"),
-        (["launch", "--nproc", "2", "i2v", "--model", "qqq"], "expected a name of s2video models"),
+        (["launch", "--nproc", "2", "i2v", "--model", "qqq"], "expected a name from s2video models"),
         (["launch", "--nproc", "0", "t2v", "--config", "x"], "--nproc"),
         (["launch", "--nproc", "2", "--nnodes", "2", "t2v", "--config", "x"], "--rdzv-endpoint"),
         (["launch", "--nproc", "2", "--node-rank", "1", "t2v", "--config", "x"], "--node-rank"),
