@@ -55,7 +55,7 @@ def test_a_branch_axis_that_does_not_fit_is_refused(
 
 def test_a_branch_axis_without_uncond_is_refused_with_the_reason() -> None:
     config = RunConfig.model_validate({"guidance": {"cfg_scale": 1}, "parallel": {"branch": 2}})
-    with pytest.raises(InputError, match=r"with guidance\.cfg_scale 1 makes no uncond"):
+    with pytest.raises(InputError, match=r"guidance\.cfg_scale 1 makes no uncond"):
         check_request(config, CHECKPOINT, world_size=2)
 
 
