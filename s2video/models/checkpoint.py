@@ -157,22 +157,23 @@ OpenModel = Callable[[str, str | None], Checkpoint]
 """(path, revision) -> the checkpoint, opened once: `functools.cache(open_checkpoint)`."""
 
 
-def open_checkpoint(path: str, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str, revision: str | None = None, *, may_download: bool = True) -> Checkpoint:
     """Find a model and check that it is whole; no weights are read.
 
     Args:
         path: an embedded model's name, a folder, or a Hub id, which is downloaded to the Hub's cache.
         revision: branch, tag or commit of a Hub id.
+        may_download: False: a Hub id has to be in the Hub's cache already, because only a data file names it.
 
     Raises:
         InputError: nothing there, or something missing or damaged; the message names the file.
     """
-    checkpoint = Checkpoint(find_checkpoint(path, revision))
+    checkpoint = Checkpoint(find_checkpoint(path, revision, may_download=may_download))
     checkpoint.check()
     return checkpoint
 
 
-def find_checkpoint(path: str, revision: str | None = None) -> Path:
+def find_checkpoint(path: str, revision: str | None = None, *, may_download: bool = True) -> Path:
     """Return the local folder of a model: an embedded one by name, a folder, or a Hub id (downloaded to the cache).
 
     Raises:
@@ -183,11 +184,24 @@ def find_checkpoint(path: str, revision: str | None = None) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    return download(path, "model.path", _HUB_FILES, revision, or_else=f" or an embedded model ({', '.join(EMBEDDED)})")
+    or_else = f" or an embedded model ({', '.join(EMBEDDED)})"
+    return download(path, "model.path", _HUB_FILES, revision, or_else=or_else, may_download=may_download)
 
 
-def download(path: str, field: str, files: list[str], revision: str | None = None, *, or_else: str = "") -> Path:
-    """Return the cached folder of those files of a Hub id; `or_else` names what else `path` could have been.
+def download(
+    path: str,
+    field: str,
+    files: list[str],
+    revision: str | None = None,
+    *,
+    or_else: str = "",
+    may_download: bool = True,
+) -> Path:
+    """Return the cached folder of those files of a Hub id.
+
+    Args:
+        or_else: what else `path` could have been.
+        may_download: False: only look into the Hub's cache.
 
     Raises:
         InputError: `path` cannot be a Hub id, or cannot be downloaded; the message begins with `field`.
@@ -201,8 +215,13 @@ def download(path: str, field: str, files: list[str], revision: str | None = Non
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=files))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=files, local_files_only=not may_download))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if not may_download:
+            raise InputError(
+                f"{field}: {path!r} is not on this machine and is not downloaded, because only a data file names "
+                f"it: if you trust it, name it yourself with --model {path}"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{field}: {path!r} is not a local folder and could not be downloaded from the Hub ({reason}); check the "

@@ -62,11 +62,11 @@ def test_other_shapes_are_not_the_same(sidecar: Sidecar) -> None:
 def test_the_mesh_is_the_recorded_one_where_the_ranks_allow_it(sidecar: Sidecar) -> None:
     four = {"world_size": 4, "ring": 2, "ulysses": 2, "branch": 1, "backend": "gloo", "device": "cpu"}
     recorded = Sidecar.model_validate(sidecar.as_json() | {"mesh": four})
-    parallel = job_again(recorded, world_size=4).parallel
+    parallel = job_again(recorded, world_size=4).config.parallel
     assert (parallel.ring, parallel.ulysses, parallel.branch) == (2, 2, 1)
-    parallel = job_again(recorded, world_size=3).parallel
+    parallel = job_again(recorded, world_size=3).config.parallel
     assert (parallel.ring, parallel.ulysses, parallel.branch) == (None, None, 1)
-    moved = job_again(recorded, world_size=1, model="elsewhere", device="cuda").model
+    moved = job_again(recorded, world_size=1, own={"model.path": "elsewhere", "model.device": "cuda"}).config.model
     assert (moved.path, moved.device) == ("elsewhere", "cuda")
 
 
@@ -75,7 +75,7 @@ def test_the_original_is_not_written_over(tmp_path: Path, capsys: pytest.Capture
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for name in ("clip.mp4", "clip.mov"):
         assert main(["reproduce", str(tmp_path / "clip.mp4"), "--output", str(tmp_path / name)]) == 2
-    assert capsys.readouterr().err.count("would take the place") == 2
+    assert capsys.readouterr().err.count("would replace the video") == 2
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -86,7 +86,7 @@ def test_a_checkpoint_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture
         assert "/no/such/folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "message"), [("gone.png", "gone.png"), ("other.png", "not the picture")])
+@pytest.mark.parametrize(("name", "message"), [("gone.png", "gone.png"), ("other.png", "expected the picture")])
 def test_images_that_are_not_those(tmp_path: Path, name: str, message: str) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "other.png")
     images = [{"path": str(tmp_path / name), "digest": "0" * 64}]
