@@ -17,6 +17,7 @@ from types import FrameType
 
 from ..errors import InputError, S2VideoError
 from ..system.launcher import LaunchPlan, torchrun_command
+from ..system.terminal import say
 from .store import Store
 
 _INTERVAL = 0.2  # seconds between two looks at the replicas
@@ -126,7 +127,7 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
                         useless.add(number)
             for job in store.release():
                 becomes = f"failed: {job.error}" if job.error else "goes back into the queue"
-                _say(f"{job.name} of {job.owner} {becomes} (attempt {job.attempts})")
+                say(f"{job.name} of {job.owner} {becomes} (attempt {job.attempts})")
             states = [record.state for record in store.records()]
             if signals.received:
                 if not running:
@@ -159,12 +160,8 @@ def _start(plan: ReplicaPlan, number: int, arguments: Sequence[str]) -> _Running
 
 def _report(store: Store, replica: _Running, code: int) -> None:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    _say(f"{replica.owner} {how}")
+    say(f"{replica.owner} {how}")
     store.log("replica ended", replica=replica.owner, code=code)
-
-
-def _say(text: str) -> None:
-    print(f"s2video: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

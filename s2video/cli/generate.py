@@ -19,6 +19,7 @@ from ..system import ranks
 from ..system.launcher import LaunchPlan, launch
 from ..system.progress import Style
 from ..system.shutdown import Termination
+from ..system.terminal import show_path
 from .arguments import (
     Parser,
     add_codec_arguments,
@@ -148,7 +149,7 @@ def generate(checked: Checked) -> int:
             for job in jobs:
                 written = make_video(engine, job, resume=checked.resume)
                 if written is not None:
-                    print(written, flush=True)
+                    show_path(written)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     return 0
@@ -177,7 +178,7 @@ def _decode(arguments: argparse.Namespace) -> int:
     try:
         with Termination().handled():
             written = decode_latents(latents, output, config, codec=codec, own=own, say=say)
-            print(written, flush=True)
+            show_path(written)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     return 0

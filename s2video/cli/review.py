@@ -15,6 +15,7 @@ from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, 
 from ..system import ranks
 from ..system.progress import Style
 from ..system.shutdown import Termination
+from ..system.terminal import printable_json, show, show_path
 from .arguments import add_command, say
 
 if TYPE_CHECKING:
@@ -135,11 +136,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
     if arguments.json:
-        print(path.read_text(encoding="utf-8"), end="")
+        print(printable_json(path.read_text(encoding="utf-8")), end="")
         return 0
     from ..review.inspect import describe
 
-    print(describe(sidecar, path.with_name(sidecar.output.name)))
+    show(describe(sidecar, path.with_name(sidecar.output.name)))
     return 0
 
 
@@ -160,7 +161,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     if remade is not None:
-        print(judge(sidecar, remade), flush=True)
+        show(judge(sidecar, remade))
     return 0
 
 
@@ -177,7 +178,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         from ..review.compare import compare_videos
 
         compare_videos(left, right, arguments.output, captions, mode=arguments.mode, font=arguments.font)
-    print(arguments.output)
+    show_path(arguments.output)
     return 0
 
 
@@ -193,7 +194,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
         videos += [made.path for made in videos_in(path)] if is_run else [_existing(path, sequence=True)]
     captioned = [(video, _caption(video, video.stem)) for video in videos]
     contact_sheet(captioned, arguments.output, columns=arguments.columns, font=arguments.font)
-    print(arguments.output)
+    show_path(arguments.output)
     return 0
 
 
@@ -208,7 +209,7 @@ def _page(arguments: argparse.Namespace) -> int:
     title = arguments.title or folder.resolve().name
     embed_below = round(arguments.embed_below * 1e6)
     write_page(videos_in(folder), read_failures(folder), output, title=title, embed_below=embed_below)
-    print(output)
+    show_path(output)
     return 0
 
 
