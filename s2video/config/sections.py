@@ -32,6 +32,7 @@ Rate = Annotated[
     PlainValidator(read_fraction),
     PlainSerializer(lambda rate: rate.numerator if rate.denominator == 1 else str(rate), return_type=int | str),
 ]
+MAX_STEPS = 10_000  # schedulers know 1,000; a sidecar with many more would only fill the memory
 Index = Annotated[Whole, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -143,7 +144,7 @@ class SamplingConfig(Section):
     num_frames: Whole = setting(
         "latents", default=17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor"
     )
-    num_inference_steps: Whole = setting("latents", default=30, ge=1, description="denoising steps")
+    num_inference_steps: Whole = setting("latents", default=30, ge=1, le=MAX_STEPS, description="denoising steps")
     seed: Whole = setting(
         "latents", default=0, ge=0, lt=2**63, description="seed of the noise, and of the masks unless mask_seed is set"
     )

@@ -6,7 +6,6 @@ A missing or cut-off download is one clear line before anything heavy is loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -14,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import InputError
+from ..system import json_reader
 from .family import PROCESSORS, CheckpointInfo, Family, JsonFile
 from .registry import FAMILIES, family_of
 
@@ -25,6 +25,7 @@ EMBEDDED = ("shapes-wan",)
 _FOLDERS = {"scheduler", *(name for family in FAMILIES for name in family.classes)}
 _SETTINGS = {"scheduler": "scheduler_config.json", **dict.fromkeys(PROCESSORS, "preprocessor_config.json")}
 _HUB_FILES = ["model_index.json", *(f"{name}/*" for name in sorted(_FOLDERS))]
+_MAX_HEADER = 100_000_000  # bytes; as safetensors itself has it
 _AGAIN = "download the checkpoint again, whole"
 
 
@@ -231,12 +232,9 @@ def download(
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object from a checkpoint's file. Raises InputError for a file that is missing or is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: the file is missing; {_AGAIN}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: expected JSON ({error}); download the file again") from None
+    if not path.exists():
+        raise InputError(f"{path}: the file is missing; {_AGAIN}")
+    value = json_reader.read_json(path, remedy="download the file again")
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}; download the file again")
     return value
@@ -247,12 +245,8 @@ def read_header(path: Path) -> bytes:
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
-        header = file.read(length) if 0 < length <= size - 8 else b""
-    try:
-        tensors = json.loads(header)
-        end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise InputError(f"{path}: not a safetensors file, or a damaged one; download it again") from None
+        header = file.read(length) if 0 < length <= min(size - 8, _MAX_HEADER) else b""
+    end = max((tensor["data_offsets"][1] for tensor in _tensors_in(header, path).values()), default=0)
     if 8 + length + end != size:
         raise InputError(
             f"{path}: expected {8 + length + end} bytes, got {size}: cut off or damaged; download it again"
@@ -266,19 +260,48 @@ def _json_file(path: Path) -> JsonFile:
 
 def _read_weight_file(path: Path, checkpoint: Path) -> WeightFile:
     header = read_header(path)
-    tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
     digest = hashlib.sha256(header).hexdigest()[:16]
-    return WeightFile(path, str(path.relative_to(checkpoint)), tensors, digest)
+    return WeightFile(path, str(path.relative_to(checkpoint)), _tensors_in(header, path), digest)
+
+
+def _tensors_in(header: bytes, path: Path) -> dict[str, dict[str, Any]]:
+    """The tensors of a safetensors header: dtype, shape and offsets of each. Raises InputError for another content."""
+    damaged = InputError(f"{path}: not a safetensors file, or a damaged one; download it again")
+    try:
+        values = json_reader.parse_json(header, str(path), max_bytes=_MAX_HEADER)
+    except InputError:
+        raise damaged from None
+    if not isinstance(values, dict):
+        raise damaged
+    tensors = {name: tensor for name, tensor in values.items() if name != "__metadata__"}
+    for tensor in tensors.values():
+        if not isinstance(tensor, dict) or not isinstance(tensor.get("dtype"), str):
+            raise damaged
+        offsets, shape = tensor.get("data_offsets"), tensor.get("shape")
+        if not (_are_counts(offsets) and _are_counts(shape) and len(offsets) == 2):
+            raise damaged
+    return tensors
+
+
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _file_names(index: Path) -> list[str]:
+    """The files that an index of weights names, which are all next to it. Raises InputError for any other names."""
+    weight_map = read_json(index).get("weight_map", {})
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+    for name in names:
+        if not isinstance(name, str) or not name or name != Path(name).name or "\0" in name:
+            raise InputError(f"{index}: weight_map: expected names of files next to it, got {name!r}; {_AGAIN}")
+    return sorted(set(names))
 
 
 def _weight_paths(folder: Path) -> list[Path]:
     """The safetensors files of one component: those that its index names, or all that there are."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        names = sorted(set(read_json(indexes[0]).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    named = [folder / name for index in indexes[:1] for name in _file_names(index)]
+    files = named if indexes else sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: no .safetensors file; expected weights in that format")
     for file in files:

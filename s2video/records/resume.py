@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import InputError, S2VideoError, StoppedError
 from ..parallel.collectives import broadcast_tensors, gather_objects
 from ..parallel.mesh import Mesh
+from ..system.json_reader import parse_json
 from ..system.terminal import say
 from .sidecar import METADATA_KEY, write_tensors
 
@@ -174,7 +175,7 @@ class ResumePoint:
             return None, {}
         try:
             with safe_open(self.path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})[METADATA_KEY])
+                facts = parse_json((file.metadata() or {})[METADATA_KEY], "its header")
                 tensors = {key: file.get_tensor(key) for key in facts["tensors"]}
             saved = facts["statement"]
             _move_guidance_state(facts)

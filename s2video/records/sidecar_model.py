@@ -5,17 +5,19 @@ Knows no tensors and nothing of how a video is made; `sidecar.py` fills it in.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
 
 from ..config.run import RunConfig
-from ..config.text import describe_problems
+from ..config.sections import MAX_STEPS, Text
+from ..config.text import describe_problems, show
 from ..errors import InputError
+from ..system.json_reader import read_json
 
 SCHEMA_VERSION = 1
+MAX_BLOCKS = 10_000
 
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -47,16 +49,21 @@ class LatentsRecord(_Part):
 
     shape: tuple[Count, Count, Count, Count, Count] = Field(description="[1, C, T, H, W]")
     sha256: Digest = Field(description="SHA-256 of the values as little-endian float32, in row-major order")
-    probes: tuple[float, ...] = Field(
+    probes: tuple[FiniteFloat, ...] = Field(
         description="64 of the n values, in row-major order: number k, from 0, at the position that the first 8 bytes "
-        "of the SHA-256 of k in decimal digits are, as a big-endian number, modulo n"
+        "of the SHA-256 of k in decimal digits are, as a big-endian number, modulo n",
+        min_length=64,
+        max_length=64,
     )
 
 
 class OutputRecord(_Part):
     """The video as it was written."""
 
-    name: str = Field(description="of the file, or of a sequence's folder, in the sidecar's own folder")
+    name: str = Field(
+        pattern=r"^[^/\x00]*[^/.\x00][^/\x00]*$",  # not a path, not . or ..
+        description="of the file, or of a sequence's folder, in the sidecar's own folder",
+    )
     bytes: Count = Field(description="size of the file or the files")
     sha256: Digest = Field(description="SHA-256 of the file; of a sequence, that of what `sha256sum *` prints in it")
 
@@ -79,19 +86,31 @@ class MachineRecord(_Part):
     threads: Count = Field(description="torch's threads on the CPU")
 
 
+class JobFacts(BaseModel):
+    """What decoding uses of the facts in the header of saved latents; a tensor without any can be decoded too."""
+
+    prompt: Text = ""
+    seed: Count = 0
+    model: Text = ""
+    config: dict[str, Any] = {}
+
+
 class Sidecar(_Part):
     """How a video was made by s2video: enough to make it again, and to tell whether it is the same."""
 
     schema_version: Literal[1] = Field(alias="schema", description="version of this format")
     prompt: str = Field(description="what the video shows")
     negative_prompt: str = Field(description="what the uncond pass was told")
-    images: tuple[ImageRecord, ...] = Field(description="the first image, and perhaps the last; empty: none was given")
+    images: tuple[ImageRecord, ...] = Field(
+        max_length=2, description="the first image, and perhaps the last; empty: none was given"
+    )
     seed: Count = Field(description="seed of the noise")
     mask_seed: Count = Field(description="seed of the masks")
     model: str = Field(description="the embedded model's name, a folder, or a Hub id")
-    num_blocks: Count = Field(description="blocks of the transformer")
+    num_blocks: Count = Field(le=MAX_BLOCKS, description="blocks of the transformer")
     num_steps: Count | None = Field(
         default=None,
+        le=MAX_STEPS,
         description="steps that the scheduler took; null, in older sidecars: config.sampling.num_inference_steps",
     )
     config: RunConfig = Field(description="every setting of the run")
@@ -104,6 +123,19 @@ class Sidecar(_Part):
     machine: MachineRecord = Field(description="what computed on the main rank")
     versions: dict[str, str] = Field(description="versions that can change the last bits")
     timings: dict[str, float] = Field(description="seconds, by what they were spent on")
+
+    @field_validator("masks")
+    @classmethod
+    def _within_steps_and_blocks(cls, masks: tuple[DrawnMask, ...], info: ValidationInfo) -> tuple[DrawnMask, ...]:
+        if {"num_blocks", "config"} <= info.data.keys():  # else they have errors of their own
+            blocks, config = info.data["num_blocks"], info.data["config"]
+            steps = info.data.get("num_steps") or config.sampling.num_inference_steps
+            for mask in masks:
+                if mask.step >= steps or any(block >= blocks for block in mask.dropped):
+                    raise ValueError(
+                        f"expected masks of {steps} steps and {blocks} blocks, got {show(mask.model_dump())}"
+                    )
+        return masks
 
     @property
     def steps_taken(self) -> int:
@@ -153,10 +185,7 @@ def find_sidecar(path: Path) -> Path:
 
 def read_sidecar(path: Path) -> Sidecar:
     """Read X.json. Raises InputError for a file that is no sidecar, or one of another version."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a sidecar in JSON ({error})") from None
+    values = read_json(path, remedy="name a video or its sidecar X.json")
     if not isinstance(values, dict) or "schema" not in values:
         raise InputError(f"{path}: expected a sidecar of s2video, which has the key `schema`")
     if values["schema"] != SCHEMA_VERSION:
@@ -180,8 +209,8 @@ def videos_in(folder: Path) -> list[MadeVideo]:
         if path.name.startswith("."):
             continue
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            values = read_json(path)
+        except InputError:
             continue
         if isinstance(values, dict) and {"schema", "latents", "masks"} <= values.keys():
             sidecar = read_sidecar(path)
