@@ -109,7 +109,9 @@ class Checkpoint:
         if component not in self._configs:
             is_weighted = component in self.family.weighted
             name = "config.json" if is_weighted else _SETTINGS.get(component, "tokenizer_config.json")
-            self._configs[component] = _json_file(self.folder / component / name)
+            file = _json_file(self.folder / component / name)
+            _refuse_code(file.values, file.path)
+            self._configs[component] = file
         return self._configs[component]
 
     def files(self, component: str) -> tuple[WeightFile, ...]:
@@ -254,6 +256,23 @@ def read_header(path: Path) -> bytes:
     return header
 
 
+def _refuse_code(values: Any, path: Path, *, of_a_kernel: bool = False) -> None:
+    """Raise InputError for settings by which transformers downloads a kernel, which is code: a Hub id as attention."""
+    if of_a_kernel and isinstance(values, str) and "/" in values:
+        raise InputError(
+            f"{path}: expected the name of an attention that is built in, got {values!r}, for which code would be "
+            "downloaded; remove that entry"
+        )
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _refuse_code(
+                value, path, of_a_kernel=of_a_kernel or "attn_implementation" in key or "experts_implementation" in key
+            )
+    elif isinstance(values, list):
+        for value in values:
+            _refuse_code(value, path, of_a_kernel=of_a_kernel)
+
+
 def _json_file(path: Path) -> JsonFile:
     return JsonFile(path, read_json(path))
 
@@ -290,7 +309,7 @@ def _are_counts(values: Any) -> TypeGuard[list[int]]:
 def _file_names(index: Path) -> list[str]:
     """The files that an index of weights names, which are all next to it. Raises InputError for any other names."""
     weight_map = read_json(index).get("weight_map", {})
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+    names: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
     for name in names:
         if not isinstance(name, str) or not name or name != Path(name).name or "\0" in name:
             raise InputError(f"{index}: weight_map: expected names of files next to it, got {name!r}; {_AGAIN}")

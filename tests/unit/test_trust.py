@@ -1,6 +1,8 @@
 """A data file never starts a program, chooses where to write, or has something downloaded; see docs/security.md."""
 
 import json
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from s2video.config.marks import settings_that_name
 from s2video.config.run import RunConfig
 from s2video.config.text import dotted_keys
 from s2video.errors import InputError
+from s2video.models.checkpoint import Checkpoint, open_checkpoint
+from s2video.models.loading import load_conditioners, load_scheduler, load_vae
 from s2video.records.sidecar import save_latents
 from s2video.records.trust import config_from_file
 
@@ -121,3 +125,50 @@ def test_inputs_are_files_on_this_machine(path: str, key: str) -> None:
     value: Any = [{"path": path}] if key == "model.lora" else path
     with pytest.raises(InputError, match=rf"x\.json: {key}: expected a file or a folder on this machine"):
         config_from_file(RunConfig().patched({key: value}), "x.json")
+
+
+def copy_with(checkpoint: Path, folder: Path, file: str, changes: dict[str, Any]) -> Path:
+    copied = Path(shutil.copytree(checkpoint, folder))
+    values = json.loads((copied / file).read_text(encoding="utf-8"))
+    (copied / file).write_text(json.dumps(values | changes), encoding="utf-8")
+    return copied
+
+
+@pytest.mark.parametrize("name", ["DiffusionPipeline", "AutoModel", "utils", "NoSuchScheduler", "__version__"])
+def test_a_checkpoint_names_no_class_but_a_scheduler(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    changes = {"scheduler": ["diffusers", name]}
+    checkpoint = Checkpoint(copy_with(tiny_checkpoint, tmp_path / "wan", "model_index.json", changes))
+    with pytest.raises(InputError, match="scheduler: expected a scheduler of diffusers"):
+        load_scheduler(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": {"": "evil/kernel:attention"}},
+        {"text_config": {"_attn_implementation_internal": "evil/kernel"}},
+        {"_experts_implementation": "evil/kernel"},
+    ],
+)
+def test_a_checkpoint_downloads_no_kernel(changes: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_with(tiny_checkpoint, tmp_path / "wan", "text_encoder/config.json", changes)
+    with pytest.raises(InputError, match="for which code would be downloaded"):
+        open_checkpoint(str(folder))
+    plain = {"_attn_implementation": "sdpa", "_name_or_path": "google/umt5-xxl"}
+    open_checkpoint(str(copy_with(tiny_checkpoint, tmp_path / "plain", "text_encoder/config.json", plain)))
+
+
+def test_weights_of_other_formats_are_not_loaded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Pickles that stand next to the safetensors files, and would leave a trace when something loaded them."""
+
+    class Trace:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "started",)
+
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "wan"))
+    for component, name in (("vae", "diffusion_pytorch_model.bin"), ("text_encoder", "pytorch_model.bin")):
+        (folder / component / name).write_bytes(pickle.dumps(Trace()))
+    load_vae(Checkpoint(folder), torch.float32, torch.device("cpu"))
+    load_conditioners(Checkpoint(folder), torch.float32)
+    assert not (tmp_path / "started").exists()
