@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 
 from ..errors import S2VideoError
 from ..system.shutdown import end_suddenly
+from ..system.terminal import say, say_error
 from .store import LEASE, Store
 
 
@@ -40,14 +40,12 @@ class Heartbeat:
             try:
                 owned = self._store.renew(self._owner)
             except S2VideoError as error:
-                print(f"s2video: {error}", file=sys.stderr, flush=True)
+                say(error)
                 continue
             lost = (expected - owned) & self.held  # a job that ended meanwhile is not lost
             if lost:
-                print(
-                    f"s2video: error: {self._owner} missed its heartbeat for over {LEASE:g} s and may have lost "
-                    f"{', '.join(sorted(lost))} to another replica; exiting",
-                    file=sys.stderr,
-                    flush=True,
+                say_error(
+                    f"{self._owner} missed its heartbeat for over {LEASE:g} s and may have lost "
+                    f"{', '.join(sorted(lost))} to another replica; exiting"
                 )
                 end_suddenly(1)

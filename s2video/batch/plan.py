@@ -15,6 +15,7 @@ from ..models.checkpoint import OpenModel
 from ..planning.cards import Card
 from ..planning.forecast import Degrees
 from ..planning.plan import plan_for, this_card
+from ..system.terminal import printable
 from .run_file import BatchJob
 
 
@@ -96,7 +97,7 @@ def describe(jobs: Sequence[BatchJob], seconds: Sequence[float | None], *, repli
         f"{len(jobs)} videos, {total} in total on {replicas} x {world_size} x {cards}; predicted by the cost model for "
         "denoising only, not measured" + (" (a rough guess for the CPU)" if "cpu" in cards else "")
     )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def spoken(seconds: float | None) -> str:

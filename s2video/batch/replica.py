@@ -9,7 +9,6 @@ video is finished before the next one is begun, and only its encoding overlaps i
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from ..system import ranks
 from ..system.files import sha256
 from ..system.progress import Style
 from ..system.shutdown import Termination, stop_at_end_of_stdin
+from ..system.terminal import say, show_path
 from .gpu_room import GpuRoom
 from .heartbeat import Heartbeat
 from .locks import held_lock
@@ -276,14 +276,14 @@ class _Replica:
         digests = {path.relative_to(self._store.folder).as_posix(): sha256(path) for path in (*frames, files.sidecar)}
         self._let_go(record)
         if self._store.finish(record.name, self._owner, digests):
-            print(files.video, flush=True)
+            show_path(files.video)
 
     def _record_failure(self, record: Record, error: Exception) -> None:
         """On any rank; the first failure is recorded."""
         trace = "" if isinstance(error, S2VideoError) else "".join(traceback.format_exception(error))
         self._let_go(record)
         if self._store.fail(record.name, self._owner, _one_line(error), rank=self._mesh.world.rank, traceback=trace):
-            print(f"s2video: failed: {record.name}: {_one_line(error)}", file=sys.stderr, flush=True)
+            say(f"failed: {record.name}: {_one_line(error)}")
 
     def _let_go(self, record: Record) -> None:
         if self._heartbeat is not None:

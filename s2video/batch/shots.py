@@ -6,7 +6,6 @@ Knows the formats of such lists and the types of the settings, not how they are 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..config.marks import process_settings
 from ..config.run import RunConfig
 from ..config.text import dotted_keys, nearest_key, parse_yaml, show
 from ..errors import InputError
+from ..system.json_reader import parse_json
 
 NAME = "shot"  # the key that names a shot
 FIELDS = "fields."  # keys that only name files
@@ -102,9 +102,9 @@ def _read_jsonl(text: str, source: str) -> Iterator[Shot]:
             continue
         where = f"{source}, line {number}"
         try:
-            yield _shot(json.loads(line, object_pairs_hook=_unique), where)
-        except ValueError as error:
-            yield Shot(where, problems=(f"expected JSON, got an error ({error})",))
+            yield _shot(parse_json(line, where, remedy="check the line", refuse_repeated_keys=True), where)
+        except InputError as error:
+            yield Shot(where, problems=(str(error).removeprefix(f"{where}: "),))
 
 
 def _read_csv(text: str, source: str) -> Iterator[Shot]:
@@ -172,10 +172,3 @@ def _flat(item: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{key}.{inner}", inner_value) for inner, inner_value in value.items())
         else:
             yield str(key), value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key has two values; keep one")
-    return values

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..system.terminal import printable
 from .locks import is_held
 from .plan import spoken
 from .store import Record, Store, find_stores
@@ -89,7 +90,7 @@ def as_text(status: Status) -> str:
     for record in status.records:
         if record.state == "failed":
             lines.append(f"failed   {record.name}  ({record.place}): {record.error}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def as_json(status: Status) -> str:

@@ -17,6 +17,7 @@ from types import FrameType
 
 from ..errors import InputError, S2VideoError
 from ..system.launcher import LaunchPlan, torchrun_command
+from ..system.terminal import say
 from .store import Store
 
 _INTERVAL = 0.2  # seconds between two checks of the replicas
@@ -128,7 +129,7 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
                         failed_numbers.add(number)
             for job in store.release():
                 outcome = f"failed: {job.error}" if job.error else "goes back into the queue"
-                _print(f"{job.name} of {job.owner} {outcome} (attempt {job.attempts})")
+                say(f"{job.name} of {job.owner} {outcome} (attempt {job.attempts})")
             states = [record.state for record in store.records()]
             if signals.received:
                 if not running:
@@ -161,12 +162,8 @@ def _start(plan: ReplicaPlan, number: int, arguments: Sequence[str]) -> _Running
 
 def _report(store: Store, replica: _Running, code: int) -> None:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-    _print(f"{replica.owner} {how}")
+    say(f"{replica.owner} {how}")
     store.log("replica ended", replica=replica.owner, code=code)
-
-
-def _print(text: str) -> None:
-    print(f"s2video: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

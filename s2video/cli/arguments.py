@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +12,7 @@ from ..config.run import RunConfig, parse_override
 from ..errors import InputError
 from ..media.formats import FORMATS
 from ..models.recipes import Loaded, load_config_with_note, load_model_config
-from ..system import ranks
+from ..system import ranks, terminal
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,7 +88,7 @@ def read_model_arguments(arguments: argparse.Namespace, changes: Mapping[str, An
 def say(note: str) -> None:
     """Print a line for the user, once for all ranks."""
     if ranks.is_main_rank():
-        print(f"s2video: {note}", file=sys.stderr, flush=True)
+        terminal.say(note)
 
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:

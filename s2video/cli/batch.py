@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import signal
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,8 @@ from ..batch.supervisor import ReplicaPlan, supervise, visible_gpus
 from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError, StoppedError
 from ..models.checkpoint import OpenModel, open_checkpoint
-from ..system import ranks
+from ..system import ranks, terminal
+from ..system.terminal import show
 from .arguments import add_command, add_set_argument, say, whole_number
 
 
@@ -67,7 +67,7 @@ def add_commands(commands: Any) -> None:
 def _status(arguments: argparse.Namespace) -> int:
     is_run_file = arguments.folder.suffix in (".yaml", ".yml")
     status = read_status(load_batch(arguments.folder).folder if is_run_file else arguments.folder)
-    print(as_json(status) if arguments.json else as_text(status))
+    show(as_json(status) if arguments.json else as_text(status))
     return 0
 
 
@@ -106,10 +106,10 @@ def _batch(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         if is_main:
             seconds = predict_seconds(jobs, open_model, world_size=world_size)
-            print(describe(jobs, seconds, replicas=plan.count, world_size=world_size))
+            show(describe(jobs, seconds, replicas=plan.count, world_size=world_size))
         return 0
     if not jobs:
-        print("s2video: no videos for this shard", file=sys.stderr)
+        terminal.say("no videos for this shard")
         return 0
     store = Store(batch.folder, arguments.shard)
     if not is_main:
@@ -121,7 +121,7 @@ def _batch(arguments: argparse.Namespace) -> int:
         options = {"force": arguments.force, "retry_failed": arguments.retry_failed}
         register(jobs, store, open_model, world_size=world_size, **options)
         waiting = sum(record.state == "waiting" for record in store.records())
-        print(f"s2video: {waiting} of {len(jobs)} videos to make in {batch.folder}", file=sys.stderr, flush=True)
+        terminal.say(f"{waiting} of {len(jobs)} videos to make in {batch.folder}")
         if is_rank:
             _run_as_rank(store, jobs, batch, arguments.plain)
         else:
@@ -147,7 +147,7 @@ def _require_usable(batch: Batch, open_model: OpenModel, world_size: int, *, dry
         return
     if ranks.speaks_for_host():
         for problem in problems:
-            print(f"s2video: {' '.join(problem.split())}", file=sys.stderr)
+            terminal.say(" ".join(problem.split()))
     raise InputError(f"{len(problems)} problems with the shots of this batch, see above; nothing was started")
 
 

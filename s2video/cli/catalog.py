@@ -11,6 +11,7 @@ from ..config.run import RunConfig
 from ..config.text import nearest_key
 from ..errors import InputError, S2VideoError
 from ..system.shutdown import Termination
+from ..system.terminal import show
 from .arguments import add_command, add_model_arguments, add_selftest_arguments, read_model_arguments, whole_number
 
 
@@ -52,7 +53,7 @@ def _models(arguments: argparse.Namespace) -> int:
     from ..planning.catalog import as_json, as_table, list_models
 
     entries = list_models()
-    print(as_json(entries) if arguments.json else as_table(entries))
+    show(as_json(entries) if arguments.json else as_table(entries))
     return 0
 
 
@@ -61,7 +62,7 @@ def _config(arguments: argparse.Namespace) -> int:
     found = [setting for setting in known if key in (None, setting.key) or setting.key.startswith(f"{key}.")]
     if not found:
         raise InputError(f"config {key!r}: unknown key{nearest_key(key, RunConfig)}")
-    print("\n".join(map(_described, found)))
+    show("\n".join(map(_described, found)))
     return 0
 
 
@@ -77,7 +78,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     config = read_model_arguments(arguments)
     plan = make_plan(config, arguments.world, read_card(arguments.card, arguments.set_card))
-    print(as_json(plan) if arguments.json else as_table(plan))
+    show(as_json(plan) if arguments.json else as_table(plan))
     return 0
 
 
@@ -91,7 +92,7 @@ def _selftest(arguments: argparse.Namespace) -> int:
         for outcome in run_selftest(mesh):
             failed += not outcome.passed
             if mesh.is_main:
-                print(format_row(outcome), flush=True)
+                show(format_row(outcome))
     if failed:
         raise S2VideoError(f"selftest: {failed} check(s) failed; the table says what to do")
     return 0

@@ -19,6 +19,7 @@ from ..system import ranks
 from ..system.launcher import LaunchPlan, launch
 from ..system.progress import Style
 from ..system.shutdown import Termination
+from ..system.terminal import show_path
 from .arguments import (
     Parser,
     add_codec_arguments,
@@ -26,6 +27,7 @@ from .arguments import (
     add_generate_arguments,
     add_selftest_arguments,
     read_model_arguments,
+    say,
     whole_number,
 )
 from .review import add_reproduce_arguments, check_reproduce
@@ -53,7 +55,10 @@ def add_commands(commands: Any) -> None:
     decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors of a --keep-latents run")
     decode.add_argument("--output", type=Path, metavar="X.mp4", help="or .mov, .png, .exr; without it, next to LATENTS")
     add_codec_arguments(decode)
-    decode.add_argument("--config", metavar="C", help="config to decode with; without it, the one in LATENTS")
+    decode.add_argument("--audio", metavar="A", help="a file with sound; without it, the one of --config")
+    either = decode.add_mutually_exclusive_group()
+    either.add_argument("--config", metavar="C", help="config to decode with; without it, the one in LATENTS")
+    either.add_argument("--model", metavar="M", help="folder or Hub id; without it, that of LATENTS, if it is here")
     decode.set_defaults(run=_decode)
 
     starter = add_command(
@@ -144,7 +149,7 @@ def generate(checked: Checked) -> int:
             for job in jobs:
                 written = make_video(engine, job, resume=checked.resume)
                 if written is not None:
-                    print(written, flush=True)
+                    show_path(written)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     return 0
@@ -162,6 +167,7 @@ def _decode(arguments: argparse.Namespace) -> int:
     codec_for(output, codec)
     check_output(output)
     config = None if arguments.config is None else load_config(arguments.config)
+    own = {"model.path": arguments.model, "output.ffmpeg": arguments.ffmpeg, "output.audio": arguments.audio}
     if ranks.world_size() != 1:
         raise InputError("decode runs in one process: start it without torchrun")
 
@@ -171,7 +177,8 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     try:
         with Termination().handled():
-            print(decode_latents(latents, output, config, codec=codec, ffmpeg=arguments.ffmpeg), flush=True)
+            written = decode_latents(latents, output, config, codec=codec, own=own, say=say)
+            show_path(written)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     return 0

@@ -15,6 +15,7 @@ from importlib import metadata
 from ..errors import InputError, S2VideoError, StoppedError
 from ..system import ranks
 from ..system.launcher import report_exit_code
+from ..system.terminal import say, say_error
 from ..version import __version__
 from . import batch, catalog, generate, review
 from .arguments import Parser
@@ -34,15 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except InputError as error:
         if not error.is_reported and (error.is_reported is False or ranks.speaks_for_host()):
-            _say(str(error))
+            say_error(error)
         code = 2
     except StoppedError as error:
         if not error.is_reported:
-            print(f"s2video: {error}", file=sys.stderr, flush=True)
+            say(error)
         code = 128 + signal.SIGTERM
     except S2VideoError as error:
         if not error.is_reported:
-            _say(f"rank {ranks.rank()}: {error}" if ranks.launched_by_torchrun() else str(error))
+            say_error(f"rank {ranks.rank()}: {error}" if ranks.launched_by_torchrun() else str(error))
         code = 1
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes there when Python ends
@@ -63,10 +64,6 @@ def build_parser() -> Parser:
     review.add_commands(commands)
     catalog.add_commands(commands)
     return parser
-
-
-def _say(message: str) -> None:
-    print(f"s2video: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def _versions() -> str:

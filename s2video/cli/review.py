@@ -15,7 +15,8 @@ from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, 
 from ..system import ranks
 from ..system.progress import Style
 from ..system.shutdown import Termination
-from .arguments import add_command
+from ..system.terminal import printable_json, show, show_path
+from .arguments import add_command, say
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
@@ -87,7 +88,9 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="X.mp4", help="write the video too; without it, latents are compared"
     )
-    parser.add_argument("--model", metavar="PATH", help="where the model is now, if it has moved")
+    parser.add_argument("--model", metavar="PATH", help="where the model is now; a Hub id is downloaded")
+    parser.add_argument("--ffmpeg", metavar="PATH", help="the ffmpeg to use; without it, the one of imageio-ffmpeg")
+    parser.add_argument("--audio", metavar="A", help="a file with sound for the video; without it, it is silent")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="without it, as in the sidecar")
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
 
@@ -102,13 +105,23 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
 
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
-    job = job_again(sidecar, world_size=world_size, model=arguments.model, device=arguments.device)
+    own = {
+        "model.path": arguments.model,
+        "model.device": arguments.device,
+        "output.ffmpeg": arguments.ffmpeg,
+        "output.audio": arguments.audio,
+    }
+    job, notes = job_again(sidecar, world_size=world_size, own=own, source=path)
+    for key, note in notes.items():
+        if arguments.output is not None or not key.startswith("output."):
+            say(note)
     if arguments.output is not None:
         if arguments.output.with_suffix(".json").absolute() == path.absolute():
             raise InputError(f"output {arguments.output}: would replace the video to reproduce: choose another name")
         check_output(arguments.output)
         check_spec(job.output.spec(arguments.output), job.sampling.width, job.sampling.height)
-    checkpoint = open_checkpoint(job.model.path, job.model.revision)
+    may_download = arguments.model is not None
+    checkpoint = open_checkpoint(job.model.path, job.model.revision, may_download=may_download)
     check_request(job, checkpoint.info, world_size=world_size)
     check_images_again(sidecar)
     return sidecar, job, checkpoint
@@ -123,11 +136,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
     if arguments.json:
-        print(path.read_text(encoding="utf-8"), end="")
+        print(printable_json(path.read_text(encoding="utf-8")), end="")
         return 0
     from ..review.inspect import describe
 
-    print(describe(sidecar, path.with_name(sidecar.output.name)))
+    show(describe(sidecar, path.with_name(sidecar.output.name)))
     return 0
 
 
@@ -148,7 +161,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     if remade is not None:
-        print(judge(sidecar, remade), flush=True)
+        show(judge(sidecar, remade))
     return 0
 
 
@@ -165,7 +178,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         from ..review.compare import compare_videos
 
         compare_videos(left, right, arguments.output, captions, mode=arguments.mode, font=arguments.font)
-    print(arguments.output)
+    show_path(arguments.output)
     return 0
 
 
@@ -181,7 +194,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
         videos += [made.path for made in videos_in(path)] if is_run else [_existing(path, sequence=True)]
     captioned = [(video, _caption(video, video.stem)) for video in videos]
     contact_sheet(captioned, arguments.output, columns=arguments.columns, font=arguments.font)
-    print(arguments.output)
+    show_path(arguments.output)
     return 0
 
 
@@ -196,7 +209,7 @@ def _page(arguments: argparse.Namespace) -> int:
     title = arguments.title or folder.resolve().name
     embed_below = round(arguments.embed_below * 1e6)
     write_page(videos_in(folder), read_failures(folder), output, title=title, embed_below=embed_below)
-    print(output)
+    show_path(output)
     return 0
 
 

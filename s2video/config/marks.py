@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from .run import RunConfig
-from .sections import Changes
+from .sections import Changes, Names
 
 PIXELS: frozenset[Changes] = frozenset({"latents", "frames"})
 OF_A_JOB = frozenset({"sampling.seed"})  # records state the seed of each video themselves
@@ -36,6 +36,13 @@ def marked_settings(config: Mapping[str, Any], kinds: frozenset[Changes]) -> dic
 def process_settings() -> frozenset[str]:
     """Return the dotted keys of settings that hold for all videos of a process."""
     return frozenset(f"{section}.{name}" for section, name, marks in _fields() if marks.get("per_process"))
+
+
+@cache
+def settings_that_name() -> dict[str, Names]:
+    """Return the dotted keys of settings whose value names something outside the config, and what that is."""
+    found: dict[str, Names] = {"image": "file", "last_image": "file"}
+    return found | {f"{section}.{name}": marks["names"] for section, name, marks in _fields() if "names" in marks}
 
 
 @cache

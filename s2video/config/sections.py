@@ -32,6 +32,7 @@ Rate = Annotated[
     PlainValidator(read_fraction),
     PlainSerializer(lambda rate: rate.numerator if rate.denominator == 1 else str(rate), return_type=int | str),
 ]
+MAX_STEPS = 10_000  # schedulers know 1,000; a sidecar with many more would only fill the memory
 Index = Annotated[Whole, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -42,7 +43,13 @@ Changes = Literal["latents", "frames", "rounding", "nothing"]
 only through files whose contents are compared themselves (weights, LoRAs)."""
 
 
-def setting(changes: Changes, *, newer: bool = False, per_process: bool = False, **field: Any) -> Any:
+Names = Literal["program", "target", "sound", "file", "model", "lora", "backend"]
+"""What the value of a setting names outside the config. `records/trust.py` says what of it a data file may name."""
+
+
+def setting(
+    changes: Changes, *, newer: bool = False, per_process: bool = False, names: Names | None = None, **field: Any
+) -> Any:
     """Return pydantic's `Field(**field)` for a setting.
 
     Every list of settings that count for something is derived from these marks, see `marks.py`.
@@ -51,9 +58,11 @@ def setting(changes: Changes, *, newer: bool = False, per_process: bool = False,
         changes: what it changes.
         newer: there are records without it. It counts only where it is not at its default, so that those stay valid.
         per_process: it holds for all videos that a process makes, so the shots of a batch cannot differ in it.
+        names: what its value names outside the config: a program, a file, a model.
     """
     marks: dict[str, Any] = {"changes": changes}
     marks |= {name: True for name, is_set in (("newer", newer), ("per_process", per_process)) if is_set}
+    marks |= {} if names is None else {"names": names}
     return Field(**field, json_schema_extra=marks)
 
 
@@ -76,15 +85,22 @@ class ModelConfig(Section):
 
     path: Text = setting(
         "nothing",
+        names="model",
         default="shapes-wan",
         min_length=1,
         description="the embedded model's name (shapes-wan), a folder in diffusers' format, or a Hub id",
     )
     revision: Text | None = setting(
-        "nothing", default=None, description="branch, tag or commit of a Hub id; null: its default branch"
+        "nothing",
+        names="model",
+        default=None,
+        description="branch, tag or commit of a Hub id; null: its default branch",
     )
     lora: Annotated[tuple[LoraConfig, ...], BeforeValidator(read_list)] = setting(
-        "nothing", default=(), description="LoRAs on the transformer, as [{path: ..., scale: 1.0}, ...]; needs peft"
+        "nothing",
+        names="lora",
+        default=(),
+        description="LoRAs on the transformer, as [{path: ..., scale: 1.0}, ...]; needs peft",
     )
     dtype: Dtype = setting("latents", default="float32", description="precision of the transformer")
     text_encoder_dtype: Dtype = setting("latents", default="float32", description="precision of the text encoder")
@@ -96,6 +112,7 @@ class ModelConfig(Section):
     )
     attention_backend: Text | None = setting(
         "latents",
+        names="backend",
         default=None,
         description="one of diffusers' attention backends (native, flash, sage, ...); null: diffusers' default",
     )
@@ -127,7 +144,7 @@ class SamplingConfig(Section):
     num_frames: Whole = setting(
         "latents", default=17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor"
     )
-    num_inference_steps: Whole = setting("latents", default=30, ge=1, description="denoising steps")
+    num_inference_steps: Whole = setting("latents", default=30, ge=1, le=MAX_STEPS, description="denoising steps")
     seed: Whole = setting(
         "latents", default=0, ge=0, lt=2**63, description="seed of the noise, and of the masks unless mask_seed is set"
     )
@@ -398,6 +415,7 @@ class OutputConfig(Section):
 
     path: Text = setting(
         "nothing",
+        names="target",
         default="out.mp4",
         min_length=1,
         description="path of the video; its sidecar X.json is next to it. A sequence X.png or X.exr is a folder X",
@@ -424,6 +442,7 @@ class OutputConfig(Section):
     )
     audio: Text | None = setting(
         "frames",
+        names="sound",
         default=None,
         description="a file with sound, which is cut or padded with silence to the length of the video; null: no sound",
     )
@@ -435,7 +454,11 @@ class OutputConfig(Section):
         description="number of the first file of a PNG or EXR sequence",
     )
     ffmpeg: Text | None = setting(
-        "nothing", default=None, min_length=1, description="path of the ffmpeg to use; null: that of imageio-ffmpeg"
+        "nothing",
+        names="program",
+        default=None,
+        min_length=1,
+        description="path of the ffmpeg to use; null: that of imageio-ffmpeg",
     )
     keep_latents: Switch = setting("nothing", default=False, description="keep X.latents.safetensors next to the video")
 

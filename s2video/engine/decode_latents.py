@@ -1,5 +1,6 @@
 """`s2video decode`: the video of saved latents."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from ..media.video_queue import write_video_meanwhile
 from ..models.checkpoint import open_checkpoint
 from ..models.loading import load_vae
 from ..parallel.mesh import Mesh, resolve_device
-from ..records.sidecar import container_metadata, load_latents
+from ..records.sidecar import SavedLatents, container_metadata, load_latents
+from ..records.trust import config_from_file
 
 
 def decode_latents(
@@ -24,7 +26,8 @@ def decode_latents(
     config: RunConfig | None = None,
     *,
     codec: Codec | Literal["auto"] = "auto",
-    ffmpeg: str | None = None,
+    own: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda note: None,
 ) -> Path:
     """Make the video of latents that a run saved. Loads the VAE and nothing else.
 
@@ -32,7 +35,8 @@ def decode_latents(
         output: its suffix and `codec` decide the format, which need not be the run's. A timecode or sound that the
             format cannot hold is left out.
         config: model and output settings to use instead of those stored with the latents.
-        ffmpeg: path of the program; None: as in the settings.
+        own: settings that the user named otherwise, such as output.ffmpeg, by dotted key; None: not named.
+        say: takes a line about each stored setting that is not used (see `records.trust`).
 
     Returns:
         The path of the file, or of a sequence's folder.
@@ -40,19 +44,17 @@ def decode_latents(
     Raises:
         InputError: latents or a checkpoint that cannot be used, or do not fit each other.
     """
-    saved = load_latents(path)
-    if config is None:
-        if "config" not in saved.facts:
-            raise InputError(f"{path}: no settings are stored with these latents; name the model with --config")
-        config = build_config(saved.facts["config"], str(path))
-    checkpoint = open_checkpoint(config.model.path, config.model.revision)
+    saved, own = load_latents(path), {key: value for key, value in (own or {}).items() if value is not None}
+    may_download = config is not None or "model.path" in own
+    config = _stored_config(saved, path, own, say) if config is None else config.patched(own)
+    checkpoint = open_checkpoint(config.model.path, config.model.revision, may_download=may_download)
     info = checkpoint.info
     if saved.latents.shape[1] != info.latent_channels:
         raise InputError(
             f"{path}: expected {info.latent_channels} channels, as the VAE of {config.model.path} has, got "
             f"{saved.latents.shape[1]}: name the right model with --config"
         )
-    spec = _spec(config, output, codec, ffmpeg)
+    spec = _spec(config, output, codec)
     height, width = (size * info.spatial_factor for size in saved.latents.shape[3:])
     check_spec(spec, width, height)
     device = resolve_device(config.model.device)
@@ -70,10 +72,22 @@ def decode_latents(
     return place_of(output)
 
 
-def _spec(config: RunConfig, output: Path, codec: Codec | Literal["auto"], ffmpeg: str | None) -> VideoSpec:
+def _stored_config(saved: SavedLatents, path: Path, own: Mapping[str, Any], say: Callable[[str], None]) -> RunConfig:
+    """The settings that the file of latents holds, as far as such a file may ask for them."""
+    if "config" not in saved.facts:
+        raise InputError(f"{path}: no settings are stored with these latents; name the model with --config")
+    stored = build_config(saved.facts["config"], str(path))
+    without_inputs = {"image": None, "last_image": None, "model.lora": ()}  # decoding does not need them
+    config, notes = config_from_file(stored.patched(without_inputs), path, own)
+    for note in notes.values():
+        say(note)
+    return config
+
+
+def _spec(config: RunConfig, output: Path, codec: Codec | Literal["auto"]) -> VideoSpec:
     """The run's output settings in the format of `output`, without what that has no place for."""
     kind = codec_for(output, codec)
-    changes: dict[str, Any] = {"codec": kind, "ffmpeg": ffmpeg or config.output.ffmpeg}
+    changes: dict[str, Any] = {"codec": kind}
     if not FORMATS[kind].has_timecode:
         changes["timecode"] = None
     if FORMATS[kind].sound is None:

@@ -6,7 +6,6 @@ Reports a missing or incomplete download before any weights are loaded. Imports 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -14,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import InputError
+from ..system import json_reader
 from .family import PROCESSORS, CheckpointInfo, Family, JsonFile
 from .registry import FAMILIES, family_of
 
@@ -25,6 +25,7 @@ EMBEDDED = ("shapes-wan",)
 _FOLDERS = {"scheduler", *(name for family in FAMILIES for name in family.classes)}
 _SETTINGS = {"scheduler": "scheduler_config.json", **dict.fromkeys(PROCESSORS, "preprocessor_config.json")}
 _HUB_FILES = ["model_index.json", *(f"{name}/*" for name in sorted(_FOLDERS))]
+_MAX_HEADER = 100_000_000  # bytes; the limit of safetensors
 _AGAIN = "download the whole checkpoint again"
 
 
@@ -108,7 +109,9 @@ class Checkpoint:
         if component not in self._configs:
             is_weighted = component in self.family.weighted
             name = "config.json" if is_weighted else _SETTINGS.get(component, "tokenizer_config.json")
-            self._configs[component] = _json_file(self.folder / component / name)
+            file = _json_file(self.folder / component / name)
+            _refuse_code(file.values, file.path)
+            self._configs[component] = file
         return self._configs[component]
 
     def files(self, component: str) -> tuple[WeightFile, ...]:
@@ -157,22 +160,23 @@ OpenModel = Callable[[str, str | None], Checkpoint]
 """(path, revision) -> the checkpoint, opened once. Usually `functools.cache(open_checkpoint)`."""
 
 
-def open_checkpoint(path: str, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str, revision: str | None = None, *, may_download: bool = True) -> Checkpoint:
     """Find a model and check that its files are complete, without reading weights.
 
     Args:
         path: the name of an embedded model, a folder, or a Hub id, which is downloaded to the Hub's cache.
         revision: branch, tag or commit of a Hub id.
+        may_download: False: a Hub id has to be in the Hub's cache already, because only a data file names it.
 
     Raises:
         InputError: if there is no model, or a file is missing or damaged; the message names the file.
     """
-    checkpoint = Checkpoint(find_checkpoint(path, revision))
+    checkpoint = Checkpoint(find_checkpoint(path, revision, may_download=may_download))
     checkpoint.check()
     return checkpoint
 
 
-def find_checkpoint(path: str, revision: str | None = None) -> Path:
+def find_checkpoint(path: str, revision: str | None = None, *, may_download: bool = True) -> Path:
     """Return the local folder of a model: an embedded one by name, a folder, or a Hub id (downloaded to the cache).
 
     Raises:
@@ -183,15 +187,25 @@ def find_checkpoint(path: str, revision: str | None = None) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    return download(path, "model.path", _HUB_FILES, revision, or_else=f" or an embedded model ({', '.join(EMBEDDED)})")
+    or_else = f" or an embedded model ({', '.join(EMBEDDED)})"
+    return download(path, "model.path", _HUB_FILES, revision, or_else=or_else, may_download=may_download)
 
 
-def download(path: str, field: str, files: list[str], revision: str | None = None, *, or_else: str = "") -> Path:
+def download(
+    path: str,
+    field: str,
+    files: list[str],
+    revision: str | None = None,
+    *,
+    or_else: str = "",
+    may_download: bool = True,
+) -> Path:
     """Download `files` (patterns) of a Hub id and return their cached folder.
 
     Args:
         field: the setting that holds `path`; error messages begin with it.
         or_else: ends the list of what `path` can be, in an error message.
+        may_download: False: the files have to be in the Hub's cache already.
 
     Raises:
         InputError: if `path` cannot be a Hub id, or cannot be downloaded.
@@ -205,8 +219,13 @@ def download(path: str, field: str, files: list[str], revision: str | None = Non
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=files))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=files, local_files_only=not may_download))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if not may_download:
+            raise InputError(
+                f"{field}: {path!r} is not on this machine and is not downloaded, because only a data file names "
+                f"it: if you trust it, name it yourself with --model {path}"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{field}: {path!r} is not a local folder and could not be downloaded from the Hub ({reason}); check the "
@@ -216,12 +235,9 @@ def download(path: str, field: str, files: list[str], revision: str | None = Non
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a checkpoint's file. Raises InputError if the file is missing or holds none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: expected a JSON file, got none; {_AGAIN}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: expected JSON, got an error ({error}); download the file again") from None
+    if not path.exists():
+        raise InputError(f"{path}: expected a JSON file, got none; {_AGAIN}")
+    value = json_reader.read_json(path, remedy="download the file again")
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}; download the file again")
     return value
@@ -232,19 +248,30 @@ def read_header(path: Path) -> bytes:
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
-        header = file.read(length) if 0 < length <= size - 8 else b""
-    try:
-        tensors = json.loads(header)
-        end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise InputError(
-            f"{path}: expected a safetensors file, got another format or a damaged file; download it again"
-        ) from None
+        header = file.read(length) if 0 < length <= min(size - 8, _MAX_HEADER) else b""
+    end = max((tensor["data_offsets"][1] for tensor in _tensors_in(header, path).values()), default=0)
     if 8 + length + end != size:
         raise InputError(
             f"{path}: expected {8 + length + end} bytes, got {size} (incomplete or damaged); download it again"
         )
     return header
+
+
+def _refuse_code(values: Any, path: Path, *, of_a_kernel: bool = False) -> None:
+    """Raise InputError for settings by which transformers downloads a kernel, which is code: a Hub id as attention."""
+    if of_a_kernel and isinstance(values, str) and "/" in values:
+        raise InputError(
+            f"{path}: expected the name of an attention that is built in, got {values!r}, for which code would be "
+            "downloaded; remove that entry"
+        )
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _refuse_code(
+                value, path, of_a_kernel=of_a_kernel or "attn_implementation" in key or "experts_implementation" in key
+            )
+    elif isinstance(values, list):
+        for value in values:
+            _refuse_code(value, path, of_a_kernel=of_a_kernel)
 
 
 def _json_file(path: Path) -> JsonFile:
@@ -253,19 +280,48 @@ def _json_file(path: Path) -> JsonFile:
 
 def _read_weight_file(path: Path, checkpoint: Path) -> WeightFile:
     header = read_header(path)
-    tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
     digest = hashlib.sha256(header).hexdigest()[:16]
-    return WeightFile(path, str(path.relative_to(checkpoint)), tensors, digest)
+    return WeightFile(path, str(path.relative_to(checkpoint)), _tensors_in(header, path), digest)
+
+
+def _tensors_in(header: bytes, path: Path) -> dict[str, dict[str, Any]]:
+    """The tensors of a safetensors header: dtype, shape and offsets of each. Raises InputError for another content."""
+    damaged = InputError(f"{path}: not a safetensors file, or a damaged one; download it again")
+    try:
+        values = json_reader.parse_json(header, str(path), max_bytes=_MAX_HEADER)
+    except InputError:
+        raise damaged from None
+    if not isinstance(values, dict):
+        raise damaged
+    tensors = {name: tensor for name, tensor in values.items() if name != "__metadata__"}
+    for tensor in tensors.values():
+        if not isinstance(tensor, dict) or not isinstance(tensor.get("dtype"), str):
+            raise damaged
+        offsets, shape = tensor.get("data_offsets"), tensor.get("shape")
+        if not (_are_counts(offsets) and _are_counts(shape) and len(offsets) == 2):
+            raise damaged
+    return tensors
+
+
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _file_names(index: Path) -> list[str]:
+    """The files that an index of weights names, which are all next to it. Raises InputError for any other names."""
+    weight_map = read_json(index).get("weight_map", {})
+    names: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+    for name in names:
+        if not isinstance(name, str) or not name or name != Path(name).name or "\0" in name:
+            raise InputError(f"{index}: weight_map: expected names of files next to it, got {name!r}; {_AGAIN}")
+    return sorted(set(names))
 
 
 def _weight_paths(folder: Path) -> list[Path]:
     """Return the safetensors files of a component: those that its index names, or all if it has no index."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        names = sorted(set(read_json(indexes[0]).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    named = [folder / name for index in indexes[:1] for name in _file_names(index)]
+    files = named if indexes else sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: expected weights as .safetensors files, got none; {_AGAIN}")
     for file in files:

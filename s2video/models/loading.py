@@ -1,10 +1,12 @@
 """Loading of a checkpoint's components with diffusers and transformers.
 
-Every load passes a dtype: by default, transformers keeps the dtype of the checkpoint and diffusers loads float32.
+Every load passes a dtype: by default, transformers keeps the dtype of the checkpoint and diffusers loads float32. Every
+load reads safetensors, because other formats of weights can contain code.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -20,14 +22,15 @@ def load_transformer(
 ) -> Any:
     """Load a transformer on `device` in `dtype`, except for norms and tables that diffusers keeps in float32."""
     model = diffusers_class(checkpoint, component).from_pretrained(
-        checkpoint.folder, subfolder=component, dtype=dtype, device_map={"": str(device)}
+        checkpoint.folder, subfolder=component, dtype=dtype, device_map={"": str(device)}, use_safetensors=True
     )
     return model.eval().requires_grad_(False)
 
 
 def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
     """Load the VAE on `device`."""
-    vae = diffusers_class(checkpoint, "vae").from_pretrained(checkpoint.folder, subfolder="vae", dtype=dtype)
+    kind = diffusers_class(checkpoint, "vae")
+    vae = kind.from_pretrained(checkpoint.folder, subfolder="vae", dtype=dtype, use_safetensors=True)
     return vae.to(device).eval().requires_grad_(False)
 
 
@@ -54,7 +57,7 @@ def load_conditioners(
             loaded[name] = kind.from_pretrained(checkpoint.folder / name)
         else:
             own = (name == "image_encoder" and image_dtype) or dtype
-            encoder = kind.from_pretrained(checkpoint.folder, subfolder=name, dtype=own)
+            encoder = kind.from_pretrained(checkpoint.folder, subfolder=name, dtype=own, use_safetensors=True)
             loaded[name] = encoder.eval().requires_grad_(False)
     return loaded
 
@@ -63,9 +66,18 @@ def load_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> A
     """Load the checkpoint's scheduler; `flow_shift` overrides the shift of its noise schedule.
 
     Raises:
-        InputError: if `flow_shift` is set and the scheduler has no shift.
+        InputError: if the class is not a scheduler of diffusers, or `flow_shift` is set and the scheduler has no shift.
     """
-    kind = diffusers_class(checkpoint, "scheduler")
+    import diffusers
+
+    name = checkpoint.class_of("scheduler")
+    kind: Any = getattr(diffusers, name, None)
+    is_scheduler = inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)
+    if not is_scheduler:
+        raise InputError(
+            f"{checkpoint.folder / 'model_index.json'}: scheduler: expected a scheduler of diffusers, got {name!r}; "
+            "download the checkpoint again, whole"
+        )
     scheduler = kind.from_pretrained(checkpoint.folder, subfolder="scheduler")
     if flow_shift is None:
         return scheduler

@@ -87,7 +87,7 @@ def load_loras(transformer: Any, loras: Sequence[LoraConfig], component: str, pi
     for number, lora in enumerate(loras, 1):
         path = find_lora(lora.path)
         try:
-            state, metadata = kind.lora_state_dict(str(path), return_lora_metadata=True)
+            state, metadata = kind.lora_state_dict(str(path), return_lora_metadata=True, use_safetensors=True)
         except (ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
             raise InputError(
                 f"model.lora: {path}: expected a LoRA for {pipeline}, got other tensors ({error}); choose another file"

@@ -10,7 +10,6 @@ model and no job.
 """
 
 import json
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from ..errors import S2VideoError
 from ..system import ranks
 from ..system.shutdown import end_suddenly
+from ..system.terminal import say_error
 
 _INTERVAL = 1.0  # seconds between two heartbeats
 _MEETING_INTERVAL = 0.05  # seconds between two heartbeats while this rank waits in `meet`
@@ -265,7 +265,7 @@ class Watch:
             others = self._statuses[: self._rank] + self._statuses[self._rank + 1 :]
             is_reported = any(s.failure == verdict and s.host == self._own.host for s in others)
         if not is_reported and self._should_report():
-            print(f"s2video: error: {verdict}", file=sys.stderr, flush=True)
+            say_error(verdict)
         with self._news:
             self._own.failure, self._own.ended = verdict, True
             self._publish()

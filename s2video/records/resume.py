@@ -7,7 +7,6 @@ that no other job resumes from it. Masks need no state: they are a function of t
 
 import copy
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ from torch import Tensor
 from ..errors import InputError, S2VideoError, StoppedError
 from ..parallel.collectives import broadcast_tensors, gather_objects
 from ..parallel.mesh import Mesh
+from ..system.json_reader import parse_json
+from ..system.terminal import say
 from .sidecar import METADATA_KEY, write_tensors
 
 
@@ -174,7 +175,7 @@ class ResumePoint:
             return None, {}
         try:
             with safe_open(self.path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})[METADATA_KEY])
+                facts = parse_json((file.metadata() or {})[METADATA_KEY], "its header")
                 tensors = {key: file.get_tensor(key) for key in facts["tensors"]}
             saved = facts["statement"]
             _move_guidance_state(facts)
@@ -195,7 +196,7 @@ class ResumePoint:
 
     def _note(self, text: str) -> None:
         if self._mesh.is_main:
-            print(f"s2video: {text}", file=sys.stderr, flush=True)
+            say(text)
 
 
 def _encoded(state: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..config.run import RunConfig
+from ..config.text import describe_problems
 from ..errors import InputError
 from ..guidance.masks import MaskSchedule
 from ..media.formats import Codec
 from ..parallel.mesh import Mesh
 from ..system.files import atomic_path, sha256, size
+from ..system.json_reader import parse_json, read_json
 from ..version import __version__
 from .identity import deciding
-from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar
+from .sidecar_model import SCHEMA_VERSION, JobFacts, LatentsRecord, Sidecar
 
 NUM_PROBES = 64
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings; ours is one JSON document
@@ -117,8 +120,8 @@ def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
     Ignores the name of the video, the machine and the ranks.
     """
     try:
-        return deciding(json.loads(path.read_text(encoding="utf-8"))) == deciding(facts)
-    except (OSError, ValueError, KeyError, TypeError):
+        return deciding(read_json(path)) == deciding(facts)
+    except (InputError, KeyError, TypeError):
         return False
 
 
@@ -162,7 +165,6 @@ def load_latents(path: Path) -> SavedLatents:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             latents = file.get_tensor("latents")
-        facts = json.loads(metadata.get(METADATA_KEY, "{}"))
     except FileNotFoundError:
         raise InputError(
             f"{path}: expected latents of a --keep-latents run, got no such file; check the path"
@@ -171,8 +173,20 @@ def load_latents(path: Path) -> SavedLatents:
         raise InputError(
             f"{path}: expected a safetensors file with the tensor `latents`, got an error ({error}); check the path"
         ) from None
-    if latents.ndim != 5 or latents.shape[0] != 1 or not torch.isfinite(latents.float()).all():
+    is_usable = latents.ndim == 5 and latents.shape[0] == 1 and latents.numel() > 0 and latents.is_floating_point()
+    if not is_usable or not torch.isfinite(latents.float()).all():
         raise InputError(
-            f"{path}: expected finite latents of shape [1, C, T, H, W], got {list(latents.shape)}; sample them again"
+            f"{path}: expected finite latents of shape [1, C, T, H, W], got {latents.dtype} {list(latents.shape)}; "
+            "sample them again"
         )
-    return SavedLatents(latents, facts)
+    return SavedLatents(latents, _checked_facts(metadata.get(METADATA_KEY, "{}"), path))
+
+
+def _checked_facts(text: str, path: Path) -> dict[str, Any]:
+    """The facts in a header of `save_latents`. Raises InputError for what the sidecar would not hold either."""
+    facts = parse_json(text, str(path), remedy="sample them again")
+    try:
+        JobFacts.model_validate(facts)
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe_problems(error, JobFacts)}") from None
+    return dict(facts)

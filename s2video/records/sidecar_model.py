@@ -5,17 +5,19 @@ Knows neither tensors nor how a video is made; `sidecar.py` fills it in.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
 
 from ..config.run import RunConfig
-from ..config.text import describe_problems
+from ..config.sections import MAX_STEPS, Text
+from ..config.text import describe_problems, show
 from ..errors import InputError
+from ..system.json_reader import read_json
 
 SCHEMA_VERSION = 1
+MAX_BLOCKS = 10_000
 
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -47,16 +49,21 @@ class LatentsRecord(_Part):
 
     shape: tuple[Count, Count, Count, Count, Count] = Field(description="[1, C, T, H, W]")
     sha256: Digest = Field(description="SHA-256 of the values as little-endian float32, in row-major order")
-    probes: tuple[float, ...] = Field(
+    probes: tuple[FiniteFloat, ...] = Field(
+        min_length=64,
+        max_length=64,
         description="64 of the n values in row-major order; number k, from 0, is at position p modulo n, where p is "
-        "the big-endian number in the first 8 bytes of the SHA-256 of k in decimal digits"
+        "the big-endian number in the first 8 bytes of the SHA-256 of k in decimal digits",
     )
 
 
 class OutputRecord(_Part):
     """The video file or sequence."""
 
-    name: str = Field(description="name of the file, or of a sequence's folder, in the sidecar's folder")
+    name: str = Field(
+        pattern=r"^[^/\x00]*[^/.\x00][^/\x00]*$",  # not a path, not . or ..
+        description="name of the file, or of a sequence's folder, in the sidecar's folder",
+    )
     bytes: Count = Field(description="size of the file, or of all files of a sequence")
     sha256: Digest = Field(
         description="SHA-256 of the file; for a sequence, of the output of `sha256sum *` in its folder"
@@ -81,6 +88,15 @@ class MachineRecord(_Part):
     threads: Count = Field(description="number of torch's CPU threads")
 
 
+class JobFacts(BaseModel):
+    """What decoding uses of the facts in the header of saved latents; a tensor without any can be decoded too."""
+
+    prompt: Text = ""
+    seed: Count = 0
+    model: Text = ""
+    config: dict[str, Any] = {}
+
+
 class Sidecar(_Part):
     """How s2video made a video: enough to make it again and to compare the result."""
 
@@ -88,14 +104,15 @@ class Sidecar(_Part):
     prompt: str = Field(description="the prompt")
     negative_prompt: str = Field(description="the prompt of the uncond pass")
     images: tuple[ImageRecord, ...] = Field(
-        description="the first and, optionally, the last image; empty without images"
+        max_length=2, description="the first and, optionally, the last image; empty without images"
     )
     seed: Count = Field(description="seed of the noise")
     mask_seed: Count = Field(description="seed of the masks")
     model: str = Field(description="the embedded model's name, a folder, or a Hub id")
-    num_blocks: Count = Field(description="blocks of the transformer")
+    num_blocks: Count = Field(le=MAX_BLOCKS, description="blocks of the transformer")
     num_steps: Count | None = Field(
         default=None,
+        le=MAX_STEPS,
         description="steps of the scheduler; null in older sidecars means config.sampling.num_inference_steps",
     )
     config: RunConfig = Field(description="every setting of the run")
@@ -110,6 +127,19 @@ class Sidecar(_Part):
     machine: MachineRecord = Field(description="the machine of the main rank")
     versions: dict[str, str] = Field(description="package versions that can change the last bits")
     timings: dict[str, float] = Field(description="seconds, by phase")
+
+    @field_validator("masks")
+    @classmethod
+    def _within_steps_and_blocks(cls, masks: tuple[DrawnMask, ...], info: ValidationInfo) -> tuple[DrawnMask, ...]:
+        if {"num_blocks", "config"} <= info.data.keys():  # else they have errors of their own
+            blocks, config = info.data["num_blocks"], info.data["config"]
+            steps = info.data.get("num_steps") or config.sampling.num_inference_steps
+            for mask in masks:
+                if mask.step >= steps or any(block >= blocks for block in mask.dropped):
+                    raise ValueError(
+                        f"expected masks of {steps} steps and {blocks} blocks, got {show(mask.model_dump())}"
+                    )
+        return masks
 
     @property
     def steps_taken(self) -> int:
@@ -161,10 +191,7 @@ def find_sidecar(path: Path) -> Path:
 
 def read_sidecar(path: Path) -> Sidecar:
     """Read X.json. Raises InputError if it is not a sidecar, or has another schema version."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a sidecar in JSON, got an error ({error}); check the path") from None
+    values = read_json(path, remedy="pass a video or its sidecar X.json")
     if not isinstance(values, dict) or "schema" not in values:
         raise InputError(f"{path}: expected a sidecar of s2video, got JSON without the key `schema`; check the path")
     if values["schema"] != SCHEMA_VERSION:
@@ -188,8 +215,8 @@ def videos_in(folder: Path) -> list[MadeVideo]:
         if path.name.startswith("."):
             continue
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            values = read_json(path)
+        except InputError:
             continue
         if isinstance(values, dict) and {"schema", "latents", "masks"} <= values.keys():
             sidecar = read_sidecar(path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..records.sidecar_model import Sidecar
 from ..system.files import sha256
+from ..system.terminal import printable
 
 _WIDTH = 16  # width of the column of names
 
@@ -33,7 +34,7 @@ def describe(sidecar: Sidecar, video: Path) -> str:
     if sidecar.resumed_after_step is not None:
         lines["resumed"] = f"after step {sidecar.resumed_after_step}"
     lines["latents"] = f"{list(sidecar.latents.shape)}, sha256 {sidecar.latents.sha256}"
-    text = [f"{name:<{_WIDTH}}{value}" for name, value in lines.items()]
+    text = [f"{name:<{_WIDTH}}{printable(value)}" for name, value in lines.items()]
     return "\n".join([*text, *_drawn_masks(sidecar)])
 
 

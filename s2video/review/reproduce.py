@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError
 from ..records.sidecar_model import LatentsRecord, Sidecar
+from ..records.trust import FromFile, config_from_file
 
 if TYPE_CHECKING:  # the command line answers bad input before torch is imported
     from ..engine.engine import Engine
@@ -27,12 +27,17 @@ class Remade(NamedTuple):
     circumstances: dict[str, dict[str, Any]]
 
 
-def job_again(sidecar: Sidecar, *, world_size: int, model: str | None = None, device: str | None = None) -> RunConfig:
+def job_again(
+    sidecar: Sidecar, *, world_size: int, own: Mapping[str, Any] | None = None, source: object = "the sidecar"
+) -> FromFile:
     """Return the job that makes the video again: on the recorded mesh, or, on other ranks, on their default one.
 
     Args:
-        model: where the checkpoint is now; None: where it was.
-        device: auto, cpu or cuda; None: as it was.
+        own: settings that the user named, by dotted key, such as model.path if the checkpoint has moved.
+        source: names the sidecar in messages.
+
+    Raises:
+        InputError: something that a sidecar may not ask for (see `records.trust`), or that cannot be used.
     """
     mesh, images = sidecar.mesh, [image.path for image in sidecar.images]
     degrees: dict[str, Any] = {"ring": None, "ulysses": None, "branch": 1}
@@ -47,10 +52,9 @@ def job_again(sidecar: Sidecar, *, world_size: int, model: str | None = None, de
         "parallel": {"degrees": "given", **degrees},
         "checkpoint.every_seconds": None,
         "output.codec": "auto",
-        "model.path": model or sidecar.model,
-        "model.device": device or sidecar.config.model.device,
+        "model.path": sidecar.model,
     }
-    return sidecar.config.patched(changes, "the sidecar's config")
+    return config_from_file(sidecar.config.patched(changes, f"{source}: config"), source, own)
 
 
 def check_images_again(sidecar: Sidecar) -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from .terminal import printable
+
 Style = Literal["auto", "bar", "plain", "none"]
 
 
@@ -22,7 +24,7 @@ class Progress:
     LINES = 10  # plain lines per loop, at most about this many
 
     def __init__(self, name: str, style: Style = "auto", *, first: int = 0) -> None:
-        self._name = name
+        self._name = printable(name)
         self._first = first
         self._style = style if style != "auto" else ("bar" if sys.stderr.isatty() else "plain")
         self._bar: tqdm | None = None

@@ -30,7 +30,7 @@ def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def again(mesh: Mesh, sidecar: Sidecar, output: Path | None = None) -> Remade | None:
-    return make_again(Engine(job_again(sidecar, world_size=mesh.world.size), mesh), sidecar, output)
+    return make_again(Engine(job_again(sidecar, world_size=mesh.world.size).config, mesh), sidecar, output)
 
 
 def test_on_one_rank(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

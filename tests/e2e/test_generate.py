@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,27 @@ def test_bad_input_under_bare_torchrun(config_file: Path, tmp_path: Path) -> Non
     assert len(ours) == 1 and "guidance.s2_scale" in ours[0]
     assert "exitcode  : 2" in done.stderr
     assert not list(tmp_path.glob("*.mp4"))
+
+
+def has_sound(path: Path) -> bool:
+    return b"mp4a" in path.read_bytes()  # the box of an AAC track
+
+
+def test_decode_takes_sound_from_the_user_alone(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = tmp_path / "a.wav"
+    with wave.open(str(sound), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
+        file.writeframes(b"\0\1" * 8000)
+    arguments = ["--prompt", PROMPT, "--keep-latents", "--set", f"output.audio={sound}"]
+    assert generate(config_file, tmp_path / "clip.mp4", *arguments) == 0
+    assert has_sound(tmp_path / "clip.mp4")
+    latents, again = str(tmp_path / "clip.latents.safetensors"), tmp_path / "again.mp4"
+    capsys.readouterr()
+    assert main(["decode", latents, "--output", str(again)]) == 0
+    assert not has_sound(again)
+    assert capsys.readouterr().err.count("so the video is silent; --audio adds one") == 1
+    assert main(["decode", latents, "--output", str(again), "--audio", str(sound)]) == 0
+    assert has_sound(again)
+    assert "silent" not in capsys.readouterr().err

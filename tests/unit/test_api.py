@@ -47,7 +47,7 @@ def test_a_video_is_the_engines_and_is_saved_with_its_sidecar(engine: TextToVide
     sidecar = read_sidecar(find_sidecar(path))
     assert (sidecar.prompt, sidecar.seed, sidecar.config.output.crf) == (PROMPT, 7, 1)
     assert sidecar.as_json()["masks"] == video.facts["masks"] != []
-    again = make_again(Engine(job_again(sidecar, world_size=1)), sidecar, None)
+    again = make_again(Engine(job_again(sidecar, world_size=1).config), sidecar, None)
     assert again is not None and "same to the bit" in judge(sidecar, again)
 
 

@@ -112,7 +112,7 @@ def test_cells_of_a_table(tmp_path: Path) -> None:
     ("name", "content", "fragments"),
     [
         ("s.jsonl", '{"prompt": "a"', ["s.jsonl, line 1", "expected JSON"]),
-        ("s.jsonl", '{"prompt": "a", "prompt": "b"}', ["a key has two values"]),
+        ("s.jsonl", '{"prompt": "a", "prompt": "b"}', ["given twice"]),
         ("s.jsonl", "3", ["expected a prompt or a mapping", "3"]),
         ("s.jsonl", '{"promt": "a"}', ["did you mean 'prompt'"]),
         ("s.jsonl", '{"prompt": 12}', ["prompt: expected text", "quote it"]),

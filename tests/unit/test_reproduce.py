@@ -62,11 +62,11 @@ def test_other_shapes_are_not_the_same(sidecar: Sidecar) -> None:
 def test_the_mesh_is_the_recorded_one_where_the_ranks_allow_it(sidecar: Sidecar) -> None:
     four = {"world_size": 4, "ring": 2, "ulysses": 2, "branch": 1, "backend": "gloo", "device": "cpu"}
     recorded = Sidecar.model_validate(sidecar.as_json() | {"mesh": four})
-    parallel = job_again(recorded, world_size=4).parallel
+    parallel = job_again(recorded, world_size=4).config.parallel
     assert (parallel.ring, parallel.ulysses, parallel.branch) == (2, 2, 1)
-    parallel = job_again(recorded, world_size=3).parallel
+    parallel = job_again(recorded, world_size=3).config.parallel
     assert (parallel.ring, parallel.ulysses, parallel.branch) == (None, None, 1)
-    moved = job_again(recorded, world_size=1, model="elsewhere", device="cuda").model
+    moved = job_again(recorded, world_size=1, own={"model.path": "elsewhere", "model.device": "cuda"}).config.model
     assert (moved.path, moved.device) == ("elsewhere", "cuda")
 
 

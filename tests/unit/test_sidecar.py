@@ -65,7 +65,7 @@ def test_schema_and_model_refuse_the_same(tmp_path: Path, spoil: Callable[[dict[
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "in JSON"),
+        ("{", "expected JSON"),
         ("[]", "key `schema`"),
         ('{"prompt": "x"}', "key `schema`"),
         ('{"schema": 2}', "expected schema 1"),

@@ -100,7 +100,7 @@ def test_a_failure_ends_the_others(
     failing.report("denoising", 3, 6)
     error = S2VideoError("out of\norder")
     failing.leave(error)
-    assert error.told is False
+    assert error.is_reported is False
     wait_until(lambda: ends)
     assert ends == [1]
     said = capfd.readouterr().err.splitlines()
@@ -115,7 +115,7 @@ def test_ranks_of_a_host_that_fail_alike_speak_once(pair: Callable[..., list[Wat
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert sorted(bool(error.told) for error in errors) == [False, True]
+    assert sorted(bool(error.is_reported) for error in errors) == [False, True]
     assert ends == []
 
 
