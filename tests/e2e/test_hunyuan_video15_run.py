@@ -27,7 +27,9 @@ def test_glyphs_are_read_as_the_pipelines_read_them(engine: Engine, image_engine
     """Up to rounding: padding is trimmed, not masked."""
     for run, images, expected in ((engine, None, reference), (image_engine, IMAGES, image_reference)):
         got = run.sample([GLYPHS], [3], negative_prompt=NEGATIVE, images=images)
-        torch.testing.assert_close(got, expected(run.checkpoint.folder, run.config, GLYPHS, NEGATIVE, 3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            got, expected(run.checkpoint.folder, run.config, GLYPHS, NEGATIVE, 3), atol=1e-5, rtol=0
+        )
 
 
 def test_frames_are_those_of_the_pipeline(tiny_hunyuan15_checkpoint: Path, engine: Engine) -> None:
