@@ -13,6 +13,7 @@ from ..models.checkpoint import OpenModel
 from ..models.family import CheckpointInfo
 from ..models.images import read_images
 from ..models.limits import check_images, check_request
+from ..models.prompts import cut_prompts, cut_warning
 from .run_file import BatchJob
 
 
@@ -57,3 +58,18 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
                 yield f"{job.where}: {problem}"
         except InputError as error:
             yield f"{job.where}: {error}"
+
+
+def find_cut_prompts(jobs: Sequence[BatchJob], open_model: OpenModel) -> Iterator[str]:
+    """Yield a sentence for each prompt that is longer than its model reads. Loads tokenizers, and no weights."""
+    from ..models.loading import load_tokenizer
+
+    tokenizer = cache(lambda path, revision: load_tokenizer(open_model(path, revision)))
+    said = set()
+    for job in jobs:
+        model = job.config.model
+        for cut in cut_prompts(job.config, tokenizer(model.path, model.revision)):
+            sentence = f"{job.where}: {cut_warning(cut)}"
+            if sentence not in said:
+                said.add(sentence)
+                yield sentence

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..batch.checks import find_problems
+from ..batch.checks import find_cut_prompts, find_problems
 from ..batch.locks import held_lock
 from ..batch.plan import describe, predict_seconds
 from ..batch.register import register
@@ -105,6 +105,8 @@ def _batch(arguments: argparse.Namespace) -> int:
     is_main = ranks.is_main_rank()
     if arguments.dry_run:
         if is_main:
+            for sentence in find_cut_prompts(jobs, open_model):
+                say(f"warning: {sentence}")
             seconds = predict_seconds(jobs, open_model, world_size=world_size)
             print(describe(jobs, seconds, replicas=plan.count, world_size=world_size))
         return 0

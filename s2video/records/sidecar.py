@@ -37,7 +37,13 @@ class SavedLatents(NamedTuple):
     facts: dict[str, Any]
 
 
-def job_facts(config: RunConfig, *, images: Sequence[Mapping[str, str]], masks: MaskSchedule) -> dict[str, Any]:
+def job_facts(
+    config: RunConfig,
+    *,
+    images: Sequence[Mapping[str, str]],
+    masks: MaskSchedule,
+    cut_prompts: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """Return what determines a video, as JSON: its config, prompt, images, seeds, and every mask that is drawn.
 
     Args:
@@ -45,10 +51,12 @@ def job_facts(config: RunConfig, *, images: Sequence[Mapping[str, str]], masks: 
         images: of the first and, if there is one, the last image: its "path", and "digest", the SHA-256 of its size and
             pixels, which is what counts.
         masks: those that the engine draws.
+        cut_prompts: prompts that are longer than the model reads, see `models.prompts`.
     """
     return {
         "prompt": config.prompt or "",
         "negative_prompt": config.negative_prompt,
+        "cut_prompts": list(cut_prompts),
         "images": list(images),
         "seed": config.sampling.seed,
         "mask_seed": masks.seed,

@@ -33,6 +33,14 @@ class DrawnMask(_Part):
     dropped: tuple[Count, ...] = Field(description="indices of the blocks left out, ascending")
 
 
+class CutPrompt(_Part):
+    """A prompt that was longer than the model reads."""
+
+    field: Literal["prompt", "negative_prompt"] = Field(description="which one")
+    kept: Count = Field(description="tokens that the model read: config.sampling.max_sequence_length")
+    tokens: Count = Field(description="tokens of the prompt, without any template around it")
+
+
 class ImageRecord(_Part):
     """An image that the video started from, or ended with."""
 
@@ -85,6 +93,9 @@ class Sidecar(_Part):
     schema_version: Literal[1] = Field(alias="schema", description="version of this format")
     prompt: str = Field(description="what the video shows")
     negative_prompt: str = Field(description="what the uncond pass was told")
+    cut_prompts: tuple[CutPrompt, ...] = Field(
+        default=(), description="prompts of which the end was ignored; older sidecars do not say"
+    )
     images: tuple[ImageRecord, ...] = Field(description="the first image, and perhaps the last; empty: none was given")
     seed: Count = Field(description="seed of the noise")
     mask_seed: Count = Field(description="seed of the masks")

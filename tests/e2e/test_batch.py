@@ -281,6 +281,13 @@ def test_a_dry_run_tells_all_and_writes_nothing(run: Run, capsys: pytest.Capture
     assert not run.folder.exists()
 
 
+def test_a_dry_run_names_prompts_that_are_too_long(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.write(shots=["a", "red " * 900], seeds=2)
+    assert run.main("--dry-run") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("s2video: warning: ") and "shot 2: prompt: the model reads" in line
+
+
 def test_all_bad_shots_are_listed_before_anything_starts(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     bad = [{"prompt": "b", "sampling.width": 100}, {"prompt": "c", "guidance.s2_scale": -1}, {"shot": "d"}]
     missing = {"prompt": "e", "model.path": "/nowhere/model"}
