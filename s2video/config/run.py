@@ -19,6 +19,7 @@ from pydantic import (
 
 from ..errors import InputError
 from ..media.formats import codec_for
+from ..system.files import user_path
 from .sections import (
     CheckpointConfig,
     GuidanceConfig,
@@ -65,7 +66,7 @@ class RunConfig(Section):
     @property
     def image_paths(self) -> tuple[Path | None, Path | None]:
         """The files of `image` and `last_image`."""
-        first, last = (None if text is None else Path(text).expanduser() for text in (self.image, self.last_image))
+        first, last = (None if text is None else user_path(text) for text in (self.image, self.last_image))
         return first, last
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..system.files import user_path
 from .family import PROCESSORS, CheckpointInfo, Family, JsonFile
 from .registry import FAMILIES, family_of
 
@@ -180,7 +181,7 @@ def find_checkpoint(path: str, revision: str | None = None) -> Path:
     """
     if path in EMBEDDED:
         return ASSETS / path
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if folder.is_dir():
         return folder
     return download(path, "model.path", _HUB_FILES, revision, or_else=f" or an embedded model ({', '.join(EMBEDDED)})")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.sections import LoraConfig
 from ..errors import InputError
+from ..system.files import user_path
 from .checkpoint import download, read_header
 
 if TYPE_CHECKING:  # the command line looks for files before it spends seconds on importing torch
@@ -36,7 +37,7 @@ def find_lora(path: str) -> Path:
     Raises:
         InputError: where there is none, or a folder has several; where it is damaged.
     """
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not place.exists():
         if path.endswith(".safetensors"):
             raise InputError(f"model.lora: no file {path!r}; check the spelling")

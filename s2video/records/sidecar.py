@@ -29,6 +29,7 @@ from .identity import deciding
 from .sidecar_model import SCHEMA_VERSION, LatentsRecord, Sidecar
 
 NUM_PROBES = 64
+MAX_METADATA_BYTES = 8_000  # of one text in the container
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings: ours is one JSON document
 
 
@@ -130,11 +131,23 @@ def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:
-    """Return the metadata of the video file itself, under names of its format, so that every program shows them."""
+    """Return the metadata of the video file itself, under names of its format, so that every program shows them.
+
+    A text of over 8,000 bytes is cut; the sidecar has it whole.
+    """
+    maker = f"s2video {__version__}: {facts['model']}"
     if codec == "exr":
-        maker = f"s2video {__version__}: {facts['model']}"
-        return {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
-    return {"title": facts["prompt"], "comment": f"s2video {__version__}: {facts['model']}, seed {facts['seed']}"}
+        texts = {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
+    else:
+        texts = {"title": facts["prompt"], "comment": f"{maker}, seed {facts['seed']}"}
+    return {key: _shortened(text) for key, text in texts.items()}
+
+
+def _shortened(text: str) -> str:
+    encoded = text.encode()
+    if len(encoded) <= MAX_METADATA_BYTES:
+        return text
+    return encoded[: MAX_METADATA_BYTES - len("…".encode())].decode(errors="ignore") + "…"
 
 
 @cache
