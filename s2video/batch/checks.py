@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..models.family import CheckpointInfo
 from ..models.images import read_images
 from ..models.limits import check_images, check_request
 from ..models.prompts import cut_prompts, cut_warning
-from .run_file import BatchJob
+from .run_file import RESERVED, BatchJob
 
 
 def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size: int, images: bool) -> Iterator[str]:
@@ -58,6 +59,18 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
                 yield f"{job.where}: {problem}"
         except InputError as error:
             yield f"{job.where}: {error}"
+
+
+def check_shards(folder: Path, shard: tuple[int, int] | None) -> None:
+    """Raise InputError if a batch's folder has state of another number of shards, whose videos would be made again."""
+    count = 1 if shard is None else shard[1]
+    for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
+        match = re.fullmatch(rf"{re.escape(RESERVED)}(?:\d+-of-(\d+)\.)?sqlite", path.name)
+        if match is not None and (other := int(match[1] or 1)) != count:
+            raise InputError(
+                f"{folder}: expected {other} shards, because {path.name} is here, got {count}; use "
+                f"{f'--shard I/{other}' if other > 1 else 'no --shard'}, or another folder"
+            )
 
 
 def find_cut_prompts(jobs: Sequence[BatchJob], open_model: OpenModel) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from ..batch.checks import find_cut_prompts, find_problems
+from ..batch.checks import check_shards, find_cut_prompts, find_problems
 from ..batch.locks import held_lock
 from ..batch.plan import describe, predict_seconds
 from ..batch.register import register
@@ -113,6 +113,8 @@ def _batch(arguments: argparse.Namespace) -> int:
     if not jobs:
         print("s2video: no videos for this shard", file=sys.stderr)
         return 0
+    if is_main:
+        check_shards(batch.folder, arguments.shard)
     store = Store(batch.folder, arguments.shard)
     if not is_main:
         return _run_as_rank(store, jobs, batch, arguments.plain)

@@ -152,4 +152,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise InputError(f"config file {path} is empty: expected keys such as model, sampling and guidance")
     if not isinstance(values, dict):
         raise InputError(f"config file {path}: expected a mapping (key: value) at the top, got {show(values)}")
+    if {"schema", "latents", "masks"} <= values.keys():
+        raise InputError(
+            f"config file {path}: expected settings, got a sidecar; s2video reproduce {path} makes its video "
+            "again, and its key `config` holds the settings"
+        )
     return values

@@ -164,6 +164,28 @@ def _ntsc_rate(text: str) -> Fraction | None:
     return next((rate for rate in rates if round(rate, len(match[2])) == Fraction(match[1])), None)
 
 
+# What other programs call our settings, and what these names are nowhere near.
+_OTHER_NAMES = {
+    "steps": "sampling.num_inference_steps",
+    "num_steps": "sampling.num_inference_steps",
+    "sampling_steps": "sampling.num_inference_steps",
+    "frames": "sampling.num_frames",
+    "video_length": "sampling.num_frames",
+    "shift": "sampling.flow_shift",
+    "cfg": "guidance.cfg_scale",
+    "guidance_scale": "guidance.cfg_scale",
+    "guidance_scale_2": "guidance.cfg_scale_2",
+    "cfg_rescale": "guidance.rescale",
+    "guidance_rescale": "guidance.rescale",
+    "omega": "guidance.s2_scale",
+    "negative": "negative_prompt",
+    "first_image": "image",
+    "framerate": "output.fps",
+    "frame_rate": "output.fps",
+    "checkpoint_path": "model.path",
+}
+
+
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield every setting below `model`, sections included, as a dotted key."""
     for name, field in model.model_fields.items():
@@ -172,8 +194,8 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(field.annotation, f"{prefix}{name}.")
 
 
-def nearest_key(key: str, model: type[BaseModel]) -> str:
-    """Return the end of an "unknown key" message: the nearest right key, or the keys of its section."""
+def near_key(key: str, model: type[BaseModel]) -> str | None:
+    """Return the right key that a person meant by a wrong one, if another program's name or a likeness tells it."""
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
@@ -181,11 +203,20 @@ def nearest_key(key: str, model: type[BaseModel]) -> str:
         return max(last, whole - 0.1) + whole / 100  # the last part counts most: a wrong section is a common slip
 
     keys = list(dotted_keys(model))
+    meant = _OTHER_NAMES.get(key.rpartition(".")[2].lower().replace("-", "_"))
+    if meant in keys:
+        return meant
     sections = {candidate.rpartition(".")[0] for candidate in keys}
     likely = [k for k in keys if k not in sections or "." not in key]  # "sampling.qqq" is not a misspelt "sampling"
     best = max(likely, key=likeness)
-    if likeness(best) >= 0.65:
-        return f": did you mean {best!r}?"
+    return best if likeness(best) >= 0.65 else None
+
+
+def nearest_key(key: str, model: type[BaseModel]) -> str:
+    """Return the end of an "unknown key" message: the nearest right key, or the keys of its section."""
+    if (near := near_key(key, model)) is not None:
+        return f": did you mean {near!r}?"
+    keys = list(dotted_keys(model))
     section = key.rpartition(".")[0]
     siblings = [k for k in keys if k.rpartition(".")[0] == section] or [k for k in keys if "." not in k]
     return f": expected one of {', '.join(siblings)}"
