@@ -24,7 +24,7 @@ from .models.recipes import load_config, load_model_config
 from .planning.plan import resolve_parallel
 from .records.sidecar import container_metadata, make_sidecar
 from .system import ranks
-from .system.files import write_json
+from .system.files import user_path, write_json
 from .system.progress import Style
 
 
@@ -58,7 +58,7 @@ class Video:
         Raises:
             InputError: a path or a setting that cannot be used.
         """
-        path = Path(path)
+        path = user_path(path)
         config = self.config.patched({"output": {"codec": codec, **output, "path": str(path)}}, "save")
         facts = {**self.facts, "config": config.model_dump(mode="json")}
         spec = config.output.spec(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,8 @@ from ..models.checkpoint import OpenModel
 from ..models.family import CheckpointInfo
 from ..models.images import read_images
 from ..models.limits import check_images, check_request
-from .run_file import BatchJob
+from ..models.prompts import cut_prompts, cut_warning
+from .run_file import RESERVED, BatchJob
 
 
 def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size: int, images: bool) -> Iterator[str]:
@@ -57,3 +59,30 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
                 yield f"{job.where}: {problem}"
         except InputError as error:
             yield f"{job.where}: {error}"
+
+
+def check_shards(folder: Path, shard: tuple[int, int] | None) -> None:
+    """Raise InputError if a batch's folder has state of another number of shards, whose videos would be made again."""
+    count = 1 if shard is None else shard[1]
+    for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
+        match = re.fullmatch(rf"{re.escape(RESERVED)}(?:\d+-of-(\d+)\.)?sqlite", path.name)
+        if match is not None and (other := int(match[1] or 1)) != count:
+            raise InputError(
+                f"{folder}: expected {other} shards, because {path.name} is here, got {count}; use "
+                f"{f'--shard I/{other}' if other > 1 else 'no --shard'}, or another folder"
+            )
+
+
+def find_cut_prompts(jobs: Sequence[BatchJob], open_model: OpenModel) -> Iterator[str]:
+    """Yield a sentence for each prompt that is longer than its model reads. Loads tokenizers, and no weights."""
+    from ..models.loading import load_tokenizer
+
+    tokenizer = cache(lambda path, revision: load_tokenizer(open_model(path, revision)))
+    said = set()
+    for job in jobs:
+        model = job.config.model
+        for cut in cut_prompts(job.config, tokenizer(model.path, model.revision)):
+            sentence = f"{job.where}: {cut_warning(cut)}"
+            if sentence not in said:
+                said.add(sentence)
+                yield sentence

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..media.formats import codec_for, suffix_of
 from ..media.naming import find_collisions, render_name, slug
 from ..models.recipes import with_recipe
+from ..system.files import user_path
 from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
 
 MAX_JOBS = 100_000
@@ -131,13 +132,17 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
     # a batch can be interrupted at any time and must resume
     base["checkpoint"] = {"every_seconds": 300} | (base.get("checkpoint") or {})
     base, recipe = with_recipe(base)
-    shots = read_shots(path.parent / run.shots) if isinstance(run.shots, str) else inline_shots(run.shots, str(path))
+    shots = (
+        read_shots(path.parent / user_path(run.shots))
+        if isinstance(run.shots, str)
+        else inline_shots(run.shots, str(path))
+    )
     count = len(shots) * math.prod(map(len, run.sweep.values())) * run.seeds
     if count > MAX_JOBS:
         raise InputError(
             f"{source}: expected at most {MAX_JOBS} videos, got {count} (shots x sweep x seeds); split the run file"
         )
-    folder = Path(run.folder) if run.folder is not None else Path("runs") / path.stem
+    folder = user_path(run.folder) if run.folder is not None else Path("runs") / path.stem
     jobs: list[BatchJob] = []
     problems = [f"{shot.where}: {problem}" for shot in shots for problem in shot.problems]
     index = itertools.count(1)

@@ -6,6 +6,7 @@ Knows the formats of such lists and the types of the settings, not how they are 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 
 from ..config.marks import process_settings
 from ..config.run import RunConfig
-from ..config.text import dotted_keys, nearest_key, parse_yaml, show
+from ..config.text import dotted_keys, near_key, nearest_key, parse_yaml, show
 from ..errors import InputError
 from ..system.json_reader import parse_json
 
@@ -54,8 +55,14 @@ def key_problem(key: Any) -> str | None:
     if key in process_settings():
         return f"{key}: has one value for the whole batch; set it for all shots together"
     if not isinstance(key, str) or key not in setting_keys():
-        return f"unknown key {str(key)!r}{nearest_key(str(key), RunConfig)}"
+        return f"unknown key {str(key)!r}{_hint(str(key))}"
     return None
+
+
+def _hint(key: str) -> str:
+    if key.isidentifier() and near_key(key, RunConfig) is None:
+        return f": expected a setting, or {FIELDS}{key} for a field that only names files"
+    return nearest_key(key, RunConfig)
 
 
 def inline_shots(items: list[Any], source: str) -> list[Shot]:
@@ -112,6 +119,11 @@ def _read_csv(text: str, source: str) -> Iterator[Shot]:
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     try:
         header = [key.strip() for key in next(reader, [])]
+        if len(header) == 1 and (found := re.search(r"[;\t|]", header[0])) is not None:
+            raise InputError(
+                f"shots {source}: expected columns separated by commas, got the separator {found[0]!r}; save the "
+                "table as comma-separated CSV"
+            )
         if len(set(header)) < len(header):
             raise InputError(f"shots {source}: expected each column once in the header, got one twice; keep one")
         for cells in reader:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config.named import EMBEDDED_CONFIG
@@ -13,6 +12,7 @@ from ..errors import InputError
 from ..media.formats import FORMATS
 from ..models.recipes import Loaded, load_config_with_note, load_model_config
 from ..system import ranks, terminal
+from ..system.files import user_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,7 +97,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     video = parser.add_argument_group("what to make")
     prompts = video.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="P", help="what the video shows; without it, the config's prompt")
-    prompts.add_argument("--prompt-file", type=Path, metavar="F", help="UTF-8 text, a prompt in each line")
+    prompts.add_argument("--prompt-file", type=user_path, metavar="F", help="UTF-8 text, a prompt in each line")
     video.add_argument("--negative-prompt", metavar="N", help="prompt of the unconditional pass")
     video.add_argument("--image", metavar="I", help="first image of the video; for models that take one")
     video.add_argument("--last-image", metavar="I", help="last image of the video; for models that take two")

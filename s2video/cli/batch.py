@@ -8,10 +8,9 @@ import re
 import signal
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from ..batch.checks import find_problems
+from ..batch.checks import check_shards, find_cut_prompts, find_problems
 from ..batch.locks import held_lock
 from ..batch.plan import describe, predict_seconds
 from ..batch.register import register
@@ -23,6 +22,7 @@ from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError, StoppedError
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..system import ranks, terminal
+from ..system.files import user_path
 from ..system.terminal import show
 from .arguments import add_command, add_set_argument, say, whole_number
 
@@ -36,8 +36,8 @@ def add_commands(commands: Any) -> None:
         examples="s2video batch configs/batch-shapes.yaml --dry-run\n"
         "s2video batch configs/batch-shapes.yaml --replicas 2 --nproc 4",
     )
-    batch.add_argument("run_file", type=Path, nargs="?", metavar="RUNFILE", help="a YAML file")
-    batch.add_argument("--config", type=Path, metavar="RUNFILE", help="the same")
+    batch.add_argument("run_file", type=user_path, nargs="?", metavar="RUNFILE", help="a YAML file")
+    batch.add_argument("--config", type=user_path, metavar="RUNFILE", help="the same")
     batch.add_argument("--dry-run", action="store_true", help="check everything, and print what would be made")
     add_set_argument(batch)
     machines = batch.add_argument_group("machines")
@@ -51,12 +51,12 @@ def add_commands(commands: Any) -> None:
     batch.set_defaults(run=_batch)
 
     status = add_command(commands, "status", "Print what of a batch is done, what runs, and what failed")
-    status.add_argument("folder", type=Path, metavar="RUN", help="the batch's folder, or its run file")
+    status.add_argument("folder", type=user_path, metavar="RUN", help="the batch's folder, or its run file")
     status.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     status.set_defaults(run=_status)
 
     replica = commands.add_parser("replica")  # without help: started by the supervisor
-    replica.add_argument("folder", type=Path)
+    replica.add_argument("folder", type=user_path)
     replica.add_argument("--shard", type=_shard)
     replica.add_argument("--overlap", choices=["auto", "always", "never"], required=True)
     replica.add_argument("--progress", choices=["auto", "plain", "none"], required=True)
@@ -105,12 +105,16 @@ def _batch(arguments: argparse.Namespace) -> int:
     is_main = ranks.is_main_rank()
     if arguments.dry_run:
         if is_main:
+            for sentence in find_cut_prompts(jobs, open_model):
+                say(f"warning: {sentence}")
             seconds = predict_seconds(jobs, open_model, world_size=world_size)
             show(describe(jobs, seconds, replicas=plan.count, world_size=world_size))
         return 0
     if not jobs:
         terminal.say("no videos for this shard")
         return 0
+    if is_main:
+        check_shards(batch.folder, arguments.shard)
     store = Store(batch.folder, arguments.shard)
     if not is_main:
         return _run_as_rank(store, jobs, batch, arguments.plain)

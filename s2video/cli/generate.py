@@ -16,6 +16,7 @@ from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_images, check_request
 from ..models.recipes import load_config
 from ..system import ranks
+from ..system.files import user_path
 from ..system.launcher import LaunchPlan, launch
 from ..system.progress import Style
 from ..system.shutdown import Termination
@@ -52,8 +53,12 @@ def add_commands(commands: Any) -> None:
         "Make the video of saved latents",
         examples="s2video decode runs/x.latents.safetensors --output runs/x.mov",
     )
-    decode.add_argument("latents", type=Path, metavar="LATENTS", help="X.latents.safetensors of a --keep-latents run")
-    decode.add_argument("--output", type=Path, metavar="X.mp4", help="or .mov, .png, .exr; without it, next to LATENTS")
+    decode.add_argument(
+        "latents", type=user_path, metavar="LATENTS", help="X.latents.safetensors of a --keep-latents run"
+    )
+    decode.add_argument(
+        "--output", type=user_path, metavar="X.mp4", help="or .mov, .png, .exr; without it, next to LATENTS"
+    )
     add_codec_arguments(decode)
     decode.add_argument("--audio", metavar="A", help="a file with sound; without it, the one of --config")
     either = decode.add_mutually_exclusive_group()

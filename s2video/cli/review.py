@@ -13,6 +13,7 @@ from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_request
 from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 from ..system import ranks
+from ..system.files import user_path
 from ..system.progress import Style
 from ..system.shutdown import Termination
 from ..system.terminal import printable_json, show, show_path
@@ -32,7 +33,7 @@ def add_commands(commands: Any) -> None:
         "Print how a video was made, and whether its file has changed",
         examples="s2video inspect runs/x.mp4\ns2video inspect runs/x.mp4 --json",
     )
-    inspect.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a video, its sidecar, or its latents")
+    inspect.add_argument("file", type=user_path, nargs="?", metavar="FILE", help="a video, its sidecar, or its latents")
     inspect.add_argument("--json", action="store_true", help="the sidecar as it is")
     inspect.add_argument("--schema", action="store_true", help="the JSON Schema of all sidecars instead")
     inspect.set_defaults(run=_inspect)
@@ -52,7 +53,7 @@ def add_commands(commands: Any) -> None:
         "Put two videos into one file",
         examples="s2video compare cfg.mp4 s2.mp4 --mode wipe -o both.mp4",
     )
-    compare.add_argument("videos", type=Path, nargs=2, metavar="VIDEO")
+    compare.add_argument("videos", type=user_path, nargs=2, metavar="VIDEO")
     compare.add_argument(
         "--mode",
         choices=["side", "wipe", "sheet"],
@@ -61,7 +62,7 @@ def add_commands(commands: Any) -> None:
     )
     compare.add_argument("--labels", nargs=2, metavar=("A", "B"), help="captions; without it, the files' names")
     compare.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="X.mp4", help="X.png or X.jpg with --mode sheet"
+        "-o", "--output", type=user_path, required=True, metavar="X.mp4", help="X.png or X.jpg with --mode sheet"
     )
     _add_font_argument(compare)
     compare.set_defaults(run=_compare)
@@ -69,24 +70,24 @@ def add_commands(commands: Any) -> None:
     sheet = add_command(
         commands, "sheet", "Put frames of many videos into one picture", examples="s2video sheet runs -o runs/sheet.png"
     )
-    sheet.add_argument("videos", type=Path, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs, or videos")
+    sheet.add_argument("videos", type=user_path, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs, or videos")
     sheet.add_argument("--columns", type=int, default=6, metavar="N", help="frames of each video")
-    sheet.add_argument("-o", "--output", type=Path, required=True, metavar="X.png", help="or X.jpg")
+    sheet.add_argument("-o", "--output", type=user_path, required=True, metavar="X.png", help="or X.jpg")
     _add_font_argument(sheet)
     sheet.set_defaults(run=_sheet)
 
     page = add_command(commands, "page", "Make one HTML page of a run", examples="s2video page runs")
-    page.add_argument("folder", type=Path, metavar="RUN", help="a folder of videos and sidecars, or of a batch")
-    page.add_argument("-o", "--output", type=Path, metavar="X.html", help="without it, index.html in that folder")
+    page.add_argument("folder", type=user_path, metavar="RUN", help="a folder of videos and sidecars, or of a batch")
+    page.add_argument("-o", "--output", type=user_path, metavar="X.html", help="without it, index.html in that folder")
     page.add_argument("--title", help="without it, the folder's name")
     page.add_argument("--embed-below", type=float, default=8.0, metavar="MB", help="larger videos are linked")
     page.set_defaults(run=_page)
 
 
 def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="a video, its sidecar, or its latents")
+    parser.add_argument("file", type=user_path, metavar="FILE", help="a video, its sidecar, or its latents")
     parser.add_argument(
-        "--output", type=Path, metavar="X.mp4", help="write the video too; without it, latents are compared"
+        "--output", type=user_path, metavar="X.mp4", help="write the video too; without it, latents are compared"
     )
     parser.add_argument("--model", metavar="PATH", help="where the model is now; a Hub id is downloaded")
     parser.add_argument("--ffmpeg", metavar="PATH", help="the ffmpeg to use; without it, the one of imageio-ffmpeg")
@@ -214,7 +215,9 @@ def _page(arguments: argparse.Namespace) -> int:
 
 
 def _add_font_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--font", type=Path, metavar="F.ttf", help="font for captions with letters other than ASCII")
+    parser.add_argument(
+        "--font", type=user_path, metavar="F.ttf", help="font for captions with letters other than ASCII"
+    )
 
 
 def _existing(video: Path, *, sequence: bool = False) -> Path:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import InputError
+from ..system.files import user_path
 from .run import RunConfig, read_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -29,8 +30,8 @@ def find_config(name: str) -> Path:
     path = CONFIGS / f"{name}.yaml"
     if name == Path(name).name and path.is_file():
         return path
-    if Path(name).suffix in (".yaml", ".yml") or Path(name).expanduser().is_file():
-        return Path(name).expanduser()
+    if Path(name).suffix in (".yaml", ".yml") or user_path(name).is_file():
+        return user_path(name)
     near = difflib.get_close_matches(name, config_names(), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "see s2video models"
     raise InputError(f"config {name!r}: expected a name of s2video models, or a YAML file: {hint}")

@@ -19,6 +19,7 @@ from pydantic import (
 
 from ..errors import InputError
 from ..media.formats import codec_for
+from ..system.files import user_path
 from .sections import (
     CheckpointConfig,
     GuidanceConfig,
@@ -65,7 +66,7 @@ class RunConfig(Section):
     @property
     def image_paths(self) -> tuple[Path | None, Path | None]:
         """The files of `image` and `last_image`."""
-        first, last = (None if text is None else Path(text).expanduser() for text in (self.image, self.last_image))
+        first, last = (None if text is None else user_path(text) for text in (self.image, self.last_image))
         return first, last
 
 
@@ -151,4 +152,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise InputError(f"config file {path} is empty: expected keys such as model, sampling and guidance")
     if not isinstance(values, dict):
         raise InputError(f"config file {path}: expected a mapping (key: value) at the top, got {show(values)}")
+    if {"schema", "latents", "masks"} <= values.keys():
+        raise InputError(
+            f"config file {path}: expected settings, got a sidecar; s2video reproduce {path} makes its video "
+            "again, and its key `config` holds the settings"
+        )
     return values

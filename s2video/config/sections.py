@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from ..media.formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
+from ..system.files import user_path
 from .text import read_fraction, read_list, read_number, read_switch, read_text, read_whole
 
 if TYPE_CHECKING:
@@ -426,7 +427,10 @@ class OutputConfig(Section):
         description="h264, h265 (.mp4), prores, dnxhr (.mov), png, exr; auto: by the path, h264, prores, png or exr",
     )
     fps: Rate = setting(
-        "frames", default=Fraction(16), description='frames per second: a number, or a ratio as text ("24000/1001")'
+        "frames",
+        default=Fraction(16),
+        description='frames per second: a number, or a ratio as text ("24000/1001"); '
+        "23.976, 29.97 and 59.94 mean 24000/1001, 30000/1001 and 60000/1001",
     )
     crf: Whole = setting(
         "frames",
@@ -469,7 +473,7 @@ class OutputConfig(Section):
             self.crf,
             codec_for(path, self.codec),
             self.timecode,
-            None if self.audio is None else Path(self.audio),
+            None if self.audio is None else user_path(self.audio),
             self.start_number,
-            None if self.ffmpeg is None else Path(self.ffmpeg),
+            None if self.ffmpeg is None else user_path(self.ffmpeg),
         )

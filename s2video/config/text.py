@@ -17,6 +17,7 @@ from ..errors import InputError
 # YAML 1.1 takes a number for text unless it has both a dot and a signed exponent: 1e-4, 1e3, 1.0e3.
 _EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 _OCTAL_OR_SEXAGESIMAL = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+_NTSC_RATES = (24, 30, 48, 60, 120)
 _LARGEST_RATE_PART = 1_001_000  # ffmpeg rounds a rate with a larger one
 
 
@@ -131,7 +132,11 @@ def read_list(value: Any) -> tuple[Any, ...]:
 
 
 def read_fraction(value: Any) -> Fraction:
-    """Return a positive ratio from an int, a float, "24000/1001" or "23.976"; a float gets a denominator up to 1001."""
+    """Return a positive ratio from an int, a float, "24000/1001" or "23.976".
+
+    A rounded NTSC rate (23.976, 29.97, 59.94, …) means 24000/1001, 30000/1001, 60000/1001, …; any other float gets a
+    denominator up to 1001.
+    """
     advice = 'expected a frame rate such as 16, 23.976 or "24000/1001"'
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Fraction)):
         raise ValueError(f"{advice}, got {show(value)}")
@@ -139,6 +144,8 @@ def read_fraction(value: Any) -> Fraction:
         rate = Fraction(value.strip() if isinstance(value, str) else value)
     except (ValueError, OverflowError, ZeroDivisionError):
         raise ValueError(f"{advice}, got {show(value)}") from None
+    if isinstance(value, (float, str)) and (ntsc := _ntsc_rate(str(value))) is not None:
+        return ntsc
     if isinstance(value, float):
         rate = rate.limit_denominator(1001)
     if rate <= 0:
@@ -146,6 +153,37 @@ def read_fraction(value: Any) -> Fraction:
     if max(rate.numerator, rate.denominator) > _LARGEST_RATE_PART:
         raise ValueError(f"{advice} with parts of at most {_LARGEST_RATE_PART}, got {show(value)}")
     return rate
+
+
+def _ntsc_rate(text: str) -> Fraction | None:
+    """Return n·1000/1001 if `text` is one of these rates of video, rounded to two or more decimals; else None."""
+    match = re.fullmatch(r"\s*(\d+\.(\d{2,}))\s*", text, re.ASCII)
+    if match is None:
+        return None
+    rates = (Fraction(whole * 1000, 1001) for whole in _NTSC_RATES)
+    return next((rate for rate in rates if round(rate, len(match[2])) == Fraction(match[1])), None)
+
+
+# What other programs call our settings, and what these names are nowhere near.
+_OTHER_NAMES = {
+    "steps": "sampling.num_inference_steps",
+    "num_steps": "sampling.num_inference_steps",
+    "sampling_steps": "sampling.num_inference_steps",
+    "frames": "sampling.num_frames",
+    "video_length": "sampling.num_frames",
+    "shift": "sampling.flow_shift",
+    "cfg": "guidance.cfg_scale",
+    "guidance_scale": "guidance.cfg_scale",
+    "guidance_scale_2": "guidance.cfg_scale_2",
+    "cfg_rescale": "guidance.rescale",
+    "guidance_rescale": "guidance.rescale",
+    "omega": "guidance.s2_scale",
+    "negative": "negative_prompt",
+    "first_image": "image",
+    "framerate": "output.fps",
+    "frame_rate": "output.fps",
+    "checkpoint_path": "model.path",
+}
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -156,8 +194,8 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(field.annotation, f"{prefix}{name}.")
 
 
-def nearest_key(key: str, model: type[BaseModel]) -> str:
-    """Return the end of an "unknown key" message: the nearest right key, or the keys of its section."""
+def near_key(key: str, model: type[BaseModel]) -> str | None:
+    """Return the right key that a person meant by a wrong one, if another program's name or a likeness tells it."""
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
@@ -165,11 +203,20 @@ def nearest_key(key: str, model: type[BaseModel]) -> str:
         return max(last, whole - 0.1) + whole / 100  # the last part counts most: a wrong section is a common slip
 
     keys = list(dotted_keys(model))
+    meant = _OTHER_NAMES.get(key.rpartition(".")[2].lower().replace("-", "_"))
+    if meant in keys:
+        return meant
     sections = {candidate.rpartition(".")[0] for candidate in keys}
     likely = [k for k in keys if k not in sections or "." not in key]  # "sampling.qqq" is not a misspelt "sampling"
     best = max(likely, key=likeness)
-    if likeness(best) >= 0.65:
-        return f": did you mean {best!r}?"
+    return best if likeness(best) >= 0.65 else None
+
+
+def nearest_key(key: str, model: type[BaseModel]) -> str:
+    """Return the end of an "unknown key" message: the nearest right key, or the keys of its section."""
+    if (near := near_key(key, model)) is not None:
+        return f": did you mean {near!r}?"
+    keys = list(dotted_keys(model))
     section = key.rpartition(".")[0]
     siblings = [k for k in keys if k.rpartition(".")[0] == section] or [k for k in keys if "." not in k]
     return f": expected one of {', '.join(siblings)}"

@@ -30,6 +30,7 @@ from ..models.limits import check_images, check_request
 from ..models.loading import load_conditioners, load_scheduler, load_vae
 from ..models.lora import load_loras, lora_digests
 from ..models.parts import place_transformer
+from ..models.prompts import cut_prompts
 from ..models.text import TextEncoder
 from ..parallel.agreement import require_agreement
 from ..parallel.collectives import any_rank
@@ -323,6 +324,11 @@ class Engine:
     def can_decode_alone(self) -> bool:
         """Whether decoding needs no other rank."""
         return not self._decoder.needs_others
+
+    def cut_prompts(self) -> list[dict[str, Any]]:
+        """Return which prompts of the config are longer than the model reads; main rank only, none on others."""
+        tokenizer = self._encode_text.tokenizer
+        return [] if tokenizer is None else cut_prompts(self.config, tokenizer)
 
     def weight_digests(self) -> dict[str, str]:
         """Return SHA-256 of the weight files, and of LoRAs. Main rank only."""

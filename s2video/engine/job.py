@@ -11,6 +11,7 @@ from ..config.text import read_text
 from ..errors import InputError
 from ..media.formats import Codec, codec_for, place_of, suffix_of
 from ..media.naming import find_collisions, render_name, slug
+from ..system.files import user_path
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class OutputPaths:
 
     @classmethod
     def of(cls, job: RunConfig) -> OutputPaths:
-        return cls(Path(job.output.path))
+        return cls(user_path(job.output.path))
 
     @property
     def video(self) -> Path:
@@ -72,7 +73,7 @@ def plan_jobs(config: RunConfig, prompts: list[str], num_videos: int = 1) -> tup
     Raises:
         InputError: no prompt, a number or a name that cannot be used.
     """
-    seed, output, codec = config.sampling.seed, Path(config.output.path), config.output.codec
+    seed, output, codec = config.sampling.seed, user_path(config.output.path), config.output.codec
     if not prompts:
         raise InputError("no prompt: give --prompt or --prompt-file, or set prompt in the config")
     if num_videos < 1:

@@ -3,6 +3,7 @@
 Every rank calls these functions together; the main rank writes the files.
 """
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..config.run import RunConfig
 from ..media.video_queue import write_video_meanwhile
 from ..models.images import Images, read_images
+from ..models.prompts import cut_warning
 from ..parallel.collectives import gather_objects
 from ..records.resume import ResumePoint
 from ..records.sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
@@ -123,7 +125,8 @@ def finish(denoised: Denoised, *, alone: bool = False) -> Path | None:
 
 def _facts(engine: Engine, job: RunConfig, images: Images | None) -> dict[str, Any]:
     records = [] if images is None else images.records(*job.image_paths)
-    return job_facts(job, images=records, masks=engine.mask_schedule([job.sampling.seed]))
+    masks = engine.mask_schedule([job.sampling.seed])
+    return job_facts(job, images=records, masks=masks, cut_prompts=engine.cut_prompts())
 
 
 def _denoised(
@@ -135,6 +138,8 @@ def _denoised(
 ) -> Denoised:
     job, start = engine.config, time.monotonic()
     assert job.prompt is not None, "a job has a prompt"
+    for cut in facts["cut_prompts"]:
+        print(f"s2video: warning: {cut_warning(cut)}", file=sys.stderr, flush=True)
     latents = engine.sample(
         [job.prompt],
         [job.sampling.seed],

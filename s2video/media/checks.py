@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import tempfile
 from contextlib import suppress
@@ -13,6 +14,8 @@ from ..system.files import check_replaceable
 from .exr import check_openimageio
 from .ffmpeg import check_encoder
 from .formats import VideoSpec, is_frame_name, place_of
+
+LONGEST_SUFFIX = ".checkpoint.safetensors"  # of the files next to a video; they are called like it otherwise
 
 
 def check_output(path: Path, *, is_video: bool = True) -> None:
@@ -30,11 +33,23 @@ def check_output(path: Path, *, is_video: bool = True) -> None:
         folder = path.absolute().parent
         while not folder.exists():
             folder = folder.parent
+        if is_video:
+            _check_length(path, os.pathconf(folder, "PC_NAME_MAX"))
         # Create a file without a name: permission bits tell nothing for root or on a read-only file system.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(f"output {path}: cannot be written ({error.strerror}); choose another path") from None
+
+
+def _check_length(path: Path, most: int) -> None:
+    """Raise InputError unless the video, and the files next to it, can have their names of at most `most` bytes."""
+    longest = len(os.fsencode(path.with_suffix(LONGEST_SUFFIX).name))
+    if longest > most:
+        raise InputError(
+            f"output {path}: expected at most {most - len(LONGEST_SUFFIX)} bytes before the suffix, got "
+            f"{longest - len(LONGEST_SUFFIX)}; shorten the name (X{LONGEST_SUFFIX} is written next to it)"
+        )
 
 
 def check_spec(spec: VideoSpec, width: int, height: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 
 from ..errors import InputError
 from ..system import json_reader
+from ..system.files import user_path
 from .family import PROCESSORS, CheckpointInfo, Family, JsonFile
 from .registry import FAMILIES, family_of
 
@@ -184,7 +185,7 @@ def find_checkpoint(path: str, revision: str | None = None, *, may_download: boo
     """
     if path in EMBEDDED:
         return ASSETS / path
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if folder.is_dir():
         return folder
     or_else = f" or an embedded model ({', '.join(EMBEDDED)})"

@@ -1,10 +1,11 @@
 """The images that a video starts from or ends with."""
 
 import hashlib
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from ..errors import InputError
 
@@ -34,10 +35,11 @@ class Images(NamedTuple):
 def read_images(first: Path | None, last: Path | None) -> Images | None:
     """Read image files of any format that Pillow knows. Return None if there is no first image.
 
-    Applies a camera's orientation tag, puts transparent images on white, and uses the first frame of an animation.
+    Converts colours with another ICC profile to sRGB, applies a camera's orientation tag, puts transparent images on
+    white, and uses the first frame of an animation.
 
     Raises:
-        InputError: if a file cannot be read, or is not an image with 8 bits per channel.
+        InputError: if a file cannot be read, is not an image with 8 bits per channel, or has a damaged ICC profile.
     """
     if first is None:
         return None
@@ -48,6 +50,7 @@ def _read(path: Path, field: str) -> Image.Image:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
+            profile = file.info.get("icc_profile")
     except Image.UnidentifiedImageError:
         raise InputError(
             f"{field} {path}: expected an image, such as PNG or JPEG, got another kind of file; check the path"
@@ -61,8 +64,42 @@ def _read(path: Path, field: str) -> Image.Image:
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")
+    if profile:
+        try:
+            image = _to_srgb(image, profile)
+        except (ImageCms.PyCMSError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"{field} {path}: its ICC colour profile cannot be used ({reason}); convert the image to sRGB, or "
+                "remove the profile"
+            ) from None
+    if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info.pop("icc_profile", None)  # it is not that of these pixels any more
+    return image
+
+
+def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
+    """Return an image in sRGB: RGBA if it was RGBA, else RGB; as it is if its profile says sRGB.
+
+    The intent is relative colorimetric, so white stays white, and colours outside sRGB are cut off.
+    """
+    profile = ImageCms.ImageCmsProfile(BytesIO(icc))
+    if (profile.profile.profile_description or "").startswith("sRGB"):
+        return image  # a conversion would change the last bit
+    space = profile.profile.xcolor_space.strip()
+    alpha = image.getchannel("A") if image.mode == "RGBA" else None
+    mode = "L" if space == "GRAY" else "CMYK" if image.mode == "CMYK" else "RGB"
+    colours = image.convert(mode)
+    if space not in ("GRAY", colours.mode):
+        raise ValueError(f"a profile of {space} in an image of {colours.mode}")
+    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+    converted = ImageCms.profileToProfile(colours, profile, ImageCms.createProfile("sRGB"), intent, outputMode="RGB")
+    assert converted is not None
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
 
 
 def _fit(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -7,11 +7,13 @@ load reads safetensors, because other formats of weights can contain code.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .checkpoint import Checkpoint
 from .family import PROCESSORS
+from .tensors import check_files, load_checked
 
 if TYPE_CHECKING:  # the command line checks checkpoints before it spends seconds on importing torch
     import torch
@@ -20,7 +22,12 @@ if TYPE_CHECKING:  # the command line checks checkpoints before it spends second
 def load_transformer(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, component: str = "transformer"
 ) -> Any:
-    """Load a transformer on `device` in `dtype`, except for norms and tables that diffusers keeps in float32."""
+    """Load a transformer on `device` in `dtype`, except for norms and tables that diffusers keeps in float32.
+
+    Raises:
+        InputError: if its files do not hold its weights.
+    """
+    check_component(checkpoint, component)
     model = diffusers_class(checkpoint, component).from_pretrained(
         checkpoint.folder, subfolder=component, dtype=dtype, device_map={"": str(device)}, use_safetensors=True
     )
@@ -28,7 +35,8 @@ def load_transformer(
 
 
 def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load the VAE on `device`."""
+    """Load the VAE on `device`. Raises InputError if its files do not hold its weights."""
+    check_component(checkpoint, "vae")
     kind = diffusers_class(checkpoint, "vae")
     vae = kind.from_pretrained(checkpoint.folder, subfolder="vae", dtype=dtype, use_safetensors=True)
     return vae.to(device).eval().requires_grad_(False)
@@ -41,25 +49,53 @@ def load_conditioners(
 
     Args:
         image_dtype: dtype of the image encoder; None means `dtype`.
+
+    Raises:
+        InputError: if an encoder's files do not hold its weights.
     """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # it would print a line on every rank
     loaded = {}
     for name in checkpoint.family.conditioners:
-        # of two implementations that differ in the last bits, use the one that is always installed
-        of_pil = getattr(transformers, f"{checkpoint.class_of(name)}Pil", None) if name in PROCESSORS else None
-        kind = of_pil or getattr(transformers, checkpoint.class_of(name))
         if name.startswith("tokenizer"):
-            # every pipeline here relies on padding after the text
-            loaded[name] = kind.from_pretrained(checkpoint.folder / name, padding_side="right")
+            loaded[name] = load_tokenizer(checkpoint, name)
         elif name in PROCESSORS:
+            # of two implementations that differ in the last bits, the one that is always installed
+            kind = getattr(transformers, f"{checkpoint.class_of(name)}Pil", None)
+            kind = kind or getattr(transformers, checkpoint.class_of(name))
             loaded[name] = kind.from_pretrained(checkpoint.folder / name)
         else:
             own = (name == "image_encoder" and image_dtype) or dtype
-            encoder = kind.from_pretrained(checkpoint.folder, subfolder=name, dtype=own, use_safetensors=True)
+            kind = getattr(transformers, checkpoint.class_of(name))
+            load = partial(kind.from_pretrained, checkpoint.folder, subfolder=name, dtype=own, use_safetensors=True)
+            encoder = load_checked(load, checkpoint.folder / name)
             loaded[name] = encoder.eval().requires_grad_(False)
     return loaded
+
+
+def load_tokenizer(checkpoint: Checkpoint, name: str = "tokenizer") -> Any:
+    """Load a tokenizer, by the name of its folder."""
+    import transformers
+
+    # padding after the text: every pipeline here relies on it
+    kind = getattr(transformers, checkpoint.class_of(name))
+    return kind.from_pretrained(checkpoint.folder / name, padding_side="right")
+
+
+def check_component(checkpoint: Checkpoint, component: str) -> None:
+    """Raise InputError unless a transformer's or VAE's files hold the tensors of its class, as their headers tell.
+
+    Weights that diffusers quantized are left to diffusers, which gives their tensors other names.
+    """
+    values = checkpoint.config(component).values
+    if "quantization_config" in values:
+        return
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=True):
+        module = diffusers_class(checkpoint, component).from_config(values)
+    check_files(checkpoint.files(component), module, checkpoint.folder / component)
 
 
 def load_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> Any:

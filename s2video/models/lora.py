@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.sections import LoraConfig
 from ..errors import InputError
+from ..system.files import user_path
 from .checkpoint import download, read_header
 
 if TYPE_CHECKING:  # the import takes seconds, and the command line looks for files first
@@ -39,7 +40,7 @@ def find_lora(path: str) -> Path:
     Raises:
         InputError: if there is no file or several, or it is damaged.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.exists():
         if path.endswith(".safetensors"):
             raise InputError(

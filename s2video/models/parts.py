@@ -6,7 +6,6 @@ process needs memory for a whole checkpoint. Every rank holds all parameters out
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,12 +13,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..config.sections import ParallelConfig
-from ..errors import InputError
 from ..parallel.mesh import Mesh, in_own_group
 from ..parallel.weights import WHOLE, BlockWeights, ShardedWeights, StreamedWeights
 from ..parallel.zero3 import Zero3Weights
 from .checkpoint import Checkpoint, WeightFile
 from .loading import diffusers_class, load_transformer
+from .tensors import check_files
 
 
 def place_transformer(
@@ -49,7 +48,8 @@ def place_transformer(
         return load_transformer(checkpoint, dtype, device, component), WHOLE
     assert not offloaded
     model = _empty_transformer(checkpoint, dtype, component)
-    parts = _TensorParts(checkpoint.files(component), checkpoint.folder / component, model)
+    check_files(checkpoint.files(component), model, checkpoint.folder / component)
+    parts = _TensorParts(checkpoint.files(component))
     block_lists = checkpoint.family.block_lists
     blocks = {
         f"{name}.{index}.": block
@@ -98,21 +98,11 @@ class _TensorParts:
     """Tensors of safetensors files, read in parts.
 
     Opens the file for each read, because the pages of an open file count as this process's memory.
-
-    Raises:
-        InputError: if a parameter of the model is missing or has another shape.
     """
 
-    def __init__(self, files: Sequence[WeightFile], folder: Path, model: nn.Module) -> None:
+    def __init__(self, files: Sequence[WeightFile]) -> None:
         self._files = {name: file.path for file in files for name in file.tensors}
         self._shapes = {name: tuple(tensor["shape"]) for file in files for name, tensor in file.tensors.items()}
-        for name, parameter in model.named_parameters():
-            expected, found = tuple(parameter.shape), self._shapes.get(name)
-            if found != expected:
-                raise InputError(
-                    f"{folder}: {name}: expected a tensor of shape {list(expected)} from config.json, "
-                    f"got {'none' if found is None else list(found)}; download the whole checkpoint again"
-                )
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return elements `start` … `stop` of the flattened tensor, reading only their rows. The caller must copy."""

@@ -55,6 +55,11 @@ class TextEncoder:
                 for encoder in self._encoders:
                     cpu_offload(encoder, execution_device=mesh.device)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The first tokenizer, on the main rank; None on the others."""
+        return None if self._pipeline is None else self._pipeline.tokenizer
+
     def __call__(
         self,
         prompts: Sequence[str],

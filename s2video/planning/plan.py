@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..config.run import RunConfig
@@ -20,6 +19,7 @@ from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint, r
 from ..models.limits import check_request
 from ..models.registry import read_costs
 from ..system import ranks
+from ..system.files import user_path
 from .cards import CARDS, Card, guess_card
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
 from .work import SubWork
@@ -110,7 +110,7 @@ def this_card(device: str) -> Card:
 def find_json(config: RunConfig) -> tuple[Checkpoint, bool]:
     """Return a checkpoint, or a folder of published values of its JSON files, and whether it is the latter."""
     path = config.model.path
-    if path in EMBEDDED or Path(path).expanduser().is_dir():
+    if path in EMBEDDED or user_path(path).is_dir():
         return Checkpoint(find_checkpoint(path)), False
     folder = _PUBLISHED / path.replace("/", "--")
     if folder.is_dir():

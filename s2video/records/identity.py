@@ -16,6 +16,7 @@ from typing import Any
 from ..config.marks import PIXELS, marked_settings
 from ..config.run import RunConfig
 from ..models.lora import lora_digests
+from ..system.files import user_path
 from ..version import __version__
 
 
@@ -45,7 +46,7 @@ def job_key(job: RunConfig, checkpoint: Mapping[str, str]) -> str:
         "checkpoint": dict(checkpoint),
         "loras": lora_digests(job.model.lora),
         "images": [_file_digest(path) for path in job.image_paths],
-        "audio": _file_digest(None if job.output.audio is None else Path(job.output.audio)),
+        "audio": _file_digest(None if job.output.audio is None else user_path(job.output.audio)),
         "versions": _versions(),
     }
     return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()

@@ -32,6 +32,7 @@ from .identity import deciding
 from .sidecar_model import SCHEMA_VERSION, JobFacts, LatentsRecord, Sidecar
 
 NUM_PROBES = 64
+MAX_METADATA_BYTES = 8_000  # of one text in the container
 METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings; ours is one JSON document
 
 
@@ -40,7 +41,13 @@ class SavedLatents(NamedTuple):
     facts: dict[str, Any]
 
 
-def job_facts(config: RunConfig, *, images: Sequence[Mapping[str, str]], masks: MaskSchedule) -> dict[str, Any]:
+def job_facts(
+    config: RunConfig,
+    *,
+    images: Sequence[Mapping[str, str]],
+    masks: MaskSchedule,
+    cut_prompts: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """Return all that determines a video, as JSON: config, prompt, images, seeds, and every mask.
 
     Args:
@@ -48,10 +55,12 @@ def job_facts(config: RunConfig, *, images: Sequence[Mapping[str, str]], masks: 
         images: "path" and "digest" (SHA-256 of size and pixels) of the first and, if there is one, the last image. The
             path does not affect the video.
         masks: the masks that the engine draws.
+        cut_prompts: the prompts of which the model reads only the beginning, from `models.prompts.cut_prompts`.
     """
     return {
         "prompt": config.prompt or "",
         "negative_prompt": config.negative_prompt,
+        "cut_prompts": list(cut_prompts),
         "images": list(images),
         "seed": config.sampling.seed,
         "mask_seed": masks.seed,
@@ -126,11 +135,23 @@ def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:
-    """Return the metadata for the video file, with the standard keys of its format, so that other programs show it."""
+    """Return the metadata for the video file, with the standard keys of its format, so that other programs show it.
+
+    A text of over 8,000 bytes is shortened; the sidecar has all of it.
+    """
+    maker = f"s2video {__version__}: {facts['model']}"
     if codec == "exr":
-        maker = f"s2video {__version__}: {facts['model']}"
-        return {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
-    return {"title": facts["prompt"], "comment": f"s2video {__version__}: {facts['model']}, seed {facts['seed']}"}
+        texts = {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
+    else:
+        texts = {"title": facts["prompt"], "comment": f"{maker}, seed {facts['seed']}"}
+    return {key: _shortened(text) for key, text in texts.items()}
+
+
+def _shortened(text: str) -> str:
+    encoded = text.encode()
+    if len(encoded) <= MAX_METADATA_BYTES:
+        return text
+    return encoded[: MAX_METADATA_BYTES - len("…".encode())].decode(errors="ignore") + "…"
 
 
 @cache

@@ -35,6 +35,14 @@ class DrawnMask(_Part):
     dropped: tuple[Count, ...] = Field(description="indices of the skipped blocks, ascending")
 
 
+class CutPrompt(_Part):
+    """A prompt that was longer than the model reads."""
+
+    field: Literal["prompt", "negative_prompt"] = Field(description="which one")
+    kept: Count = Field(description="tokens that the model read: config.sampling.max_sequence_length")
+    tokens: Count = Field(description="tokens of the prompt, without any template around it")
+
+
 class ImageRecord(_Part):
     """The first or last image of the video."""
 
@@ -103,6 +111,9 @@ class Sidecar(_Part):
     schema_version: Literal[1] = Field(alias="schema", description="version of this format")
     prompt: str = Field(description="the prompt")
     negative_prompt: str = Field(description="the prompt of the uncond pass")
+    cut_prompts: tuple[CutPrompt, ...] = Field(
+        default=(), description="prompts of which the model read only the beginning; older sidecars do not have this"
+    )
     images: tuple[ImageRecord, ...] = Field(
         max_length=2, description="the first and, optionally, the last image; empty without images"
     )

@@ -8,12 +8,12 @@ the user's own words and do not come here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.marks import settings_that_name
 from ..config.run import RunConfig
 from ..errors import InputError
+from ..system.files import user_path
 
 
 class FromFile(NamedTuple):
@@ -67,7 +67,7 @@ _DROPPED = {
 
 def _require_local(path: str, key: str, source: object) -> None:
     """Raise InputError unless `path` is a regular file or a folder: no device, no pipe, nothing to download."""
-    place = Path(path).expanduser()
+    place = user_path(path)
     try:
         is_there = place.is_file() or place.is_dir()
     except (OSError, ValueError):

@@ -15,6 +15,7 @@ from .captions import Caption, caption_bar
 THUMBNAIL_WIDTH = 240  # px
 MARGIN = 8  # px
 CAPTION_SIZE = 20  # px
+MAX_JPEG = 65_500  # px, along each side
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 # EXR files hold linear light; screens need sRGB (IEC 61966-2-1).
@@ -40,18 +41,47 @@ def contact_sheet(
     if path.suffix not in SUFFIXES:
         raise InputError(f"output {path}: expected a name that ends in {', '.join(SUFFIXES)}, got {path.name!r}")
     width = columns * (THUMBNAIL_WIDTH + MARGIN) + MARGIN
+    bars = [
+        Image.fromarray(
+            caption_bar([(caption, MARGIN, width - 2 * MARGIN)], width, size=CAPTION_SIZE, font=font, centred=False)
+        )
+        for _, caption in videos
+    ]
+    if path.suffix != ".png":
+        height = sum(bar.height for bar in bars) + sum(_strip_height(video, THUMBNAIL_WIDTH) for video, _ in videos)
+        _check_jpeg(path, width, height + MARGIN)
     with atomic_path(path) as temporary:
         rows = []
-        for video, caption in videos:
-            placed = [(caption, MARGIN, width - 2 * MARGIN)]
-            bar = caption_bar(placed, width, size=CAPTION_SIZE, font=font, centred=False)
-            rows += [(0, Image.fromarray(bar)), (MARGIN, strip(video, columns=columns, width=THUMBNAIL_WIDTH))]
-        sheet = Image.new("RGB", (width, sum(row.height for _, row in rows) + MARGIN))
+        for (video, _), bar in zip(videos, bars, strict=True):
+            rows += [(0, bar), (MARGIN, strip(video, columns=columns, width=THUMBNAIL_WIDTH))]
+        height = sum(row.height for _, row in rows) + MARGIN
+        if path.suffix != ".png":
+            _check_jpeg(path, width, height)
+        sheet = Image.new("RGB", (width, height))
         y = 0
         for x, row in rows:
             sheet.paste(row, (x, y))
             y += row.height
         sheet.save(temporary, quality=92)
+
+
+def _check_jpeg(path: Path, width: int, height: int) -> None:
+    if max(width, height) > MAX_JPEG:
+        raise InputError(
+            f"output {path}: expected at most {MAX_JPEG} px along each side, as JPEG can hold, got {width}x{height}; "
+            "write a .png, or name fewer videos"
+        )
+
+
+def _strip_height(video: Path, width: int) -> int:
+    """Return the height of a video's `strip`, within 2 px, without decoding a frame; 0 for a folder without any."""
+    first: Path | None = video
+    if video.is_dir():
+        first = min((file for file in video.iterdir() if file.suffix in (".png", ".exr")), default=None)
+    if first is None:
+        return 0
+    info = probe_video(first)
+    return info.height * width // info.width if info.width > width else info.height * (width // info.width)
 
 
 def strip(video: Path, *, columns: int, width: int) -> Image.Image:

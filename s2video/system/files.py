@@ -22,6 +22,18 @@ from .shutdown import at_sudden_end
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path that a person gave, with a leading ~ or ~user expanded.
+
+    Raises:
+        InputError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: expected the name of a user after ~, or nothing; write the whole path") from None
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.

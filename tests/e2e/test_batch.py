@@ -281,6 +281,13 @@ def test_a_dry_run_tells_all_and_writes_nothing(run: Run, capsys: pytest.Capture
     assert not run.folder.exists()
 
 
+def test_a_dry_run_names_prompts_that_are_too_long(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.write(shots=["a", "red " * 900], seeds=2)
+    assert run.main("--dry-run") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("s2video: warning: ") and "shot 2: prompt: the model reads" in line
+
+
 def test_all_bad_shots_are_listed_before_anything_starts(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     bad = [{"prompt": "b", "sampling.width": 100}, {"prompt": "c", "guidance.s2_scale": -1}, {"shot": "d"}]
     missing = {"prompt": "e", "model.path": "/nowhere/model"}
@@ -348,31 +355,66 @@ def test_two_ranks_under_torchrun_go_on_after_a_failure(run: Run) -> None:
     check_sums(run)
 
 
-def test_the_slurm_script_makes_a_shard(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def slurm(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run batch.sbatch as a task of an array: (ID, MIN, MAX, COUNT, more variables)."""
     srun = run.file.parent / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text('#!/bin/sh\nwhile case "$1" in --*) true;; *) false;; esac; do shift; done\nexec "$@"\n')
     srun.chmod(0o755)
     monkeypatch.setenv("PATH", f"{srun.parent}:{os.environ['PATH']}")
-    task = {"ID": "6", "MIN": "5", "COUNT": "2"}
-    for name, value in task.items():
-        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     monkeypatch.setenv("PYTHON", sys.executable)
+
+    def submit(*task: int, **more: str) -> "subprocess.CompletedProcess[str]":
+        names = ("ID", "MIN", "MAX", "COUNT")
+        array = {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in zip(names, task, strict=True)}
+        return subprocess.run(
+            ["bash", str(REPOSITORY / "launch" / "slurm" / "batch.sbatch"), str(run.file)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **array, **more},
+            cwd=run.file.parent,
+        )
+
+    return submit
+
+
+def test_the_slurm_script_makes_a_shard(
+    run: Run, slurm: Callable[..., "subprocess.CompletedProcess[str]"], capsys: pytest.CaptureFixture[str]
+) -> None:
     run.write(seeds=3)
-    finished = subprocess.run(
-        ["bash", str(REPOSITORY / "launch" / "slurm" / "batch.sbatch"), str(run.file)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        cwd=run.file.parent,
-    )
+    finished = slurm(2, 1, 2, 2)
     assert finished.returncode == 0, finished.stderr
     assert run.files() == ["001_s1.json", "001_s1.mp4"]
     assert (run.folder / "batch.2-of-2.sqlite").exists()
     assert main(["status", str(run.file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"]["done"] == 1
+
+
+def test_one_task_of_an_array_is_submitted_again(
+    run: Run, slurm: Callable[..., "subprocess.CompletedProcess[str]"]
+) -> None:
+    """Slurm then counts one task; the shard is the same only if the user says of how many."""
+    run.write(seeds=3)
+    refused = slurm(2, 2, 2, 1)
+    assert refused.returncode == 2 and "submit with SHARDS=N" in refused.stderr and not run.folder.exists()
+    assert slurm(2, 2, 2, 1, SHARDS="3").returncode == 0
+    assert run.files() == ["001_s1.json", "001_s1.mp4"]
+    wrong = slurm(1, 1, 1, 1)
+    assert wrong.returncode == 2 and "expected 3 shards, because batch.2-of-3.sqlite is here, got 1" in wrong.stderr
+    assert run.files() == ["001_s1.json", "001_s1.mp4"]
+
+
+def test_state_of_another_number_of_shards_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.write(seeds=2)
+    run.folder.mkdir()
+    (run.folder / "batch.sqlite").touch()
+    assert run.main("--shard", "1/2") == 2
+    assert "expected 1 shards" in capsys.readouterr().err
+    (run.folder / "batch.sqlite").rename(run.folder / "batch.2-of-4.sqlite")
+    for arguments in ((), ("--shard", "1/2")):
+        assert run.main(*arguments) == 2
+        assert "use --shard I/4, or another folder" in capsys.readouterr().err
 
 
 def test_a_stop_while_one_job_is_decoded_beside_another(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,3 +139,14 @@ def test_the_face_is_cheap_to_import() -> None:
     code = "import sys, s2video; print(sorted({'torch', 'numpy', 'pydantic', 'yaml', 'av'} & set(sys.modules)))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert finished.stdout.strip() == "[]"
+
+
+def test_a_prompt_that_is_cut_is_said_and_recorded(
+    engine: TextToVideo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = engine("red circle " * 300)
+    assert "warning: prompt: the model reads" in capsys.readouterr().err
+    record = read_sidecar(find_sidecar(video.save(tmp_path / "long.mp4")))
+    (cut,) = record.cut_prompts
+    assert (cut.field, cut.kept) == ("prompt", engine.config.sampling.max_sequence_length) and cut.tokens > cut.kept
+    assert engine(PROMPT).facts["cut_prompts"] == [] and capsys.readouterr().err == ""

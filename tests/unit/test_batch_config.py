@@ -261,3 +261,29 @@ def test_jobs_are_plain_json(tmp_path: Path) -> None:
     """The store needs this."""
     job = load(tmp_path, {**SHOTS, "output": {"fps": "24000/1001"}}).jobs[0]
     assert RunConfig.model_validate(json.loads(job.config.model_dump_json())) == job.config
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_another_separator_than_the_comma_is_named(tmp_path: Path, separator: str) -> None:
+    with pytest.raises(InputError, match=r"expected columns separated by commas, got the separator"):
+        load_file(tmp_path, "s.csv", f"shot{separator}prompt\na{separator}b\n")
+
+
+def test_a_key_that_only_names_files_is_led_to_fields(tmp_path: Path) -> None:
+    (problem,) = load(tmp_path, {"shots": [{"prompt": "a", "lens": 35}]}).problems
+    assert problem.endswith("unknown key 'lens': expected a setting, or fields.lens for a field that only names files")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("steps", "sampling.num_inference_steps"),
+        ("sampling.steps", "sampling.num_inference_steps"),
+        ("guidance_scale", "guidance.cfg_scale"),
+        ("frames", "sampling.num_frames"),
+    ],
+)
+def test_names_of_other_programs_are_understood(tmp_path: Path, key: str, meant: str) -> None:
+    (problem,) = load(tmp_path, {"shots": [{"prompt": "a", key: 3}]}).problems
+    assert f"did you mean {meant!r}?" in problem
+    assert f"did you mean {meant!r}?" in refusal(tmp_path, {**SHOTS, **({key: 3} if "." not in key else {"steps": 3})})

@@ -194,3 +194,22 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments
     assert main([argument.format(**names) for argument in arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert {path.name for path in tmp_path.rglob("*")} == before
+
+
+def test_a_sheet_that_no_jpeg_can_hold_is_refused_before_any_frame_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video([solid(RED, 2, 32, 48)], tmp_path / "a.mp4", SPEC, metadata={})
+    videos = [(tmp_path / "a.mp4", Caption("a"))] * 3
+    contact_sheet(videos, tmp_path / "sheet.jpg", columns=2)
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        height = sheet.height
+    monkeypatch.setattr("s2video.review.sheet.MAX_JPEG", height)
+    contact_sheet(videos, tmp_path / "sheet.jpg", columns=2)
+    monkeypatch.setattr("s2video.review.sheet.MAX_JPEG", height - 1)
+    monkeypatch.setattr("s2video.review.sheet.strip", None)
+    with pytest.raises(InputError, match=rf"got 504x{height}; write a \.png, or name fewer videos"):
+        contact_sheet(videos, tmp_path / "sheet.jpg", columns=2)
+    monkeypatch.undo()
+    monkeypatch.setattr("s2video.review.sheet.MAX_JPEG", height - 1)
+    contact_sheet(videos, tmp_path / "sheet.png", columns=2)

@@ -8,9 +8,11 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from s2video.batch.run_file import load_batch
 from s2video.config.run import RunConfig, build_config, read_config
 from s2video.config.sections import GuidanceConfig
 from s2video.config.text import dotted_keys
+from s2video.engine.job import OutputPaths, plan_jobs
 from s2video.errors import InputError
 from s2video.guidance.masks import MaskSpec
 
@@ -46,7 +48,7 @@ def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
         ("guidance: {window: [1e-1, 0.5]}", "guidance.window", (0.1, 0.5)),
         ("guidance: {share_prefix: no}", "guidance.share_prefix", False),
         ("output: {fps: 24000/1001}", "output.fps", Fraction(24000, 1001)),
-        ("output: {fps: 23.976}", "output.fps", Fraction(2997, 125)),
+        ("output: {fps: 23.976}", "output.fps", Fraction(24000, 1001)),
         ("output: {fps: 29.97002997}", "output.fps", Fraction(30000, 1001)),
         ("output: {fps: 25}", "output.fps", Fraction(25)),
         ('prompt: "010"', "prompt", "010"),
@@ -300,3 +302,41 @@ def test_wan_2_2_configs_have_the_published_settings(
     assert (sampling.num_inference_steps, config.output.fps) == (steps, fps)
     assert (guidance.cfg_scales, guidance.s2_scale) == (scales, 0.25)
     assert all(guidance.mask_spec().active(step, steps) for step in range(steps)) == (steps == 4)
+
+
+@pytest.mark.parametrize(
+    ("written", "rate"),
+    [
+        (23.976, "24000/1001"),
+        ("23.976", "24000/1001"),
+        (23.98, "24000/1001"),
+        (29.97, "30000/1001"),
+        ("29.97", "30000/1001"),
+        (47.952, "48000/1001"),
+        (59.94, "60000/1001"),
+        (119.88, "120000/1001"),
+        ("2997/125", "2997/125"),  # as older sidecars have it
+        (24.0, "24"),
+        (12.5, "25/2"),
+        (23.9, "239/10"),
+    ],
+)
+def test_rounded_ntsc_rates_mean_the_exact_ones(written: object, rate: str) -> None:
+    assert str(build_config({"output": {"fps": written}}).output.fps) == rate
+
+
+def test_paths_of_settings_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = build_config(
+        {"image": "~/i.png", "output": {"path": "~/v.mp4", "audio": "~/a.wav", "ffmpeg": "~/ffmpeg"}, "prompt": "p"}
+    )
+    (job,) = plan_jobs(config, ["p"])
+    spec = config.output.spec(Path("x.mp4"))
+    found = [OutputPaths.of(config).video, OutputPaths.of(job).sidecar, spec.audio, spec.ffmpeg, config.image_paths[0]]
+    assert found == [tmp_path / name for name in ("v.mp4", "v.json", "a.wav", "ffmpeg", "i.png")]
+    assert job.output.path == str(tmp_path / "v.mp4")
+    (tmp_path / "shots.txt").write_text("a\nb\n")
+    (tmp_path / "run.yaml").write_text("{shots: ~/shots.txt, folder: ~/out}")
+    assert load_batch(tmp_path / "run.yaml").folder == tmp_path / "out"
+    with pytest.raises(InputError, match="expected the name of a user after ~"):
+        OutputPaths.of(build_config({"output": {"path": "~no-such-user/v.mp4"}}))

@@ -14,7 +14,8 @@ import tiny
 import torch
 import yaml
 from diffusers.video_processor import VideoProcessor
-from PIL import Image, ImageOps
+from icc import display_p3
+from PIL import Image, ImageCms, ImageOps
 from tiny_wan_i2v import KINDS, image
 
 from s2video.errors import InputError
@@ -205,3 +206,36 @@ def test_a_sidecar_remembers_pixels_not_paths(checkpoint_of: Checkpoints, tmp_pa
     assert is_sidecar_of(sidecar, facts("elsewhere/a.png", "1"))
     assert not is_sidecar_of(sidecar, facts("a.png", "2"))
     assert not is_sidecar_of(sidecar, facts("a.png", "1") | {"images": []})
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_colours_of_a_profile_are_converted_to_srgb(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p3.{suffix}"
+    lossless = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {"lossless": True} if suffix == "webp" else {}
+    saved(path, Image.new("RGB", (16, 16), (201, 80, 61)), icc_profile=display_p3(), **lossless)
+    found = read(path).getpixel((8, 8))
+    assert isinstance(found, tuple) and max(abs(a - b) for a, b in zip(found, (217, 69, 51), strict=True)) <= 2
+
+
+def test_transparent_gray_and_palette_images_are_converted_too(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (4, 4), (201, 80, 61, 255))
+    clear.putpixel((0, 0), (0, 0, 0, 0))
+    found = read(saved(tmp_path / "a.png", clear, icc_profile=display_p3()))
+    assert found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((2, 2)) != (201, 80, 61)
+    palette = Image.new("RGB", (4, 4), (201, 80, 61)).quantize(4)
+    assert read(saved(tmp_path / "p.png", palette, icc_profile=display_p3())) == Image.new(
+        "RGB", (4, 4), found.getpixel((2, 2))
+    )
+
+
+def test_pixels_of_an_srgb_profile_stay(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert read(saved(tmp_path / "a.png", image(1), icc_profile=profile)) == image(1)
+    assert read(saved(tmp_path / "b.png", image(1), icc_profile=display_p3("sRGB IEC61966-2.1"))) == image(1)
+
+
+@pytest.mark.parametrize("profile", [b"no profile at all", display_p3()[:200], display_p3().replace(b"RGB ", b"CMYK")])
+def test_a_profile_that_cannot_be_used_is_refused(tmp_path: Path, profile: bytes) -> None:
+    with pytest.raises(InputError, match=r"^image .*a\.png: its ICC colour profile cannot be used") as caught:
+        read(saved(tmp_path / "a.png", image(1), icc_profile=profile))
+    assert "\n" not in str(caught.value)

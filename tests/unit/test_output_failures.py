@@ -13,12 +13,14 @@ from torch import Tensor
 from video_helpers import noise
 
 from s2video.config.run import RunConfig, build_config
-from s2video.engine.job import plan_jobs
+from s2video.engine.job import OutputPaths, plan_jobs
 from s2video.errors import InputError, S2VideoError
-from s2video.media.checks import check_output, check_spec
+from s2video.media.checks import LONGEST_SUFFIX, check_output, check_spec
 from s2video.media.exr import ExrSequence
 from s2video.media.formats import FORMATS, Codec, VideoSpec, place_of
 from s2video.media.video import write_video
+from s2video.records.sidecar import container_metadata
+from s2video.system.files import atomic_path
 
 FPS = Fraction(24)
 SEQUENCES: list[Codec] = ["png", "exr"]
@@ -220,3 +222,31 @@ def test_templates_as_output() -> None:
 def test_templates_that_do_not_work(output: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan_jobs(RunConfig().patched({"output.path": output}), ["a"], 2)
+
+
+@pytest.mark.parametrize("letter", ["a", "é"])
+def test_names_leave_room_for_those_of_the_files_next_to_them(tmp_path: Path, letter: str) -> None:
+    stem = letter * ((255 - len(LONGEST_SUFFIX)) // len(letter.encode()))
+    check_output(tmp_path / f"{stem}.mp4")
+    for path in OutputPaths(tmp_path / f"{stem}.mp4").all:
+        with atomic_path(path) as temporary:
+            temporary.touch()
+    with pytest.raises(InputError, match=r"expected at most 232 bytes before the suffix, got 23[34]; shorten"):
+        check_output(tmp_path / f"{stem}{letter}.mp4")
+    with pytest.raises(InputError, match="shorten"):
+        check_output(tmp_path / "missing" / f"{stem}{letter}.exr")
+
+
+def test_no_file_next_to_a_video_has_a_longer_suffix() -> None:
+    names = [path.name for path in OutputPaths(Path("x.mp4")).all]
+    assert max(map(len, names)) == len("x" + LONGEST_SUFFIX) and "x" + LONGEST_SUFFIX in names
+
+
+@pytest.mark.parametrize("codec", ["h264", "exr"])
+def test_a_prompt_of_any_length_fits_into_the_container(tmp_path: Path, codec: Codec) -> None:
+    texts = container_metadata({"prompt": "é" * 100_000, "model": "m", "seed": 1}, codec)
+    longest = max(texts.values(), key=len)
+    assert longest.endswith("é…") and 7_990 < len(longest.encode()) <= 8_000
+    write_video(
+        noise(2, **size_of(codec)), path_of(codec, tmp_path), VideoSpec(Fraction(16), codec=codec), metadata=texts
+    )

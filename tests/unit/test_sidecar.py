@@ -155,3 +155,11 @@ def test_inspect_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_nothing_to_inspect(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_sidecar_is_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = find_sidecar(made_video(tmp_path / "x.mp4").path)
+    for words in (["generate", "--config", str(path)], ["batch", str(path)]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"got a sidecar; s2video reproduce {path}" in said and said.count("\n") == 1

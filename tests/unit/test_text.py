@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import MAX_SEQUENCE_LENGTH, PROMPT
+from families import FAMILIES
+from tiny import MAX_SEQUENCE_LENGTH, PROMPT, tiny_config
 
 from s2video.models import text
 from s2video.models.base import Conditioning
 from s2video.models.checkpoint import Checkpoint
-from s2video.models.loading import load_conditioners
+from s2video.models.loading import load_conditioners, load_tokenizer
+from s2video.models.prompts import cut_prompts, cut_warning
 from s2video.models.text import TextEncoder
 from s2video.parallel.mesh import Mesh
 
@@ -98,3 +100,26 @@ def test_a_streamed_encoder_is_a_whole_one_to_the_bit_and_leaves_the_device_empt
         assert torch.equal(*texts)
         assert all(parameter.is_meta for parameter in encoder.parameters())
     assert there == [False, False]  # the first layer is off the device when the second runs
+
+
+def test_prompts_that_are_cut_are_counted(tiny_checkpoint: Path) -> None:
+    """Where uncond is not computed, a long negative prompt costs nothing."""
+    tokenizer = load_tokenizer(Checkpoint(tiny_checkpoint))
+    config = tiny_config(tiny_checkpoint, cfg_scale=5).patched({"prompt": "red " * 90, "negative_prompt": "blue"})
+    (cut,) = cut_prompts(config, tokenizer)
+    assert cut == {"field": "prompt", "kept": MAX_SEQUENCE_LENGTH, "tokens": len(tokenizer("red " * 90).input_ids)}
+    assert cut["tokens"] > MAX_SEQUENCE_LENGTH
+    assert f"reads {MAX_SEQUENCE_LENGTH} of its {cut['tokens']} tokens" in cut_warning(cut)
+    fits = config.patched({"prompt": "a cat", "negative_prompt": "red " * 90})
+    assert [cut["field"] for cut in cut_prompts(fits, tokenizer)] == ["negative_prompt"]
+    assert cut_prompts(fits.patched({"guidance.cfg_scale": 1}), tokenizer) == []
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_familys_tokenizer_counts(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    folder = family.build_checkpoint(tmp_path / name)
+    config = family.config(folder).patched({"prompt": "red " * 900})
+    (cut,) = cut_prompts(config, load_tokenizer(Checkpoint(folder)))
+    assert cut["tokens"] >= 900
+    assert cut_prompts(config.patched({"prompt": "red"}), load_tokenizer(Checkpoint(folder))) == []
