@@ -3,7 +3,6 @@
 Every rank calls these functions together; the main rank writes the files.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..parallel.collectives import gather_objects
 from ..records.resume import ResumePoint
 from ..records.sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
 from ..system.files import write_json
+from ..system.terminal import say
 from .engine import Engine, OnStep
 from .job import OutputPaths
 
@@ -139,7 +139,7 @@ def _denoised(
     job, start = engine.config, time.monotonic()
     assert job.prompt is not None, "a job has a prompt"
     for cut in facts["cut_prompts"]:
-        print(f"s2video: warning: {cut_warning(cut)}", file=sys.stderr, flush=True)
+        say(f"warning: {cut_warning(cut)}")
     latents = engine.sample(
         [job.prompt],
         [job.sampling.seed],
