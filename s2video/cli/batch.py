@@ -21,6 +21,7 @@ from ..batch.supervisor import ReplicaPlan, supervise, visible_gpus
 from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError, StoppedError
 from ..models.checkpoint import OpenModel, open_checkpoint
+from ..models.recipes import recipe_note
 from ..system import ranks, terminal
 from ..system.files import user_path
 from ..system.terminal import show
@@ -90,7 +91,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     world_size = ranks.world_size() if is_rank else arguments.nproc
     batch = load_batch(path, arguments.set)
     if batch.recipe is not None and not is_rank:
-        say(f"{path}: settings that it does not set are those of the config {batch.recipe}")
+        say(recipe_note(path, batch.recipe))
     open_model = cache(open_checkpoint)
     _require_usable(batch, open_model, world_size, dry_run=arguments.dry_run)
     jobs = list(batch.jobs)

@@ -48,7 +48,7 @@ def load_config_with_note(name: str, overrides: Sequence[str] = ()) -> Loaded:
     config = build_config(base, origin(path, overrides))
     if recipe is None or path.resolve().parent == CONFIGS or config == build_config(values):
         return Loaded(config, "" if recipe else _general(config))
-    return Loaded(config, f"{path}: missing settings have the values of the config {recipe}")
+    return Loaded(config, recipe_note(path, recipe))
 
 
 def load_model_config(model: str, overrides: Mapping[str, Any]) -> Loaded:
@@ -72,6 +72,11 @@ def load_model_config(model: str, overrides: Mapping[str, Any]) -> Loaded:
     if recipe is None:
         return Loaded(config, _general(config))
     return Loaded(config, "" if model in EMBEDDED else f"{model}: settings of the config {recipe}")
+
+
+def recipe_note(path: object, recipe: str) -> str:
+    """Return the line for a user about a file whose missing settings come from the config `recipe`."""
+    return f"{path}: missing settings have the values of the config {recipe}"
 
 
 def with_recipe(values: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
