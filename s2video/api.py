@@ -5,7 +5,7 @@ For several ranks use the command line (`s2video launch`), or `s2video.Engine` u
 
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,10 +39,10 @@ class Video:
         facts: the contents of its sidecar: prompt, seed, masks, digests of weights and latents, versions, timings, ...
     """
 
-    frames: Tensor
-    latents: Tensor
+    frames: Tensor = field(repr=False)
+    latents: Tensor = field(repr=False)
     config: RunConfig
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(repr=False)
 
     def save(self, path: str | Path, codec: Codec | Literal["auto"] = "auto", **output: Any) -> Path:
         """Write the video, and its sidecar next to it, each whole or not at all.
@@ -174,6 +174,8 @@ def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settin
     """
     if ranks.world_size() != 1:
         raise InputError("s2video.load is for one process: under torchrun use s2video.Engine")
+    if not isinstance(model, (str, Path)):
+        raise InputError(f"model: expected a name, a path or a Hub id, got {type(model).__name__}; see s2video models")
     if Path(model).suffix in (".yaml", ".yml"):
         config = load_config(model).patched(settings)
     else:

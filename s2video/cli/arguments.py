@@ -22,6 +22,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"formatter_class": _Help, "allow_abbrev": False, **keywords})
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments") and "=" in message:
+            message += "; write --set before each KEY=VALUE"
         raise InputError(f"{message} (see {self.prog} --help)")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +170,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     check_output(arguments.output, is_video=arguments.mode != "sheet")
     left, right = map(_existing, arguments.videos)
+    _refuse_inputs(arguments.output, arguments.videos)
     titles = arguments.labels or [path.stem for path in arguments.videos]
     captions = (_caption(left, titles[0]), _caption(right, titles[1]))
     if arguments.mode == "sheet":
@@ -193,6 +195,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
     for path in arguments.videos:
         is_run = path.is_dir() and not path.with_name(f"{path.name}.json").is_file()
         videos += [made.path for made in videos_in(path)] if is_run else [_existing(path, sequence=True)]
+    _refuse_inputs(arguments.output, videos)
     captioned = [(video, _caption(video, video.stem)) for video in videos]
     contact_sheet(captioned, arguments.output, columns=arguments.columns, font=arguments.font)
     show_path(arguments.output)
@@ -224,6 +227,13 @@ def _existing(video: Path, *, sequence: bool = False) -> Path:
     if not (video.is_file() or (sequence and video.is_dir())):
         raise InputError(f"{video}: expected a video file, found none")
     return video
+
+
+def _refuse_inputs(output: Path, videos: Sequence[Path]) -> None:
+    """Raise InputError if the output would replace one of the videos that it is made from."""
+    for video in videos:
+        if output.exists() and output.samefile(video):
+            raise InputError(f"output {output}: expected a new name, got one of the input videos; choose another name")
 
 
 def _caption(video: Path, title: str) -> Caption:

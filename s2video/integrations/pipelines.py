@@ -118,21 +118,19 @@ def disable(pipe: Any) -> None:
 def _check(pipe: Any, transformer: Any, spec: MaskSpec) -> None:
     check_transformer(transformer, spec)
     if isinstance(getattr(pipe, "guider", None), S2Guidance):
-        raise InputError(
-            "enable: expected a pipeline without S²-Guidance, got the guider S2Guidance; use one of the two"
-        )
+        raise InputError("pipe: expected a pipeline without S²-Guidance, got the guider S2Guidance; use one of the two")
 
 
 def _known(pipe: Any) -> _Pipeline:
     name = type(pipe).__name__
     if isinstance(pipe, ModularPipeline):
         raise InputError(
-            f"enable: expected a standard pipeline, got {name}, which takes a guider; use "
+            f"pipe: expected a standard pipeline, got {name}, which takes a guider; use "
             "pipe.update_components(guider=s2video.S2Guidance(...))"
         )
     if name not in (known := known_pipelines()):
         raise InputError(
-            f"enable: expected one of {', '.join(known)}, got {name}; use one of these, because other pipelines do "
+            f"pipe: expected one of {', '.join(known)}, got {name}; use one of these, because other pipelines do "
             "not mark the conditional call of the transformer"
         )
     return known[name]

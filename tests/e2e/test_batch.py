@@ -296,7 +296,7 @@ def test_all_bad_shots_are_listed_before_anything_starts(run: Run, capsys: pytes
     lines = capsys.readouterr().err.splitlines()
     told = [
         "shot 3: guidance.s2_scale",
-        "shot 4: no prompt",
+        "shot 4: prompt: expected text",
         "shot 1: output",
         "shot 2: sampling.width",
         "shot 5: model.path",

@@ -51,6 +51,10 @@ def test_a_video_is_the_engines_and_is_saved_with_its_sidecar(engine: TextToVide
     assert again is not None and "same to the bit" in judge(sidecar, again)
 
 
+def test_a_video_prints_no_pixels(engine: TextToVideo) -> None:
+    assert "tensor" not in repr(engine(PROMPT, seed=7))
+
+
 def test_formats(engine: TextToVideo, tmp_path: Path) -> None:
     video = engine(PROMPT, sampling={"num_frames": 1})
     assert video.save(str(tmp_path / "x.mov"), codec="prores") == tmp_path / "x.mov"
@@ -127,6 +131,11 @@ def test_a_yaml_file_can_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model: {path: shapes-wan, device: cpu}\nsampling: {num_frames: 5}\n")
     engine = s2video.load(tmp_path / "mine.yaml", sampling={"num_inference_steps": 1})
     assert (engine.config.sampling.num_frames, engine.config.sampling.num_inference_steps) == (5, 1)
+
+
+def test_a_model_that_is_no_name() -> None:
+    with pytest.raises(InputError, match="model: expected a name, a path or a Hub id, got NoneType"):
+        s2video.load(None)  # type: ignore[arg-type]
 
 
 def test_one_process_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,6 +352,7 @@ def test_bad_input(
         (["genrate"], "genrate"),
         (["generate", "--config", "shape"], "did you mean shapes"),
         (["launch", "t2v"], "--nproc"),
+        (["generate", "--set", "sampling.width=32", "sampling.height=32"], "write --set before each KEY=VALUE"),
         (["launch", "--nproc", "two", "t2v"], "--nproc"),
         (["launch", "--nproc", "2", "v2v"], "v2v"),
         (["launch", "--nproc", "2", "i2v", "--model", "qqq"], "expected a name from s2video models"),

@@ -1,6 +1,7 @@
 """Tests of comparison videos, contact sheets, and their captions."""
 
 import os
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -213,3 +214,17 @@ def test_a_sheet_that_no_jpeg_can_hold_is_refused_before_any_frame_is_read(
     monkeypatch.undo()
     monkeypatch.setattr("s2video.review.sheet.MAX_JPEG", height - 1)
     contact_sheet(videos, tmp_path / "sheet.png", columns=2)
+
+
+@pytest.mark.parametrize("command", [["compare", "--mode", "side"], ["compare", "--mode", "sheet"], ["sheet"]])
+def test_an_input_is_not_replaced(
+    tmp_path: Path, pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    copies = [Path(shutil.copy(video, tmp_path)) for video in pair]
+    output = copies[1] if command[-1] == "side" else tmp_path / "picture.png"
+    if output != copies[1]:
+        output.symlink_to(copies[1])
+    before = [video.read_bytes() for video in copies]
+    assert main([*command, *map(str, copies), "--output", str(output)]) == 2
+    assert "one of the input videos" in capsys.readouterr().err
+    assert [video.read_bytes() for video in copies] == before
