@@ -118,6 +118,7 @@ def lora(content: bytes, more: str = "scale: 1") -> Callable[[Workspace], list[s
     ]
 
 
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "shapes.png"
 CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     # LoRA
     "LoRA of no file": (setting("model.lora=[{path: no/such.safetensors}]"), ["model.lora", "no/such.safetensors"]),
@@ -242,8 +243,8 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "decode mode unknown": (setting("parallel.decode=strips"), ["parallel.decode", "'sharded'"]),
     "attention backend unknown": (setting("model.attention_backend=fast"), ["attention_backend", "native"]),
     # images
-    "image where none is taken": (words("--image", "/nowhere/x.png"), ["image: expected none"]),
-    "image in the config": (config_with(image="x.png"), ["image: expected none"]),
+    "image where none is taken": (words("--image", str(PICTURE)), ["image: expected none"]),
+    "image in the config": (config_with(image=str(PICTURE)), ["image: expected none"]),
     "last image alone": (words("--last-image", "x.png"), ["last_image", "--image"]),
     "image a number": (setting("image=3"), ["image: expected text"]),
     # checkpoint
@@ -405,3 +406,11 @@ def test_exit_code_of_the_process(command: tuple[str, ...], workspace: Workspace
     assert finished.stdout == ""
     assert finished.stderr.startswith("s2video: error: ") and finished.stderr.count("\n") == 1
     assert "guidance.s2_scale" in finished.stderr
+
+
+def test_an_image_is_read_before_a_model_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("s2video.cli.generate.open_checkpoint", lambda *_: pytest.fail("the model is opened"))
+    assert main(["generate", "--model", "wan2.1-i2v-14b-480p", "--prompt", "a", "--image", "/nowhere.png"]) == 2
+    assert "image /nowhere.png: cannot be read" in capsys.readouterr().err
