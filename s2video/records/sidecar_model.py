@@ -141,7 +141,7 @@ class Sidecar(_Part):
 
     @field_validator("masks")
     @classmethod
-    def _within_steps_and_blocks(cls, masks: tuple[DrawnMask, ...], info: ValidationInfo) -> tuple[DrawnMask, ...]:
+    def _check_masks(cls, masks: tuple[DrawnMask, ...], info: ValidationInfo) -> tuple[DrawnMask, ...]:
         if {"num_blocks", "config"} <= info.data.keys():  # else they have errors of their own
             blocks, config = info.data["num_blocks"], info.data["config"]
             steps = info.data.get("num_steps") or config.sampling.num_inference_steps
@@ -150,6 +150,8 @@ class Sidecar(_Part):
                     raise ValueError(
                         f"expected masks of {steps} steps and {blocks} blocks, got {show(mask.model_dump())}"
                     )
+        if len({(mask.step, mask.draw) for mask in masks}) < len(masks):
+            raise ValueError("expected one mask for each step and draw, got one twice")
         return masks
 
     @property

@@ -129,6 +129,7 @@ def test_an_index_names_files_next_to_it(weight_map: object, tiny_checkpoint: Pa
         ({"output.name": ""}, "output.name"),
         ({"masks": [{"step": 0, "draw": 0, "dropped": [10**6]}]}, "masks: expected masks of"),
         ({"masks": [{"step": 10**9, "draw": 0, "dropped": [1]}]}, "masks: expected masks of"),
+        ({"masks": [{"step": 0, "draw": 0, "dropped": [1]}] * 2}, "masks: expected one mask for each step and draw"),
         ({"num_steps": 10**9}, "num_steps"),
         ({"num_blocks": 10**9}, "num_blocks"),
         ({"config.sampling.num_inference_steps": 10**9}, "num_inference_steps"),
