@@ -6,57 +6,23 @@ Reports a missing or incomplete download before any weights are loaded. Imports 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
-import struct
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from ..errors import InputError
-from ..system import json_reader
 from ..system.files import user_path
 from .family import PROCESSORS, CheckpointInfo, Family, JsonFile
 from .registry import FAMILIES, family_of
+from .weight_files import AGAIN, WeightFile, read_json, read_weight_file, weight_paths
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED = ("shapes-wan",)
 _FOLDERS = {"scheduler", *(name for family in FAMILIES for name in family.classes)}
 _SETTINGS = {"scheduler": "scheduler_config.json", **dict.fromkeys(PROCESSORS, "preprocessor_config.json")}
 _HUB_FILES = ["model_index.json", *(f"{name}/*" for name in sorted(_FOLDERS))]
-_MAX_HEADER = 100_000_000  # bytes; the limit of safetensors
-_AGAIN = "download the whole checkpoint again"
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """One safetensors file whose header was read and found to match the file's size.
-
-    Attributes:
-        name: path below the checkpoint's folder, with forward slashes.
-        tensors: name of each tensor -> its entry in the header, with dtype and shape.
-        header_digest: the first 16 hexadecimal digits of the header's SHA-256.
-    """
-
-    path: Path
-    name: str
-    tensors: Mapping[str, Mapping[str, Any]]
-    header_digest: str
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(math.prod(tensor["shape"]) for tensor in self.tensors.values())
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the file's bytes. Files in the Hub's cache are named by it, so they are not read."""
-        blob = Path(os.path.realpath(self.path)).name
-        if len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
-            return blob
-        with self.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class Checkpoint:
@@ -87,7 +53,7 @@ class Checkpoint:
                 if (found := getattr(other, field)) != expected:
                     raise InputError(
                         f"{self.folder / name}: {field}: expected {expected} as in {self.transformers[0]}, got "
-                        f"{found}; {_AGAIN}"
+                        f"{found}; {AGAIN}"
                     )
         return first
 
@@ -102,7 +68,7 @@ class Checkpoint:
             return self.family.components[component]
         entry = self.family.index.values.get("scheduler")
         if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
-            raise InputError(f"{self.family.index.path}: scheduler: expected [library, class], got {entry!r}; {_AGAIN}")
+            raise InputError(f"{self.family.index.path}: scheduler: expected [library, class], got {entry!r}; {AGAIN}")
         return entry[1]
 
     def config(self, component: str) -> JsonFile:
@@ -119,7 +85,7 @@ class Checkpoint:
         """Return a component's weight files. Raises InputError if one is missing, incomplete or damaged."""
         if component not in self._files:
             self._files[component] = tuple(
-                _read_weight_file(path, self.folder) for path in _weight_paths(self.folder / component)
+                read_weight_file(path, self.folder) for path in weight_paths(self.folder / component)
             )
         return self._files[component]
 
@@ -131,7 +97,7 @@ class Checkpoint:
         """Raise InputError unless every component exists, its JSON is readable and its weight files are complete."""
         for name in (*self.family.components, "scheduler"):
             if not (self.folder / name).is_dir():
-                raise InputError(f"{self.folder}: expected a folder {name}/, got none; {_AGAIN}")
+                raise InputError(f"{self.folder}: expected a folder {name}/, got none; {AGAIN}")
             self.config(name)
             if name in self.family.weighted:
                 self.files(name)
@@ -234,30 +200,6 @@ def download(
         ) from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object in a checkpoint's file. Raises InputError if the file is missing or holds none."""
-    if not path.exists():
-        raise InputError(f"{path}: expected a JSON file, got none; {_AGAIN}")
-    value = json_reader.read_json(path, remedy="download the file again")
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}; download the file again")
-    return value
-
-
-def read_header(path: Path) -> bytes:
-    """Return the header of a safetensors file. Raises InputError unless the file has the size that it implies."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
-        header = file.read(length) if 0 < length <= min(size - 8, _MAX_HEADER) else b""
-    end = max((tensor["data_offsets"][1] for tensor in _tensors_in(header, path).values()), default=0)
-    if 8 + length + end != size:
-        raise InputError(
-            f"{path}: expected {8 + length + end} bytes, got {size} (incomplete or damaged); download it again"
-        )
-    return header
-
-
 def _refuse_code(values: Any, path: Path, *, of_a_kernel: bool = False) -> None:
     """Raise InputError for settings by which transformers downloads a kernel, which is code: a Hub id as attention."""
     if of_a_kernel and isinstance(values, str) and "/" in values:
@@ -277,55 +219,3 @@ def _refuse_code(values: Any, path: Path, *, of_a_kernel: bool = False) -> None:
 
 def _json_file(path: Path) -> JsonFile:
     return JsonFile(path, read_json(path))
-
-
-def _read_weight_file(path: Path, checkpoint: Path) -> WeightFile:
-    header = read_header(path)
-    digest = hashlib.sha256(header).hexdigest()[:16]
-    return WeightFile(path, str(path.relative_to(checkpoint)), _tensors_in(header, path), digest)
-
-
-def _tensors_in(header: bytes, path: Path) -> dict[str, dict[str, Any]]:
-    """The tensors of a safetensors header: dtype, shape and offsets of each. Raises InputError for another content."""
-    damaged = InputError(f"{path}: not a safetensors file, or a damaged one; download it again")
-    try:
-        values = json_reader.parse_json(header, str(path), max_bytes=_MAX_HEADER)
-    except InputError:
-        raise damaged from None
-    if not isinstance(values, dict):
-        raise damaged
-    tensors = {name: tensor for name, tensor in values.items() if name != "__metadata__"}
-    for tensor in tensors.values():
-        if not isinstance(tensor, dict) or not isinstance(tensor.get("dtype"), str):
-            raise damaged
-        offsets, shape = tensor.get("data_offsets"), tensor.get("shape")
-        if not (_are_counts(offsets) and _are_counts(shape) and len(offsets) == 2):
-            raise damaged
-    return tensors
-
-
-def _are_counts(values: Any) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def _file_names(index: Path) -> list[str]:
-    """The files that an index of weights names, which are all next to it. Raises InputError for any other names."""
-    weight_map = read_json(index).get("weight_map", {})
-    names: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
-    for name in names:
-        if not isinstance(name, str) or not name or name != Path(name).name or "\0" in name:
-            raise InputError(f"{index}: weight_map: expected names of files next to it, got {name!r}; {_AGAIN}")
-    return sorted(set(names))
-
-
-def _weight_paths(folder: Path) -> list[Path]:
-    """Return the safetensors files of a component: those that its index names, or all if it has no index."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    named = [folder / name for index in indexes[:1] for name in _file_names(index)]
-    files = named if indexes else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: expected weights as .safetensors files, got none; {_AGAIN}")
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file}: expected a weight file, got none; {_AGAIN}")
-    return files

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ..config.sections import LoraConfig
 from ..errors import InputError
 from ..system.files import user_path
-from .checkpoint import download, read_header
+from .checkpoint import download
+from .weight_files import read_header
 
 if TYPE_CHECKING:  # the import takes seconds, and the command line looks for files first
     import torch

@@ -16,9 +16,10 @@ from ..config.sections import ParallelConfig
 from ..parallel.mesh import Mesh, in_own_group
 from ..parallel.weights import WHOLE, BlockWeights, ShardedWeights, StreamedWeights
 from ..parallel.zero3 import Zero3Weights
-from .checkpoint import Checkpoint, WeightFile
+from .checkpoint import Checkpoint
 from .loading import diffusers_class, load_transformer
 from .tensors import check_files
+from .weight_files import WeightFile
 
 
 def place_transformer(

@@ -15,7 +15,8 @@ from ..config.named import CONFIGS, EMBEDDED_CONFIG, config_names, configs_of, f
 from ..config.run import RunConfig, build_config, origin, patch, read_values
 from ..errors import InputError
 from ..system.files import user_path
-from .checkpoint import ASSETS, EMBEDDED, read_json
+from .checkpoint import ASSETS, EMBEDDED
+from .weight_files import read_json
 
 PUBLISHED = ASSETS / "published"
 _OWN = ("prompt", "image", "last_image", "output.path")  # settings of a video, not of a model

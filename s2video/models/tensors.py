@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .checkpoint import WeightFile
+from .weight_files import WeightFile
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,9 +15,10 @@ from ..config.sections import GuidanceConfig, ParallelConfig
 from ..decoding.kinds import VAES
 from ..errors import InputError
 from ..geometry import LatentShape
-from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint, read_json
+from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint
 from ..models.limits import check_request
 from ..models.registry import read_costs
+from ..models.weight_files import read_json
 from ..system import ranks
 from ..system.files import user_path
 from .cards import CARDS, Card, guess_card

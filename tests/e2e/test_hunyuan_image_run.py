@@ -19,11 +19,12 @@ from torch import Tensor
 
 from s2video.engine.engine import Engine
 from s2video.errors import StoppedError
-from s2video.models.checkpoint import Checkpoint, read_json
+from s2video.models.checkpoint import Checkpoint
 from s2video.models.family import Prompts
 from s2video.models.images import Images
 from s2video.models.loading import load_conditioners, load_vae
 from s2video.models.registry import read_costs
+from s2video.models.weight_files import read_json
 from s2video.records.resume import ResumePoint
 from s2video.system.shutdown import Termination
 

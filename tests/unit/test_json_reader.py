@@ -12,7 +12,8 @@ from sidecar_helpers import made_video
 from s2video.batch.shots import read_shots
 from s2video.cli.main import main
 from s2video.errors import InputError
-from s2video.models.checkpoint import Checkpoint, read_header
+from s2video.models.checkpoint import Checkpoint
+from s2video.models.weight_files import read_header
 from s2video.records.sidecar_model import read_sidecar, videos_in
 from s2video.system import json_reader
 from s2video.system.json_reader import MAX_DEPTH, MAX_DIGITS, parse_json, read_json

@@ -23,8 +23,8 @@ import s2video
 from s2video.guidance.equations import Predictions
 from s2video.guidance.masks import MaskSpec, dropped_blocks
 from s2video.models.base import Conditioning
-from s2video.models.checkpoint import read_json
 from s2video.models.wan.blocks import WanBlockModel
+from s2video.models.weight_files import read_json
 from s2video.parallel.mesh import Mesh
 from s2video.planning.work import SubWork
 from s2video.sampling.forward import Lockstep, predict
