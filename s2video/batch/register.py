@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from ..engine.job import OutputPaths
+from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel
 from ..planning.cards import CARDS
 from ..records.identity import job_key

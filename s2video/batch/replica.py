@@ -23,9 +23,9 @@ import torch
 from ..config.run import RunConfig
 from ..config.sections import ParallelConfig
 from ..engine.engine import Engine
-from ..engine.job import OutputPaths
 from ..engine.make_video import Denoised, denoise, finish
 from ..errors import S2VideoError, StoppedError, out_of_memory
+from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..parallel.collectives import any_rank, gather_objects
 from ..parallel.mesh import Mesh, build_mesh, init_mesh

@@ -22,6 +22,7 @@ from ..config.text import describe_problems, show
 from ..errors import InputError
 from ..media.formats import codec_for, suffix_of
 from ..media.naming import find_collisions, render_name, slug
+from ..media.output_paths import OutputPaths
 from ..models.recipes import with_recipe
 from ..system.files import user_path
 from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
@@ -159,7 +160,7 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
 def output_path(folder: Path, template: str, fields: Mapping[str, object]) -> Path:
     """Return the path of a job's video. Raises InputError if template and fields make no valid file name."""
     name = render_name(template, fields)
-    if len(name.parts) == 1 and name.name.startswith(RESERVED):
+    if name.parts[0].casefold().startswith(RESERVED):  # case does not count on every file system
         raise InputError(
             f"name: expected no name that begins with {RESERVED}, which the batch uses itself, got {name}; change it"
         )
@@ -224,9 +225,9 @@ def _variant(swept: Mapping[str, Any]) -> str:
 
 def _collisions(jobs: Sequence[BatchJob]) -> Iterator[str]:
     """Yield a message for each video whose files would overwrite those of another one, on any file system."""
-    for first, *others in find_collisions(PurePath(job.name) for job in jobs):
-        for job in (jobs[index] for index in others):
-            yield (
-                f"{job.where}: {job.name} would overwrite {jobs[first].name} ({jobs[first].where}); change name, or "
-                "name each shot"
-            )
+    for first, later, path in find_collisions(OutputPaths(Path(job.name)).all for job in jobs):
+        job, other = jobs[later], jobs[first]
+        at = "" if path.name in (job.name, other.name) else f" at {path}"
+        yield (
+            f"{job.where}: {job.name} would overwrite {other.name} ({other.where}){at}; change name, or name each shot"
+        )

@@ -1,53 +1,17 @@
-"""Jobs: a job is a config that says everything about one video. From prompts and seeds to jobs, and a job's files."""
+"""Jobs: a job is a config that says everything about one video. From prompts and seeds to jobs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..config.run import RunConfig
 from ..config.text import read_text
 from ..errors import InputError
-from ..media.formats import Codec, codec_for, place_of, suffix_of
+from ..media.formats import Codec, codec_for, suffix_of
 from ..media.naming import find_collisions, render_name, slug
+from ..media.output_paths import OutputPaths
 from ..system.files import user_path
-
-
-@dataclass(frozen=True)
-class OutputPaths:
-    """The files of one video.
-
-    Args:
-        output: a name that ends in the suffix of the format; the other files are next to it under the same name.
-    """
-
-    output: Path
-
-    @classmethod
-    def of(cls, job: RunConfig) -> OutputPaths:
-        return cls(user_path(job.output.path))
-
-    @property
-    def video(self) -> Path:
-        """The file `output`, or the folder of a sequence."""
-        return place_of(self.output)
-
-    @property
-    def sidecar(self) -> Path:
-        return self.output.with_suffix(".json")
-
-    @property
-    def latents(self) -> Path:
-        return self.output.with_suffix(".latents.safetensors")
-
-    @property
-    def resume_point(self) -> Path:
-        return self.output.with_suffix(".checkpoint.safetensors")
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        return self.video, self.sidecar, self.latents, self.resume_point
 
 
 def read_prompt_file(path: Path) -> list[str]:
@@ -103,11 +67,10 @@ def _rendered(output: Path, pairs: list[tuple[str, int]], suffix: str) -> list[P
     for index, (prompt, seed) in enumerate(pairs):
         fields = {"prompt": slug(prompt), "seed": seed, "index": index, "ext": suffix.removeprefix(".")}
         outputs.append(output.parent / render_name(output.name, fields))
-    if collisions := find_collisions(outputs):
-        first, second, *_ = collisions[0]
+    for first, later, path in find_collisions(OutputPaths(output).all for output in outputs):
         raise InputError(
-            f"output {output}: two videos would have the name {outputs[first]} (number {first} and {second}): "
-            "put {seed} or {index} into the name"
+            f"output {output}: two videos would have the name {path} (number {first} and {later}): put {{seed}} or "
+            "{index} into the name"
         )
     return outputs
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config.run import RunConfig
+from ..media.output_paths import OutputPaths
 from ..media.video_queue import write_video_meanwhile
 from ..models.images import Images, read_images
 from ..models.prompts import cut_warning
@@ -20,7 +21,6 @@ from ..records.sidecar import container_metadata, is_sidecar_of, job_facts, make
 from ..system.files import write_json
 from ..system.terminal import say
 from .engine import Engine, OnStep
-from .job import OutputPaths
 
 
 @dataclass(frozen=True)

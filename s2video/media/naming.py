@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from string import Formatter
+from typing import NamedTuple
 
 from ..errors import InputError
 
@@ -57,16 +58,42 @@ def render_name(template: str, fields: Mapping[str, object]) -> PurePath:
     return PurePath(*names)
 
 
-def find_collisions(paths: Iterable[PurePath]) -> list[tuple[int, ...]]:
-    """Return groups of indices whose videos, or the files next to them, would overwrite each other.
+class Collision(NamedTuple):
+    """Two videos, by number, of which one would overwrite `path` of the other, or need a folder of that name."""
 
-    Names collide if they differ only in case, in composed or decomposed letters, or in the suffix.
+    first: int
+    later: int
+    path: PurePath
+
+
+def find_collisions(videos: Iterable[Iterable[PurePath]]) -> list[Collision]:
+    """Return a collision for each video whose files would overwrite those of an earlier one, on any file system.
+
+    Names collide if they differ only in case, or in composed and decomposed letters. A file collides with a folder of
+    its name that another video's files are in.
+
+    Args:
+        videos: the paths of all files of each video.
     """
-    groups: dict[str, list[int]] = {}
-    for index, path in enumerate(paths):
-        name = unicodedata.normalize("NFC", str(path.with_suffix("")))
-        groups.setdefault(unicodedata.normalize("NFC", name.casefold()), []).append(index)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
+    files: dict[str, int] = {}
+    folders: dict[str, int] = {}
+    found = []
+    for number, paths in enumerate(videos):
+        for path in paths:
+            name, *above = (_folded(part) for part in (path, *path.parents) if part.name)
+            others = [files.get(name, number), folders.get(name, number), *(files.get(a, number) for a in above)]
+            if (first := min(others)) < number:
+                found.append(Collision(first, number, path))
+                break
+            files[name] = number
+            for folder in above:
+                folders.setdefault(folder, number)
+    return found
+
+
+def _folded(path: PurePath) -> str:
+    name = unicodedata.normalize("NFC", str(path))
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def slug(text: str, max_letters: int = 48) -> str:

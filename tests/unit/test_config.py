@@ -12,9 +12,10 @@ from s2video.batch.run_file import load_batch
 from s2video.config.run import RunConfig, build_config, read_config
 from s2video.config.sections import GuidanceConfig
 from s2video.config.text import dotted_keys
-from s2video.engine.job import OutputPaths, plan_jobs
+from s2video.engine.job import plan_jobs
 from s2video.errors import InputError
 from s2video.guidance.masks import MaskSpec
+from s2video.media.output_paths import OutputPaths
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

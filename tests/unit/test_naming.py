@@ -7,6 +7,7 @@ import pytest
 
 from s2video.errors import InputError
 from s2video.media.naming import MAX_NAME_BYTES, find_collisions, render_name, slug
+from s2video.media.output_paths import OutputPaths
 
 FIELDS = {"show": "Moon", "shot": "sh010", "version": 7, "seed": 2**63 - 1, "scale": 0.25, "ext": "exr", "empty": ""}
 STUDIO = "{show}_{shot}_v{version:03d}_s{seed}.{ext}"
@@ -145,11 +146,37 @@ def test_the_longest_name_leaves_room_for_the_files_beside_it(tmp_path: Path) ->
     path.with_name(f"{path.stem}.1001{path.suffix}").touch()
 
 
+def collisions(*names: str) -> list[tuple[int, int, str]]:
+    found = find_collisions(OutputPaths(Path(name)).all for name in names)
+    return [(first, later, path.as_posix()) for first, later, path in found]
+
+
 def test_collisions() -> None:
     composed, apart = (unicodedata.normalize(form, "é/x.mp4") for form in ("NFC", "NFD"))
     names = ["a.mp4", "b/a.mp4", "A.mp4", "c.mp4", "a.mov", composed, "c-000.mp4", apart, "STRASSE.exr", "straße.exr"]
-    assert find_collisions(PurePath(name) for name in names) == [(0, 2, 4), (5, 7), (8, 9)]
-    assert find_collisions([]) == []
+    assert [found[:2] for found in collisions(*names)] == [(0, 2), (0, 4), (5, 7), (8, 9)]
+    assert collisions() == []
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "path"),
+    [
+        ("a.png", "a.json.png", "a.json"),
+        ("x.mp4", "x.mp4.png", "x.mp4"),
+        ("x.mp4.exr", "X.mp4", "X.mp4"),
+        ("a.png", "a/b.mp4", "a/b.mp4"),
+        ("a/b/c.mp4", "A.png", "A"),
+        ("x.mp4", "x.mp4/y.mp4", "x.mp4/y.mp4"),
+        ("a.mov", "a.latents.safetensors.png", "a.latents.safetensors"),
+        ("a.mov", "a.checkpoint.safetensors.png", "a.checkpoint.safetensors"),
+    ],
+)
+def test_files_of_other_kinds_and_folders_collide_too(first: str, later: str, path: str) -> None:
+    assert collisions("other.mp4", first, later) == [(1, 2, path)]
+
+
+def test_names_that_only_look_alike_do_not_collide() -> None:
+    assert collisions("a.mp4", "a.b.mp4", "ab.png", "a-000.png", "b/a.mp4", "b.c/a.mp4", "a.mp4.mp4") == []
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from torch import Tensor
 from video_helpers import noise
 
 from s2video.config.run import RunConfig, build_config
-from s2video.engine.job import OutputPaths, plan_jobs
+from s2video.engine.job import plan_jobs
 from s2video.errors import InputError, S2VideoError
 from s2video.media.checks import LONGEST_SUFFIX, check_output, check_spec
 from s2video.media.exr import ExrSequence
 from s2video.media.formats import FORMATS, Codec, VideoSpec, place_of
+from s2video.media.output_paths import OutputPaths
 from s2video.media.video import write_video
 from s2video.records.sidecar import container_metadata
 from s2video.system.files import atomic_path
