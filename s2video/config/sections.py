@@ -377,7 +377,8 @@ class ParallelConfig(Section):
         default=600.0,
         gt=0,
         le=86400,
-        description="seconds that a rank waits for the others in one collective",
+        description="seconds that a rank waits for the others in one collective; with nccl, at least 120, and a whole "
+        "step must be shorter",
     )
     heartbeat_seconds: Number = setting(
         "nothing",

@@ -57,9 +57,12 @@ def unpatched(vae: AutoencoderKLWan, chunk: Tensor) -> Tensor:
 
 
 def to_frames(chunk: Tensor) -> Tensor:
-    """Convert [1, 3, t, h, w] around [−1, 1] to float32 [t, h, w, 3] in [0, 1]."""
-    frames = chunk.clamp(-1, 1)[0].permute(1, 2, 3, 0)
-    return (frames / 2 + 0.5).clamp(0, 1).float()
+    """Convert [1, 3, t, h, w] around [−1, 1] to float32 [t, h, w, 3] in [0, 1].
+
+    Computed in float32: in bfloat16, adding 0.5 would round to steps of 1/256, in float16 to 1/2048.
+    """
+    frames = chunk.float().clamp(-1, 1)[0].permute(1, 2, 3, 0)
+    return (frames / 2 + 0.5).clamp(0, 1)
 
 
 def denormalize(vae: VideoVae, latents: Tensor) -> Tensor:

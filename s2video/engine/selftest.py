@@ -102,15 +102,14 @@ def _checks(mesh: Mesh) -> Iterator[_Check]:
         yield _Check(
             "collectives",
             "uneven and empty shards arrive complete",
-            f"the {mesh.backend} backend returns wrong data; try parallel.backend gloo, and NCCL_DEBUG=INFO for the "
-            "reason; with several network cards, set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME",
+            f"the {mesh.backend} backend returns wrong data; set NCCL_DEBUG=INFO for the reason; with several network "
+            "cards, set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME",
             _collectives,
         )
     yield _Check(
         "one rank repeats itself",
         "the same bits twice",
-        "a kernel is not deterministic; set model.attention_backend native, parallel.backend, and "
-        "CUBLAS_WORKSPACE_CONFIG=:4096:8",
+        "a kernel is not deterministic; set model.attention_backend native, and CUBLAS_WORKSPACE_CONFIG=:4096:8",
         _repeats,
     )
     for layout in _layouts(mesh.world.size):

@@ -51,9 +51,11 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
 
             check_backend(config.model.attention_backend)
     if config.model.device == "cuda":
-        from ..parallel.mesh import resolve_device
+        from ..parallel.mesh import choose_backend, resolve_device
 
-        resolve_device("cuda")
+        device = resolve_device("cuda")
+        if world_size > 1:
+            choose_backend(config.parallel, device)
     if config.model.attention_backend is not None:
         from diffusers.models.attention_dispatch import AttentionBackendName
 

@@ -79,6 +79,7 @@ def place_transformer(
     if parallel.weights == "streamed":
         return model, StreamedWeights(modules, mesh.device, read)
     sharded = ShardedWeights if parallel.weights == "fsdp" else Zero3Weights
+    mesh.watch.meet()  # rank 0 reads the encoders first, which can take longer than a collective may
     return model, sharded(modules, in_own_group(mesh.world, parallel.timeout_seconds), mesh.device, read)
 
 

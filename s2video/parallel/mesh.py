@@ -20,6 +20,10 @@ from ..errors import AgreementError, InputError, S2VideoError
 from ..system import ranks
 from .watch import Watch, connect
 
+# NCCL counts a collective's time from the moment it is queued, so the limit includes the computation queued before it.
+_LEAST_NCCL_LIMIT = 120.0  # seconds, longer than a step of the largest models on two GPUs
+_NCCL_SLACK = 60.0  # seconds by which NCCL's limit is longer, because it aborts the process where the watch explains
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -138,6 +142,33 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def choose_backend(parallel: ParallelConfig, device: torch.device) -> str:
+    """Return the backend of several ranks on this device: "nccl" or "gloo".
+
+    Raises:
+        InputError: the device and the configured backend do not go together, or the time limit is too short for NCCL.
+    """
+    wanted = "nccl" if device.type == "cuda" else "gloo"
+    if parallel.backend not in ("auto", wanted):
+        reason = "gloo cannot send GPU tensors between ranks" if wanted == "nccl" else "nccl needs GPUs"
+        raise InputError(
+            f"parallel.backend: expected {wanted} or auto on {device.type}, got {parallel.backend}: {reason}; leave it "
+            "out"
+        )
+    if wanted == "nccl" and parallel.timeout_seconds < _LEAST_NCCL_LIMIT:
+        raise InputError(
+            f"parallel.timeout_seconds: expected at least {_LEAST_NCCL_LIMIT:g} with nccl, whose limit includes queued "
+            f"computation, up to a whole step, got {parallel.timeout_seconds:g}; leave it out"
+        )
+    return wanted
+
+
+def _group_limit(timeout_seconds: float, backend: str | None = None) -> timedelta:
+    """Return the time limit of a group's collectives; None stands for the default group's backend."""
+    slack = _NCCL_SLACK if (backend or dist.get_backend()) == "nccl" else 0.0
+    return timedelta(seconds=timeout_seconds + slack)
+
+
 @contextmanager
 def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
     """Join the run's process group if torchrun started this process, and leave it at the end, also after an error.
@@ -146,7 +177,7 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         device: as in `resolve_device`.
 
     Raises:
-        InputError: the device is missing, or the degrees do not fit.
+        InputError: the device is missing, or the degrees or the backend do not fit.
         AgreementError: the ranks have different degrees, or different `parallel.weights`.
         S2VideoError: other ranks did not join in time.
     """
@@ -157,21 +188,18 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         return
 
     resolve_degrees(parallel, ranks.world_size())  # before any rank waits for another
+    backend = choose_backend(parallel, target)
     if target.type == "cuda":
         torch.cuda.set_device(target)
-    backend = parallel.backend if parallel.backend != "auto" else ("nccl" if target.type == "cuda" else "gloo")
+    limit = _group_limit(parallel.timeout_seconds, backend)
     try:
-        dist.init_process_group(
-            backend,
-            timeout=timedelta(seconds=parallel.timeout_seconds),
-            device_id=target if backend == "nccl" else None,
-        )
+        dist.init_process_group(backend, timeout=limit, device_id=target if backend == "nccl" else None)
     except dist.DistError as error:
         raise S2VideoError(
-            f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}); "
+            f"could not join the other ranks within {limit.total_seconds():g} s ({str(error).splitlines()[0]}); "
             "check their errors, and the network between the hosts"
         ) from error
-    watch = connect(parallel.heartbeat_seconds)
+    watch = connect(parallel.heartbeat_seconds, parallel.timeout_seconds if backend == "nccl" else None)
     try:
         with watch:
             mesh = replace(build_mesh(parallel, target), watch=watch)
@@ -222,7 +250,7 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
 def in_own_group(axis: Axis, timeout_seconds: float) -> Axis:
     """Return the axis with a new group, whose collectives do not queue behind the old one's. All call it together."""
     members = dist.get_process_group_ranks(axis.group)
-    return replace(axis, group=dist.new_group(members, timeout=timedelta(seconds=timeout_seconds)))
+    return replace(axis, group=dist.new_group(members, timeout=_group_limit(timeout_seconds)))
 
 
 def _axis(name: str, groups: Tensor, timeout_seconds: float) -> Axis:
@@ -233,7 +261,7 @@ def _axis(name: str, groups: Tensor, timeout_seconds: float) -> Axis:
     row = next(row for row in groups.tolist() if dist.get_rank() in row)
     group = dist.group.WORLD
     if count > 1:
-        group, _ = dist.new_subgroups_by_enumeration(groups.tolist(), timeout=timedelta(seconds=timeout_seconds))
+        group, _ = dist.new_subgroups_by_enumeration(groups.tolist(), timeout=_group_limit(timeout_seconds))
     return Axis(name, size, row.index(dist.get_rank()), group)
 
 
@@ -241,5 +269,5 @@ def first_ranks(name: str, size: int, world: Axis, timeout_seconds: float) -> Ax
     """Return the first `size` ranks of the world as an axis; None on the others. All ranks call it together."""
     if size == world.size:
         return replace(world, name=name)
-    group = dist.new_group(list(range(size)), timeout=timedelta(seconds=timeout_seconds)) if size > 1 else None
+    group = dist.new_group(list(range(size)), timeout=_group_limit(timeout_seconds)) if size > 1 else None
     return Axis(name, size, world.rank, group) if world.rank < size else None

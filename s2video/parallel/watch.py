@@ -3,7 +3,8 @@
 An exception cannot interrupt a collective that waits for a dead rank. So a rank that finds another one failed, or
 without a heartbeat, ends its own process; one rank per host prints the reason. The heartbeat shows that the process is
 alive, not its main thread, so a step may take any time. If ranks wait for each other, the collectives raise at their
-time limit, and `leave` then names the rank that is behind.
+time limit, and `leave` then names the rank that is behind. NCCL does not raise: it aborts the process. With NCCL, this
+watch therefore limits the time of a step itself, and acts before NCCL does.
 
 Each rank has two threads: one uses the store, which may block without end; the other only checks the clock. Knows no
 model and no job.
@@ -64,14 +65,23 @@ class Watch:
 
     Args:
         silence: seconds without a heartbeat after which a rank counts as dead.
+        longest_step: seconds that a step may take; None for no limit.
         host: a name that the ranks of one host share.
     """
 
     def __init__(
-        self, rank: int = 0, size: int = 1, *, silence: float = 20.0, store: dist.Store | None = None, host: str = ""
+        self,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        silence: float = 20.0,
+        longest_step: float | None = None,
+        store: dist.Store | None = None,
+        host: str = "",
     ) -> None:
         self._rank = rank
         self._silence = silence
+        self._longest_step = longest_step
         self._interval = min(_INTERVAL, silence / 4)
         self._store = store
         self._keys = [f"rank/{r}" for r in range(size)]
@@ -85,6 +95,7 @@ class Watch:
         self._version = self._published = 0  # of this rank's status
         self._meeting = False
         self._doubt: tuple[float, str] | None = None  # time and error that show that some rank is behind
+        self._step_since: float | None = None  # time of the last report, if it was of a step
         self._unwinding_since: float | None = None
         self._wake = threading.Event()
         self._closed = threading.Event()
@@ -95,6 +106,7 @@ class Watch:
         with self._news:
             self._own.activity = phase if step is None else f"{phase} step {step} of {num_steps}"
             self._own.sequence += 1
+            self._step_since = None if step is None else time.monotonic()
             self._changed()
 
     def meet(self, within: float | None = None) -> bool:
@@ -249,13 +261,25 @@ class Watch:
             return f"ended before the other ranks: {self._activities(early)}; {here}"
         # by now, a dead rank has missed its heartbeat, and a rank in the same collective has failed too
         if self._doubt is not None and now - self._doubt[0] > self._silence + 2 * self._interval:
-            last = max(status.sequence for status in self._statuses)
-            behind = [rank for rank, status in enumerate(self._statuses) if status.sequence < last]
-            behind = behind or [rank for rank, status in others if not status.waited]
-            verb = "are" if len(behind) > 1 else "is"
-            who = f"{self._activities(behind)} {verb} behind" if behind else "no rank is behind"
-            return f"a collective failed on rank {self._rank} ({self._doubt[1]}): {who}; {here}"
+            behind = self._behind() or [rank for rank, status in others if not status.waited]
+            return f"a collective failed on rank {self._rank} ({self._doubt[1]}): {self._named_behind(behind)}; {here}"
+        limit, since = self._longest_step, self._step_since
+        if limit is not None and since is not None and now - since > limit:
+            return (
+                f"a step took longer than parallel.timeout_seconds, {limit:g} s: {self._named_behind(self._behind())}; "
+                f"{here}; if a step may take so long, raise the limit"
+            )
         return None
+
+    def _behind(self) -> list[int]:
+        """Return the ranks that have begun fewer activities than others."""
+        last = max(status.sequence for status in self._statuses)
+        return [rank for rank, status in enumerate(self._statuses) if status.sequence < last]
+
+    def _named_behind(self, behind: list[int]) -> str:
+        if not behind:
+            return "no rank is behind"
+        return f"{self._activities(behind)} {'are' if len(behind) > 1 else 'is'} behind"
 
     def _activities(self, ranks: list[int]) -> str:
         return ", ".join(f"rank {rank} (last at: {self._statuses[rank].activity})" for rank in ranks)
@@ -282,7 +306,7 @@ class Watch:
         return counts in ([], [1])
 
 
-def connect(silence: float) -> Watch:
+def connect(silence: float, longest_step: float | None = None) -> Watch:
     """Return a watch over the default process group, which this process has joined through its environment."""
     # A separate connection: calls that block in the process group's connection would delay heartbeats.
     address, port = ranks.store_address()
@@ -297,6 +321,7 @@ def connect(silence: float) -> Watch:
         dist.get_rank(),
         dist.get_world_size(),
         silence=silence,
+        longest_step=longest_step,
         store=dist.PrefixStore(f"s2video/watch/{ranks.attempt()}", server),
         host=ranks.host(),
     )

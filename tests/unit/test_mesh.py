@@ -7,7 +7,8 @@ from s2video.config.run import RunConfig
 from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
 from s2video.models.limits import CheckpointInfo, check_request
-from s2video.parallel.mesh import Mesh, resolve_degrees
+from s2video.parallel import mesh as mesh_module
+from s2video.parallel.mesh import Mesh, choose_backend, resolve_degrees
 
 CHECKPOINT = CheckpointInfo(num_blocks=6, patch_size=(1, 2, 2), max_positions=64, spatial_factor=8, temporal_factor=4)
 
@@ -87,6 +88,65 @@ def test_a_ring_needs_a_kernel_with_a_log_sum_exp() -> None:
         check_request(RunConfig.model_validate(values), CHECKPOINT, world_size=2)
     values["parallel"]["ring"] = 1
     check_request(RunConfig.model_validate(values), CHECKPOINT, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("device", "parallel", "expected"),
+    [
+        ("cpu", {}, "gloo"),
+        ("cuda:1", {}, "nccl"),
+        ("cuda", {"backend": "nccl"}, "nccl"),
+        ("cpu", {"backend": "nccl"}, "expected gloo or auto on cpu, got nccl"),
+        ("cuda", {"backend": "gloo"}, "expected nccl or auto on cuda, got gloo: gloo cannot send GPU tensors"),
+        ("cuda", {"timeout_seconds": 60}, "parallel.timeout_seconds: expected at least 120 with nccl"),
+        ("cpu", {"timeout_seconds": 1}, "gloo"),
+    ],
+)
+def test_each_device_has_its_backend(device: str, parallel: dict[str, object], expected: str) -> None:
+    def choose() -> str:
+        return choose_backend(ParallelConfig.model_validate(parallel), torch.device(device))
+
+    if expected in ("gloo", "nccl"):
+        assert choose() == expected
+        return
+    with pytest.raises(InputError) as caught:
+        choose()
+    assert expected in str(caught.value)
+
+
+def test_a_gpu_run_with_gloo_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    config = RunConfig.model_validate({"model": {"device": "cuda"}, "parallel": {"backend": "gloo"}})
+    with pytest.raises(InputError, match="got gloo"):
+        check_request(config, CHECKPOINT, world_size=2)
+    check_request(config, CHECKPOINT, world_size=1)  # one process sends nothing
+
+
+def test_nccl_waits_longer_than_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise NCCL would abort the process before the watch can name the rank that is behind."""
+    limits: list[float] = []
+    watched: list[float | None] = []
+
+    class Joined(Exception):
+        pass
+
+    def connect(silence: float, longest_step: float | None) -> None:
+        watched.append(longest_step)
+        raise Joined
+
+    monkeypatch.setattr(mesh_module.ranks, "launched_by_torchrun", lambda: True)
+    monkeypatch.setattr(mesh_module.ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(
+        mesh_module.dist, "init_process_group", lambda backend, timeout, **_: limits.append(timeout.total_seconds())
+    )
+    monkeypatch.setattr(mesh_module, "connect", connect)
+    monkeypatch.setattr(mesh_module.torch.cuda, "set_device", lambda device: None)
+    for device in ("cuda", "cpu"):
+        monkeypatch.setattr(mesh_module, "resolve_device", lambda name: torch.device(name))
+        with pytest.raises(Joined), mesh_module.init_mesh(ParallelConfig(timeout_seconds=300), device):
+            pass
+    assert limits == [360, 300] and watched == [300, None]
 
 
 def test_one_process_is_a_mesh_of_ones() -> None:

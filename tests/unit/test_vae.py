@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny import build_vae
 
-from s2video.decoding.whole import decode_frames, denormalize
+from s2video.decoding.whole import decode_frames, denormalize, to_frames
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -34,3 +34,13 @@ def test_cache_is_given_back_when_the_reader_stops_early() -> None:
     assert any(entry is not None for entry in vae._feat_map)
     frames.close()
     assert all(entry is None for entry in vae._feat_map)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_bits_on_the_way_out(dtype: torch.dtype) -> None:
+    """Adding 0.5 in half precision would make steps of 1/256 (bfloat16): bands in dark and in flat areas."""
+    decoded = torch.linspace(-0.25, 0.25, 999).to(dtype)
+    frames = to_frames(decoded.view(1, 1, 1, 1, -1).expand(1, 3, 1, 1, -1))
+    assert frames.dtype == torch.float32
+    assert torch.equal(frames[0, 0, :, 0], decoded.float() / 2 + 0.5)
+    assert len(frames[0, 0, :, 0].unique()) == len(decoded.unique())

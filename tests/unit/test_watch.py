@@ -36,9 +36,9 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def pair(ends: list[int]) -> Iterator[Callable[..., list[Watch]]]:
     made: list[Watch] = []
 
-    def make(*hosts: str) -> list[Watch]:
-        store = dist.HashStore()
-        made.extend(Watch(r, len(hosts), silence=SILENCE, store=store, host=host) for r, host in enumerate(hosts))
+    def make(*hosts: str, longest_step: float | None = None) -> list[Watch]:
+        store, options = dist.HashStore(), {"silence": SILENCE, "longest_step": longest_step}
+        made.extend(Watch(r, len(hosts), store=store, host=host, **options) for r, host in enumerate(hosts))
         for watch in made:
             watch.__enter__()
         for watch in made:
@@ -144,6 +144,32 @@ def test_the_rank_with_less_progress_is_behind(
     wait_until(lambda: ends)
     said = capfd.readouterr().err
     assert "Timed out" in said and "rank 1 (last at: denoising step 1 of 9) is behind; rank 0 is at: denoising" in said
+
+
+def test_a_step_beyond_its_limit_names_the_rank_behind(
+    pair: Callable[..., list[Watch]], ends: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """NCCL never raises: the host only waits, and NCCL's own limit would abort the process without a reason."""
+    ahead, behind = pair("a", "a", longest_step=1.0)
+    behind.report("denoising", 1, 9)
+    for step in (1, 2):
+        ahead.report("denoising", step, 9)
+    wait_until(lambda: len(ends) == 2)
+    said = capfd.readouterr().err
+    assert "a step took longer than parallel.timeout_seconds, 1 s: rank 1 (last at: denoising step 1 of 9) is" in said
+    assert said.count("s2video: error:") == 1
+
+
+def test_work_that_is_no_step_has_no_limit(pair: Callable[..., list[Watch]], ends: list[int]) -> None:
+    """Rank 0 may read from a slow disk for hours, while the others wait to meet it."""
+    first, second = pair("a", "a", longest_step=0.5)
+    for watch in (first, second):
+        watch.report("denoising", 9, 9)
+    first.report("loading")
+    threading.Thread(target=second.meet, daemon=True).start()
+    time.sleep(0.5 + module._GRACE + 2 * SILENCE / 4)
+    assert ends == []
+    first.meet()
 
 
 def test_a_process_that_stood_still_accuses_nobody(

@@ -15,14 +15,16 @@ from torch import nn
 from s2video.config.run import build_config
 from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
+from s2video.models import parts
 from s2video.models.base import Conditioning
 from s2video.models.checkpoint import Checkpoint
 from s2video.models.limits import check_request
 from s2video.models.loading import load_transformer
 from s2video.models.parts import place_transformer
 from s2video.models.wan.blocks import WanBlockModel
-from s2video.parallel.mesh import Mesh
+from s2video.parallel.mesh import Axis, Mesh
 from s2video.parallel.traffic import count_traffic
+from s2video.parallel.watch import Watch
 from s2video.parallel.weights import FetchedWeights, Handle, StreamedWeights
 from s2video.sampling.forward import Lockstep, predict
 
@@ -194,3 +196,26 @@ def test_zero3_without_deepspeed_says_what_to_install(tiny_checkpoint: Path, mon
     values["parallel"]["weights"] = "zero3"
     with pytest.raises(InputError, match=r"pip install 's2video\[deepspeed\]', or choose fsdp"):
         check_request(build_config(values), Checkpoint(tiny_checkpoint).info, world_size=2)
+
+
+def test_ranks_meet_before_they_make_a_group(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 reads the encoders first, maybe for longer than `timeout_seconds`, which limits the making of a group."""
+    events: list[str] = []
+
+    class Watching(Watch):
+        def meet(self, within: float | None = None) -> bool:
+            events.append("meet")
+            return True
+
+    class MadeGroupError(Exception):
+        pass
+
+    def make(axis: Axis, timeout_seconds: float) -> Axis:
+        events.append("group")
+        raise MadeGroupError
+
+    monkeypatch.setattr(parts, "in_own_group", make)
+    mesh = Mesh(CPU, world=Axis("world", 2), watch=Watching())
+    with pytest.raises(MadeGroupError):
+        place_transformer(Checkpoint(tiny_checkpoint), torch.float32, mesh, ParallelConfig(weights="fsdp"))
+    assert events == ["meet", "group"]
