@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from ..config.run import RunConfig, build_config, origin, patch, read_values
 from ..config.sections import Text, Whole
-from ..config.text import describe_problems, show
+from ..config.text import describe_problems, read_text, show
 from ..errors import InputError
 from ..media.formats import codec_for, suffix_of
 from ..media.naming import find_collisions, render_name, slug
@@ -35,7 +35,7 @@ _SEED = "sampling.seed"
 def _read_shot_source(value: Any) -> Any:
     if not isinstance(value, (str, list)) or not value:
         raise ValueError(f"expected a list of shots, or the path of a .jsonl, .csv or .txt file, got {show(value)}")
-    return value
+    return read_text(value) if isinstance(value, str) else value
 
 
 def _read_grid(value: Any) -> Any:
@@ -134,7 +134,7 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
     base["checkpoint"] = {"every_seconds": 300} | (base.get("checkpoint") or {})
     base, recipe = with_recipe(base)
     shots = (
-        read_shots(path.parent / user_path(run.shots))
+        read_shots(path.parent / user_path(run.shots, "shots"))
         if isinstance(run.shots, str)
         else inline_shots(run.shots, str(path))
     )
@@ -143,7 +143,7 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
         raise InputError(
             f"{source}: expected at most {MAX_JOBS} videos, got {count} (shots x sweep x seeds); split the run file"
         )
-    folder = user_path(run.folder) if run.folder is not None else Path("runs") / path.stem
+    folder = user_path(run.folder, "folder") if run.folder is not None else Path("runs") / path.stem
     jobs: list[BatchJob] = []
     problems = [f"{shot.where}: {problem}" for shot in shots for problem in shot.problems]
     index = itertools.count(1)

@@ -17,9 +17,11 @@ from pydantic import BaseModel
 
 from ..config.marks import process_settings
 from ..config.run import RunConfig
-from ..config.text import dotted_keys, near_key, nearest_key, parse_yaml, show
+from ..config.text import dotted_keys, near_key, nearest_key, show
+from ..config.yaml_reader import parse_yaml
 from ..errors import InputError
 from ..system.json_reader import parse_json
+from ..system.text_file import read_text_file
 
 NAME = "shot"  # the key that names a shot
 FIELDS = "fields."  # keys that only name files
@@ -81,14 +83,7 @@ def read_shots(path: Path) -> list[Shot]:
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".txt": _read_txt}
     if path.suffix.lower() not in readers:
         raise InputError(f"shots {path}: expected a name that ends in {', '.join(readers)}, got {path.name!r}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"shots {path}: expected UTF-8, got another byte at {error.start}; convert the file to UTF-8"
-        ) from None
-    except OSError as error:
-        raise InputError(f"shots {path}: cannot be read ({error.strerror}); check the path") from None
+    text = read_text_file(path, "shots")
     shots = list(readers[path.suffix.lower()](text, str(path)))
     if not shots:
         raise InputError(f"shots {path}: expected at least one shot, got an empty file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config.named import EMBEDDED_CONFIG
@@ -99,7 +100,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     video = parser.add_argument_group("what to make")
     prompts = video.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="P", help="what the video shows; without it, the config's prompt")
-    prompts.add_argument("--prompt-file", type=user_path, metavar="F", help="UTF-8 text, a prompt in each line")
+    prompts.add_argument("--prompt-file", type=path_argument, metavar="F", help="UTF-8 text, a prompt in each line")
     video.add_argument("--negative-prompt", metavar="N", help="prompt of the unconditional pass")
     video.add_argument("--image", metavar="I", help="first image of the video; for models that take one")
     video.add_argument("--last-image", metavar="I", help="last image of the video; for models that take two")
@@ -135,6 +136,17 @@ def add_selftest_arguments(parser: argparse.ArgumentParser) -> None:
 def whole_number(text: str) -> int:
     """Return text as an int; argparse reports what is wrong with it."""
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text[:60]!r}") from None
+    if abs(number) >= 2**64:  # no setting is larger than a seed
+        raise argparse.ArgumentTypeError(f"expected a whole number of at most 64 bits, got {text[:60]!r}")
+    return number
+
+
+def path_argument(text: str) -> Path:
+    """Return text as a path, with ~ expanded; argparse reports what is wrong with it."""
+    try:
+        return user_path(text)
+    except InputError as error:  # argparse would hide its message, as that of any ValueError
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -23,9 +23,8 @@ from ..errors import InputError, S2VideoError, StoppedError
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..models.recipes import recipe_note
 from ..system import ranks, terminal
-from ..system.files import user_path
 from ..system.terminal import show
-from .arguments import add_command, add_set_argument, say, whole_number
+from .arguments import add_command, add_set_argument, path_argument, say, whole_number
 
 
 def add_commands(commands: Any) -> None:
@@ -37,8 +36,8 @@ def add_commands(commands: Any) -> None:
         examples="s2video batch configs/batch-shapes.yaml --dry-run\n"
         "s2video batch configs/batch-shapes.yaml --replicas 2 --nproc 4",
     )
-    batch.add_argument("run_file", type=user_path, nargs="?", metavar="RUNFILE", help="a YAML file")
-    batch.add_argument("--config", type=user_path, metavar="RUNFILE", help="the same")
+    batch.add_argument("run_file", type=path_argument, nargs="?", metavar="RUNFILE", help="a YAML file")
+    batch.add_argument("--config", type=path_argument, metavar="RUNFILE", help="the same")
     batch.add_argument("--dry-run", action="store_true", help="check everything, and print what would be made")
     add_set_argument(batch)
     machines = batch.add_argument_group("machines")
@@ -52,12 +51,12 @@ def add_commands(commands: Any) -> None:
     batch.set_defaults(run=_batch)
 
     status = add_command(commands, "status", "Print what of a batch is done, what runs, and what failed")
-    status.add_argument("folder", type=user_path, metavar="RUN", help="the batch's folder, or its run file")
+    status.add_argument("folder", type=path_argument, metavar="RUN", help="the batch's folder, or its run file")
     status.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     status.set_defaults(run=_status)
 
     replica = commands.add_parser("replica")  # without help: started by the supervisor
-    replica.add_argument("folder", type=user_path)
+    replica.add_argument("folder", type=path_argument)
     replica.add_argument("--shard", type=_shard)
     replica.add_argument("--overlap", choices=["auto", "always", "never"], required=True)
     replica.add_argument("--progress", choices=["auto", "plain", "none"], required=True)

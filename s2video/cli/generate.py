@@ -16,7 +16,6 @@ from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_images, check_request
 from ..models.recipes import load_config
 from ..system import ranks
-from ..system.files import user_path
 from ..system.launcher import LaunchPlan, launch
 from ..system.progress import Style
 from ..system.shutdown import Termination
@@ -27,6 +26,7 @@ from .arguments import (
     add_command,
     add_generate_arguments,
     add_selftest_arguments,
+    path_argument,
     read_model_arguments,
     say,
     whole_number,
@@ -54,10 +54,10 @@ def add_commands(commands: Any) -> None:
         examples="s2video decode runs/x.latents.safetensors --output runs/x.mov",
     )
     decode.add_argument(
-        "latents", type=user_path, metavar="LATENTS", help="X.latents.safetensors of a --keep-latents run"
+        "latents", type=path_argument, metavar="LATENTS", help="X.latents.safetensors of a --keep-latents run"
     )
     decode.add_argument(
-        "--output", type=user_path, metavar="X.mp4", help="or .mov, .png, .exr; without it, next to LATENTS"
+        "--output", type=path_argument, metavar="X.mp4", help="or .mov, .png, .exr; without it, next to LATENTS"
     )
     add_codec_arguments(decode)
     decode.add_argument("--audio", metavar="A", help="a file with sound; without it, the one of --config")

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 128 + signal.SIGTERM
     except S2VideoError as error:
         if not error.is_reported:
-            say_error(f"rank {ranks.rank()}: {error}" if ranks.launched_by_torchrun() else str(error))
+            say_error(f"rank {ranks.shown_rank()}: {error}" if ranks.launched_by_torchrun() else str(error))
         code = 1
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes there when Python ends

@@ -14,11 +14,10 @@ from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_request
 from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 from ..system import ranks
-from ..system.files import user_path
 from ..system.progress import Style
 from ..system.shutdown import Termination
 from ..system.terminal import printable_json, show, show_path
-from .arguments import add_command, say
+from .arguments import add_command, path_argument, say
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
@@ -34,7 +33,9 @@ def add_commands(commands: Any) -> None:
         "Print how a video was made, and whether its file has changed",
         examples="s2video inspect runs/x.mp4\ns2video inspect runs/x.mp4 --json",
     )
-    inspect.add_argument("file", type=user_path, nargs="?", metavar="FILE", help="a video, its sidecar, or its latents")
+    inspect.add_argument(
+        "file", type=path_argument, nargs="?", metavar="FILE", help="a video, its sidecar, or its latents"
+    )
     inspect.add_argument("--json", action="store_true", help="the sidecar as it is")
     inspect.add_argument("--schema", action="store_true", help="the JSON Schema of all sidecars instead")
     inspect.set_defaults(run=_inspect)
@@ -54,7 +55,7 @@ def add_commands(commands: Any) -> None:
         "Put two videos into one file",
         examples="s2video compare cfg.mp4 s2.mp4 --mode wipe -o both.mp4",
     )
-    compare.add_argument("videos", type=user_path, nargs=2, metavar="VIDEO")
+    compare.add_argument("videos", type=path_argument, nargs=2, metavar="VIDEO")
     compare.add_argument(
         "--mode",
         choices=["side", "wipe", "sheet"],
@@ -63,7 +64,7 @@ def add_commands(commands: Any) -> None:
     )
     compare.add_argument("--labels", nargs=2, metavar=("A", "B"), help="captions; without it, the files' names")
     compare.add_argument(
-        "-o", "--output", type=user_path, required=True, metavar="X.mp4", help="X.png or X.jpg with --mode sheet"
+        "-o", "--output", type=path_argument, required=True, metavar="X.mp4", help="X.png or X.jpg with --mode sheet"
     )
     _add_font_argument(compare)
     compare.set_defaults(run=_compare)
@@ -71,24 +72,30 @@ def add_commands(commands: Any) -> None:
     sheet = add_command(
         commands, "sheet", "Put frames of many videos into one picture", examples="s2video sheet runs -o runs/sheet.png"
     )
-    sheet.add_argument("videos", type=user_path, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs, or videos")
+    sheet.add_argument(
+        "videos", type=path_argument, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs, or videos"
+    )
     sheet.add_argument("--columns", type=int, default=6, metavar="N", help="frames of each video")
-    sheet.add_argument("-o", "--output", type=user_path, required=True, metavar="X.png", help="or X.jpg")
+    sheet.add_argument("-o", "--output", type=path_argument, required=True, metavar="X.png", help="or X.jpg")
     _add_font_argument(sheet)
     sheet.set_defaults(run=_sheet)
 
     page = add_command(commands, "page", "Make one HTML page of a run", examples="s2video page runs")
-    page.add_argument("folder", type=user_path, metavar="RUN", help="a folder of videos and sidecars, or of a batch")
-    page.add_argument("-o", "--output", type=user_path, metavar="X.html", help="without it, index.html in that folder")
+    page.add_argument(
+        "folder", type=path_argument, metavar="RUN", help="a folder of videos and sidecars, or of a batch"
+    )
+    page.add_argument(
+        "-o", "--output", type=path_argument, metavar="X.html", help="without it, index.html in that folder"
+    )
     page.add_argument("--title", help="without it, the folder's name")
     page.add_argument("--embed-below", type=float, default=8.0, metavar="MB", help="larger videos are linked")
     page.set_defaults(run=_page)
 
 
 def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=user_path, metavar="FILE", help="a video, its sidecar, or its latents")
+    parser.add_argument("file", type=path_argument, metavar="FILE", help="a video, its sidecar, or its latents")
     parser.add_argument(
-        "--output", type=user_path, metavar="X.mp4", help="write the video too; without it, latents are compared"
+        "--output", type=path_argument, metavar="X.mp4", help="write the video too; without it, latents are compared"
     )
     parser.add_argument("--model", metavar="PATH", help="where the model is now; a Hub id is downloaded")
     parser.add_argument("--ffmpeg", metavar="PATH", help="the ffmpeg to use; without it, the one of imageio-ffmpeg")
@@ -219,7 +226,7 @@ def _page(arguments: argparse.Namespace) -> int:
 
 def _add_font_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--font", type=user_path, metavar="F.ttf", help="font for captions with letters other than ASCII"
+        "--font", type=path_argument, metavar="F.ttf", help="font for captions with letters other than ASCII"
     )
 
 

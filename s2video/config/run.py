@@ -30,7 +30,8 @@ from .sections import (
     Section,
     Text,
 )
-from .text import describe_problems, dotted_keys, nearest_key, parse_yaml, show
+from .text import describe_problems, dotted_keys, nearest_key, show
+from .yaml_reader import parse_yaml, read_yaml
 
 
 class RunConfig(Section):
@@ -66,7 +67,7 @@ class RunConfig(Section):
     @property
     def image_paths(self) -> tuple[Path | None, Path | None]:
         """The files of `image` and `last_image`."""
-        first, last = (None if text is None else user_path(text) for text in (self.image, self.last_image))
+        first, last = (None if text is None else user_path(text, "image") for text in (self.image, self.last_image))
         return first, last
 
 
@@ -135,19 +136,11 @@ def parse_override(item: str, schema: type[BaseModel] = RunConfig) -> dict[str, 
         raise InputError(f"--set {item!r}: expected key=value, such as guidance.s2_scale=0.3")
     if key not in dotted_keys(schema):
         raise InputError(f"--set {item!r}: unknown key {key!r}{nearest_key(key, schema)}")
-    return {key: parse_yaml(text, f"--set {item}")}
+    return {key: parse_yaml(text, f"--set {item[:100]}")}
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"config file {path} does not exist: check the path") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"config file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"config file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    values = parse_yaml(text, str(path))
+    values = read_yaml(path, "config file")
     if values is None:
         raise InputError(f"config file {path} is empty: expected keys such as model, sampling and guidance")
     if not isinstance(values, dict):

@@ -34,6 +34,10 @@ Rate = Annotated[
     PlainSerializer(lambda rate: rate.numerator if rate.denominator == 1 else str(rate), return_type=int | str),
 ]
 MAX_STEPS = 10_000  # schedulers know 1,000; a sidecar with many more would only fill the memory
+MAX_SIDE = 2**16  # pixels; larger than any format of video, and small enough to compute with
+MAX_FRAMES = 1_000_000
+MAX_DRAWS = 100
+MAX_TOKENS = 2**16  # of a prompt; embeddings are padded to the setting
 Index = Annotated[Whole, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -137,13 +141,25 @@ class SamplingConfig(Section):
     """Size and length of the video, and how it is denoised."""
 
     width: Whole = setting(
-        "latents", default=64, gt=0, description="pixels; a multiple of a number that depends on the checkpoint"
+        "latents",
+        default=64,
+        gt=0,
+        le=MAX_SIDE,
+        description="pixels; a multiple of a number that depends on the checkpoint",
     )
     height: Whole = setting(
-        "latents", default=64, gt=0, description="pixels; a multiple of a number that depends on the checkpoint"
+        "latents",
+        default=64,
+        gt=0,
+        le=MAX_SIDE,
+        description="pixels; a multiple of a number that depends on the checkpoint",
     )
     num_frames: Whole = setting(
-        "latents", default=17, ge=1, description="frames; one more than a multiple of the VAE's temporal factor"
+        "latents",
+        default=17,
+        ge=1,
+        le=MAX_FRAMES,
+        description="frames; one more than a multiple of the VAE's temporal factor",
     )
     num_inference_steps: Whole = setting("latents", default=30, ge=1, le=MAX_STEPS, description="denoising steps")
     seed: Whole = setting(
@@ -159,6 +175,7 @@ class SamplingConfig(Section):
         "latents",
         default=512,
         ge=1,
+        le=MAX_TOKENS,
         description="text tokens, padding included; Wan attends to padding, so this changes its videos",
     )
 
@@ -255,7 +272,11 @@ class GuidanceConfig(Section):
         description="part of the denoising in which S² acts; step i of n is at (i + 1/2) / n",
     )
     num_draws: Whole = setting(
-        "latents", default=1, ge=1, description="N, masks drawn in a step (Eq. 3); each costs one sub pass"
+        "latents",
+        default=1,
+        ge=1,
+        le=MAX_DRAWS,
+        description="N, masks drawn in a step (Eq. 3); each costs one sub pass",
     )
     mask_seed: Whole | None = setting(
         "latents", default=None, ge=0, lt=2**63, description="seed of the masks; null: the video's own seed"
@@ -474,7 +495,7 @@ class OutputConfig(Section):
             self.crf,
             codec_for(path, self.codec),
             self.timecode,
-            None if self.audio is None else user_path(self.audio),
+            None if self.audio is None else user_path(self.audio, "output.audio"),
             self.start_number,
-            None if self.ffmpeg is None else user_path(self.ffmpeg),
+            None if self.ffmpeg is None else user_path(self.ffmpeg, "output.ffmpeg"),
         )

@@ -12,16 +12,14 @@ from ..media.formats import Codec, codec_for, suffix_of
 from ..media.naming import find_collisions, render_name, slug
 from ..media.output_paths import OutputPaths
 from ..system.files import user_path
+from ..system.text_file import read_text_file
+
+MAX_VIDEOS = 100_000  # of one command
 
 
 def read_prompt_file(path: Path) -> list[str]:
     """Return the prompts of a UTF-8 text file, one in each line; blank lines are skipped. Raises InputError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--prompt-file {path}: byte {error.start} is not UTF-8: save the file as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"--prompt-file {path}: cannot be read ({error.strerror}): check the path") from None
+    text = read_text_file(path, "--prompt-file")
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise InputError(f"--prompt-file {path}: expected a prompt in each line, got an empty file")
@@ -37,11 +35,13 @@ def plan_jobs(config: RunConfig, prompts: list[str], num_videos: int = 1) -> tup
     Raises:
         InputError: no prompt, a number or a name that cannot be used.
     """
-    seed, output, codec = config.sampling.seed, user_path(config.output.path), config.output.codec
+    seed, output, codec = config.sampling.seed, user_path(config.output.path, "output"), config.output.codec
     if not prompts:
         raise InputError("no prompt: give --prompt or --prompt-file, or set prompt in the config")
-    if num_videos < 1:
-        raise InputError(f"--num-videos: expected a value >= 1, got {num_videos}")
+    if not 1 <= num_videos * len(prompts) <= MAX_VIDEOS:
+        raise InputError(
+            f"--num-videos: expected a value >= 1, and at most {MAX_VIDEOS} videos of all prompts, got {num_videos}"
+        )
     if seed + num_videos > 2**63:
         raise InputError(f"--num-videos {num_videos}: seeds {seed} and up would pass 2^63 - 1: choose a smaller --seed")
     pairs = [(_checked_prompt(prompt, "prompt"), seed + k) for prompt in prompts for k in range(num_videos)]

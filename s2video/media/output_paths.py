@@ -33,7 +33,7 @@ class OutputPaths:
     @classmethod
     def of(cls, job: _HasOutput) -> OutputPaths:
         """Return the files of a job, by its `output.path`."""
-        return cls(user_path(job.output.path))
+        return cls(user_path(job.output.path, "output"))
 
     @property
     def video(self) -> Path:

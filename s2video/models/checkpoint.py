@@ -151,7 +151,7 @@ def find_checkpoint(path: str, revision: str | None = None, *, may_download: boo
     """
     if path in EMBEDDED:
         return ASSETS / path
-    folder = user_path(path)
+    folder = user_path(path, "model.path")
     if folder.is_dir():
         return folder
     or_else = f" or an embedded model ({', '.join(EMBEDDED)})"

@@ -1,6 +1,10 @@
 """The images that a video starts from or ends with."""
 
 import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +13,9 @@ from PIL import Image, ImageCms, ImageOps
 
 from ..errors import InputError
 
+# Pillow knows many more. Their decoders are rarely used and rarely tested, so they are not opened.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
+MAX_PIXELS = 120_000_000  # of one image; more than cameras have, and at most a few GB while it is converted
 _DEEP = ("I", "F")  # first letters of Pillow's modes above 8 bits, whose values it would clip instead of scale
 
 
@@ -33,13 +40,14 @@ class Images(NamedTuple):
 
 
 def read_images(first: Path | None, last: Path | None) -> Images | None:
-    """Read image files of any format that Pillow knows. Return None if there is no first image.
+    """Read image files of one of the `FORMATS`. Return None if there is no first image.
 
     Converts colours with another ICC profile to sRGB, applies a camera's orientation tag, puts transparent images on
     white, and uses the first frame of an animation.
 
     Raises:
-        InputError: if a file cannot be read, is not an image with 8 bits per channel, or has a damaged ICC profile.
+        InputError: if a file cannot be read, is damaged, has more than `MAX_PIXELS`, is not an image with 8 bits per
+            channel, or has a damaged ICC profile.
     """
     if first is None:
         return None
@@ -47,17 +55,7 @@ def read_images(first: Path | None, last: Path | None) -> Images | None:
 
 
 def _read(path: Path, field: str) -> Image.Image:
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            profile = file.info.get("icc_profile")
-    except Image.UnidentifiedImageError:
-        raise InputError(
-            f"{field} {path}: expected an image, such as PNG or JPEG, got another kind of file; check the path"
-        ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{field} {path}: cannot be read ({reason}); check the path and the file") from None
+    image, profile = _decoded(path, field)
     if image.mode.startswith(_DEEP):
         raise InputError(
             f"{field} {path}: expected 8 bits per channel, got Pillow's mode {image.mode}; convert the image"
@@ -78,6 +76,42 @@ def _read(path: Path, field: str) -> Image.Image:
     image = image.convert("RGB")
     image.info.pop("icc_profile", None)  # it is not that of these pixels any more
     return image
+
+
+def _decoded(path: Path, field: str) -> tuple[Image.Image, bytes | None]:
+    """Return an image, turned as its camera says, and its ICC profile."""
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError("it is not a regular file")
+        with warnings.catch_warnings(), _quiet_pillow():
+            warnings.simplefilter("error", UserWarning)  # Pillow's word for metadata that it cannot read
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is lower
+            Image.init()
+            known = [format for format in FORMATS if format in Image.OPEN]  # older Pillows have no AVIF
+            with Image.open(path, formats=known) as file:
+                if file.width * file.height > MAX_PIXELS:
+                    raise ValueError(f"{file.width}x{file.height} pixels, at most {MAX_PIXELS} are read")
+                return ImageOps.exif_transpose(file), file.info.get("icc_profile")
+    except Image.UnidentifiedImageError:
+        raise InputError(
+            f"{field} {path}: expected an image in one of the formats {', '.join(FORMATS)}, got another or a damaged "
+            "file; convert it to PNG"
+        ) from None
+    except Exception as error:  # a damaged file can make a decoder raise anything, such as struct.error or TypeError
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise InputError(f"{field} {path}: cannot be read ({reason[:200]}); check the path and the file") from None
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Without what Pillow logs about a file that it refuses anyway."""
+    logger = logging.getLogger("PIL")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:

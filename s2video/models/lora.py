@@ -41,7 +41,7 @@ def find_lora(path: str) -> Path:
     Raises:
         InputError: if there is no file or several, or it is damaged.
     """
-    file = user_path(path)
+    file = user_path(path, "model.lora")
     if not file.exists():
         if path.endswith(".safetensors"):
             raise InputError(

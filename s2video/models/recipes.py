@@ -64,7 +64,7 @@ def load_model_config(model: str, overrides: Mapping[str, Any]) -> Loaded:
     """
     if model in config_names():
         return Loaded(named_config(model).patched(overrides))
-    if "/" not in model and model not in EMBEDDED and not user_path(model).exists():
+    if "/" not in model and model not in EMBEDDED and not user_path(model, "model").exists():
         near = difflib.get_close_matches(model, [*config_names(), *EMBEDDED], n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "see s2video models"
         raise InputError(f"model: expected a name from s2video models, a folder, or a Hub id, got {model!r}; {hint}")
@@ -103,7 +103,7 @@ def find_recipe(model: str) -> str | None:
     named = next(configs_of(model), None)
     if named is not None or model in EMBEDDED:
         return named or EMBEDDED_CONFIG
-    folder = user_path(model)
+    folder = user_path(model, "model.path")
     return _recognized(folder) if (folder / "model_index.json").is_file() else None
 
 

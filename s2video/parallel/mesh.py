@@ -187,6 +187,7 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
         yield Mesh(target)
         return
 
+    ranks.check()
     resolve_degrees(parallel, ranks.world_size())  # before any rank waits for another
     backend = choose_backend(parallel, target)
     if target.type == "cuda":

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ..config.text import describe_problems, nearest_key, parse_yaml, read_number, read_text, read_whole, show
+from ..config.text import describe_problems, nearest_key, read_number, read_text, read_whole, show
+from ..config.yaml_reader import parse_yaml, read_yaml
 from ..errors import InputError
 
 Positive = Annotated[float, BeforeValidator(read_number), Field(gt=0)]
@@ -108,18 +109,13 @@ def read_card(name: str, overrides: Sequence[str] = ()) -> Card:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--card {path}: cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
-        ) from None
+    values = read_yaml(path, "--card")
     if not isinstance(values, dict):
         raise InputError(f"--card {path}: expected a mapping (key: value), got {show(values)}")
     base = values.pop("base", None)
     if base is None:
         return values
-    if base not in CARDS:
+    if not isinstance(base, str) or base not in CARDS:
         raise InputError(f"--card {path}: base: expected one of {', '.join(CARDS)}, got {show(base)}")
     return CARDS[base].model_dump() | {"name": path.stem} | values
 

@@ -67,10 +67,10 @@ _DROPPED = {
 
 def _require_local(path: str, key: str, source: object) -> None:
     """Raise InputError unless `path` is a regular file or a folder: no device, no pipe, nothing to download."""
-    place = user_path(path)
     try:
+        place = user_path(path)
         is_there = place.is_file() or place.is_dir()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # an InputError of `user_path` too
         is_there = False
     if not is_there:
         raise InputError(

@@ -19,19 +19,35 @@ from pathlib import Path
 from ..errors import InputError, S2VideoError
 from .shutdown import at_sudden_end
 
+MAX_NAME, MAX_PATH = 255, 4095  # bytes; the limits of Linux, and of most file systems for a name
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def user_path(path: str | Path) -> Path:
-    """Return a path that a person gave, with a leading ~ or ~user expanded.
+def user_path(path: str | Path, field: str = "") -> Path:
+    """Return a path that a person or a file gave, with a leading ~ or ~user expanded.
+
+    Args:
+        field: the setting that holds it, for the message.
 
     Raises:
-        InputError: there is no such user.
+        InputError: there is no such user, or no system has files of this name: it is too long, or has a NUL.
     """
+    source = f"{field} {str(path)[:80]!r}".strip()
     try:
-        return Path(path).expanduser()
+        expanded = Path(path).expanduser()
+        parts = [os.fsencode(part) for part in expanded.parts]
     except RuntimeError:
-        raise InputError(f"{path}: expected the name of a user after ~, or nothing; write the whole path") from None
+        raise InputError(f"{source}: expected the name of a user after ~, or nothing; write the whole path") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{source}: expected a path, got text that no file name can hold; change it") from None
+    if any(b"\0" in part for part in parts):
+        raise InputError(f"{source}: expected a path, got one with a NUL character; remove it")
+    if max(map(len, parts), default=0) > MAX_NAME or sum(map(len, parts)) + len(parts) > MAX_PATH:
+        raise InputError(
+            f"{source}: too long: expected names of at most {MAX_NAME} bytes in a path of at most {MAX_PATH}; shorten "
+            "it"
+        )
+    return expanded
 
 
 @contextmanager

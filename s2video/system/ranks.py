@@ -4,6 +4,8 @@ import os
 
 from ..errors import InputError
 
+MAX_RANKS = 1_000_000
+
 
 def launched_by_torchrun() -> bool:
     """Return whether torchrun, or a program that sets the same variables, started this process."""
@@ -12,22 +14,39 @@ def launched_by_torchrun() -> bool:
 
 def rank() -> int:
     """Return RANK, this process's number among all ranks; 0 without torchrun."""
-    return _number("RANK", 0)
+    number, count = _number("RANK", 0), world_size()
+    if number >= count:
+        raise InputError(
+            f"RANK: expected a number below WORLD_SIZE, {count}, in the environment, got {number}; start the ranks "
+            "with torchrun"
+        )
+    return number
+
+
+def shown_rank() -> str:
+    """Return RANK as it is, for a message. Never raises."""
+    return os.environ.get("RANK", "0")[:40]
 
 
 def world_size() -> int:
     """Return WORLD_SIZE, the number of ranks; 1 without torchrun."""
-    return _number("WORLD_SIZE", 1)
+    return _number("WORLD_SIZE", 1, least=1)
 
 
 def local_rank() -> int:
     """Return LOCAL_RANK, this process's number among the ranks of its host; 0 without torchrun."""
-    return _number("LOCAL_RANK", 0)
+    number, count = _number("LOCAL_RANK", 0), local_world_size()
+    if number >= count and "LOCAL_WORLD_SIZE" in os.environ:
+        raise InputError(
+            f"LOCAL_RANK: expected a number below LOCAL_WORLD_SIZE, {count}, in the environment, got {number}; start "
+            "the ranks with torchrun"
+        )
+    return number
 
 
 def local_world_size() -> int:
     """Return LOCAL_WORLD_SIZE, the number of ranks of this host; 1 without torchrun."""
-    return _number("LOCAL_WORLD_SIZE", 1)
+    return _number("LOCAL_WORLD_SIZE", 1, least=1)
 
 
 def is_main_rank() -> bool:
@@ -57,15 +76,24 @@ def store_address() -> tuple[str, int]:
         raise InputError(
             "MASTER_ADDR: expected the address of rank 0's host, got nothing; start the ranks with torchrun"
         )
-    return address, _number("MASTER_PORT", None)
+    return address, _number("MASTER_PORT", None, least=1, most=2**16 - 1)
 
 
-def _number(name: str, default: int | None) -> int:
+def check() -> None:
+    """Raise InputError unless the environment of a rank is complete, and its numbers fit each other."""
+    rank()
+    local_rank()
+    store_address()
+
+
+def _number(name: str, default: int | None, *, least: int = 0, most: int = MAX_RANKS) -> int:
     text = os.environ.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.isascii() or not text.isdigit():
+    is_number = text is not None and text.isascii() and text.isdigit() and len(text) < 10
+    if text is None or not is_number or not least <= int(text) <= most:
         raise InputError(
-            f"{name}: expected a whole number in the environment, got {text!r}; start the ranks with torchrun"
+            f"{name}: expected a whole number from {least} to {most} in the environment, got "
+            f"{'nothing' if text is None else repr(text[:40])}; start the ranks with torchrun"
         )
     return int(text)

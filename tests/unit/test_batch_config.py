@@ -150,7 +150,7 @@ def test_all_bad_shots_are_named_and_the_good_ones_stand(tmp_path: Path) -> None
         ({}, ["shots"]),
         ({"shots": []}, ["shots: expected a list of shots"]),
         ({"shots": "s.xml"}, [".jsonl, .csv, .txt", "s.xml"]),
-        ({"shots": "nowhere.csv"}, ["nowhere.csv", "cannot be read"]),
+        ({"shots": "nowhere.csv"}, ["nowhere.csv", "does not exist"]),
         ({**SHOTS, "seeds": 0}, ["seeds", ">= 1"]),
         ({**SHOTS, "seeds": 10**6}, ["at most 100000", "2000000"]),
         ({**SHOTS, "sweep": {"guidance.s2_scael": [1]}}, ["did you mean 'guidance.s2_scale'"]),

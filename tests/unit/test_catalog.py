@@ -38,7 +38,7 @@ def test_what_models_take_and_need(entries: dict[str, Entry]) -> None:
     ("key", "expected"),
     [
         ("guidance.s2_scale", ["guidance.s2_scale: number ≥ 0; default 0.25", "ω"]),
-        ("sampling", ["sampling.width: whole number > 0; default 64", "sampling.num_inference_steps"]),
+        ("sampling", ["sampling.width: whole number > 0 and ≤ 65536; default 64", "sampling.num_inference_steps"]),
         ("prompt", ["prompt: text or null; default null"]),
     ],
 )
