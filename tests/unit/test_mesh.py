@@ -135,8 +135,8 @@ def test_nccl_waits_longer_than_the_watch(monkeypatch: pytest.MonkeyPatch) -> No
         watched.append(longest_step)
         raise Joined
 
-    monkeypatch.setattr(mesh_module.ranks, "launched_by_torchrun", lambda: True)
-    monkeypatch.setattr(mesh_module.ranks, "world_size", lambda: 2)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(
         mesh_module.dist, "init_process_group", lambda backend, timeout, **_: limits.append(timeout.total_seconds())
     )
