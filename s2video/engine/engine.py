@@ -33,9 +33,12 @@ from ..models.parts import place_transformer
 from ..models.prompts import cut_prompts
 from ..models.text import TextEncoder
 from ..parallel.agreement import require_agreement
+from ..parallel.attention import attention_kernel
 from ..parallel.collectives import any_rank
 from ..parallel.mesh import Mesh, resolve_device
+from ..parallel.ring import named_backend
 from ..records.resume import ResumePoint
+from ..records.sidecar import machine_settings
 from ..sampling.denoiser import Denoiser
 from ..sampling.sampler import sample
 from ..system.progress import Progress, Style
@@ -128,7 +131,7 @@ class Engine:
             offloaded=config.model.offload_experts and component != self._family.transformers[0],
         )
         load_loras(transformer, config.model.lora, component, self._family.pipeline)
-        model = self._family.block_model(transformer, config.model.attention_backend)
+        model = self._family.block_model(transformer, named_backend(config.model.attention_backend))
         return Expert(model, weights, transformer)
 
     def with_config(self, config: RunConfig) -> "Engine":
@@ -155,6 +158,13 @@ class Engine:
     def num_blocks(self) -> int:
         """Blocks of the transformer, or of each of the two."""
         return self._experts.num_blocks
+
+    @property
+    def attention_kernel(self) -> str:
+        """The kernel with which video tokens attend to each other; the last bits depend on it."""
+        dim = getattr(self._experts.config, "attention_head_dim", 0)
+        backend = named_backend(self.config.model.attention_backend)
+        return attention_kernel(backend, self.mesh.device, self._dtype, dim, self.mesh.sequence.ring)
 
     @property
     def latent_shape(self) -> LatentShape:
@@ -230,7 +240,9 @@ class Engine:
         )
         require_agreement(
             statement
-            | rank_statement(self.config, self.checkpoint.fingerprint())
+            | rank_statement(
+                self.config, self.checkpoint.fingerprint(), machine_settings(self.mesh.device, self.attention_kernel)
+            )
             | {"resume": resume_point is not None and resume_point.resume},
             self.mesh.world,
         )

@@ -48,6 +48,7 @@ class Denoised:
             self.latents,
             self.engine.mesh,
             weights=self.engine.weight_digests(),
+            attention=self.engine.attention_kernel,
             timings=timings | {"decode_seconds": decode_seconds},
             resumed_after_step=(self.resume_point.first_step or None) if self.resume_point else None,
         )

@@ -46,15 +46,19 @@ def latents_statement(
     }
 
 
-def rank_statement(config: RunConfig, fingerprint: Mapping[str, str]) -> dict[str, Any]:
+def rank_statement(
+    config: RunConfig, fingerprint: Mapping[str, str], machine: Mapping[str, str | bool]
+) -> dict[str, Any]:
     """Return what ranks must have in common besides `latents_statement`.
 
     Args:
         fingerprint: digests of the headers of the weight files.
+        machine: from `records.sidecar.machine_settings`.
     """
     settings = marked_settings(config.model_dump(mode="json"), frozenset({"frames", "rounding"}))
     return {key: value for key, value in settings.items() if not key.startswith("output.")} | {
         "model.revision": config.model.revision,
         "weights": dict(fingerprint),
+        **{f"machine.{key}": value for key, value in machine.items()},
         "versions": versions(),
     }

@@ -5,6 +5,7 @@ Wan 2.2 A14B has two: one for high noise, and one for timesteps below a boundary
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,11 @@ class Experts:
     @property
     def num_blocks(self) -> int:
         return self._experts[0].model.num_blocks
+
+    @property
+    def config(self) -> Any:
+        """The settings of the first transformer's module."""
+        return getattr(self._experts[0].module, "config", None)
 
     def index_at(self, timestep: Tensor) -> int:
         """Return the index of the active expert; `timestep` is the scheduler's, in its precision, as in diffusers."""

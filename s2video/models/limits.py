@@ -47,9 +47,9 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
         from ..parallel.mesh import resolve_degrees
 
         if resolve_degrees(config.parallel, world_size)["ring"] > 1:
-            from ..parallel.ring import check_backend
+            from ..parallel.ring import check_backend, named_backend
 
-            check_backend(config.model.attention_backend)
+            check_backend(named_backend(config.model.attention_backend))
     if config.model.device == "cuda":
         from ..parallel.mesh import choose_backend, resolve_device
 

@@ -11,15 +11,18 @@ Dimension letters as in `collectives`; M text tokens, S_local tokens of this ran
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 from torch import Tensor
 
 from ..geometry import Shard, split_evenly
 from .collectives import gather_parts, heads_from_tokens, tokens_from_heads
-from .mesh import SequenceAxes
-from .ring import Kernel, choose_kernel, merge_partial, partial_attention, ring_attention
+from .mesh import Axis, SequenceAxes
+from .ring import Kernel, choose_kernel, fastest_kernel, merge_partial, partial_attention, ring_attention
+
+_NATIVE = AttentionBackendName.NATIVE  # torch's own choice of a kernel
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,25 @@ class AttentionPlan:
         return tuple(sum(lengths[i : i + degree]) for i in range(0, len(lengths), degree))
 
 
+def attention_kernel(backend: str | None, device: torch.device, dtype: torch.dtype, dim: int, ring: Axis) -> str:
+    """Return the name of the kernel with which video tokens attend to each other; "native" stands for torch's choice.
+
+    Args:
+        backend: from `named_backend`.
+        dim: channels of a head.
+    """
+    if ring.size > 1:
+        return choose_kernel(device, dtype, dim, backend).name
+    fastest = fastest_kernel(device, dtype, dim)
+    return backend or (fastest.name if fastest else _NATIVE.value)
+
+
 def sharded_attention(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, *, backend: str | None) -> Tensor:
     """Return softmax(QKᵀ/√D)·V over all tokens: [B, S_local, H, D] each -> [B, S_local, H, D].
 
     Args:
-        backend: a backend of diffusers' attention dispatcher; None for its default. With a ring it must be in
-            `ring.KERNELS`.
+        backend: a backend of diffusers' attention dispatcher; None for the one that `attention_kernel` names. With a
+            ring it must be in `ring.KERNELS`.
 
     Raises:
         InputError: the backend cannot be used with a ring.
@@ -170,6 +186,21 @@ def _joint_ring(
     return video_out, text_out
 
 
+def set_backend(transformer: Any, backend: str | None) -> None:
+    """Let the attention that is not sharded, such as that to text, use a backend; None for torch's choice.
+
+    Unlike `set_attention_backend` of diffusers, this does not change the default of other models.
+    """
+    if backend is not None:
+        with attention_backend(backend):  # which restores the default
+            transformer.set_attention_backend(backend)
+        return
+    for module in transformer.modules():
+        processor: Any = getattr(module, "processor", None)
+        if hasattr(processor, "_attention_backend"):
+            processor._attention_backend = _NATIVE
+
+
 def _runs(lengths: Sequence[int]) -> Iterator[tuple[slice, int]]:
     """Yield slices of consecutive samples with the same length, and that length, to call the kernel less often."""
     start = 0
@@ -190,4 +221,9 @@ def _ring_kernel(query: Tensor, plan: AttentionPlan, backend: str | None) -> Ker
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, backend: str | None) -> Tensor:
-    return dispatch_attention_fn(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, backend=backend)
+    fastest = fastest_kernel(query.device, query.dtype, query.shape[-1]) if backend is None else None
+    if fastest is not None:
+        # not by diffusers, which switches all other kernels of the process off during the call, in every thread
+        return fastest.run(*(x.transpose(1, 2) for x in (query, key, value)))[0].transpose(1, 2)
+    wanted = AttentionBackendName(backend or _NATIVE)
+    return dispatch_attention_fn(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, backend=wanted)

@@ -236,12 +236,10 @@ def _meshes(config: RunConfig, world_size: int) -> Iterator[tuple[Any, str | Non
 
 
 def _ring_refusal(config: RunConfig) -> str | None:
-    if config.model.attention_backend is None:
-        return None
-    from ..parallel.ring import check_backend
+    from ..parallel.ring import check_backend, named_backend
 
     try:
-        check_backend(config.model.attention_backend)
+        check_backend(named_backend(config.model.attention_backend))
     except InputError as error:
         return str(error)
     return None

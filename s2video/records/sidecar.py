@@ -6,6 +6,7 @@ exists already.
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -78,12 +79,14 @@ def run_facts(
     *,
     weights: Mapping[str, str],
     timings: Mapping[str, float],
+    attention: str,
     resumed_after_step: int | None = None,
 ) -> dict[str, Any]:
     """Return the facts that a run adds to `job_facts`, as JSON.
 
     Args:
         latents: [1, C, T, H, W].
+        attention: the kernel, `Engine.attention_kernel`.
         weights: SHA-256 of the weight files, by name.
         timings: seconds, by phase.
         resumed_after_step: the step of the resume point; None if the run was not interrupted.
@@ -93,7 +96,7 @@ def run_facts(
         "latents": latents_record(latents).model_dump(mode="json"),
         "resumed_after_step": resumed_after_step,
         "mesh": mesh.describe(),
-        "machine": machine(mesh.device),
+        "machine": machine(mesh.device, attention),
         "versions": versions(),
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
     }
@@ -116,11 +119,25 @@ def latents_record(latents: Tensor) -> LatentsRecord:
     return LatentsRecord.model_validate({"shape": tuple(values.shape), "sha256": digest, "probes": probes})
 
 
-def machine(device: torch.device) -> dict[str, str | int]:
+def machine(device: torch.device, attention: str) -> dict[str, str | int | bool]:
     """Return the properties of this machine that can change the last bits of a result, without ranks and versions."""
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {"device": name, "threads": torch.get_num_threads()}
+    return {"device": name, "threads": torch.get_num_threads(), **machine_settings(device, attention)}
+
+
+def machine_settings(device: torch.device, attention: str) -> dict[str, str | bool]:
+    """Return those properties that are choices of kernels, which all ranks have to share.
+
+    Args:
+        attention: the kernel, `Engine.attention_kernel`.
+    """
+    return {"attention": attention, "tf32": uses_tf32(device)}
+
+
+def uses_tf32(device: torch.device) -> bool:
+    """Return whether float32 convolutions round their inputs to 10 bits (TF32), which is torch's default on a GPU."""
+    return device.type == "cuda" and torch.backends.cudnn.allow_tf32 and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
 
 
 def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:

@@ -94,6 +94,13 @@ class MachineRecord(_Part):
 
     device: str = Field(description="the GPU's name, or the CPU's instruction sets")
     threads: Count = Field(description="number of torch's CPU threads")
+    attention: str | None = Field(
+        default=None, description="the attention kernel; native: torch's choice; older sidecars do not have this"
+    )
+    tf32: bool | None = Field(
+        default=None,
+        description="whether float32 convolutions on a GPU used TF32 (10 bits); older sidecars do not have this",
+    )
 
 
 class JobFacts(BaseModel):

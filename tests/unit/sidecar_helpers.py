@@ -41,7 +41,13 @@ def made_video(
     if latents is None:
         latents = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
     timings = {"load_seconds": 0.5, "denoise_seconds": 1.25}
-    facts |= run_facts(latents, Mesh(torch.device("cpu")), weights={"vae/x.safetensors": "0" * 64}, timings=timings)
+    facts |= run_facts(
+        latents,
+        Mesh(torch.device("cpu")),
+        weights={"vae/x.safetensors": "0" * 64},
+        timings=timings,
+        attention="native",
+    )
     spec = config.output.spec(path)
     assert spec.fps == Fraction(8)
     write_video([solid(RED, num_frames=5)], path, spec, metadata={"title": prompt})

@@ -20,7 +20,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from ...geometry import LatentShape
-from ...parallel.attention import AttentionPlan, sharded_joint_attention
+from ...parallel.attention import AttentionPlan, set_backend, sharded_joint_attention
 from ..base import BlockContext, Conditioning, TokenState
 from ..tokens import embed_shard, gather_latents, pad_text
 
@@ -88,8 +88,7 @@ class HunyuanVideoBlockModel:
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, *, attention_backend: str | None = None) -> None:
         self.transformer = transformer
         self._dtype = transformer.dtype  # stored, because the property searches all modules
-        if attention_backend is not None:
-            transformer.set_attention_backend(attention_backend)
+        set_backend(transformer, attention_backend)
         self.blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
         self._patch_size = (transformer.config.patch_size_t, *[transformer.config.patch_size] * 2)
         self._attention = ShardedJointAttention(attention_backend)

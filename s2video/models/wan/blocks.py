@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
 from ...geometry import LatentShape, Shard
-from ...parallel.attention import AttentionPlan, sharded_attention
+from ...parallel.attention import AttentionPlan, set_backend, sharded_attention
 from ..base import BlockContext, Conditioning, TokenState
 from ..tokens import embed_shard, gather_latents
 
@@ -85,8 +85,7 @@ class WanBlockModel:
         self.transformer = transformer
         self._time_per_token = time_per_token
         self._dtype = transformer.dtype  # stored, because the property searches all modules
-        if attention_backend is not None:
-            transformer.set_attention_backend(attention_backend)
+        set_backend(transformer, attention_backend)
         self._attention = ShardedSelfAttention(attention_backend)
         for block in transformer.blocks:
             block.attn1.set_processor(self._attention)
