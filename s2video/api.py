@@ -22,9 +22,10 @@ from .models.checkpoint import open_checkpoint
 from .models.images import read_images
 from .models.recipes import load_config, load_model_config
 from .planning.plan import resolve_parallel
-from .records.sidecar import container_metadata, make_sidecar
+from .records.identity import audio_digest
+from .records.sidecar import container_metadata, sidecar_beside
 from .system import ranks
-from .system.files import user_path, write_json
+from .system.files import user_path
 from .system.progress import Style
 
 
@@ -45,7 +46,7 @@ class Video:
     facts: Mapping[str, Any] = field(repr=False)
 
     def save(self, path: str | Path, codec: Codec | Literal["auto"] = "auto", **output: Any) -> Path:
-        """Write the video, and its sidecar next to it, each whole or not at all.
+        """Write the video, and its sidecar next to it, both or neither.
 
         Args:
             path: with the suffix of its format; a sequence X.exr becomes the folder X.
@@ -60,12 +61,11 @@ class Video:
         """
         path = user_path(path)
         config = self.config.patched({"output": {"codec": codec, **output, "path": str(path)}}, "save")
-        facts = {**self.facts, "config": config.model_dump(mode="json")}
+        facts = {**self.facts, "config": config.model_dump(mode="json"), "audio_sha256": audio_digest(config)}
         spec = config.output.spec(path)
-        write_video([self.frames], path, spec, metadata=container_metadata(facts, spec.codec))
-        place = place_of(path)
-        write_json(path.with_suffix(".json"), make_sidecar(facts, place).as_json())
-        return place
+        beside = sidecar_beside(path, lambda: facts)
+        write_video([self.frames], path, spec, metadata=container_metadata(facts, spec.codec), beside=beside)
+        return place_of(path)
 
 
 class TextToVideo:

@@ -12,6 +12,7 @@ from ..errors import InputError, S2VideoError, out_of_memory
 from ..media.checks import check_output, check_spec
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_request
+from ..records.integrity import problems, video_of
 from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 from ..system import ranks
 from ..system.progress import Style
@@ -30,7 +31,7 @@ def add_commands(commands: Any) -> None:
     inspect = add_command(
         commands,
         "inspect",
-        "Print how a video was made, and whether its file has changed",
+        "Print how a video was made, and whether its file has changed (then the exit code is 1)",
         examples="s2video inspect runs/x.mp4\ns2video inspect runs/x.mp4 --json",
     )
     inspect.add_argument(
@@ -144,12 +145,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
         raise InputError("inspect: name a video, its sidecar X.json, or its X.latents.safetensors")
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
+    video = video_of(arguments.file, path, sidecar)
     if arguments.json:
         print(printable_json(path.read_text(encoding="utf-8")), end="")
-        return 0
-    from ..review.inspect import describe
+    else:
+        from ..review.inspect import describe
 
-    show(describe(sidecar, path.with_name(sidecar.output.name)))
+        show(describe(sidecar, video))
+    if found := list(problems(path, sidecar, video)):
+        raise S2VideoError("; ".join(found))
     return 0
 
 

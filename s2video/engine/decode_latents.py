@@ -13,11 +13,14 @@ from ..geometry import LatentShape
 from ..media.checks import check_spec
 from ..media.formats import FORMATS, Codec, VideoSpec, codec_for, place_of
 from ..media.video_queue import write_video_meanwhile
-from ..models.checkpoint import open_checkpoint
+from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.loading import load_vae
 from ..parallel.mesh import Mesh, resolve_device
-from ..records.sidecar import SavedLatents, container_metadata, load_latents
+from ..records.identity import audio_digest
+from ..records.sidecar import SavedLatents, container_metadata, latents_record, load_latents, sidecar_beside
+from ..records.sidecar_model import read_sidecar
 from ..records.trust import config_from_file
+from ..system.files import Beside
 
 
 def decode_latents(
@@ -31,6 +34,8 @@ def decode_latents(
 ) -> Path:
     """Make the video of latents that a run saved. Loads the VAE and nothing else.
 
+    A sidecar that describes a video of this name is renewed together with it.
+
     Args:
         output: its suffix and `codec` decide the format, which need not be the run's. A timecode or sound that the
             format cannot hold is left out.
@@ -42,7 +47,8 @@ def decode_latents(
         The path of the file, or of a sequence's folder.
 
     Raises:
-        InputError: latents or a checkpoint that cannot be used, or do not fit each other.
+        InputError: latents or a checkpoint that cannot be used, or do not fit each other; or the sidecar of `output`
+            describes a video of other latents or of another VAE.
     """
     saved, own = load_latents(path), {key: value for key, value in (own or {}).items() if value is not None}
     may_download = config is not None or "model.path" in own
@@ -57,6 +63,7 @@ def decode_latents(
     spec = _spec(config, output, codec)
     height, width = (size * info.spatial_factor for size in saved.latents.shape[3:])
     check_spec(spec, width, height)
+    beside = _renewed_sidecar(saved, output, config.for_output(output), checkpoint)
     device = resolve_device(config.model.device)
     dtype: torch.dtype = getattr(torch, config.model.vae_dtype)
     decode = FrameDecoder(
@@ -68,8 +75,32 @@ def decode_latents(
         timeout_seconds=config.parallel.timeout_seconds,
     )
     facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
-    write_video_meanwhile(decode(saved.latents), output, spec, metadata=container_metadata(facts, spec.codec))
+    metadata = container_metadata(facts, spec.codec)
+    write_video_meanwhile(decode(saved.latents), output, spec, metadata=metadata, beside=beside)
     return place_of(output)
+
+
+def _renewed_sidecar(saved: SavedLatents, output: Path, config: RunConfig, checkpoint: Checkpoint) -> Beside | None:
+    """The sidecar to write with the video: None if there is none of a video of that name."""
+    path = output.with_suffix(".json")
+    if not path.is_file():
+        return None
+    try:
+        sidecar = read_sidecar(path)
+    except InputError:
+        return None
+    if sidecar.output.name != place_of(output).name:
+        return None
+    vae = {file.name: file.sha256 for file in checkpoint.files("vae")}
+    is_same_vae = vae.items() <= sidecar.weights.items() and config.model.vae_dtype == sidecar.config.model.vae_dtype
+    if latents_record(saved.latents).sha256 != sidecar.latents.sha256 or not is_same_vae:
+        raise InputError(
+            f"output {output}: expected the latents and the VAE of the video that {path} describes, got "
+            f"{'others' if is_same_vae else 'another VAE'}; choose another name"
+        )
+    settings = config.output.model_dump(mode="json")
+    facts = sidecar.as_json() | {"config": sidecar.config.patched({"output": settings}).model_dump(mode="json")}
+    return sidecar_beside(output, lambda: facts | {"audio_sha256": audio_digest(config)})
 
 
 def _stored_config(saved: SavedLatents, path: Path, own: Mapping[str, Any], say: Callable[[str], None]) -> RunConfig:

@@ -17,8 +17,7 @@ from ..models.images import Images, read_images
 from ..models.prompts import cut_warning
 from ..parallel.collectives import gather_objects
 from ..records.resume import ResumePoint
-from ..records.sidecar import container_metadata, is_sidecar_of, job_facts, make_sidecar, run_facts, save_latents
-from ..system.files import write_json
+from ..records.sidecar import container_metadata, job_facts, run_facts, save_latents, sidecar_beside, why_not_made
 from ..system.terminal import say
 from .engine import Engine, OnStep
 
@@ -61,7 +60,7 @@ def make_video(engine: Engine, job: RunConfig, *, resume: bool = False) -> Path 
 
     Args:
         engine: the models of `job.model`.
-        resume: keep a video that is already there and whole, and continue one that was interrupted.
+        resume: keep a video that is there already, unchanged, and of this job, and continue one that was interrupted.
 
     Returns:
         The path of the video's file, or of a sequence's folder, on the main rank, None on the others.
@@ -114,9 +113,8 @@ def finish(denoised: Denoised, *, alone: bool = False) -> Path | None:
     start = time.monotonic()
     spec = job.output.spec(files.output)
     frames = engine.decode(denoised.latents, alone=alone)
-    write_video_meanwhile(frames, files.output, spec, metadata=container_metadata(facts, spec.codec))
-    record = denoised.all_facts(time.monotonic() - start)
-    write_json(files.sidecar, make_sidecar(record, files.video).as_json())
+    beside = sidecar_beside(files.output, lambda: denoised.all_facts(time.monotonic() - start))
+    write_video_meanwhile(frames, files.output, spec, metadata=container_metadata(facts, spec.codec), beside=beside)
     if not job.output.keep_latents:
         files.latents.unlink()
     if denoised.resume_point is not None:
@@ -127,7 +125,13 @@ def finish(denoised: Denoised, *, alone: bool = False) -> Path | None:
 def _facts(engine: Engine, job: RunConfig, images: Images | None) -> dict[str, Any]:
     records = [] if images is None else images.records(*job.image_paths)
     masks = engine.mask_schedule([job.sampling.seed])
-    return job_facts(job, images=records, masks=masks, cut_prompts=engine.cut_prompts())
+    return job_facts(
+        job,
+        images=records,
+        masks=masks,
+        cut_prompts=engine.cut_prompts(),
+        model_files=engine.checkpoint.settings_digests(),
+    )
 
 
 def _denoised(
@@ -152,8 +156,11 @@ def _denoised(
 
 
 def _is_made(engine: Engine, files: OutputPaths, facts: dict[str, Any]) -> bool:
-    """Whether the job's files are there, whole, and of this very job; the main rank knows."""
-    wanted = [files.video, files.sidecar, *([files.latents] if engine.config.output.keep_latents else [])]
-    if not engine.mesh.is_main or not all(file.exists() for file in wanted):
+    """Whether the job's files are there, unchanged, and of this very job; the main rank knows, and says why not."""
+    if not engine.mesh.is_main or not (files.video.exists() or files.sidecar.exists()):
         return False
-    return is_sidecar_of(files.sidecar, facts | {"weights": engine.weight_digests()})
+    wanted = facts | {"weights": engine.weight_digests()}
+    reason = why_not_made(files.sidecar, wanted, with_latents=engine.config.output.keep_latents)
+    if reason is not None:
+        say(f"{files.video}: made again: {reason}")
+    return reason is None

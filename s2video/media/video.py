@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, NumericalError, S2VideoError
-from ..system.files import atomic_folder, atomic_path
+from ..system.files import Beside, atomic_folder, atomic_path
 from .colour import pixels
 from .exr import ExrSequence
 from .ffmpeg import TAG_BT709, TAG_SRGB, Ffmpeg, raw_input
@@ -60,7 +60,14 @@ class VideoInfo:
     metadata: Mapping[str, str]
 
 
-def write_video(frames: Iterable[Tensor], path: Path, spec: VideoSpec, *, metadata: Mapping[str, str]) -> VideoInfo:
+def write_video(
+    frames: Iterable[Tensor],
+    path: Path,
+    spec: VideoSpec,
+    *,
+    metadata: Mapping[str, str],
+    beside: Beside | None = None,
+) -> VideoInfo:
     """Encode frames to a file, or to a folder of files, one chunk at a time.
 
     Args:
@@ -72,16 +79,17 @@ def write_video(frames: Iterable[Tensor], path: Path, spec: VideoSpec, *, metada
         metadata: text for the container. Keys are letters, digits, "_", "." and "-"; empty texts are left out.
             If all keys are names that MP4 defines (title, comment, ...), every player shows them. With any other key,
             all are stored in a form that fewer players show. An EXR header has each under its key, a PNG has none.
+        beside: a JSON file that gets its final name together with the video, see `atomic_path`.
 
     Raises:
         InputError: path, metadata or frames cannot be used.
         NumericalError: a frame has NaN or infinite values.
         S2VideoError: the encoder failed.
-    After any exception, `path` is unchanged, and no temporary file or process is left.
+    After any exception, `path` and `beside` are unchanged, and no temporary file or process is left.
     """
     codec_for(path, spec.codec)
     _metadata_arguments(metadata)  # raises before any frame is made
-    with _atomic_output(path, spec) as temporary:
+    with _atomic_output(path, spec, beside) as temporary:
         singles = _single_frames(frames, spec)
         first = next(singles, None)
         if first is None:
@@ -210,10 +218,10 @@ def _add_sound(video: Path, spec: VideoSpec, num_frames: int, metadata: Mapping[
             pass  # ffmpeg reads files only, and ends by itself
 
 
-def _atomic_output(path: Path, spec: VideoSpec) -> AbstractContextManager[Path]:
+def _atomic_output(path: Path, spec: VideoSpec, beside: Beside | None) -> AbstractContextManager[Path]:
     if spec.format.is_sequence:
-        return atomic_folder(place_of(path), partial(is_frame_name, path))
-    return atomic_path(path)
+        return atomic_folder(place_of(path), partial(is_frame_name, path), beside)
+    return atomic_path(path, beside)
 
 
 def _checked(temporary: Path, path: Path, spec: VideoSpec, width: int, height: int, num_frames: int) -> VideoInfo:

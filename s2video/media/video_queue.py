@@ -12,6 +12,7 @@ from threading import Semaphore
 
 from torch import Tensor
 
+from ..system.files import Beside
 from .video import VideoInfo, VideoSpec, write_video
 
 CHUNKS_AHEAD = 2  # most chunks that wait for the encoder; one hides uneven times, and a second one is cheap
@@ -22,18 +23,23 @@ class _AbandonedError(Exception):
 
 
 def write_video_meanwhile(
-    frames: Generator[Tensor, None, None], path: Path, spec: VideoSpec, *, metadata: Mapping[str, str]
+    frames: Generator[Tensor, None, None],
+    path: Path,
+    spec: VideoSpec,
+    *,
+    metadata: Mapping[str, str],
+    beside: Beside | None = None,
 ) -> VideoInfo:
     """Encode frames like `write_video`, in a second thread while this thread makes the next frames.
 
     Raise the errors of `write_video` and of `frames`. At most `CHUNKS_AHEAD` chunks wait for the encoder. In every case
     `frames` is closed and the thread has ended; after an exception, `path` is unchanged, and no temporary file or
-    process is left.
+    process is left. If an interrupt arrives after the last frame, the encoder finishes the file and `beside` first.
     """
     queue: SimpleQueue[Tensor | _AbandonedError | None] = SimpleQueue()
     slots = Semaphore(CHUNKS_AHEAD)
     with closing(frames), ThreadPoolExecutor(1, "encoder") as pool:
-        written = pool.submit(write_video, _taken(queue, slots), path, spec, metadata=metadata)
+        written = pool.submit(write_video, _taken(queue, slots), path, spec, metadata=metadata, beside=beside)
         written.add_done_callback(
             lambda _: slots.release()
         )  # no chunk will be taken any more, so do not wait for a slot

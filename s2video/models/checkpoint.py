@@ -112,12 +112,21 @@ class Checkpoint:
 
     def digests(self) -> dict[str, str]:
         """Return names of all files of the components (weights, configurations, tokenizers) -> their SHA-256."""
+        return self.weight_digests() | self._small_digests
+
+    def settings_digests(self) -> dict[str, str]:
+        """Return names of all files but weights -> their SHA-256, with model_index.json; each file is read once."""
+        index = self.family.index.path
+        return self._small_digests | {index.name: hashlib.sha256(index.read_bytes()).hexdigest()}
+
+    @cached_property
+    def _small_digests(self) -> dict[str, str]:
         small = {}
         for path in sorted(self.folder.glob("*/*")):
             is_ours = path.is_file() and path.parent.name in {*self.family.components, "scheduler"}
             if is_ours and not path.name.endswith((".safetensors", ".bin", ".md")):
                 small[str(path.relative_to(self.folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return self.weight_digests() | small
+        return small
 
     def _weights(self) -> tuple[WeightFile, ...]:
         return tuple(file for name in self.family.weighted for file in self.files(name))

@@ -20,11 +20,40 @@ from ..system.files import user_path
 from ..version import __version__
 
 
-def deciding(facts: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Return what determines a video, from the facts in its sidecar, to be compared with that of another."""
-    decided = [facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")]
-    decided += [image["digest"] for image in facts["images"]]
-    return decided, marked_settings(facts["config"], PIXELS)
+def deciding(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what determines a video, by name, from the facts in its sidecar."""
+    decided = {key: facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")}
+    decided["images"] = [image["digest"] for image in facts["images"]]
+    newer = {key: facts[key] for key in _NEWER if facts.get(key)}
+    return decided | newer | marked_settings(facts["config"], PIXELS)
+
+
+def first_difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Return in words the first thing by which the facts of a sidecar determine another video; None if none does.
+
+    What older sidecars do not record is not compared.
+
+    Raises:
+        KeyError, TypeError: facts that are not those of a sidecar.
+    """
+    then, now = deciding(recorded), deciding(wanted)
+    for name in sorted(then.keys() | now.keys(), key=lambda name: (name == "masks", name)):  # they follow from others
+        if name in _NEWER and not (name in then and name in now):
+            continue
+        if (before := then.get(name)) != (after := now.get(name)):
+            if isinstance(before, Mapping) and isinstance(after, Mapping):
+                part = min(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+                return f"{name}: {part} is another"
+            return f"{name} was {_short(before)}, now it is {_short(after)}"
+    return None
+
+
+_NEWER = ("model_files", "audio_sha256")  # not in the sidecars of version 0.1.0
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def job_key(job: RunConfig, checkpoint: Mapping[str, str]) -> str:
@@ -46,7 +75,7 @@ def job_key(job: RunConfig, checkpoint: Mapping[str, str]) -> str:
         "checkpoint": dict(checkpoint),
         "loras": lora_digests(job.model.lora),
         "images": [_file_digest(path) for path in job.image_paths],
-        "audio": _file_digest(None if job.output.audio is None else user_path(job.output.audio)),
+        "audio": audio_digest(job),
         "versions": _versions(),
     }
     return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()
@@ -56,6 +85,11 @@ def job_key(job: RunConfig, checkpoint: Mapping[str, str]) -> str:
 def _versions() -> dict[str, str]:
     names = ("torch", "diffusers", "transformers", "numpy")
     return {"s2video": __version__} | {name: version(name) for name in names}
+
+
+def audio_digest(job: RunConfig) -> str | None:
+    """Return SHA-256 of the file of a job's sound; None if there is none."""
+    return _file_digest(None if job.output.audio is None else user_path(job.output.audio))
 
 
 def _file_digest(path: Path | None) -> str | None:

@@ -1,14 +1,14 @@
 """The files next to a video: a JSON sidecar that records how it was made, and its latents.
 
-`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`. The sidecar shows whether a job's video
-exists already.
+`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`. Video and sidecar get their names together.
+The sidecar shows whether a job's video exists already.
 """
 
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +24,21 @@ from ..config.run import RunConfig
 from ..config.text import describe_problems
 from ..errors import InputError
 from ..guidance.masks import MaskSchedule
-from ..media.formats import Codec
+from ..media.formats import Codec, place_of
 from ..parallel.mesh import Mesh
-from ..system.files import atomic_path, sha256, size
-from ..system.json_reader import parse_json, read_json
+from ..system.files import Beside, atomic_path, sha256, size
+from ..system.json_reader import parse_json
 from ..version import __version__
-from .identity import deciding
-from .sidecar_model import SCHEMA_VERSION, JobFacts, LatentsRecord, Sidecar
+from .identity import audio_digest, first_difference
+from .integrity import UNCHANGED, latents_of, latents_state, video_state
+from .sidecar_model import (
+    SCHEMA_VERSION,
+    JobFacts,
+    LatentsRecord,
+    Sidecar,
+    read_sidecar,
+    record_digest,
+)
 
 NUM_PROBES = 64
 MAX_METADATA_BYTES = 8_000  # of one text in the container
@@ -48,6 +56,7 @@ def job_facts(
     images: Sequence[Mapping[str, str]],
     masks: MaskSchedule,
     cut_prompts: Sequence[Mapping[str, Any]] = (),
+    model_files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return all that determines a video, as JSON: config, prompt, images, seeds, and every mask.
 
@@ -57,6 +66,7 @@ def job_facts(
             path does not affect the video.
         masks: the masks that the engine draws.
         cut_prompts: the prompts of which the model reads only the beginning, from `models.prompts.cut_prompts`.
+        model_files: `Checkpoint.settings_digests()`.
     """
     return {
         "prompt": config.prompt or "",
@@ -70,6 +80,8 @@ def job_facts(
         "num_steps": masks.num_steps,
         "config": config.model_dump(mode="json"),
         "masks": masks.records(),
+        "model_files": dict(model_files or {}),
+        "audio_sha256": audio_digest(config),
     }
 
 
@@ -102,10 +114,29 @@ def run_facts(
     }
 
 
-def make_sidecar(facts: Mapping[str, Any], path: Path) -> Sidecar:
-    """Return the sidecar of the video at `path` (a file or a sequence's folder), from the facts of its job and run."""
-    output = {"name": path.name, "bytes": size(path), "sha256": sha256(path)}
-    return Sidecar.model_validate({"schema": SCHEMA_VERSION, **facts, "output": output})
+def make_sidecar(facts: Mapping[str, Any], path: Path, *, name: str | None = None) -> Sidecar:
+    """Return the sidecar of a video, from the facts of its job and run.
+
+    Args:
+        path: a file, or a sequence's folder; it may have a temporary name.
+        name: that it will have; None: as it is.
+    """
+    output = {"name": name or path.name, "bytes": size(path), "sha256": sha256(path)}
+    values = Sidecar.model_validate(
+        {"schema": SCHEMA_VERSION, **facts, "output": output, "record_sha256": None}
+    ).as_json()
+    return Sidecar.model_validate(values | {"record_sha256": record_digest(values)})
+
+
+def sidecar_beside(video: Path, facts: Callable[[], Mapping[str, Any]]) -> Beside:
+    """Return the sidecar of a video, to be written together with it (see `system.files.atomic_path`).
+
+    Args:
+        video: the name that was asked for; a sequence X.exr is the folder X.
+        facts: called when the video is complete.
+    """
+    name = place_of(video).name
+    return Beside(video.with_suffix(".json"), lambda made: make_sidecar(facts(), made, name=name).as_json())
 
 
 def latents_record(latents: Tensor) -> LatentsRecord:
@@ -140,15 +171,31 @@ def uses_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.backends.cudnn.allow_tf32 and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
 
 
-def is_sidecar_of(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Return whether the sidecar at `path` describes the video that `facts` (with `weights`) determine.
+def why_not_made(path: Path, facts: Mapping[str, Any], *, with_latents: bool = False) -> str | None:
+    """Return in words why the video of a sidecar is not the one that a job asks for; None: it is, and is unchanged.
 
     Ignores the name of the video, the machine and the ranks.
+
+    Args:
+        path: X.json.
+        facts: what `job_facts` returns, with `weights`.
+        with_latents: whether the job wants X.latents.safetensors too.
     """
+    if not path.exists():
+        return f"{path} is missing"
     try:
-        return deciding(read_json(path)) == deciding(facts)
-    except (InputError, KeyError, TypeError):
-        return False
+        sidecar = read_sidecar(path)
+        difference = first_difference(sidecar.as_json(), facts)
+    except InputError as error:
+        return str(error)
+    if difference is not None:
+        return difference
+    video, latents = path.with_name(sidecar.output.name), latents_of(path)
+    if (state := video_state(sidecar.output, video)) != UNCHANGED:
+        return f"{video} is {state}"
+    if with_latents and (state := latents_state(sidecar.latents, latents)) != UNCHANGED:
+        return f"{latents} is {state}"
+    return None
 
 
 def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:

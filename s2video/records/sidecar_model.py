@@ -5,6 +5,9 @@ Knows neither tensors nor how a video is made; `sidecar.py` fills it in.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -145,6 +148,19 @@ class Sidecar(_Part):
     machine: MachineRecord = Field(description="the machine of the main rank")
     versions: dict[str, str] = Field(description="package versions that can change the last bits")
     timings: dict[str, float] = Field(description="seconds, by phase")
+    model_files: dict[str, Digest] = Field(
+        default={},
+        description="SHA-256 of the checkpoint's other files (settings, tokenizers), by name; older sidecars do not "
+        "have this",
+    )
+    audio_sha256: Digest | None = Field(
+        default=None, description="SHA-256 of the file of config.output.audio; null: no sound, or an older sidecar"
+    )
+    record_sha256: Digest | None = Field(
+        default=None,
+        description="SHA-256 of this document without this key, as JSON with sorted keys, no white space, and escapes "
+        "for all characters outside ASCII; null in older sidecars",
+    )
 
     @field_validator("masks")
     @classmethod
@@ -169,6 +185,12 @@ class Sidecar(_Part):
     def as_json(self) -> dict[str, Any]:
         """Return the content of X.json."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def record_digest(values: Mapping[str, Any]) -> str:
+    """Return the `record_sha256` of a sidecar with these values, as JSON gives them."""
+    rest = {key: value for key, value in values.items() if key != "record_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class MadeVideo(NamedTuple):

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..records.integrity import UNCHANGED, latents_of, latents_state, video_state
 from ..records.sidecar_model import Sidecar
-from ..system.files import sha256
 from ..system.terminal import printable
 
 _WIDTH = 16  # width of the column of names
@@ -34,15 +34,16 @@ def describe(sidecar: Sidecar, video: Path) -> str:
     if sidecar.resumed_after_step is not None:
         lines["resumed"] = f"after step {sidecar.resumed_after_step}"
     lines["latents"] = f"{list(sidecar.latents.shape)}, sha256 {sidecar.latents.sha256}"
+    latents = latents_of(video.with_name(f"{video.name if video.is_dir() else video.stem}.json"))
+    if latents.exists():
+        lines["latents"] += f"; {latents}: {latents_state(sidecar.latents, latents)}"
     text = [f"{name:<{_WIDTH}}{printable(value)}" for name, value in lines.items()]
     return "\n".join([*text, *_drawn_masks(sidecar)])
 
 
 def _state(sidecar: Sidecar, video: Path) -> str:
-    if not video.exists():
-        return "missing"
-    same = sha256(video) == sidecar.output.sha256
-    return f"unchanged (sha256 {sidecar.output.sha256})" if same else "changed since it was written"
+    state = video_state(sidecar.output, video)
+    return f"unchanged (sha256 {sidecar.output.sha256})" if state == UNCHANGED else state
 
 
 def _settings(sidecar: Sidecar, section: str) -> Iterable[tuple[str, object]]:

@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -50,16 +51,33 @@ def user_path(path: str | Path, field: str = "") -> Path:
     return expanded
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A JSON file that describes another file or folder, and gets its final name together with it.
+
+    Attributes:
+        path: of the JSON file.
+        content: takes the finished file or folder, under its temporary name, and returns what the JSON file says.
+    """
+
+    path: Path
+    content: Callable[[Path], object]
+
+
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, beside: Beside | None = None) -> Iterator[Path]:
     """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
     The temporary name is hidden, new, and ends in the suffix of `path`, so that programs that read the suffix write the
     right format. The block must create the file. Missing folders are created. An older file at `path` is kept until the
     new one replaces it in one step.
 
-    If the block raises any exception, including KeyboardInterrupt, the temporary file is removed, `path` is unchanged,
-    and the exception propagates.
+    If the block raises any exception, including KeyboardInterrupt, the temporary file is removed, `path` and `beside`
+    are unchanged, and the exception propagates.
+
+    Args:
+        beside: the JSON file is renamed immediately before `path`, and gets its former content back if that fails. If
+            the process is killed between the two renames, the new JSON file is next to the old file, or to none.
 
     Raises:
         InputError: before the block starts, if a file cannot be created there.
@@ -71,13 +89,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             _flush_to_disk(temporary)
-            os.replace(temporary, path)
+            with _renamed_before(beside, temporary):
+                os.replace(temporary, path)
         finally:
             remove()
 
 
 @contextmanager
-def atomic_folder(folder: Path, is_ours: Callable[[str], bool]) -> Iterator[Path]:
+def atomic_folder(folder: Path, is_ours: Callable[[str], bool], beside: Beside | None = None) -> Iterator[Path]:
     """Yield a new empty folder next to `folder` under a hidden name, and rename it to `folder` if the block succeeds.
 
     An older folder is kept until then and replaced as a whole, so that `folder` never mixes files of two runs. (If the
@@ -85,6 +104,7 @@ def atomic_folder(folder: Path, is_ours: Callable[[str], bool]) -> Iterator[Path
 
     Args:
         is_ours: whether the block could write a file of this name. An older folder that holds others is refused.
+        beside: as in `atomic_path`.
 
     If the block raises any exception, the new folder is removed, and the exception propagates.
 
@@ -105,17 +125,47 @@ def atomic_folder(folder: Path, is_ours: Callable[[str], bool]) -> Iterator[Path
             for path in temporary.iterdir():
                 _flush_to_disk(path)
             check_replaceable(folder, is_ours)  # files may have been added while the block ran
-            try:
-                if folder.exists():
-                    folder.rename(former)
-                temporary.rename(folder)
-            except BaseException:
-                if former.exists() and not folder.exists():
-                    former.rename(folder)
-                raise
+            with _renamed_before(beside, temporary):
+                _replace_folder(temporary, folder, former)
             shutil.rmtree(former, ignore_errors=True)
         finally:
             remove()
+
+
+def _replace_folder(temporary: Path, folder: Path, former: Path) -> None:
+    try:
+        if folder.exists():
+            folder.rename(former)
+        temporary.rename(folder)
+    except BaseException:
+        if former.exists() and not folder.exists():
+            former.rename(folder)
+        raise
+
+
+@contextmanager
+def _renamed_before(beside: Beside | None, temporary: Path) -> Iterator[None]:
+    """Write the JSON file before the block, which renames `temporary`. If that is not renamed, undo this."""
+    if beside is None:
+        yield
+        return
+    former = beside.path.read_bytes() if beside.path.is_file() else None
+    try:
+        write_json(beside.path, beside.content(temporary))
+        yield
+    except BaseException:
+        if temporary.exists():
+            _restore(beside.path, former)
+        raise
+
+
+def _restore(path: Path, former: bytes | None) -> None:
+    """Give a file the content that it had before."""
+    if former is None:
+        path.unlink(missing_ok=True)
+    elif path.read_bytes() != former:
+        with atomic_path(path) as again:
+            again.write_bytes(former)
 
 
 def check_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:

@@ -22,7 +22,8 @@ from s2video.errors import InputError
 from s2video.models.checkpoint import Checkpoint
 from s2video.models.images import Images, read_images
 from s2video.models.limits import check_images, check_request
-from s2video.records.sidecar import is_sidecar_of, job_facts
+from s2video.records.identity import first_difference
+from s2video.records.sidecar import job_facts
 
 Checkpoints = Callable[[str], Path]
 
@@ -201,11 +202,10 @@ def test_a_sidecar_remembers_pixels_not_paths(checkpoint_of: Checkpoints, tmp_pa
         made = job_facts(config.patched({"prompt": "a"}), images=images, masks=masks)
         return made | {"weights": {}}
 
-    sidecar = tmp_path / "x.json"
-    sidecar.write_text(json.dumps(facts("a.png", "1")))
-    assert is_sidecar_of(sidecar, facts("elsewhere/a.png", "1"))
-    assert not is_sidecar_of(sidecar, facts("a.png", "2"))
-    assert not is_sidecar_of(sidecar, facts("a.png", "1") | {"images": []})
+    made = facts("a.png", "1")
+    assert first_difference(made, facts("elsewhere/a.png", "1")) is None
+    assert first_difference(made, facts("a.png", "2")) == 'images was ["1"], now it is ["2"]'
+    assert first_difference(made, facts("a.png", "1") | {"images": []}) == 'images was ["1"], now it is []'
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])

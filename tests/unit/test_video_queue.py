@@ -52,7 +52,7 @@ def test_no_more_than_the_queue_holds_is_made_ahead(tmp_path: Path, monkeypatch:
     source = Source(20)
     waiting = []
 
-    def slow_encoder(frames, path, spec, *, metadata):
+    def slow_encoder(frames, path, spec, *, metadata, beside):
         for taken, _ in enumerate(frames, start=1):
             for _ in range(10_000):  # the producer continues meanwhile
                 if source.taken >= min(20, taken + CHUNKS_AHEAD + 1):

@@ -1,0 +1,385 @@
+"""A video and its sidecar change together or not at all, and what has changed since is said and never counts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sidecar_helpers import made_video
+from video_helpers import SPEC, noise
+
+import s2video
+from s2video.api import TextToVideo
+from s2video.cli.main import main
+from s2video.config.run import RunConfig
+from s2video.engine.engine import Engine
+from s2video.engine.make_video import make_video
+from s2video.errors import InputError
+from s2video.media import video as video_module
+from s2video.media.video import write_video
+from s2video.media.video_queue import write_video_meanwhile
+from s2video.records.sidecar import save_latents
+from s2video.records.sidecar_model import read_sidecar
+from s2video.system.files import Beside, sha256
+
+ROOT = Path(s2video.__file__).parents[1]
+LATENTS = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def a_frame(folder: Path) -> Path:
+    return sorted(folder.iterdir())[2]
+
+
+def replaced(path: Path) -> None:
+    """Another video of the same kind; its sidecar goes elsewhere."""
+    made_video(path.parent / "other" / f"{path.name}.mp4", seed=8, prompt="a blue wall")
+    path.write_bytes((path.parent / "other" / f"{path.name}.mp4").read_bytes())
+
+
+FILE_DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "one bit": flipped,
+    "another video": replaced,
+    "missing": lambda path: path.unlink(),
+}
+FOLDER_DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "one bit": lambda folder: flipped(a_frame(folder)),
+    "a frame less": lambda folder: a_frame(folder).unlink(),
+    "a frame more": lambda folder: (folder / "clip.9999.png").write_bytes(b""),
+    "two frames swapped": lambda folder: [
+        (folder / "clip.1001.png").rename(folder / "x"),
+        (folder / "clip.1002.png").rename(folder / "clip.1001.png"),
+        (folder / "x").rename(folder / "clip.1002.png"),
+        flipped(folder / "clip.1003.png"),
+    ],
+}
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+@pytest.mark.parametrize("damage", FILE_DAMAGE.values(), ids=FILE_DAMAGE.keys())
+def test_inspect_ends_with_1_if_the_file_is_not_as_it_was(
+    damage: Callable[[Path], Any], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = made_video(tmp_path / "clip.mp4").path
+    assert main(["inspect", *words, str(video)]) == 0 and capsys.readouterr().err == ""
+    damage(video)
+    assert main(["inspect", *words, str(tmp_path / "clip.json")]) == 1
+    out, err = capsys.readouterr()
+    assert "red wall" in out and err.count("\n") == 1 and str(video) in err
+    assert "missing" in err or "changed since it was written: expected" in err
+
+
+@pytest.mark.parametrize("damage", FOLDER_DAMAGE.values(), ids=FOLDER_DAMAGE.keys())
+def test_every_frame_of_a_sequence_counts(
+    damage: Callable[[Path], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = made_video(tmp_path / "clip.png").path
+    assert main(["inspect", str(folder)]) == 0
+    damage(folder)
+    assert main(["inspect", str(folder)]) == 1
+    assert "changed since it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", LATENTS + 1e-6, LATENTS[:, :3].contiguous(), LATENTS.bfloat16()])
+def test_latents_next_to_the_video_count(content: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_video(tmp_path / "clip.mp4", latents=LATENTS)
+    path = tmp_path / "clip.latents.safetensors"
+    save_latents(LATENTS, path, {})
+    assert main(["inspect", str(path)]) == 0
+    assert f"{path}: unchanged" in capsys.readouterr().out
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        save_latents(content, path, {})
+    assert main(["inspect", str(path)]) == 1
+    assert f"{path}: changed since it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda values: values.update(prompt="a blue wall"),
+        lambda values: values["config"]["output"].update(crf=20),
+        lambda values: values["timings"].update(load_seconds=0.25),
+        lambda values: values.update(record_sha256="0" * 64),
+    ],
+)
+def test_a_sidecar_that_was_edited_is_said(
+    edit: Callable[[dict[str, Any]], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_video(tmp_path / "clip.mp4")
+    path = tmp_path / "clip.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values))
+    assert main(["inspect", str(path)]) == 0, "another layout of the same JSON is no change"
+    edit(values)
+    path.write_text(json.dumps(values))
+    assert main(["inspect", str(path)]) in (1, 2)
+    assert str(path) in capsys.readouterr().err
+
+
+def test_an_older_sidecar_has_no_digest_of_itself(tmp_path: Path) -> None:
+    made_video(tmp_path / "clip.mp4")
+    path = tmp_path / "clip.json"
+    values = json.loads(path.read_text())
+    del values["record_sha256"]
+    path.write_text(json.dumps(values))
+    assert main(["inspect", str(path)]) == 0
+
+
+def test_a_sidecar_of_another_format_is_not_this_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """X.mp4 and X.mov have the same sidecar X.json, which describes the one that was written last."""
+    made_video(tmp_path / "clip.mp4", seed=1)
+    made_video(tmp_path / "clip.png", seed=2)
+    assert main(["inspect", str(tmp_path / "clip")]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "clip.mp4")]) == 1
+    assert "clip.mp4: changed" in (err := capsys.readouterr().err) and "the sidecar is of clip)" in err
+
+
+def test_a_renamed_pair_is_still_good(tmp_path: Path) -> None:
+    made_video(tmp_path / "clip.mp4")
+    (tmp_path / "clip.mp4").rename(tmp_path / "final.mp4")
+    (tmp_path / "clip.json").rename(tmp_path / "final.json")
+    assert main(["inspect", str(tmp_path / "final.mp4")]) == 0
+
+
+def digest_of(made: Path) -> dict[str, str]:
+    return {"sha256": sha256(made)}
+
+
+def pair(video: Path, place: Path) -> str:
+    """What stands under the final names: neither, or both, which then belong together."""
+    sidecar = video.with_suffix(".json")
+    if not place.exists() and not sidecar.exists():
+        return "neither"
+    return "pair" if json.loads(sidecar.read_text()) == digest_of(place) else "mixed"
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.png"])
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupt_while_the_encoder_ends_leaves_a_pair_or_nothing(
+    name: str, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C arrives after the last frame, while the main thread waits for the encoder."""
+    path, spec = tmp_path / name, SPEC if name == "a.mp4" else video_module.VideoSpec(SPEC.fps, codec="png")
+    place = path if name == "a.mp4" else tmp_path / "a"
+    beside = Beside(path.with_suffix(".json"), digest_of)
+    if again:
+        write_video(noise(3), path, spec, metadata={}, beside=beside)
+    checked = video_module._checked
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return checked(*arguments)
+
+    monkeypatch.setattr(video_module, "_checked", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_video_meanwhile((frame for frame in noise(5)), path, spec, metadata={}, beside=beside)
+    assert pair(path, place) in ("neither", "pair")
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.png"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_rename_that_fails_leaves_both_as_they_were(
+    name: str, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, spec = tmp_path / name, SPEC if name == "a.mp4" else video_module.VideoSpec(SPEC.fps, codec="png")
+    place = path if name == "a.mp4" else tmp_path / "a"
+    beside = Beside(path.with_suffix(".json"), digest_of)
+    if again:
+        write_video(noise(3), path, spec, metadata={}, beside=beside)
+    before = beside.path.read_bytes() if again else None
+    replace, rename, failed = os.replace, Path.rename, []
+
+    def fails(one: Any, two: Any) -> Any:
+        if Path(two) == place and not failed:
+            failed.append(two)
+            raise PermissionError(1, "not permitted")
+        return (replace if name == "a.mp4" or Path(two).suffix == ".json" else rename)(one, two)
+
+    monkeypatch.setattr(os, "replace", fails)
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(PermissionError):
+        write_video(noise(5), path, spec, metadata={}, beside=beside)
+    monkeypatch.undo()
+    assert (beside.path.read_bytes() if beside.path.exists() else None) == before
+    assert pair(path, place) == ("pair" if again else "neither")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from s2video.system import files
+replace, left = os.replace, [1]
+def killed(one, two):
+    if left[0] == 0:
+        os._exit(9)
+    left[0] -= 1
+    replace(one, two)
+os.replace = killed
+path = Path(sys.argv[1])
+with files.atomic_path(path, files.Beside(path.with_suffix(".json"), lambda made: {"sha256": files.sha256(made)})) as t:
+    t.write_bytes(b"new")
+"""
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_kill_between_the_two_renames_leaves_no_video_that_its_sidecar_calls_good(
+    again: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.mp4"
+    if again:
+        path.write_bytes(b"old")
+        path.with_suffix(".json").write_text(json.dumps(digest_of(path)))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, check=False)
+    assert killed.returncode == 9 and path.with_suffix(".json").exists()
+    assert (path.read_bytes() if path.exists() else None) == (b"old" if again else None)
+    assert not path.exists() or pair(path, path) == "mixed", "the digest tells"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    loaded = s2video.load("shapes-wan", sampling={"num_frames": 1, "num_inference_steps": 1}, **{"model.device": "cpu"})
+    assert isinstance(loaded, TextToVideo)
+    return loaded._engine
+
+
+def job(engine: Engine, output: Path, **changes: Any) -> RunConfig:
+    named = {"prompt": "a red circle", "sampling.seed": 1, "output.path": str(output)}
+    return engine.config.patched(named | changes)
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b"".join(f.read_bytes() for f in sorted(path.iterdir()))
+
+
+@pytest.mark.parametrize("damage", [*FILE_DAMAGE.values(), "latents"], ids=[*FILE_DAMAGE.keys(), "latents"])
+def test_resume_makes_again_what_is_not_as_it_was(
+    damage: Any, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = job(engine, tmp_path / "clip.mp4", **{"output.keep_latents": True})
+    make_video(engine, wanted)
+    video, latents, made = tmp_path / "clip.mp4", tmp_path / "clip.latents.safetensors", None
+    made = video.read_bytes(), latents.read_bytes()
+    before = video.stat().st_mtime_ns
+    make_video(engine, wanted, resume=True)
+    assert video.stat().st_mtime_ns == before and "made again" not in capsys.readouterr().err
+    if damage == "latents":
+        flipped(latents)
+    else:
+        damage(video)
+    make_video(engine, wanted, resume=True)
+    err = capsys.readouterr().err
+    assert "clip.mp4: made again: " in err and ("changed since" in err or "missing" in err)
+    assert video.read_bytes() == made[0] and latents.read_bytes() == made[1]
+    assert main(["inspect", str(video)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sampling.seed": 2}, "seed was 2, now it is 1"),
+        ({"prompt": "a blue circle"}, 'prompt was "a blue circle"'),
+        ({"negative_prompt": "noise"}, 'negative_prompt was "noise"'),
+        ({"guidance.s2_scale": 0.5}, "guidance.s2_scale was 0.5"),
+        ({"output.fps": 12}, "output.fps was"),
+        ({"output.codec": "h265"}, 'output.codec was "h265"'),
+        ({"sampling.flow_shift": 4.0}, "sampling.flow_shift was 4.0"),
+    ],
+)
+def test_resume_keeps_no_video_of_another_job(
+    changes: dict[str, Any], named: str, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = job(engine, tmp_path / "clip.mp4", **changes)
+    make_video(engine.with_config(other), other)
+    wanted = job(engine, tmp_path / "clip.mp4")
+    make_video(engine, wanted, resume=True)
+    assert named in capsys.readouterr().err
+    sidecar = read_sidecar(tmp_path / "clip.json")
+    assert (sidecar.seed, sidecar.prompt, sidecar.config.guidance) == (1, "a red circle", wanted.guidance)
+
+
+def test_resume_keeps_no_video_of_other_settings_files(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are equal, but a config.json of the checkpoint was another, such as its eps."""
+    wanted = job(engine, tmp_path / "clip.mp4")
+    names = engine.checkpoint.settings_digests()
+    assert {"model_index.json", "transformer/config.json", "vae/config.json"} <= names.keys()
+    monkeypatch.setattr(engine.checkpoint, "settings_digests", lambda: names | {"transformer/config.json": "0" * 64})
+    make_video(engine, wanted)
+    monkeypatch.undo()
+    make_video(engine, wanted, resume=True)
+    assert "model_files: transformer/config.json is another" in capsys.readouterr().err
+
+
+def test_resume_keeps_no_video_with_other_sound(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = tmp_path / "a.wav"
+    write_sound(sound, 440)
+    wanted = job(engine, tmp_path / "clip.mp4", **{"output.audio": str(sound)})
+    make_video(engine, wanted)
+    make_video(engine, wanted, resume=True)
+    assert "made again" not in capsys.readouterr().err
+    write_sound(sound, 880)
+    make_video(engine, wanted, resume=True)
+    assert "audio_sha256 was" in capsys.readouterr().err
+
+
+def write_sound(path: Path, hertz: int) -> None:
+    import wave
+
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        times = torch.arange(8000) / 8000
+        file.writeframes((torch.sin(times * hertz * 6.28) * 8000).to(torch.int16).numpy().tobytes())
+
+
+def test_decode_renews_the_sidecar_of_the_video_that_it_replaces(engine: Engine, tmp_path: Path) -> None:
+    make_video(engine, job(engine, tmp_path / "clip.mp4", **{"output.keep_latents": True}))
+    latents = tmp_path / "clip.latents.safetensors"
+    (tmp_path / "clip.mp4").unlink()
+    assert main(["decode", str(latents)]) == 0
+    assert main(["inspect", str(tmp_path / "clip.mp4")]) == 0
+
+
+def test_decode_does_not_replace_a_video_of_other_latents(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_video(engine, job(engine, tmp_path / "clip.mp4"))
+    other = job(engine, tmp_path / "other.mp4", **{"output.keep_latents": True, "sampling.seed": 2})
+    make_video(engine, other)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    words = ["decode", str(tmp_path / "other.latents.safetensors"), "--output", str(tmp_path / "clip.mp4")]
+    assert main(words) == 2
+    assert "choose another name" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_save_replaces_video_and_sidecar_together(engine: Engine, tmp_path: Path) -> None:
+    video = TextToVideo(engine)("a red circle", seed=1)
+    video.save(tmp_path / "clip.mp4")
+    video.save(tmp_path / "clip.mp4", crf=40)
+    assert main(["inspect", str(tmp_path / "clip.mp4")]) == 0
+    with pytest.raises(InputError):
+        video.save(tmp_path / "clip.mp4", crf=99)
+    assert main(["inspect", str(tmp_path / "clip.mp4")]) == 0
