@@ -32,7 +32,7 @@ from s2video.planning.tables import as_table
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = ("s2video", "python", ".venv/bin/python", "bash", "torchrun", "sbatch")
-FOREIGN = ("pip", "uv", "git", "unzip", "vbench")
+FOREIGN = ("pip", "uv", "git", "unzip", "vbench", "cp", "ln", "env")
 EMBEDDED = "shapes-wan"
 SCRIPTS_OF_OTHERS = ("static_filter.py",)  # VBench's
 WRITING = ("--output", "-o", "--json", "--figures", ">")  # these need not exist
