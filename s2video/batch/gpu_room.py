@@ -1,4 +1,7 @@
-"""Whether a GPU has memory to decode one video while it denoises the next. Knows sizes and bytes, not models."""
+"""A GPU that decodes one video while it denoises the next: whether it has the memory, and in which order they run.
+
+Knows sizes and bytes, not models.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +20,26 @@ class GpuRoom:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._is_gpu = device.type == "cuda"
-        self._peaks: dict[tuple[str, int, int, int], int] = {}  # bytes; for decoding, in addition to those before
+        self._peaks: dict[tuple[object, ...], int] = {}  # bytes; for decoding, in addition to those before
 
     def enter_thread(self) -> None:
-        """Make the device the current one in a new thread, as in the main thread."""
+        """Make the device the current one in a new thread, and give the thread a stream of its own.
+
+        All threads begin with the same stream, in which each copy to the CPU would wait for the whole step that the
+        main thread has queued.
+        """
         if self._is_gpu:
             torch.cuda.set_device(self._device)
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))
+
+    def mark(self) -> torch.cuda.Event | None:
+        """Return a mark behind all work that this thread has queued; None without a GPU."""
+        return torch.cuda.current_stream(self._device).record_event() if self._is_gpu else None
+
+    def wait(self, mark: torch.cuda.Event | None) -> None:
+        """Let what this thread queues from now on run after the mark."""
+        if mark is not None:
+            torch.cuda.current_stream(self._device).wait_event(mark)
 
     @contextmanager
     def measured(self, what: Literal["denoising", "decoding"], config: RunConfig) -> Iterator[None]:
@@ -44,6 +61,12 @@ class GpuRoom:
         return None not in needed and sum(n for n in needed if n is not None) <= _USABLE * total
 
 
-def _key(what: str, config: RunConfig) -> tuple[str, int, int, int]:
-    sampling = config.sampling
-    return what, sampling.width, sampling.height, sampling.num_frames
+def _key(what: Literal["denoising", "decoding"], config: RunConfig) -> tuple[object, ...]:
+    """Return what the peak depends on: the size, and for denoising how many passes are in memory at once."""
+    sampling, guidance = config.sampling, config.guidance
+    size = (what, sampling.width, sampling.height, sampling.num_frames)
+    if what == "decoding":
+        return size
+    has_uncond = tuple(scale != 1 for scale in guidance.cfg_scales)
+    passes = (guidance.method, has_uncond, guidance.uses_s2, guidance.num_draws, guidance.share_prefix)
+    return *size, *passes, guidance.batch_branches, config.image is not None

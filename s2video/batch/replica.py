@@ -29,6 +29,7 @@ from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..parallel.collectives import any_rank, gather_objects
 from ..parallel.mesh import Mesh, build_mesh, init_mesh
+from ..parallel.ring import named_backend
 from ..parallel.watch import shows_a_lost_rank
 from ..planning.plan import resolve_parallel
 from ..system import ranks
@@ -45,6 +46,10 @@ Overlap = Literal["auto", "always", "never"]
 _TOGETHER = 30.0  # seconds in which all ranks must leave a job that failed on one of them
 
 T = TypeVar("T")
+
+
+class _CrowdedError(Exception):
+    """Memory ran out while two jobs shared the GPU."""
 
 
 @dataclass(frozen=True)
@@ -142,16 +147,13 @@ class _Replica:
             while (drawn := self._draw(models)) is not None:
                 record, job, resume = drawn
                 models = record.models
-                behind: Future[None] | None = None
                 if halfway is not None and self._overlaps(halfway, job):
-                    if self._mesh.is_main:
-                        behind = thread.submit(self._finish_alone, halfway)
-                elif halfway is not None:
-                    self._finish(halfway)
-                halfway = None  # its models may have to make room for others
-                halfway = self._denoise(record, job, resume, is_alone=behind is None)
-                if behind is not None:
-                    behind.result()
+                    halfway = self._denoise_beside(halfway, thread, record, job, resume)
+                else:
+                    if halfway is not None:
+                        self._finish(halfway)
+                    halfway = None  # its models may have to make room for others
+                    halfway = self._denoise(record, job, resume)
                 # one that may have killed a replica takes no other job with it
                 if halfway is not None and (record.attempts > 1 or not halfway.engine.can_decode_alone):
                     self._finish(halfway)
@@ -176,13 +178,40 @@ class _Replica:
         """Whether a job is denoised while another one is decoded; the main rank decides."""
         if not self._serves(halfway.engine, self._resolved(job)) or job.image is not None:
             return False  # the VAE that decodes is needed for an image, too
+        if (named_backend(job.model.attention_backend) or "").startswith("_native_"):
+            return False  # diffusers allows only this kernel while it runs, in the whole process, the VAE included
         overlaps = self._options.overlap == "always"
         if self._options.overlap == "auto":
             overlaps = self._room.holds(decoding=halfway.engine.config, denoising=job)
         return bool(gather_objects(overlaps, self._mesh.world)[0])
 
-    def _denoise(self, record: Record, job: RunConfig, resume: bool, *, is_alone: bool) -> _Halfway | None:
-        """The job's latents; None if that failed, or if nothing is left to do."""
+    def _denoise_beside(
+        self, earlier: _Halfway, thread: ThreadPoolExecutor, record: Record, job: RunConfig, resume: bool
+    ) -> _Halfway | None:
+        """Return as `_denoise`, while a thread of the main rank decodes an earlier job.
+
+        If the GPU has not enough memory for both, the one that failed is made again, alone.
+        """
+        behind: Future[bool] | None = None
+        if self._mesh.is_main:
+            behind = thread.submit(self._finish_alone, earlier, self._room.mark())
+        halfway, is_crowded = None, False
+        try:
+            halfway = self._denoise(record, job, resume, is_alone=False)
+        except _CrowdedError:
+            is_crowded = True
+        is_finished = behind.result() if behind is not None else True
+        if not gather_objects(is_finished, self._mesh.world)[0]:
+            self._free_memory()
+            self._finish(earlier)
+        return self._denoise(record, job, resume) if is_crowded else halfway
+
+    def _denoise(self, record: Record, job: RunConfig, resume: bool, *, is_alone: bool = True) -> _Halfway | None:
+        """The job's latents; None if that failed, or if nothing is left to do.
+
+        Raises:
+            _CrowdedError: see `_together`.
+        """
 
         def act() -> _Halfway | None:
             resolved = self._resolved(job)
@@ -194,7 +223,7 @@ class _Replica:
             self._record_files(record, resolved)
             return None
 
-        return self._together(record, act)
+        return self._together(record, act, is_alone=is_alone)
 
     def _finish(self, halfway: _Halfway) -> None:
         def act() -> None:
@@ -204,13 +233,17 @@ class _Replica:
 
         self._together(halfway.record, act)
 
-    def _finish_alone(self, halfway: _Halfway) -> None:
-        """On the main rank, in a thread, while another job is denoised."""
+    def _finish_alone(self, halfway: _Halfway, latents_done: torch.cuda.Event | None) -> bool:
+        """On the main rank, in a thread, while another job is denoised; returns False if that takes too much memory."""
         try:
+            self._room.wait(latents_done)
             finish(halfway.denoised, alone=True)
             self._record_files(halfway.record, halfway.engine.config)
+        except torch.OutOfMemoryError:
+            return False
         except Exception as error:
             self._record_failure(halfway.record, error)
+        return True
 
     def _resolved(self, job: RunConfig) -> RunConfig:
         if job.parallel.degrees == "given":
@@ -241,15 +274,19 @@ class _Replica:
     def _serves(self, engine: Engine, job: RunConfig) -> bool:
         return (engine.config.model, engine.config.parallel) == (job.model, job.parallel)
 
-    def _together(self, record: Record, act: Callable[[], T]) -> T | None:
+    def _together(self, record: Record, act: Callable[[], T], *, is_alone: bool = True) -> T | None:
         """Run on all ranks a part of one job; returns None if it failed on any of them, which is recorded.
 
+        Args:
+            is_alone: nothing else runs on the devices.
+
         Raises:
+            _CrowdedError: on all ranks, if memory ran out, which is no fault of a job that was not alone.
             Exception: the job's, if the other ranks do not leave it, or the GPU cannot be used any more: the replica
                 has to end.
         """
         result: T | None = None
-        failed = False
+        failed = crowded = False
         try:
             result = act()
         except StoppedError:
@@ -257,16 +294,29 @@ class _Replica:
         except Exception as error:
             if shows_a_lost_rank(error):
                 raise
-            self._record_failure(record, error)
-            if not self._mesh.watch.meet(within=_TOGETHER) or _breaks_gpu(error):
+            crowded = isinstance(error, torch.OutOfMemoryError) and not is_alone
+            if not crowded:
+                self._record_failure(record, error)
+            if not self._mesh.watch.meet(within=_TOGETHER) or _breaks_gpu(error) or self._loses_step(error):
                 raise
             failed = True
         else:
             self._mesh.watch.meet()
-        if any_rank(failed, self._mesh.world, self._mesh.device):
-            self._free_memory()
-            return None
-        return result
+        if not any_rank(failed, self._mesh.world, self._mesh.device):
+            return result
+        self._free_memory()
+        if not is_alone and not any_rank(failed and not crowded, self._mesh.world, self._mesh.device):
+            raise _CrowdedError
+        return None
+
+    def _loses_step(self, error: Exception) -> bool:
+        """Whether the ranks may have queued different numbers of collectives when the error was raised.
+
+        gloo blocks, so all ranks are at the same collective. With NCCL, hosts run up to a step ahead of their GPUs: two
+        ranks that run out of memory have queued different work, and the next collective would pair with an old one.
+        This project's own errors and those of files are raised where all ranks have queued the same.
+        """
+        return self._mesh.backend == "nccl" and not isinstance(error, S2VideoError | OSError)
 
     def _record_files(self, record: Record, job: RunConfig) -> None:
         if not self._mesh.is_main:
