@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import InputError
 from ..system.files import user_path
 from .family import PROCESSORS, CheckpointInfo, Family, JsonFile
+from .foreign import check_bounds, check_latent_statistics
 from .registry import FAMILIES, family_of
 from .weight_files import AGAIN, WeightFile, read_json, read_weight_file, weight_paths
 
@@ -78,6 +79,9 @@ class Checkpoint:
             name = "config.json" if is_weighted else _SETTINGS.get(component, "tokenizer_config.json")
             file = _json_file(self.folder / component / name)
             _refuse_code(file.values, file.path)
+            check_bounds(file.values, file.path)
+            if component == "vae":
+                check_latent_statistics(file.values, file.path)
             self._configs[component] = file
         return self._configs[component]
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .checkpoint import Checkpoint
 from .family import PROCESSORS
+from .foreign import check_encoder, one_line
 from .tensors import check_files, load_checked
 
 if TYPE_CHECKING:  # the command line checks checkpoints before it spends seconds on importing torch
     import torch
 
 
+@one_line("transformer")
 def load_transformer(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, component: str = "transformer"
 ) -> Any:
@@ -34,6 +36,7 @@ def load_transformer(
     return model.eval().requires_grad_(False)
 
 
+@one_line("vae")
 def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
     """Load the VAE on `device`. Raises InputError if its files do not hold its weights."""
     check_component(checkpoint, "vae")
@@ -42,6 +45,7 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
     return vae.to(device).eval().requires_grad_(False)
 
 
+@one_line("text_encoder")
 def load_conditioners(
     checkpoint: Checkpoint, dtype: torch.dtype, image_dtype: torch.dtype | None = None
 ) -> dict[str, Any]:
@@ -68,12 +72,14 @@ def load_conditioners(
         else:
             own = (name == "image_encoder" and image_dtype) or dtype
             kind = getattr(transformers, checkpoint.class_of(name))
+            check_encoder(kind, checkpoint.folder / name, checkpoint.num_parameters(name))
             load = partial(kind.from_pretrained, checkpoint.folder, subfolder=name, dtype=own, use_safetensors=True)
             encoder = load_checked(load, checkpoint.folder / name)
             loaded[name] = encoder.eval().requires_grad_(False)
     return loaded
 
 
+@one_line("tokenizer")
 def load_tokenizer(checkpoint: Checkpoint, name: str = "tokenizer") -> Any:
     """Load a tokenizer, by the name of its folder."""
     import transformers
@@ -83,6 +89,7 @@ def load_tokenizer(checkpoint: Checkpoint, name: str = "tokenizer") -> Any:
     return kind.from_pretrained(checkpoint.folder / name, padding_side="right")
 
 
+@one_line("transformer")
 def check_component(checkpoint: Checkpoint, component: str) -> None:
     """Raise InputError unless a transformer's or VAE's files hold the tensors of its class, as their headers tell.
 
@@ -98,6 +105,7 @@ def check_component(checkpoint: Checkpoint, component: str) -> None:
     check_files(checkpoint.files(component), module, checkpoint.folder / component)
 
 
+@one_line("scheduler")
 def load_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> Any:
     """Load the checkpoint's scheduler; `flow_shift` overrides the shift of its noise schedule.
 

@@ -10,14 +10,16 @@ import hashlib
 import importlib.util
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.sections import LoraConfig
-from ..errors import InputError
+from ..errors import InputError, S2VideoError
 from ..system.files import user_path
 from .checkpoint import download
+from .lora_pairs import check_pairs
 from .weight_files import read_header
 
 if TYPE_CHECKING:  # the import takes seconds, and the command line looks for files first
@@ -88,19 +90,30 @@ def load_loras(transformer: Any, loras: Sequence[LoraConfig], component: str, pi
     kind = getattr(diffusers, pipeline)
     for number, lora in enumerate(loras, 1):
         path = find_lora(lora.path)
-        try:
+        with _one_line(path, pipeline):
             state, metadata = kind.lora_state_dict(str(path), return_lora_metadata=True, use_safetensors=True)
-        except (ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
-            raise InputError(
-                f"model.lora: {path}: expected a LoRA for {pipeline}, got other tensors ({error}); choose another file"
-            ) from None
+        check_pairs(path, state)
         prefix = "transformer" if any(key.startswith("transformer.") for key in state) else None
         _check_layers(path, transformer, {key.removeprefix("transformer."): value for key, value in state.items()})
-        with warnings.catch_warnings():
+        with _one_line(path, pipeline), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs are intended
             transformer.load_lora_adapter(state, prefix=prefix, metadata=metadata, adapter_name=f"lora_{number}")
     transformer.set_adapters([f"lora_{number + 1}" for number in range(len(loras))], [lora.scale for lora in loras])
     transformer.eval().requires_grad_(False)
+
+
+@contextmanager
+def _one_line(path: Path, pipeline: str) -> Iterator[None]:
+    """Turn what diffusers and peft raise for a file's content into one InputError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, S2VideoError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"model.lora: {path}: expected a LoRA for {pipeline}, got other tensors ({reason}); choose another file"
+        ) from error
 
 
 def _check_layers(path: Path, transformer: Any, state: dict[str, torch.Tensor]) -> None:

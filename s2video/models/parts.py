@@ -17,6 +17,7 @@ from ..parallel.mesh import Mesh, in_own_group
 from ..parallel.weights import WHOLE, BlockWeights, ShardedWeights, StreamedWeights
 from ..parallel.zero3 import Zero3Weights
 from .checkpoint import Checkpoint
+from .foreign import one_line
 from .loading import diffusers_class, load_transformer
 from .tensors import check_files
 from .weight_files import WeightFile
@@ -83,6 +84,7 @@ def place_transformer(
     return model, sharded(modules, in_own_group(mesh.world, parallel.timeout_seconds), mesh.device, read)
 
 
+@one_line("transformer")
 def _empty_transformer(checkpoint: Checkpoint, dtype: torch.dtype, component: str) -> nn.Module:
     """Return a transformer whose parameters have their final dtypes and no memory; its buffers are computed."""
     from accelerate import init_empty_weights

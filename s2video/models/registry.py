@@ -47,6 +47,6 @@ def read_costs(config: Mapping[str, Any], source: object = "config.json") -> Tra
     """
     known = {family.classes["transformer"]: family for family in FAMILIES}
     name = config.get("_class_name")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f"{source}: expected _class_name {' or '.join(known)}, got {name!r}; choose another model")
     return known[name].costs(config)

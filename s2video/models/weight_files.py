@@ -19,7 +19,10 @@ from ..errors import InputError
 from ..system import json_reader
 
 AGAIN = "download the whole checkpoint again"
-_MAX_HEADER = 100_000_000  # bytes; the limit of safetensors
+_MAX_HEADER = json_reader.MAX_BYTES  # room for 200,000 tensors; safetensors allows three times as much
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
+_BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
+_BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def _tensors_in(header: bytes, path: Path) -> dict[str, dict[str, Any]]:
     """The tensors of a safetensors header: dtype, shape and offsets of each. Raises InputError for another content."""
     damaged = InputError(f"{path}: not a safetensors file, or a damaged one; download it again")
     try:
-        values = json_reader.parse_json(header, str(path), max_bytes=_MAX_HEADER)
+        values = json_reader.parse_json(header, str(path), max_bytes=_MAX_HEADER, refuse_repeated_keys=True)
     except InputError:
         raise damaged from None
     if not isinstance(values, dict):
@@ -98,6 +101,16 @@ def _tensors_in(header: bytes, path: Path) -> dict[str, dict[str, Any]]:
         offsets, shape = tensor.get("data_offsets"), tensor.get("shape")
         if not (_are_counts(offsets) and _are_counts(shape) and len(offsets) == 2):
             raise damaged
+        if math.prod(shape) * _BITS.get(tensor["dtype"], -1) != 8 * (offsets[1] - offsets[0]):
+            raise damaged
+    end = 0
+    for start, stop in sorted((*tensor["data_offsets"],) for tensor in tensors.values()):
+        if start != end:
+            raise damaged  # a gap, or two tensors in one place
+        end = stop
+    metadata = values.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise damaged
     return tensors
 
 
