@@ -128,7 +128,7 @@ class Engine:
             self.mesh,
             config.parallel,
             component,
-            offloaded=config.model.offload_experts and component != self._family.transformers[0],
+            offloaded=config.model.offload_experts,
         )
         load_loras(transformer, config.model.lora, component, self._family.pipeline)
         model = self._family.block_model(transformer, named_backend(config.model.attention_backend))
@@ -306,10 +306,11 @@ class Engine:
             return replace(text, guidance=guidance.embedded_scale)
 
         self.mesh.watch.report("encoding text")
-        cond = encode(batch.prompts, is_negative=False)
-        uncond = None
-        if any(map(needs_uncond, guidance.cfg_scales)):
-            uncond = encode([batch.negative_prompt] * len(batch.prompts), is_negative=True)
+        with self._encode_text.kept():
+            cond = encode(batch.prompts, is_negative=False)
+            uncond = None
+            if any(map(needs_uncond, guidance.cfg_scales)):
+                uncond = encode([batch.negative_prompt] * len(batch.prompts), is_negative=True)
         if images is not None:
             self.mesh.watch.report("encoding images")
         fixed = self._encode_images(images, latents)

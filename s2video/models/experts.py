@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..parallel.offload import Offloaded, keep_on_cpu
 from ..parallel.weights import BlockWeights
 from .base import BlockModel
 
@@ -32,7 +33,8 @@ class Experts:
 
     Args:
         boundary: timestep below which the second transformer is active; None if there is only one.
-        device: device for the active transformer; the inactive one is kept on the CPU. None disables offloading.
+        device: device for the active transformer; both are on the CPU when they are passed, and stay in its memory,
+            from which the active one is copied. None disables offloading.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Experts:
         assert (len(experts) == 2) == (boundary is not None)
         self._experts = tuple(experts)
         self._boundary = boundary
-        self._device = device
-        self._present: int | None = None  # index of the expert on the device; None before the first step
+        self._offloaded: list[Offloaded] = []
+        if device is not None:
+            self._offloaded = [keep_on_cpu(expert.module, device) for expert in self._experts]
 
     @property
     def num_blocks(self) -> int:
@@ -58,12 +61,10 @@ class Experts:
         return int(self._boundary is not None and not timestep >= self._boundary)
 
     def take_turn(self, index: int) -> Expert:
-        """Return an expert after moving it to the device."""
-        expert = self._experts[index]
-        if self._device is not None and self._present != index:
-            for other in self._experts:
-                if other is not expert:  # moved away first, because the device may not hold both
-                    other.module.to("cpu")
-            expert.module.to(self._device)
-            self._present = index
-        return expert
+        """Return an expert that is on the device."""
+        for number, other in enumerate(self._offloaded):
+            if number != index:  # first, because the device may not hold both
+                other.release()
+        if self._offloaded:
+            self._offloaded[index].bring()
+        return self._experts[index]

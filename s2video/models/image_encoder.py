@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..parallel.collectives import broadcast_tensors
 from ..parallel.mesh import Mesh
+from ..parallel.offload import keep_on_cpu
 from .base import ImageConditioning
 from .family import Family
 from .images import Images
@@ -21,14 +22,16 @@ class ImageEncoder:
 
     Args:
         pipeline: diffusers' pipeline of the conditioners and the VAE, on the main rank; None on the others.
-        offload: move the image encoder back to the CPU after each use.
+        offload: free the image encoder's memory on the device after each use; it stays in CPU memory.
     """
 
     def __init__(self, family: Family, pipeline: Any, mesh: Mesh, *, offload: bool) -> None:
         self._family = family
         self._pipeline = pipeline
         self._mesh = mesh
-        self._offload = offload
+        encoder = getattr(pipeline, "image_encoder", None)
+        self._encoder = encoder
+        self._offloaded = keep_on_cpu(encoder, mesh.device, pins_from=2) if encoder is not None and offload else None
         self._last: tuple[Any, tuple[Tensor, ...]] | None = None
 
     def __call__(self, images: Images | None, latents: Tensor) -> ImageConditioning:
@@ -43,12 +46,13 @@ class ImageEncoder:
 
     @torch.no_grad()
     def _encode(self, images: Images, latents: Tensor) -> tuple[Tensor, ...]:
-        encoder = getattr(self._pipeline, "image_encoder", None)
-        if encoder is not None:
-            encoder.to(self._mesh.device)
+        if self._offloaded is not None:
+            self._offloaded.bring()
+        elif self._encoder is not None:
+            self._encoder.to(self._mesh.device)
         encoded = self._family.encode_images(self._pipeline, images, latents, device=self._mesh.device)
-        if encoder is not None and self._offload:
-            encoder.to("cpu")
+        if self._offloaded is not None:
+            self._offloaded.release()
             if self._mesh.device.type == "cuda":
                 torch.cuda.empty_cache()
         return encoded

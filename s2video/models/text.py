@@ -1,10 +1,11 @@
 """Encoding of prompts to text conditioning, with a cache.
 
-The encoders run on the mesh's main rank only; their outputs are broadcast and cached by prompt. Encoders can be moved
-to the CPU between uses. Does not know how the embeddings are used.
+The encoders run on the mesh's main rank only; their outputs are broadcast and cached by prompt. Encoders can be away
+from the device between uses. Does not know how the embeddings are used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..parallel.collectives import broadcast_tensors
 from ..parallel.mesh import Mesh
+from ..parallel.offload import Offloaded, keep_on_cpu
 from .base import Conditioning
 from .family import Family, Prompts
 from .images import Images
@@ -27,7 +29,7 @@ class TextEncoder:
     Args:
         pipeline: diffusers pipeline with tokenizers and encoders on the main rank; None on the others.
         dtype: dtype of the embeddings.
-        offload: move the encoders back to the CPU after each use.
+        offload: free the encoders' memory on the device after each use; they stay in CPU memory.
         stream: keep the encoders in CPU memory and copy each layer to the device when it runs (by accelerate). This
             costs little, because each prompt is encoded once, and takes no memory or time of other ranks.
     """
@@ -45,8 +47,9 @@ class TextEncoder:
         self._family = family
         self._mesh = mesh
         self._dtype = dtype
-        self._offload = offload
         self._stream = stream
+        self._is_kept = False
+        self._offloaded: list[Offloaded] = []
         self._cache: dict[tuple[Any, ...], Conditioning] = {}
         self._pipeline = pipeline
         if pipeline is not None:
@@ -54,6 +57,9 @@ class TextEncoder:
             if stream:
                 for encoder in self._encoders:
                     cpu_offload(encoder, execution_device=mesh.device)
+            elif offload:
+                # a single video needs them once
+                self._offloaded = [keep_on_cpu(encoder, mesh.device, pins_from=2) for encoder in self._encoders]
 
     @property
     def tokenizer(self) -> Any:
@@ -100,18 +106,33 @@ class TextEncoder:
             del self._cache[key]
         return batch
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the encoders on the device from their first use in the block to its end, if they are offloaded."""
+        self._is_kept = True
+        try:
+            yield
+        finally:
+            self._is_kept = False
+            self._release()
+
     @torch.no_grad()
     def _encode(self, prompts: Prompts) -> tuple[Tensor, ...]:
-        if not self._stream:
-            for encoder in self._encoders:
-                encoder.to(self._mesh.device)
+        for encoder in self._offloaded:
+            encoder.bring()
+        if not self._offloaded and not self._stream:
+            for module in self._encoders:
+                module.to(self._mesh.device)
         encoded = self._family.encode(self._pipeline, prompts)
-        if self._offload and not self._stream:
-            for encoder in self._encoders:
-                encoder.to("cpu")
-            if self._mesh.device.type == "cuda":
-                torch.cuda.empty_cache()
+        if not self._is_kept:
+            self._release()
         return tuple(tensor.to(self._dtype) if tensor.is_floating_point() else tensor for tensor in encoded)
+
+    def _release(self) -> None:
+        for encoder in self._offloaded:
+            encoder.release()
+        if self._offloaded and self._mesh.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _batch(prompts: Sequence[Conditioning]) -> Conditioning:

@@ -24,7 +24,7 @@ Read = Callable[[int, str, int, int], Tensor]
 the CPU, in the file's dtype. `start` < `stop`."""
 
 _ALIGNMENT = 256  # bytes; every parameter begins at a multiple of this
-_PIECE = 2**26  # bytes; torch rounds a pinned allocation up to a power of two, so a block is pinned in such pieces
+PIECE = 2**26  # bytes; torch rounds a pinned allocation up to a power of two, so a block is pinned in such pieces
 
 
 class BlockWeights(Protocol):
@@ -143,7 +143,7 @@ class StreamedWeights(FetchedWeights):
             stored = torch.empty(_flat_size(block), dtype=torch.uint8)
             for name, view in _views(stored, block).items():
                 fill(view, read, index, name, 0)
-            pieces = stored.split(_PIECE)
+            pieces = stored.split(PIECE)
             self._stored.append([piece.pin_memory() if self._stream else piece for piece in pieces])
         longest = max(_flat_size(block) for block in blocks)
         self._buffers = [torch.empty(longest, dtype=torch.uint8, device=device) for _ in range(2)]
@@ -162,7 +162,7 @@ class StreamedWeights(FetchedWeights):
         return self._stream.record_event()
 
     def _copy(self, index: int) -> None:
-        for target, piece in zip(self._buffers[index % 2].split(_PIECE), self._stored[index], strict=False):
+        for target, piece in zip(self._buffers[index % 2].split(PIECE), self._stored[index], strict=False):
             target[: len(piece)].copy_(piece, non_blocking=True)
 
     def _free(self, index: int) -> None:
@@ -182,7 +182,7 @@ def fill(part: Tensor, read: Read, block: int, name: str, start: int) -> None:
 
 
 def _flat_size(block: nn.Module) -> int:
-    return sum(_aligned(parameter.nbytes) for parameter in block.parameters())
+    return sum(aligned(parameter.nbytes) for parameter in block.parameters())
 
 
 def _views(flat: Tensor, block: nn.Module) -> dict[str, Tensor]:
@@ -190,9 +190,9 @@ def _views(flat: Tensor, block: nn.Module) -> dict[str, Tensor]:
     views, offset = {}, 0
     for name, parameter in block.named_parameters():
         views[name] = flat[offset : offset + parameter.nbytes].view(parameter.dtype).view(parameter.shape)
-        offset += _aligned(parameter.nbytes)
+        offset += aligned(parameter.nbytes)
     return views
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -123,3 +123,13 @@ def test_every_familys_tokenizer_counts(name: str, tmp_path: Path) -> None:
     (cut,) = cut_prompts(config, load_tokenizer(Checkpoint(folder)))
     assert cut["tokens"] >= 900
     assert cut_prompts(config.patched({"prompt": "red"}), load_tokenizer(Checkpoint(folder))) == []
+
+
+def test_encoders_stay_for_all_prompts_of_a_video(tiny_checkpoint: Path) -> None:
+    """cond's prompts and uncond's are two calls, but one stay on the device; a cached prompt needs none."""
+    watched = Watched(tiny_checkpoint, offload=True)
+    for _ in range(2):
+        with watched._encode.kept():
+            watched.encode([PROMPT])
+            watched.encode([""])
+        assert watched.events == ["cpu:0", 1, 1, "cpu"]

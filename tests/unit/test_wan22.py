@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import WanPipeline
 from families import FAMILIES
 from tiny import MAX_SEQUENCE_LENGTH, NUM_BLOCKS, PROMPT, RESIDUAL_Z_DIM, job
 from tiny_wan22 import BOUNDARY_RATIO, TI2V_SIZE
@@ -22,9 +22,11 @@ from s2video.engine.make_video import make_video
 from s2video.errors import InputError
 from s2video.guidance.masks import step_masks
 from s2video.media.video import probe_video
+from s2video.models import experts as experts_module
 from s2video.models.checkpoint import Checkpoint
 from s2video.models.experts import Expert, Experts
 from s2video.models.limits import check_request
+from s2video.parallel.offload import Copied
 from s2video.parallel.weights import WHOLE
 from s2video.sampling import denoiser as denoising
 
@@ -132,59 +134,61 @@ def test_settings_that_make_no_sense(
 # the active transformer
 
 
-class Movable(nn.Module):
-    def __init__(self, name: str, log: list[tuple[str, str]]) -> None:
-        super().__init__()
-        self._name, self._log = name, log
-
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        (device,) = args
-        self._log.append((self._name, str(device)))
-        return self
-
-
-def pair(log: list[tuple[str, str]], device: torch.device | None, boundary: float) -> Experts:
+def pair(device: torch.device | None, boundary: float) -> Experts:
     model: Any = None
-    return Experts([Expert(model, WHOLE, Movable(n, log)) for n in ("high", "low")], boundary=boundary, device=device)
+    modules = {"high": nn.Linear(1, 1), "low": nn.Linear(1, 1)}
+    return Experts([Expert(model, WHOLE, module) for module in modules.values()], boundary=boundary, device=device)
 
 
-def test_one_leaves_before_the_other_comes_once_a_run() -> None:
-    log: list[tuple[str, str]] = []
-    experts = pair(log, torch.device("cuda", 1), 875.0)
-    once = [("low", "cpu"), ("high", "cuda:1"), ("high", "cpu"), ("low", "cuda:1")]
-    for _ in range(2):
+def test_one_leaves_before_the_other_comes_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device may not hold both."""
+    log: list[str] = []
+    names = iter(("high", "low"))
+
+    class Logged(Copied):
+        def __init__(self, module: nn.Module, device: torch.device) -> None:
+            super().__init__(module, device, pins_from=0)
+            self.name = next(names)
+
+        def bring(self) -> None:
+            log.extend([] if self._is_here else [f"{self.name} comes"])
+            super().bring()
+
+        def release(self) -> None:
+            log.extend([f"{self.name} leaves"] if self._is_here else [])
+            super().release()
+
+    monkeypatch.setattr(experts_module, "keep_on_cpu", Logged)
+    experts = pair(torch.device("cpu"), 875.0)
+    for expected in (
+        ["high comes", "high leaves", "low comes"],
+        ["low leaves", "high comes", "high leaves", "low comes"],
+    ):
         for timestep in (1000, 875, 874, 10):
-            experts.take_turn(experts.index_at(torch.tensor(timestep)))
-        assert log == once
+            module = experts.take_turn(experts.index_at(torch.tensor(timestep))).module
+            assert [p.numel() for p in module.parameters()] == [1, 1]
+        assert log == expected
         log.clear()
-    experts = pair(log, None, 875.0)
-    experts.take_turn(1)
+    pair(None, 875.0).take_turn(1)
     assert log == []
 
 
 @pytest.mark.parametrize("boundary", [875.0, 875.1])
 def test_turns_are_compared_as_diffusers_does_it(boundary: float) -> None:
     """875.1 is slightly smaller as float32 than as a Python float, but not below the boundary."""
-    experts = pair([], None, boundary)
+    experts = pair(None, boundary)
     for timestep in (torch.tensor(boundary), torch.tensor(875), torch.tensor(874.9), torch.tensor(900)):
         assert experts.index_at(timestep) == (0 if timestep >= boundary else 1)
     assert experts.index_at(torch.tensor(boundary)) == 0
 
 
-def test_offloading_changes_no_bit(checkpoint_of: CheckpointOf) -> None:
+def test_offloading_changes_no_bit(checkpoint_of: CheckpointOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are packed and copied as on a GPU."""
     config = FAMILIES[A14B].config(checkpoint_of(A14B))
+    monkeypatch.setattr(experts_module, "keep_on_cpu", lambda module, device: Copied(module, device, pins_from=0))
     engine = Engine(changed(config, "model", offload_experts=True))
-    moved: list[int] = []
-
-    def note(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        moved.append(id(module))
-        return module
-
-    with mock.patch.object(WanTransformer3DModel, "to", note):
-        first, again = (engine.sample([PROMPT], [3]) for _ in range(2))
+    first, again = (engine.sample([PROMPT], [3]) for _ in range(2))
     assert torch.equal(first, again) and torch.equal(first, Engine(config).sample([PROMPT], [3]))
-    high, low = moved[1], moved[0]
-    assert high != low and moved == [low, high, high, low] * 2
 
 
 # Eq. 4 by hand

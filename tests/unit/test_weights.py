@@ -131,7 +131,7 @@ def test_blocks_of_different_sizes_take_turns() -> None:
 
 
 def test_pieces_of_a_block_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s2video.parallel.weights._PIECE", 1000)
+    monkeypatch.setattr("s2video.parallel.weights.PIECE", 1000)
     test_blocks_of_different_sizes_take_turns()
 
 
