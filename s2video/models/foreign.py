@@ -50,7 +50,7 @@ def check_bounds(values: Mapping[str, Any], path: Path) -> None:
 
 
 def check_latent_statistics(values: Mapping[str, Any], path: Path) -> None:
-    """Raise InputError unless a VAE's config.json has usable mean and deviation of its latents, which decoding needs."""
+    """Raise InputError unless a VAE's config.json has usable statistics of its latents, which decoding needs."""
     for key, least in (("latents_mean", -math.inf), ("latents_std", 0.0), ("scaling_factor", 0.0)):
         if key not in values or (key == "scaling_factor" and "latents_mean" in values):
             continue  # diffusers' default

@@ -92,9 +92,9 @@ def load_loras(transformer: Any, loras: Sequence[LoraConfig], component: str, pi
         path = find_lora(lora.path)
         with _one_line(path, pipeline):
             state, metadata = kind.lora_state_dict(str(path), return_lora_metadata=True, use_safetensors=True)
-        check_pairs(path, state)
         prefix = "transformer" if any(key.startswith("transformer.") for key in state) else None
         _check_layers(path, transformer, {key.removeprefix("transformer."): value for key, value in state.items()})
+        check_pairs(path, state)
         with _one_line(path, pipeline), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs are intended
             transformer.load_lora_adapter(state, prefix=prefix, metadata=metadata, adapter_name=f"lora_{number}")
@@ -133,6 +133,8 @@ def _check_layers(path: Path, transformer: Any, state: dict[str, torch.Tensor]) 
         layer = getattr(layer, "base_layer", layer)  # base_layer if the layer has a LoRA already
         if not isinstance(layer, nn.Linear) or not key.endswith(("lora_A.weight", "lora_B.weight")):
             continue
+        if state[key].ndim != 2:
+            raise InputError(f"model.lora: {path}: {key}: expected two matrices, got {list(state[key].shape)}")
         side, size = (1, layer.in_features) if "lora_A" in key else (0, layer.out_features)
         if state[key].shape[side] != size:
             raise InputError(
