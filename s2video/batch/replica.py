@@ -34,12 +34,12 @@ from ..parallel.watch import shows_a_lost_rank
 from ..planning.plan import resolve_parallel
 from ..system import ranks
 from ..system.files import sha256
+from ..system.locks import held_lock
 from ..system.progress import Style
 from ..system.shutdown import Termination, stop_at_end_of_stdin
 from ..system.terminal import say, show_path
 from .gpu_room import GpuRoom
 from .heartbeat import Heartbeat
-from .locks import held_lock
 from .store import Record, Store
 
 Overlap = Literal["auto", "always", "never"]

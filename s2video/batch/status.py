@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..system.locks import is_held
 from ..system.terminal import printable
-from .locks import is_held
 from .plan import spoken
 from .store import Record, Store, find_stores
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ..errors import InputError, S2VideoError
 from ..system.files import atomic_path
-from .locks import is_held
+from ..system.locks import is_held
 from .run_file import RESERVED
 
 State = Literal["waiting", "running", "done", "failed"]

@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 from ..batch.checks import check_shards, find_cut_prompts, find_problems
-from ..batch.locks import held_lock
 from ..batch.plan import describe, predict_seconds
 from ..batch.register import register
 from ..batch.run_file import Batch, BatchJob, load_batch
@@ -23,6 +22,7 @@ from ..errors import InputError, S2VideoError, StoppedError
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..models.recipes import recipe_note
 from ..system import ranks, terminal
+from ..system.locks import held_lock
 from ..system.terminal import show
 from .arguments import add_command, add_set_argument, path_argument, say, whole_number
 

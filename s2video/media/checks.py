@@ -3,43 +3,49 @@
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from ..errors import InputError
-from ..system.files import check_replaceable
+from ..system.claims import check_unclaimed
+from ..system.files import check_replaceable, check_target
 from .exr import check_openimageio
 from .ffmpeg import check_encoder
-from .formats import VideoSpec, is_frame_name, place_of
+from .formats import VideoSpec, is_frame_name
+from .output_paths import OutputPaths
 
 LONGEST_SUFFIX = ".checkpoint.safetensors"  # of the files next to a video; they are called like it otherwise
 
 
 def check_output(path: Path, *, is_video: bool = True) -> None:
-    """Raise InputError unless a video (or another file) can be written to `path`.
+    """Raise InputError unless a video and the files next to it (or a file of another kind) can be written to `path`.
 
     Missing folders are no error, because writing creates them. Writes nothing.
     """
     try:
-        place = place_of(path) if is_video else path
-        if place != path:
-            check_replaceable(place, partial(is_frame_name, path))
-        with suppress(FileNotFoundError):
-            if stat.S_ISDIR(path.stat().st_mode):
-                raise InputError(f"output {path}: expected a file name, got a folder; choose another path")
         folder = path.absolute().parent
         while not folder.exists():
             folder = folder.parent
         if is_video:
             _check_length(path, os.pathconf(folder, "PC_NAME_MAX"))
+            _check_files(OutputPaths(path))
+        else:
+            check_target(path)
         # Create a file without a name: permission bits tell nothing for root or on a read-only file system.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(f"output {path}: cannot be written ({error.strerror}); choose another path") from None
+
+
+def _check_files(files: OutputPaths) -> None:
+    for path in files.all:
+        if path == files.video and path != files.output:
+            check_replaceable(path, partial(is_frame_name, files.output))
+        else:
+            check_target(path)
+    check_unclaimed(files.lock, files.all)
 
 
 def _check_length(path: Path, most: int) -> None:

@@ -55,3 +55,8 @@ class OutputPaths:
     @property
     def all(self) -> tuple[Path, ...]:
         return self.video, self.sidecar, self.latents, self.resume_point
+
+    @property
+    def lock(self) -> Path:
+        """The lock file of a `Claim` on them; it is there while they are made."""
+        return self.output.with_name(f".{self.output.stem}.lock")

@@ -215,11 +215,7 @@ def _temporary_next_to(path: Path) -> Path:
     temporary = _hidden_next_to(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A rename would replace a device such as /dev/null, and fail on a folder or on a name that is too long.
-        # Find out before hours of work, not after them.
-        with suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise InputError(f"cannot write {path}: expected a regular file or none; choose another output path")
+        check_target(path)
         # 0o666 lets the umask set the permissions, as for any file; tempfile would make the file private.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         temporary.unlink()
@@ -228,10 +224,60 @@ def _temporary_next_to(path: Path) -> Path:
     return temporary
 
 
+def check_target(path: Path) -> None:
+    """Raise InputError if a rename to `path` would replace anything but a regular file, or would fail.
+
+    It would replace a device such as /dev/null, and fail on a folder. A symbolic link to a file is replaced by the new
+    file; one that leads to nothing, or to a device, was surely meant as a place to write to, and would be lost.
+    """
+    try:
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            found = os.stat(path)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise InputError(
+                f"cannot write {path}: expected a regular file or none, got a symbolic link to {os.readlink(path)}, "
+                "which does not exist; remove the link, or choose another output path"
+            ) from None
+        return
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another output path") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "another kind of file")
+        raise InputError(
+            f"cannot write {path}: expected a regular file or none, got {kind}; choose another output path"
+        )
+    _check_sticky(path, found)
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def _check_sticky(path: Path, found: os.stat_result) -> None:
+    """Raise InputError for a file of another user in a folder such as /tmp, where only its owner can replace it."""
+    folder, user = os.stat(path.absolute().parent), os.geteuid()
+    if folder.st_mode & stat.S_ISVTX and user not in (0, found.st_uid, folder.st_uid):
+        raise InputError(
+            f"cannot write {path}: the file belongs to another user, and only its owner can replace it in this "
+            "folder; choose another output path"
+        )
+
+
 def _hidden_next_to(path: Path) -> Path:
+    return path.with_name(f"{_hidden_start(path)}{secrets.token_hex(4)}{path.suffix}")
+
+
+def _hidden_start(path: Path) -> str:
     # The stem helps people who find the file after a power cut. It is cut so that a final name of any legal length
-    # (255 bytes, up to four per character) has a legal temporary name.
-    return path.with_name(f".{path.stem[:32]}.{secrets.token_hex(4)}{path.suffix}")
+    # (255 bytes, up to four per character) has a legal temporary name; the digest tells long names apart.
+    return f".{path.stem[:24]}.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}"
 
 
 @contextmanager
@@ -253,18 +299,18 @@ def _flush_to_disk(path: Path) -> None:
 def remove_leftovers(paths: Iterable[Path]) -> None:
     """Remove the temporary files of processes that were killed while they wrote one of `paths`.
 
-    Call this only if no process is writing to these folders.
+    Call this only if no process is writing to one of these names, as the holder of their `Claim`.
     """
     wanted: dict[Path, set[tuple[str, str]]] = {}
     for path in paths:
-        wanted.setdefault(path.parent, set()).add((path.stem[:32], path.suffix))
+        wanted.setdefault(path.parent, set()).add((_hidden_start(path), path.suffix))
     for folder, names in wanted.items():
         with suppress(FileNotFoundError):
-            for entry in list(folder.iterdir()):
-                match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.[^.]+)?", entry.name, re.DOTALL)
+            for entry in list(os.scandir(folder)):
+                match = re.fullmatch(r"(\..*\.[0-9a-f]{8})[0-9a-f]{8}(\.[^.]+)?", entry.name, re.DOTALL)
                 if match is None or (match[1], match[2] or "") not in names:
                     continue
-                if entry.is_dir():
+                if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry, ignore_errors=True)
                 else:
-                    entry.unlink(missing_ok=True)
+                    Path(entry).unlink(missing_ok=True)

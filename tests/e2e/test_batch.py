@@ -328,7 +328,7 @@ def test_a_bad_command_line(run: Run, capsys: pytest.CaptureFixture[str], argume
 def test_a_batch_is_made_by_one_process_at_a_time(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.write()
     run.store.create()
-    holder = "import sys, time; from pathlib import Path; from s2video.batch.locks import held_lock\n"
+    holder = "import sys, time; from pathlib import Path; from s2video.system.locks import held_lock\n"
     holder += "with held_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", holder, str(run.store.lock_path)],

@@ -168,7 +168,10 @@ CASES: dict[str, tuple[Callable[[Workspace], list[str]], list[str]]] = {
     "prompt file not UTF-8": (prompt_file(b"a caf\xe9\n"), ["--prompt-file", "UTF-8"]),
     "prompt file with NUL": (prompt_file(b"a\0b\n"), ["--prompt-file", "NUL"]),
     # output
-    "output a folder": (lambda w: ["--output", str(_made(w.folder / "folder.mp4"))], ["expected a file name"]),
+    "output a folder": (
+        lambda w: ["--output", str(_made(w.folder / "folder.mp4"))],
+        ["expected a regular file or none, got a folder"],
+    ),
     "output under a file": (output("config.yaml/video.mp4"), ["output", "Not a directory"]),
     "output folder not writable": (words("--output", "/proc/s2video/video.mp4"), ["output", "cannot be written"]),
     "output name too long": (output("x" * 300 + ".mp4"), ["output", "too long"]),

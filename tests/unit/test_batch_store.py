@@ -13,10 +13,10 @@ import pytest
 from s2video.batch import heartbeat
 from s2video.batch import store as batch_store
 from s2video.batch.heartbeat import Heartbeat
-from s2video.batch.locks import held_lock, is_held
 from s2video.batch.status import as_json, as_text, read_status
 from s2video.batch.store import LEASE, MAX_ATTEMPTS, Entry, Store, find_stores
 from s2video.errors import InputError
+from s2video.system.locks import held_lock, is_held
 
 
 class Clock:

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -110,16 +111,25 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path, obj: object, 
     assert os.listdir(tmp_path) == ["x.json"]
 
 
+def temporary_name(path: Path) -> str:
+    with suppress(RuntimeError), atomic_path(path) as temporary:
+        raise RuntimeError
+    return temporary.name
+
+
 def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
     long = "x" * 40
-    leftovers = [".a.0123abcd.mp4", f".{long[:32]}.0123abcd.json", ".a.latents.0123abcd.safetensors"]
-    others = ["a.mp4", ".b.0123abcd.mp4", ".a.0123abcd.mov", ".a.0123abc.mp4", ".a.mp4", f".{long}.0123abcd.json"]
+    paths = [tmp_path / name for name in ("a.mp4", f"{long}.json", "a.latents.safetensors")]
+    leftovers = [temporary_name(path) for path in paths]
+    # another suffix, another video with the same beginning, and what is not ours
+    others = [temporary_name(tmp_path / name) for name in ("a.mov", "b.mp4", f"{long}y.json")]
+    others += ["a.mp4", ".a.0123abcd.mp4", f"{leftovers[0]}.mp4", leftovers[0].removeprefix(".")]
     for name in leftovers + others:
         (tmp_path / name).write_text("")
-    (tmp_path / ".s.0123abcd").mkdir()
-    (tmp_path / ".s.0123abcd" / "s.1001.png").write_text("")
-    paths = ["a.mp4", f"{long}.json", "a.latents.safetensors", "s"]
-    remove_leftovers([*(tmp_path / name for name in paths), tmp_path / "nowhere" / "a.mp4"])
+    folder = tmp_path / temporary_name(tmp_path / "s")
+    folder.mkdir()
+    (folder / "s.1001.png").write_text("")
+    remove_leftovers([*paths, tmp_path / "s", tmp_path / "nowhere" / "a.mp4"])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 

@@ -22,7 +22,7 @@ PLAYED = """
 import os, signal, sys, time
 from pathlib import Path
 from s2video.batch.store import Store
-from s2video.batch.locks import held_lock
+from s2video.system.locks import held_lock
 
 folder, owner = Path(sys.argv[1]), sys.argv[3]
 store = Store(folder)
