@@ -115,11 +115,21 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
         help="or .mov, .png, .exr; several videos: X-000.mp4, X-001.mp4, ..., or a template: {prompt}_s{seed}.{ext}",
     )
     add_codec_arguments(files)
+    add_overwrite_argument(files)
     files.add_argument("--keep-latents", action="store_true", help="keep X.latents.safetensors next to the video")
     files.add_argument(
         "--resume", action="store_true", help="skip videos that are whole; continue from X.checkpoint.safetensors"
     )
     parser.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+
+
+def add_overwrite_argument(group: Any) -> None:
+    """Add --overwrite."""
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files that s2video did not make, or that were changed; its own are always replaced",
+    )
 
 
 def add_codec_arguments(group: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,11 @@ from ..engine.job import plan_jobs, read_prompt_file
 from ..errors import InputError, S2VideoError, out_of_memory
 from ..media.checks import check_output, check_spec
 from ..media.formats import Codec, codec_for, suffix_of
+from ..media.output_paths import OutputPaths
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_images, check_request
 from ..models.recipes import load_config
+from ..records.replacing import Replaced, check_inputs_kept, check_replacing, inputs_of, sentences
 from ..system import ranks
 from ..system.launcher import LaunchPlan, launch
 from ..system.progress import Style
@@ -25,6 +28,7 @@ from .arguments import (
     add_codec_arguments,
     add_command,
     add_generate_arguments,
+    add_overwrite_argument,
     add_selftest_arguments,
     path_argument,
     read_model_arguments,
@@ -59,6 +63,7 @@ def add_commands(commands: Any) -> None:
     decode.add_argument(
         "--output", type=path_argument, metavar="X.mp4", help="or .mov, .png, .exr; without it, next to LATENTS"
     )
+    add_overwrite_argument(decode)
     add_codec_arguments(decode)
     decode.add_argument("--audio", metavar="A", help="a file with sound; without it, the one of --config")
     either = decode.add_mutually_exclusive_group()
@@ -94,6 +99,7 @@ class Checked:
     checkpoint: Checkpoint
     plain: bool
     resume: bool
+    notes: tuple[str, ...] = ()
 
 
 def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked:
@@ -105,9 +111,7 @@ def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked
         prompts = [] if config.prompt is None else [config.prompt]
     jobs = plan_jobs(config, prompts, arguments.num_videos)
     spec = jobs[0].output.spec(Path(jobs[0].output.path))
-    if ranks.is_main_rank():  # the only one that writes; other hosts need not have that folder
-        for job in jobs:
-            check_output(Path(job.output.path))
+    replaced = _check_outputs(jobs, arguments) if ranks.is_main_rank() else []
 
     from ..models.images import read_images
 
@@ -117,7 +121,20 @@ def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked
     check_images(checkpoint.info, image=config.image is not None, last_image=config.last_image is not None)
     if ranks.is_main_rank():
         check_spec(spec, config.sampling.width, config.sampling.height)
-    return Checked(jobs, checkpoint, arguments.plain, arguments.resume)
+    notes = () if arguments.resume else tuple(sentences(replaced))  # --resume keeps a video that is made already
+    return Checked(jobs, checkpoint, arguments.plain, arguments.resume, notes)
+
+
+def _check_outputs(jobs: Sequence[RunConfig], arguments: argparse.Namespace) -> list[Replaced]:
+    """Check all files that will be written. Only for the main rank: other hosts need not have that folder."""
+    read = {"--config": _path(arguments.config), "--prompt-file": arguments.prompt_file}
+    replaced = []
+    for job in jobs:
+        check_output(user_path(job.output.path))
+        files = OutputPaths.of(job)
+        check_inputs_kept(files.all, read | inputs_of(job))
+        replaced.append(check_replacing(files, overwrite=arguments.overwrite))
+    return [each for each in replaced if each is not None]
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, object]:
@@ -146,6 +163,8 @@ def generate(checked: Checked) -> int:
     from ..parallel.mesh import init_mesh
     from ..planning.plan import resolve_parallel
 
+    for note in checked.notes:
+        say(note)
     jobs = [resolve_parallel(job, checked.checkpoint, ranks.world_size()) for job in checked.jobs]
     progress: Style = "plain" if checked.plain else "auto"
     try:
@@ -171,10 +190,18 @@ def _decode(arguments: argparse.Namespace) -> int:
     output = arguments.output or latents.with_name(f"{stem}{suffix_of(codec)}")
     codec_for(output, codec)
     check_output(output)
+    check_inputs_kept(
+        (OutputPaths(output).video,),
+        {"LATENTS": latents, "--audio": _path(arguments.audio), "--config": _path(arguments.config)},
+    )
+    replaced = check_replacing(OutputPaths(output), overwrite=arguments.overwrite, video_only=True)
     config = None if arguments.config is None else load_config(arguments.config)
     own = {"model.path": arguments.model, "output.ffmpeg": arguments.ffmpeg, "output.audio": arguments.audio}
     if ranks.world_size() != 1:
         raise InputError("decode runs in one process: start it without torchrun")
+
+    for note in sentences([] if replaced is None else [replaced]):
+        say(note)
 
     import torch
 
@@ -187,6 +214,10 @@ def _decode(arguments: argparse.Namespace) -> int:
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     return 0
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else user_path(text)
 
 
 def _launch(arguments: argparse.Namespace) -> int:

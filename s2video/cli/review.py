@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, S2VideoError, out_of_memory
 from ..media.checks import check_output, check_spec
+from ..media.output_paths import OutputPaths
+from ..media.signature import is_signed
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_request
 from ..records.integrity import problems, video_of
+from ..records.replacing import check_inputs_kept, check_replacing, check_unsigned, inputs_of, sentences
 from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 from ..system import ranks
 from ..system.progress import Style
 from ..system.shutdown import Termination
 from ..system.terminal import printable_json, show, show_path
-from .arguments import add_command, path_argument, say
+from .arguments import add_command, add_overwrite_argument, path_argument, say
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
@@ -68,6 +71,7 @@ def add_commands(commands: Any) -> None:
         "-o", "--output", type=path_argument, required=True, metavar="X.mp4", help="X.png or X.jpg with --mode sheet"
     )
     _add_font_argument(compare)
+    add_overwrite_argument(compare)
     compare.set_defaults(run=_compare)
 
     sheet = add_command(
@@ -79,6 +83,7 @@ def add_commands(commands: Any) -> None:
     sheet.add_argument("--columns", type=int, default=6, metavar="N", help="frames of each video")
     sheet.add_argument("-o", "--output", type=path_argument, required=True, metavar="X.png", help="or X.jpg")
     _add_font_argument(sheet)
+    add_overwrite_argument(sheet)
     sheet.set_defaults(run=_sheet)
 
     page = add_command(commands, "page", "Make one HTML page of a run", examples="s2video page runs")
@@ -90,6 +95,7 @@ def add_commands(commands: Any) -> None:
     )
     page.add_argument("--title", help="without it, the folder's name")
     page.add_argument("--embed-below", type=float, default=8.0, metavar="MB", help="larger videos are linked")
+    add_overwrite_argument(page)
     page.set_defaults(run=_page)
 
 
@@ -98,6 +104,7 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=path_argument, metavar="X.mp4", help="write the video too; without it, latents are compared"
     )
+    add_overwrite_argument(parser)
     parser.add_argument("--model", metavar="PATH", help="where the model is now; a Hub id is downloaded")
     parser.add_argument("--ffmpeg", metavar="PATH", help="the ffmpeg to use; without it, the one of imageio-ffmpeg")
     parser.add_argument("--audio", metavar="A", help="a file with sound for the video; without it, it is silent")
@@ -126,9 +133,18 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
         if arguments.output is not None or not key.startswith("output."):
             say(note)
     if arguments.output is not None:
-        if arguments.output.with_suffix(".json").absolute() == path.absolute():
-            raise InputError(f"output {arguments.output}: would replace the video to reproduce: choose another name")
         check_output(arguments.output)
+        files = OutputPaths(arguments.output)
+        video = path.with_name(sidecar.output.name)
+        read = {
+            "the video to reproduce": video,
+            "the sidecar": path,
+            "FILE": arguments.file,
+        }
+        check_inputs_kept(files.all, inputs_of(job) | read)
+        replaced = check_replacing(files, overwrite=arguments.overwrite)
+        for note in sentences([] if replaced is None else [replaced]):
+            say(note)
         check_spec(job.output.spec(arguments.output), job.sampling.width, job.sampling.height)
     may_download = arguments.model is not None
     checkpoint = open_checkpoint(job.model.path, job.model.revision, may_download=may_download)
@@ -179,9 +195,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    check_output(arguments.output, is_video=arguments.mode != "sheet")
     left, right = map(_existing, arguments.videos)
-    _refuse_inputs(arguments.output, arguments.videos)
+    _check_report(arguments.output, arguments, arguments.videos)
     titles = arguments.labels or [path.stem for path in arguments.videos]
     captions = (_caption(left, titles[0]), _caption(right, titles[1]))
     if arguments.mode == "sheet":
@@ -201,12 +216,11 @@ def _sheet(arguments: argparse.Namespace) -> int:
 
     if arguments.columns < 1:
         raise InputError(f"--columns: expected a value >= 1, got {arguments.columns}")
-    check_output(arguments.output, is_video=False)
     videos: list[Path] = []
     for path in arguments.videos:
         is_run = path.is_dir() and not path.with_name(f"{path.name}.json").is_file()
         videos += [made.path for made in videos_in(path)] if is_run else [_existing(path, sequence=True)]
-    _refuse_inputs(arguments.output, videos)
+    _check_report(arguments.output, arguments, videos)
     captioned = [(video, _caption(video, video.stem)) for video in videos]
     contact_sheet(captioned, arguments.output, columns=arguments.columns, font=arguments.font)
     show_path(arguments.output)
@@ -220,10 +234,11 @@ def _page(arguments: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise InputError(f"{folder}: expected the folder of a run, found none")
     output = arguments.output or folder / "index.html"
-    check_output(output, is_video=False)
     title = arguments.title or folder.resolve().name
     embed_below = round(arguments.embed_below * 1e6)
-    write_page(videos_in(folder), read_failures(folder), output, title=title, embed_below=embed_below)
+    videos = videos_in(folder)
+    _check_report(output, arguments, [video.path for video in videos])
+    write_page(videos, read_failures(folder), output, title=title, embed_below=embed_below)
     show_path(output)
     return 0
 
@@ -240,11 +255,12 @@ def _existing(video: Path, *, sequence: bool = False) -> Path:
     return video
 
 
-def _refuse_inputs(output: Path, videos: Sequence[Path]) -> None:
-    """Raise InputError if the output would replace one of the videos that it is made from."""
-    for video in videos:
-        if output.exists() and output.samefile(video):
-            raise InputError(f"output {output}: expected a new name, got one of the input videos; choose another name")
+def _check_report(output: Path, arguments: argparse.Namespace, videos: Sequence[Path]) -> None:
+    """Check that a sheet, a page or a comparison can be written. Raises InputError."""
+    check_output(output, is_video=False)
+    read = {f"the input {video}": video for video in videos}
+    check_inputs_kept((output,), read | {"--font": getattr(arguments, "font", None)})
+    check_unsigned(output, is_signed, overwrite=arguments.overwrite)
 
 
 def _caption(video: Path, title: str) -> Caption:

@@ -4,20 +4,26 @@ Every rank calls these functions together; the main rank writes the files.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..config.run import RunConfig
+from ..errors import InputError
 from ..media.output_paths import OutputPaths
 from ..media.video_queue import write_video_meanwhile
 from ..models.images import Images, read_images
 from ..models.prompts import cut_warning
 from ..parallel.collectives import gather_objects
+from ..parallel.mesh import Mesh
+from ..records.replacing import latents_were_kept
 from ..records.resume import ResumePoint
 from ..records.sidecar import container_metadata, job_facts, run_facts, save_latents, sidecar_beside, why_not_made
+from ..system.claims import Claim
 from ..system.terminal import say
 from .engine import Engine, OnStep
 
@@ -32,6 +38,7 @@ class Denoised:
         facts: what the sidecar will say about the job.
         seconds: that denoising took.
         resume_point: None if the job writes no files.
+        claim: of the main rank on the job's files; `finish` gives it back.
     """
 
     engine: Engine
@@ -39,6 +46,7 @@ class Denoised:
     facts: dict[str, Any]
     seconds: float
     resume_point: ResumePoint | None = None
+    claim: Claim | None = None
 
     def all_facts(self, decode_seconds: float) -> dict[str, Any]:
         """Return everything that the sidecar says, except about the video's file. Main rank only."""
@@ -77,16 +85,20 @@ def denoise(engine: Engine, job: RunConfig, *, resume: bool = False, on_step: On
     images = read_images(*job.image_paths)
     facts = _facts(engine, job.for_output(files.output), images)
     mesh.watch.meet()  # the main rank loads more than the others, and decodes the video before this one
-    if gather_objects(resume and _is_made(engine, files, facts), mesh.world)[0]:
-        return None
-    resume_point = ResumePoint(
-        files.resume_point,
-        mesh,
-        engine.denoising_weights,
-        every_seconds=job.checkpoint.every_seconds,
-        resume=resume,
-    )
-    return _denoised(engine, images, facts, resume_point, on_step)
+    with ExitStack() as until_finish:
+        claim = _claimed(files, mesh, until_finish)
+        if gather_objects(resume and _is_made(engine, files, facts), mesh.world)[0]:
+            return None
+        resume_point = ResumePoint(
+            files.resume_point,
+            mesh,
+            engine.denoising_weights,
+            every_seconds=job.checkpoint.every_seconds,
+            resume=resume,
+        )
+        denoised = _denoised(engine, images, facts, resume_point, on_step)
+        until_finish.pop_all()
+    return replace(denoised, claim=claim)
 
 
 def denoise_in_memory(engine: Engine, job: RunConfig, on_step: OnStep | None = None) -> Denoised:
@@ -102,24 +114,61 @@ def finish(denoised: Denoised, *, alone: bool = False) -> Path | None:
     Args:
         alone: on the main rank only, in any thread; see `Engine.decode`.
     """
-    engine, facts = denoised.engine, denoised.facts
-    job, files = engine.config, OutputPaths.of(engine.config)
+    engine, files = denoised.engine, OutputPaths.of(denoised.engine.config)
     if not alone:
         engine.mesh.watch.report("decoding")
     if not engine.mesh.is_main:
         list(engine.decode(denoised.latents))  # yields nothing: this rank helps
         return None
+    with denoised.claim or nullcontext():
+        return _write(denoised, files, alone=alone)
+
+
+def _write(denoised: Denoised, files: OutputPaths, *, alone: bool) -> Path:
+    """Write the files of a job, on the main rank."""
+    job, claim, facts = denoised.engine.config, denoised.claim, denoised.facts
+    keeps_latents = job.output.keep_latents
+    if not keeps_latents and latents_were_kept(files.latents):
+        say(f"{files.latents} was kept by an earlier run, so the latents of this run are kept there, too")
+        keeps_latents = facts["config"]["output"]["keep_latents"] = True
+    _check_unchanged(claim, (files.latents,), "choose another output")
     save_latents(denoised.latents, files.latents, facts)
     start = time.monotonic()
+
+    def all_facts() -> dict[str, Any]:
+        remedy = f"s2video decode {files.latents} --output, with another name, makes this video"
+        _check_unchanged(claim, (files.video, files.sidecar), remedy)  # immediately before they are replaced
+        return denoised.all_facts(time.monotonic() - start)
+
     spec = job.output.spec(files.output)
-    frames = engine.decode(denoised.latents, alone=alone)
-    beside = sidecar_beside(files.output, lambda: denoised.all_facts(time.monotonic() - start))
+    frames = denoised.engine.decode(denoised.latents, alone=alone)
+    beside = sidecar_beside(files.output, all_facts)
     write_video_meanwhile(frames, files.output, spec, metadata=container_metadata(facts, spec.codec), beside=beside)
-    if not job.output.keep_latents:
+    if not keeps_latents:
         files.latents.unlink()
     if denoised.resume_point is not None:
         denoised.resume_point.remove()
     return files.video
+
+
+def _claimed(files: OutputPaths, mesh: Mesh, until: ExitStack) -> Claim | None:
+    """Claim the files on the main rank, until `until` is closed. Raises InputError on all ranks."""
+    claim, problem = None, None
+    if mesh.is_main:
+        try:
+            claim = until.enter_context(Claim(files.lock, files.all))
+        except InputError as error:
+            problem = str(error)
+    problem = gather_objects(problem, mesh.world)[0]
+    if problem is not None:
+        raise InputError(problem)
+    return claim
+
+
+def _check_unchanged(claim: Claim | None, paths: Iterable[Path], remedy: str) -> None:
+    if claim is not None:
+        for path in paths:
+            claim.check_unchanged(path, remedy)
 
 
 def _facts(engine: Engine, job: RunConfig, images: Images | None) -> dict[str, Any]:

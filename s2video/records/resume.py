@@ -21,7 +21,8 @@ from ..parallel.collectives import broadcast_tensors, gather_objects
 from ..parallel.mesh import Mesh
 from ..system.json_reader import parse_json
 from ..system.terminal import say
-from .sidecar import METADATA_KEY, write_tensors
+from .sidecar import write_tensors
+from .sidecar_model import METADATA_KEY
 
 
 class Stateful(Protocol):

@@ -32,6 +32,7 @@ from ..version import __version__
 from .identity import audio_digest, first_difference
 from .integrity import UNCHANGED, latents_of, latents_state, video_state
 from .sidecar_model import (
+    METADATA_KEY,
     SCHEMA_VERSION,
     JobFacts,
     LatentsRecord,
@@ -42,7 +43,6 @@ from .sidecar_model import (
 
 NUM_PROBES = 64
 MAX_METADATA_BYTES = 8_000  # of one text in the container
-METADATA_KEY = "s2video"  # safetensors metadata maps strings to strings; ours is one JSON document
 
 
 class SavedLatents(NamedTuple):

@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..system.json_reader import read_json
 
 SCHEMA_VERSION = 1
+METADATA_KEY = "s2video"  # in headers of safetensors, which map strings to strings; ours is one JSON document
 MAX_BLOCKS = 10_000
 
 Count = Annotated[int, Field(ge=0)]

@@ -10,6 +10,7 @@ from typing import Literal
 from ..errors import InputError, S2VideoError
 from ..media.ffmpeg import TAG_BT709, Ffmpeg, h264_mp4, raw_input
 from ..media.formats import VideoSpec, codec_for
+from ..media.signature import sign
 from ..media.video import VideoInfo, probe_video
 from ..system.files import atomic_path
 from .captions import Caption, caption_bar
@@ -95,6 +96,7 @@ def compare_videos(
                 f"{path}: expected {num_frames} frames of {expected[0]}x{expected[1]} px, got {written.num_frames} of "
                 f"{written.width}x{written.height} from ffmpeg; check its version"
             )
+        sign(temporary)
     return probe_video(path)
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..batch.run_file import RESERVED
 from ..batch.store import find_stores
 from ..errors import InputError
+from ..media.signature import sign
 from ..records.sidecar_model import MadeVideo, Sidecar
 from ..system.files import atomic_path
 from .groups import Settings, group_videos, settings_of, split_settings
@@ -126,6 +127,7 @@ def write_page(
     )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        sign(temporary)
 
 
 def mask_picture(sidecar: Sidecar) -> MaskPicture | None:

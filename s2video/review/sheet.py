@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..media.ffmpeg import Ffmpeg
+from ..media.signature import sign
 from ..media.video import VideoInfo, probe_video
 from ..system.files import atomic_path
 from .captions import Caption, caption_bar
@@ -63,6 +64,7 @@ def contact_sheet(
             sheet.paste(row, (x, y))
             y += row.height
         sheet.save(temporary, quality=92)
+        sign(temporary)
 
 
 def _check_jpeg(path: Path, width: int, height: int) -> None:

@@ -1,0 +1,187 @@
+"""Which files a command may replace: one rule for all commands.
+
+A file that exists is replaced only if s2video made it and nobody has changed it since. A video's sidecar proves that by
+its name and its digest. An empty file may be replaced, and so may the video of a run that was interrupted while it
+wrote, because that run has kept this rule. Everything else is refused before anything is computed, unless the user says
+--overwrite. A file that the command reads is never replaced. Imports neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..config.run import RunConfig
+from ..errors import InputError
+from ..media.output_paths import OutputPaths
+from ..models.weight_files import read_header
+from ..system.files import user_path
+from ..system.json_reader import parse_json
+from .integrity import UNCHANGED, video_state
+from .sidecar_model import METADATA_KEY, Sidecar, read_sidecar
+
+REMEDY = "choose another name, or replace it with --overwrite"
+
+
+class Replaced(NamedTuple):
+    """A video that a run will replace, and a sentence about it for the user."""
+
+    video: Path
+    sentence: str
+
+
+def check_replacing(files: OutputPaths, *, overwrite: bool = False, video_only: bool = False) -> Replaced | None:
+    """Check that the files of a job may replace those that are there.
+
+    Args:
+        overwrite: the user wants everything replaced that has these names.
+        video_only: the job writes no sidecar of its own and no latents, as `decode`.
+
+    Returns:
+        What will be replaced, to be said before the run; None if there is no video yet.
+
+    Raises:
+        InputError: a file of one of these names is not known to be s2video's own, or was changed.
+    """
+    video = files.video
+    if overwrite:
+        return None if _is_free(video) else Replaced(video, f"{video} will be replaced (--overwrite)")
+    if not video_only:
+        _check_sidecar(files)
+        for path in (files.latents, files.resume_point):
+            if not _is_free(path) and _facts(path) is None:
+                raise InputError(f"output {path}: expected no file, or one of s2video, got another one; {REMEDY}")
+    if _is_free(video):
+        return None
+    sidecar = _sidecar_of(video, files.sidecar)
+    if sidecar is not None and (state := video_state(sidecar.output, video)) == UNCHANGED:
+        return Replaced(video, f"{video}, which s2video made with seed {sidecar.seed}, will be replaced")
+    if was_interrupted(files):
+        return Replaced(video, f"{video} will be replaced: the run that wrote it was interrupted")
+    got = f"one without its sidecar {files.sidecar.name}" if sidecar is None else f"one that is {state}"
+    raise InputError(f"output {video}: expected no file, or an unchanged video of s2video, got {got}; {REMEDY}")
+
+
+def sentences(replaced: Sequence[Replaced], most: int = 3) -> Iterator[str]:
+    """Yield what to say about the videos that a run will replace: of many, one sentence."""
+    if len(replaced) <= most:
+        yield from (each.sentence for each in replaced)
+    else:
+        names = ", ".join(str(each.video) for each in replaced[:most])
+        yield f"{len(replaced)} videos will be replaced: {names}, ..."
+
+
+def check_unsigned(path: Path, is_signed: Callable[[Path], bool], *, overwrite: bool = False) -> None:
+    """Raise InputError if a report (a sheet, a page, a comparison) would replace a file that is no unchanged report.
+
+    Args:
+        is_signed: whether s2video made the file at a path, and nobody has changed it since.
+    """
+    if not overwrite and not _is_free(path) and not is_signed(path):
+        raise InputError(f"output {path}: expected no file, or an unchanged one of s2video, got another one; {REMEDY}")
+
+
+def check_inputs_kept(outputs: Iterable[Path], inputs: Mapping[str, Path | None]) -> None:
+    """Raise InputError if a command would replace a file that it reads. --overwrite does not change that.
+
+    Args:
+        outputs: all files that it writes or removes.
+        inputs: files that it reads, by what the user calls them; None: not given. A folder stands for all its
+            files.
+    """
+    for output in outputs:
+        if not os.path.lexists(output):
+            continue
+        written = Path(os.path.realpath(output))
+        for name, given in inputs.items():
+            if given is None:
+                continue
+            path = Path(os.path.realpath(given))
+            if written == path or path in written.parents or _is_linked(written, path):
+                raise InputError(
+                    f"output {output}: expected a new name, but this is the file of {name}, which is read; choose "
+                    "another output path"
+                )
+
+
+def inputs_of(config: RunConfig) -> dict[str, Path | None]:
+    """Return the files that a job reads, by setting."""
+    named: dict[str, str | Path | None] = {
+        "image": config.image,
+        "last_image": config.last_image,
+        "output.audio": config.output.audio,
+        "output.ffmpeg": config.output.ffmpeg,
+        "model.path": config.model.path,
+    }
+    named |= {f"model.lora, number {number}": lora.path for number, lora in enumerate(config.model.lora, 1)}
+    return {name: None if path is None else user_path(path) for name, path in named.items()}
+
+
+def latents_were_kept(path: Path) -> bool:
+    """Return whether there are latents that a run was asked to keep."""
+    return _keeps_latents(_facts(path)) is True
+
+
+def was_interrupted(files: OutputPaths) -> bool:
+    """Return whether there are latents that a run saved before decoding, and removes when the video is complete."""
+    return _keeps_latents(_facts(files.latents)) is False
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing is lost if a file or a sequence's folder of this name is replaced."""
+    try:
+        return not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
+    except FileNotFoundError:
+        return True
+
+
+def _check_sidecar(files: OutputPaths) -> None:
+    path = files.sidecar
+    if _is_free(path):
+        return
+    try:
+        name = read_sidecar(path).output.name
+    except InputError:
+        raise InputError(
+            f"output {path}: expected no file, or the sidecar of {files.video.name}, got another one; {REMEDY}"
+        ) from None
+    if name != files.video.name:
+        raise InputError(
+            f"output {path}: expected no file, or the sidecar of {files.video.name}, got that of {name}, which would "
+            f"lose it; {REMEDY}"
+        )
+
+
+def _sidecar_of(video: Path, path: Path) -> Sidecar | None:
+    try:
+        sidecar = read_sidecar(path)
+    except InputError:
+        return None
+    return sidecar if sidecar.output.name == video.name else None
+
+
+def _facts(path: Path) -> dict[str, Any] | None:
+    """What s2video has written into the header of a safetensors file; None if it has not made the file."""
+    try:
+        metadata = parse_json(read_header(path), str(path), max_bytes=100_000_000).get("__metadata__")
+        facts = parse_json(metadata[METADATA_KEY], str(path))
+    except (InputError, OSError, KeyError, TypeError, AttributeError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def _keeps_latents(facts: dict[str, Any] | None) -> bool | None:
+    try:
+        return bool(facts["config"]["output"]["keep_latents"]) if facts is not None else None
+    except (KeyError, TypeError):
+        return None
+
+
+def _is_linked(a: Path, b: Path) -> bool:
+    """Whether two existing names are of one file, as hard links are, or names in another case on some systems."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False
