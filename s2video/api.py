@@ -16,15 +16,19 @@ from .config.run import RunConfig
 from .engine.engine import Engine, OnStep
 from .engine.make_video import denoise_in_memory
 from .errors import InputError
-from .media.formats import Codec, place_of
+from .media.checks import check_output
+from .media.formats import Codec
+from .media.output_paths import OutputPaths
 from .media.video import write_video
 from .models.checkpoint import open_checkpoint
 from .models.images import read_images
 from .models.recipes import load_config, load_model_config
 from .planning.plan import resolve_parallel
 from .records.identity import audio_digest
+from .records.replacing import check_inputs_kept, check_replacing, inputs_of
 from .records.sidecar import container_metadata, sidecar_beside
 from .system import ranks
+from .system.claims import Claim
 from .system.files import user_path
 from .system.progress import Style
 
@@ -45,27 +49,34 @@ class Video:
     config: RunConfig
     facts: Mapping[str, Any] = field(repr=False)
 
-    def save(self, path: str | Path, codec: Codec | Literal["auto"] = "auto", **output: Any) -> Path:
+    def save(
+        self, path: str | Path, codec: Codec | Literal["auto"] = "auto", *, overwrite: bool = False, **output: Any
+    ) -> Path:
         """Write the video, and its sidecar next to it, both or neither.
 
         Args:
             path: with the suffix of its format; a sequence X.exr becomes the folder X.
             codec: h264, h265, prores, dnxhr, png, exr, or auto: by the suffix.
+            overwrite: replace files that s2video did not make, or that were changed since; its own are always replaced.
             output: other settings of the config's section `output` for this file, such as `crf=12`.
 
         Returns:
             The file, or the folder of a sequence.
 
         Raises:
-            InputError: a path or a setting that cannot be used.
+            InputError: a path or a setting that cannot be used, or files that may not be replaced.
         """
         path = user_path(path)
         config = self.config.patched({"output": {"codec": codec, **output, "path": str(path)}}, "save")
         facts = {**self.facts, "config": config.model_dump(mode="json"), "audio_sha256": audio_digest(config)}
         spec = config.output.spec(path)
-        beside = sidecar_beside(path, lambda: facts)
-        write_video([self.frames], path, spec, metadata=container_metadata(facts, spec.codec), beside=beside)
-        return place_of(path)
+        beside, files = sidecar_beside(path, lambda: facts), OutputPaths(path)
+        check_output(path)
+        check_inputs_kept(files.all, inputs_of(config))
+        check_replacing(files, overwrite=overwrite)
+        with Claim(files.lock, files.all):
+            write_video([self.frames], path, spec, metadata=container_metadata(facts, spec.codec), beside=beside)
+        return files.video
 
 
 class TextToVideo:

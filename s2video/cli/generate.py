@@ -19,6 +19,7 @@ from ..models.limits import check_images, check_request
 from ..models.recipes import load_config
 from ..records.replacing import Replaced, check_inputs_kept, check_replacing, inputs_of, sentences
 from ..system import ranks
+from ..system.files import user_path
 from ..system.launcher import LaunchPlan, launch
 from ..system.progress import Style
 from ..system.shutdown import Termination

@@ -443,7 +443,7 @@ class OutputConfig(Section):
         min_length=1,
         description="path of the video; its sidecar X.json is next to it. A sequence X.png or X.exr is a folder X",
     )
-    codec: Codec | Literal["auto"] = setting(
+    codec: Literal[Codec, "auto"] = setting(
         "frames",
         default="auto",
         description="h264, h265 (.mp4), prores, dnxhr (.mov), png, exr; auto: by the path, h264, prores, png or exr",

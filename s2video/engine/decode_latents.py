@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..geometry import LatentShape
 from ..media.checks import check_spec
 from ..media.formats import FORMATS, Codec, VideoSpec, codec_for, place_of
+from ..media.output_paths import OutputPaths
 from ..media.video_queue import write_video_meanwhile
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.loading import load_vae
@@ -20,6 +21,7 @@ from ..records.identity import audio_digest
 from ..records.sidecar import SavedLatents, container_metadata, latents_record, load_latents, sidecar_beside
 from ..records.sidecar_model import read_sidecar
 from ..records.trust import config_from_file
+from ..system.claims import Claim
 from ..system.files import Beside
 
 
@@ -76,7 +78,9 @@ def decode_latents(
     )
     facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
     metadata = container_metadata(facts, spec.codec)
-    write_video_meanwhile(decode(saved.latents), output, spec, metadata=metadata, beside=beside)
+    files = OutputPaths(output)
+    with Claim(files.lock, (files.video,)):
+        write_video_meanwhile(decode(saved.latents), output, spec, metadata=metadata, beside=beside)
     return place_of(output)
 
 

@@ -226,5 +226,5 @@ def test_an_input_is_not_replaced(
         output.symlink_to(copies[1])
     before = [video.read_bytes() for video in copies]
     assert main([*command, *map(str, copies), "--output", str(output)]) == 2
-    assert "one of the input videos" in capsys.readouterr().err
+    assert f"is the file of the input {copies[1]}, which is read" in capsys.readouterr().err
     assert [video.read_bytes() for video in copies] == before

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from s2video.errors import InputError
+from s2video.system import files
 from s2video.system.files import atomic_folder, atomic_path, remove_leftovers, write_json
 
 
@@ -189,9 +190,26 @@ def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypa
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", refuse_the_new_one)
+    monkeypatch.setattr(files, "_exchange", lambda a, b: False)  # as on systems that cannot
     with pytest.raises(PermissionError), atomic_folder(tmp_path / "shot", is_ours) as temporary:
         fill(temporary, "2.exr")
     assert contents(tmp_path) == ["shot/1.exr"] and os.listdir(tmp_path) == ["shot"]
+
+
+def test_an_older_folder_is_never_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux, where names can be exchanged."""
+    fill(tmp_path / "shot", "1.exr")
+    rename, seen = Path.rename, []
+
+    def watched(path: Path, target: Path) -> Path:
+        seen.append(contents(tmp_path / "shot"))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    with atomic_folder(tmp_path / "shot", is_ours) as temporary:
+        fill(temporary, "2.exr")
+    assert seen == [["2.exr"]]  # when the old folder gets another hidden name
+    assert contents(tmp_path) == ["shot/2.exr"] and os.listdir(tmp_path) == ["shot"]
 
 
 def test_a_folder_with_other_things_in_it_is_never_replaced(tmp_path: Path) -> None:
