@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from ..config.fields import Text, Whole
 from ..config.run import RunConfig, build_config, origin, patch, read_values
-from ..config.sections import Text, Whole
 from ..config.text import describe_problems, read_text, show
 from ..errors import InputError
 from ..media.formats import codec_for, suffix_of

@@ -1,4 +1,4 @@
-"""Which settings count for what, derived from the mark that every field carries (see `sections.setting`)."""
+"""Which settings count for what, derived from the mark that every field carries (see `fields.setting`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from .fields import Changes, Names
 from .run import RunConfig
-from .sections import Changes, Names
 
 PIXELS: frozenset[Changes] = frozenset({"latents", "frames"})
 OF_A_JOB = frozenset({"sampling.seed"})  # records state the seed of each video themselves

@@ -1,4 +1,4 @@
-"""The configuration of a run, made of the sections in `sections.py`: read, overridden, checked.
+"""The configuration of a run, made of the sections in `sections.py` and `guidance.py`: read, overridden, checked.
 
 `read_config` reads a YAML file, applies dotted overrides and turns every mistake into an InputError of one line;
 `models.recipes.load_config` also adds the settings that suit the model.
@@ -20,16 +20,9 @@ from pydantic import (
 from ..errors import InputError
 from ..media.formats import codec_for
 from ..system.files import user_path
-from .sections import (
-    CheckpointConfig,
-    GuidanceConfig,
-    ModelConfig,
-    OutputConfig,
-    ParallelConfig,
-    SamplingConfig,
-    Section,
-    Text,
-)
+from .fields import Section, Text
+from .guidance import GuidanceConfig
+from .sections import CheckpointConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from .text import describe_problems, dotted_keys, nearest_key, show
 from .yaml_reader import parse_yaml, read_yaml
 

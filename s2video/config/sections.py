@@ -1,78 +1,33 @@
-"""The sections of a run's configuration: what can be set, its defaults, and the bounds that need no model to check."""
+"""The sections of a run's configuration: what can be set, its defaults, and the bounds that need no model to check.
+
+The section `guidance` is in `guidance.py`.
+"""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..media.formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
 from ..system.files import user_path
-from .text import read_fraction, read_list, read_number, read_switch, read_text, read_whole
-
-if TYPE_CHECKING:
-    from ..guidance.masks import MaskSchedule, MaskSpec
-
-Whole = Annotated[int, BeforeValidator(read_whole)]
-Number = Annotated[float, BeforeValidator(read_number)]
-Text = Annotated[str, BeforeValidator(read_text)]
-Switch = Annotated[bool, BeforeValidator(read_switch)]
-Rate = Annotated[
-    Fraction,
-    PlainValidator(read_fraction),
-    PlainSerializer(lambda rate: rate.numerator if rate.denominator == 1 else str(rate), return_type=int | str),
-]
-MAX_STEPS = 10_000  # schedulers know 1,000; a sidecar with many more would only fill the memory
-MAX_SIDE = 2**16  # pixels; larger than any format of video, and small enough to compute with
-MAX_FRAMES = 1_000_000
-MAX_DRAWS = 100
-MAX_TOKENS = 2**16  # of a prompt; embeddings are padded to the setting
-Index = Annotated[Whole, Field(ge=0)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-Changes = Literal["latents", "frames", "rounding", "nothing"]
-"""What a setting changes: the latents; only the way from latents to the file; at most the last bits; or nothing, or
-only through files whose contents are compared themselves (weights, LoRAs)."""
-
-
-Names = Literal["program", "target", "sound", "file", "model", "lora", "backend"]
-"""What the value of a setting names outside the config. `records/trust.py` says what of it a data file may name."""
-
-
-def setting(
-    changes: Changes, *, newer: bool = False, per_process: bool = False, names: Names | None = None, **field: Any
-) -> Any:
-    """Return pydantic's `Field(**field)` for a setting.
-
-    Every list of settings that count for something is derived from these marks, see `marks.py`.
-
-    Args:
-        changes: what it changes.
-        newer: there are records without it. It counts only where it is not at its default, so that those stay valid.
-        per_process: it holds for all videos that a process makes, so the shots of a batch cannot differ in it.
-        names: what its value names outside the config: a program, a file, a model.
-    """
-    marks: dict[str, Any] = {"changes": changes}
-    marks |= {name: True for name, is_set in (("newer", newer), ("per_process", per_process)) if is_set}
-    marks |= {} if names is None else {"names": names}
-    return Field(**field, json_schema_extra=marks)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+from .fields import (
+    MAX_FRAMES,
+    MAX_SIDE,
+    MAX_STEPS,
+    MAX_TOKENS,
+    Dtype,
+    Number,
+    Rate,
+    Section,
+    Switch,
+    Text,
+    Whole,
+    setting,
+)
+from .text import read_list
 
 
 class LoraConfig(Section):
@@ -178,177 +133,6 @@ class SamplingConfig(Section):
         le=MAX_TOKENS,
         description="text tokens, padding included; Wan attends to padding, so this changes its videos",
     )
-
-
-class CfgZeroStarConfig(Section):
-    """CFG-Zero*, with the names and defaults of diffusers' ClassifierFreeZeroStarGuidance."""
-
-    zero_init_steps: Index = setting("latents", default=1, description="steps at the start whose prediction is zero")
-
-
-class ApgConfig(Section):
-    """Adaptive projected guidance, with the names, without their prefix, and the defaults of diffusers' guider."""
-
-    momentum: Number | None = setting(
-        "latents", default=None, description="weight of earlier steps' updates; null: none"
-    )
-    rescale: Number = setting("latents", default=15.0, ge=0, description="largest norm of an update; 0: no limit")
-    eta: Number = setting(
-        "latents", default=1.0, description="weight of the part of an update that is parallel to cond"
-    )
-
-
-class SlgConfig(Section):
-    """Skip layer guidance, with the names, without their prefix, and the defaults of diffusers' guider."""
-
-    scale: Number = setting("latents", default=2.8, ge=0, description="strength; 0: no pass")
-    start: Annotated[Number, Field(ge=0, lt=1)] = setting(
-        "latents", default=0.01, description="part of the denoising after which it acts; never in the first step"
-    )
-    stop: Share = setting("latents", default=0.2, description="part of the denoising up to which it acts")
-    layers: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = setting(
-        "latents", default=(), description="indices of the blocks that its pass drops; required if method is slg"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> SlgConfig:
-        if self.start > self.stop:
-            raise ValueError(f"expected start <= stop, got start {self.start:g} and stop {self.stop:g}: swap the two")
-        return self
-
-
-class GuidanceConfig(Section):
-    """Classifier-free guidance and S²-Guidance; the symbols are those of the paper (arXiv 2508.12880)."""
-
-    method: Literal["s2", "cfg_zero_star", "apg", "slg"] = setting(
-        "latents",
-        default="s2",
-        description="s2: CFG and S²; or, for comparison, diffusers' cfg_zero_star, apg, or slg (STG too)",
-    )
-    cfg_scale: Number = setting(
-        "latents", default=5.0, ge=0, description="λ, strength of classifier-free guidance; 1: no uncond pass"
-    )
-    cfg_scale_2: Number | None = setting(
-        "latents",
-        default=None,
-        ge=0,
-        description="λ of the second transformer, if there are two (Wan 2.2 A14B); null: as cfg_scale",
-    )
-    embedded_scale: Number = setting(
-        "latents",
-        default=6.0,
-        ge=1,
-        description="strength of the guidance that guidance-distilled models (HunyuanVideo) take as an input; other "
-        "models ignore it. Such a model needs no uncond pass: set cfg_scale to 1",
-    )
-    s2_scale: Number = setting(
-        "latents", default=0.25, ge=0, description="ω, strength of S²-Guidance; 0: plain CFG, no sub pass"
-    )
-    form: Literal["deviation", "original"] = setting(
-        "latents",
-        default="deviation",
-        description="deviation: CFG − ω(sub − cond), Eq. 4; original: CFG − ω·sub, of older preprints",
-    )
-    rescale: Share = setting(
-        "latents",
-        default=0.0,
-        description="share of the prediction that is rescaled to cond's standard deviation, as in diffusers",
-    )
-    drop_ratio: Share = setting("latents", default=0.1, description="share of the blocks that the sub pass drops")
-    drop_count: Index | None = setting(
-        "latents", default=None, description="number of dropped blocks; overrides drop_ratio"
-    )
-    never_drop: Annotated[tuple[Index, ...], BeforeValidator(read_list)] = setting(
-        "latents", default=(0,), description="indices of blocks that are never dropped"
-    )
-    band: Annotated[tuple[Index, Index], BeforeValidator(read_list)] | None = setting(
-        "latents",
-        default=None,
-        description="first and last block index that can be dropped, both included; null: all blocks",
-    )
-    window: Annotated[tuple[Share, Share], BeforeValidator(read_list)] = setting(
-        "latents",
-        default=(0.1, 0.9),
-        description="part of the denoising in which S² acts; step i of n is at (i + 1/2) / n",
-    )
-    num_draws: Whole = setting(
-        "latents",
-        default=1,
-        ge=1,
-        le=MAX_DRAWS,
-        description="N, masks drawn in a step (Eq. 3); each costs one sub pass",
-    )
-    mask_seed: Whole | None = setting(
-        "latents", default=None, ge=0, lt=2**63, description="seed of the masks; null: the video's own seed"
-    )
-    share_prefix: Switch = setting(
-        "rounding", default=True, description="take cond's activations up to the first dropped block"
-    )
-    batch_branches: Switch = setting(
-        "rounding", default=False, description="run the branches as one batch; changes the last bits"
-    )
-    cfg_zero_star: CfgZeroStarConfig = setting(
-        "latents", default=CfgZeroStarConfig(), description="if method is cfg_zero_star"
-    )
-    apg: ApgConfig = setting("latents", default=ApgConfig(), description="if method is apg")
-    slg: SlgConfig = setting("latents", default=SlgConfig(), description="if method is slg")
-
-    @field_validator("band", "window")
-    @classmethod
-    def _ordered(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
-        if pair is not None and pair[0] > pair[1]:
-            raise ValueError(f"expected [first, last] in ascending order, got {list(pair)}: swap the two")
-        return pair
-
-    @model_validator(mode="after")
-    def _of_one_method(self) -> GuidanceConfig:
-        if self.method == "s2":
-            return self
-        default = GuidanceConfig.model_fields["s2_scale"].default
-        if self.s2_scale not in (0, default) or self.form != "deviation":
-            raise ValueError(
-                f"expected the default s2_scale and form, because method is {self.method}, got s2_scale "
-                f"{self.s2_scale:g} and form {self.form}: S² is not combined with other guidance methods; remove them, "
-                "or set method to s2"
-            )
-        if self.method == "cfg_zero_star" and self.cfg_zero_star.zero_init_steps and self.rescale:
-            raise ValueError(
-                f"expected rescale 0, got {self.rescale:g}: the steps that cfg_zero_star.zero_init_steps makes zero "
-                "have no standard deviation to rescale; set one of the two to 0"
-            )
-        if self.method == "slg" and not self.slg.layers:
-            raise ValueError("expected slg.layers to name the blocks that its pass leaves out, got none")
-        return self
-
-    @property
-    def uses_s2(self) -> bool:
-        """Whether any step can have sub predictions of S²."""
-        return self.method == "s2" and self.s2_scale > 0
-
-    @property
-    def cfg_scales(self) -> tuple[float, float]:
-        """λ of the first transformer, and of the second one, if there is one."""
-        return self.cfg_scale, self.cfg_scale if self.cfg_scale_2 is None else self.cfg_scale_2
-
-    def mask_spec(self) -> MaskSpec:
-        """Return the part of these settings that decides which blocks a draw drops."""
-        from ..guidance.masks import MaskSpec  # here, so that bad input is answered before numpy is imported
-
-        return MaskSpec(
-            drop_ratio=self.drop_ratio,
-            drop_count=self.drop_count,
-            never_drop=self.never_drop,
-            band=self.band,
-            window=self.window,
-            num_draws=self.num_draws,
-        )
-
-    def mask_schedule(self, *, num_blocks: int, seed: int, num_steps: int) -> MaskSchedule:
-        """Return the masks of S² that a job with these settings draws; none if it has no S²."""
-        from ..guidance.masks import MaskSchedule
-
-        spec = self.mask_spec() if self.uses_s2 else None
-        return MaskSchedule(spec, num_blocks=num_blocks, seed=seed, num_steps=num_steps)
 
 
 class ParallelConfig(Section):

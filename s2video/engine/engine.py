@@ -21,6 +21,7 @@ from ..errors import InputError, StoppedError
 from ..geometry import LatentShape
 from ..guidance.equations import needs_uncond
 from ..guidance.masks import MaskSchedule
+from ..guidance.reuse import StepPasses
 from ..models.base import Conditioning, ImageConditioning
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.experts import Expert, Experts
@@ -29,6 +30,7 @@ from ..models.images import Images
 from ..models.limits import check_images, check_request
 from ..models.loading import load_conditioners, load_scheduler, load_vae
 from ..models.lora import load_loras, lora_digests
+from ..models.noise_levels import noise_levels
 from ..models.parts import place_transformer
 from ..models.prompts import cut_prompts
 from ..models.text import TextEncoder
@@ -40,6 +42,7 @@ from ..parallel.ring import named_backend
 from ..records.resume import ResumePoint
 from ..records.sidecar import machine_settings
 from ..sampling.denoiser import Denoiser
+from ..sampling.passes import step_passes
 from ..sampling.sampler import sample
 from ..system.progress import Progress, Style
 from ..system.shutdown import Termination
@@ -60,6 +63,9 @@ class Engine:
         checkpoint: the opened checkpoint of `config.model`; None: it is opened here.
         progress: how `sample` shows its steps, see `Progress`.
         termination: handles SIGTERM; while denoising, a request waits for the end of a step.
+
+    Attributes:
+        s2_scales: of the last `sample`, (step, ω of each video) for the steps in which `guidance.s2_push` decided it.
 
     Raises:
         InputError: a checkpoint that is missing, incomplete or damaged, or a setting that it cannot serve.
@@ -100,6 +106,7 @@ class Engine:
             device=mesh.device if config.model.offload_experts else None,
         )
         self.load_seconds = time.monotonic() - start
+        self.s2_scales: list[tuple[int, list[float]]] = []
 
     def _load_encoders(self) -> None:
         """Load text and image encoders, and the VAE that encodes images, on the main rank."""
@@ -258,6 +265,7 @@ class Engine:
         else:
             latents = fixed.start(latents)
         latents = self._denoise(denoiser, latents, scheduler, first_step, resume_point, on_step, around)
+        self.s2_scales = denoiser.s2_scales()
         return fixed.with_frames(latents)
 
     def _denoise(
@@ -362,11 +370,18 @@ class Engine:
             mask_seed = guidance.mask_seed
         if mask_seed is None and len(set(seeds)) != 1 and guidance.uses_s2:
             raise InputError("guidance.mask_seed: a batch with several seeds shares its masks; set one mask seed")
+        scheduler = self._timed_scheduler()
         return guidance.mask_schedule(
             num_blocks=self.num_blocks,
             seed=seeds[0] if mask_seed is None else mask_seed,
-            num_steps=len(self._timed_scheduler().timesteps),
+            num_steps=len(scheduler.timesteps),
+            levels=noise_levels(scheduler),
+            restart=self._experts.second_from(scheduler.timesteps),
         )
+
+    def passes(self, masks: MaskSchedule) -> tuple[StepPasses, ...]:
+        """Return what each step computes and forecasts under these masks."""
+        return step_passes(self.config.guidance, masks)
 
     def _timed_scheduler(self) -> Any:
         """Return a scheduler before its first step; it keeps state from step to step, so each batch has its own."""

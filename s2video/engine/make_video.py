@@ -56,6 +56,7 @@ class Denoised:
             self.engine.mesh,
             weights=self.engine.weight_digests(),
             attention=self.engine.attention_kernel,
+            s2_scales=[(step, scales[0]) for step, scales in self.engine.s2_scales],
             timings=timings | {"decode_seconds": decode_seconds},
             resumed_after_step=(self.resume_point.first_step or None) if self.resume_point else None,
         )
@@ -178,6 +179,7 @@ def _facts(engine: Engine, job: RunConfig, images: Images | None) -> dict[str, A
         job,
         images=records,
         masks=masks,
+        passes=None if masks.reuse.is_exact else engine.passes(masks),
         cut_prompts=engine.cut_prompts(),
         model_files=engine.checkpoint.settings_digests(),
     )

@@ -7,6 +7,7 @@ m. `cfg_scale` is the paper's λ, `s2_scale` its ω. Works with any parametrisat
 
 from typing import Literal, NamedTuple
 
+import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 from torch import Tensor
 
@@ -26,7 +27,12 @@ class Predictions(NamedTuple):
 
 
 def combine(
-    predictions: Predictions, *, cfg_scale: float, s2_scale: float, form: Form = "deviation", rescale: float = 0.0
+    predictions: Predictions,
+    *,
+    cfg_scale: float,
+    s2_scale: float | Tensor,
+    form: Form = "deviation",
+    rescale: float = 0.0,
 ) -> Tensor:
     """Return the guided prediction, in float32.
 
@@ -37,7 +43,7 @@ def combine(
 
     Args:
         cfg_scale: λ ≥ 0. Has no effect without an uncond prediction.
-        s2_scale: ω ≥ 0. 0 gives bitwise CFG.
+        s2_scale: ω ≥ 0, or one for each sample, float32 [B], from `scale_of_push`. The number 0 gives bitwise CFG.
         rescale: fraction, in [0, 1], of the result that is scaled to cond's standard deviation per sample (diffusers'
             `guidance_rescale`).
     """
@@ -47,13 +53,47 @@ def combine(
     else:
         uncond = predictions.uncond.float()
         guided = uncond + cfg_scale * (cond - uncond)
-    if s2_scale and predictions.subs:
+    if isinstance(s2_scale, Tensor):
+        s2_scale = s2_scale.view(-1, *(1,) * (cond.ndim - 1))
+    if predictions.subs and (isinstance(s2_scale, Tensor) or s2_scale):
         weight = s2_scale / len(predictions.subs)
         for sub in predictions.subs:
             guided = guided - weight * (sub.float() - cond if form == "deviation" else sub.float())
     if rescale:
         guided = rescale_noise_cfg(guided, cond, guidance_rescale=rescale)
     return guided
+
+
+def scale_of_push(predictions: Predictions, push: float) -> Tensor:
+    """Return the ω of each sample with which S² moves the prediction by `push` times the norm of cond, float32 [B].
+
+    ω = push · |cond| / |d|, where d is the mean of sub − cond over the draws. If d = 0, there is nothing to push along,
+    and ω = 0. There must be a sub prediction. Norms are over whole predictions, which every rank has, and are sums by
+    halves: elementwise additions in a fixed order, so that ranks get the same bits whatever their threads and devices.
+    """
+    cond = predictions.cond.float()
+    norm = _norm(mean_deviation(predictions))
+    scale = push * _norm(cond) / norm
+    return torch.where(norm == 0, torch.zeros_like(scale), scale)
+
+
+def mean_deviation(predictions: Predictions) -> Tensor:
+    """Return the mean of sub − cond over the draws, float32 [B, C, T, H, W]. There must be a sub prediction."""
+    cond, subs = predictions.cond.float(), predictions.subs
+    total = subs[0].float() - cond
+    for sub in subs[1:]:
+        total = total + (sub.float() - cond)
+    return total / len(subs)
+
+
+def _norm(values: Tensor) -> Tensor:
+    """Return the norm of each sample: [B, ...] -> [B]."""
+    sums = values.flatten(1).square()
+    while (count := sums.shape[1]) > 1:
+        half = count // 2
+        halves = sums[:, :half] + sums[:, half : 2 * half]
+        sums = torch.cat((halves, sums[:, 2 * half :]), dim=1) if count % 2 else halves
+    return sums[:, 0].sqrt()
 
 
 def needs_uncond(cfg_scale: float) -> bool:

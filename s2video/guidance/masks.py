@@ -6,11 +6,15 @@ the same in all versions.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
+
+from .reuse import EXACT, ReuseSpec, StepPasses, plan_passes
 
 _KEY = 0x5332_5649_4445_4F00  # "S2VIDEO\0"; separates these streams from other uses of the same seed
 
@@ -25,6 +29,7 @@ class MaskSpec:
         never_drop: indices of blocks that are never dropped; by default the first (Sec. 4.5: dropping it always hurts).
         band: first and last index that may be dropped, inclusive; None for all.
         window: the part of the denoising process, in [0, 1], in which masks are drawn (Fig. 7e).
+        window_in: whether that part is counted in steps or in noise levels.
         num_draws: masks per step, N of Eq. 3; 1 is Eq. 4.
     """
 
@@ -34,6 +39,7 @@ class MaskSpec:
     band: tuple[int, int] | None = None
     window: tuple[float, float] = (0.1, 0.9)
     num_draws: int = 1
+    window_in: Literal["steps", "noise"] = "steps"
 
     def eligible(self, num_blocks: int) -> tuple[int, ...]:
         """Return the indices in [0, num_blocks) that may be dropped, ascending."""
@@ -53,9 +59,17 @@ class MaskSpec:
             wanted = max(1, math.floor(_exact(self.drop_ratio) * num_blocks + Fraction(1, 2)))
         return min(wanted, len(self.eligible(num_blocks)))
 
-    def active(self, step: int, num_steps: int) -> bool:
-        """Return whether step i of n is in the window: window[0] ≤ (i + ½)/n ≤ window[1], in exact fractions."""
-        middle = Fraction(2 * step + 1, 2 * num_steps)
+    def active(self, step: int, num_steps: int, level: float | None = None) -> bool:
+        """Return whether step i of n is in the window, in exact fractions.
+
+        In steps: window[0] ≤ (i + ½)/n ≤ window[1]. In noise: window[0] ≤ 1 − σ ≤ window[1], with the step's noise
+        level σ, from 1 (noise) to 0 (video), as `level`.
+        """
+        if self.window_in == "noise":
+            assert level is not None, "a window in noise needs the step's noise level"
+            middle = 1 - Fraction(level)
+        else:
+            middle = Fraction(2 * step + 1, 2 * num_steps)
         return _exact(self.window[0]) <= middle <= _exact(self.window[1])
 
 
@@ -86,18 +100,59 @@ class MaskSchedule:
         num_blocks: number of blocks of the transformer.
         seed: the job's mask seed, in [0, 2**64).
         num_steps: number of the scheduler's steps, which may exceed `num_inference_steps` (Heun: 2n − 1).
+        levels: the noise level of each step; needed by a window in noise and by reuse.
+        reuse: how often passes are computed. A step that forecasts sub draws no masks.
+        restart: the first step of the second transformer, if there is one.
     """
 
     spec: MaskSpec | None
     num_blocks: int
     seed: int
     num_steps: int
+    levels: tuple[float, ...] = ()
+    reuse: ReuseSpec = EXACT
+    restart: int | None = None
 
     def step(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """Return the masks of one step, one for each draw; none outside the window."""
-        if self.spec is None:
+        """Return the masks of one step, one for each draw; none outside the window, or if sub is forecast."""
+        if self.spec is None or (not self.reuse.is_exact and self._computes_sub[step] != "computed"):
             return ()
-        return step_masks(self.spec, num_blocks=self.num_blocks, seed=self.seed, step=step, num_steps=self.num_steps)
+        return step_masks(
+            self.spec,
+            num_blocks=self.num_blocks,
+            seed=self.seed,
+            step=step,
+            num_steps=self.num_steps,
+            level=self._level(step),
+        )
+
+    def passes(
+        self, has_uncond: Sequence[bool] | None = None, active: Sequence[bool] | None = None
+    ) -> tuple[StepPasses, ...]:
+        """Return what each step computes and forecasts.
+
+        Args:
+            has_uncond: whether a step uses an uncond prediction; None: no step. It decides nothing about sub.
+            active: whether another guidance method uses a sub prediction in a step; None: the window of S², and
+                `sub_until`, which is for S² alone.
+        """
+        return plan_passes(
+            self.reuse if active is None else replace(self.reuse, sub_until=1.0),
+            levels=self.levels or (0.0,) * self.num_steps,
+            active=[self._is_active(step) for step in range(self.num_steps)] if active is None else active,
+            has_uncond=[False] * self.num_steps if has_uncond is None else has_uncond,
+            restart=self.restart,
+        )
+
+    @cached_property
+    def _computes_sub(self) -> tuple[str, ...]:
+        return tuple(passes.sub for passes in self.passes())
+
+    def _is_active(self, step: int) -> bool:
+        return self.spec is not None and self.spec.active(step, self.num_steps, self._level(step))
+
+    def _level(self, step: int) -> float | None:
+        return self.levels[step] if self.levels else None
 
     def records(self) -> list[dict[str, Any]]:
         """Return every mask of the job as JSON: `step` and `draw`, both from 0, and the blocks `dropped`, ascending."""
@@ -108,9 +163,11 @@ class MaskSchedule:
         ]
 
 
-def step_masks(spec: MaskSpec, *, num_blocks: int, seed: int, step: int, num_steps: int) -> tuple[tuple[int, ...], ...]:
-    """Return the masks of one step, one for each draw; none outside the window."""
-    if not spec.active(step, num_steps):
+def step_masks(
+    spec: MaskSpec, *, num_blocks: int, seed: int, step: int, num_steps: int, level: float | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """Return the masks of one step, one for each draw; none outside the window. `level` is the step's noise level."""
+    if not spec.active(step, num_steps, level):
         return ()
     return tuple(
         dropped_blocks(spec, num_blocks=num_blocks, seed=seed, step=step, draw=draw) for draw in range(spec.num_draws)

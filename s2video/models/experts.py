@@ -60,6 +60,10 @@ class Experts:
         """Return the index of the active expert; `timestep` is the scheduler's, in its precision, as in diffusers."""
         return int(self._boundary is not None and not timestep >= self._boundary)
 
+    def second_from(self, timesteps: Tensor) -> int | None:
+        """Return the index of the first of these timesteps at which the second expert is active; None if none."""
+        return next((step for step, timestep in enumerate(timesteps) if self.index_at(timestep) == 1), None)
+
     def take_turn(self, index: int) -> Expert:
         """Return an expert that is on the device."""
         for number, other in enumerate(self._offloaded):

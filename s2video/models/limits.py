@@ -10,6 +10,7 @@ import math
 from ..config.run import RunConfig
 from ..decoding.kinds import VAES, WAN_VAE
 from ..errors import InputError
+from ..guidance.reuse import LEAST_STEPS
 from .family import CheckpointInfo
 
 _PIPELINE_MULTIPLE = 16  # pixels; required by diffusers' pipelines, whose results ours must equal
@@ -19,6 +20,7 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
     """Raise InputError for the first setting that the checkpoint, the device or the number of ranks cannot serve."""
     _check_size(config, checkpoint)
     _check_masks(config, checkpoint.num_blocks)
+    _check_reuse(config)
     length = config.sampling.max_sequence_length
     if checkpoint.text_length not in (None, length):
         raise InputError(
@@ -154,6 +156,15 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
         raise InputError(
             f"guidance.drop_count: expected at most {eligible} (of {num_blocks} blocks, without those that never_drop "
             f"and band exclude), got {guidance.drop_count}"
+        )
+
+
+def _check_reuse(config: RunConfig) -> None:
+    steps = config.sampling.num_inference_steps
+    if not config.guidance.reuse.spec().is_exact and steps < LEAST_STEPS:
+        raise InputError(
+            f"guidance.reuse: expected at least {LEAST_STEPS} sampling.num_inference_steps, got {steps}: with so few, "
+            "predictions change too much from step to step to be forecast; use more steps, or reuse exact"
         )
 
 

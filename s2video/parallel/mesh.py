@@ -74,6 +74,10 @@ class Mesh:
     def is_main(self) -> bool:
         return self.world.rank == 0
 
+    def undivided(self) -> "Mesh":
+        """Return the same ranks without a branch axis: all of them share the tokens of each branch."""
+        return self if self.branch.size == 1 else replace(self, sequence=self.merged, branch=Axis("branch"))
+
     def describe(self) -> dict[str, int | str | None]:
         """Return the mesh's entry in the sidecar."""
         return {

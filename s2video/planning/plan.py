@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.guidance import GuidanceConfig
 from ..config.run import RunConfig
-from ..config.sections import GuidanceConfig, ParallelConfig
+from ..config.sections import ParallelConfig
 from ..decoding.kinds import VAES
 from ..errors import InputError
 from ..geometry import LatentShape

@@ -24,6 +24,7 @@ from ..config.run import RunConfig
 from ..config.text import describe_problems
 from ..errors import InputError
 from ..guidance.masks import MaskSchedule
+from ..guidance.reuse import StepPasses
 from ..media.formats import Codec, place_of
 from ..parallel.mesh import Mesh
 from ..system.files import Beside, atomic_path, sha256, size
@@ -55,6 +56,7 @@ def job_facts(
     *,
     images: Sequence[Mapping[str, str]],
     masks: MaskSchedule,
+    passes: Sequence[StepPasses] | None = None,
     cut_prompts: Sequence[Mapping[str, Any]] = (),
     model_files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def job_facts(
         images: "path" and "digest" (SHA-256 of size and pixels) of the first and, if there is one, the last image. The
             path does not affect the video.
         masks: the masks that the engine draws.
+        passes: what each step computes; None if every step computes all that it uses.
         cut_prompts: the prompts of which the model reads only the beginning, from `models.prompts.cut_prompts`.
         model_files: `Checkpoint.settings_digests()`.
     """
@@ -82,6 +85,7 @@ def job_facts(
         "masks": masks.records(),
         "model_files": dict(model_files or {}),
         "audio_sha256": audio_digest(config),
+        "computed": None if passes is None else computed_steps(passes),
     }
 
 
@@ -92,6 +96,7 @@ def run_facts(
     weights: Mapping[str, str],
     timings: Mapping[str, float],
     attention: str,
+    s2_scales: Sequence[tuple[int, float]] = (),
     resumed_after_step: int | None = None,
 ) -> dict[str, Any]:
     """Return the facts that a run adds to `job_facts`, as JSON.
@@ -101,16 +106,26 @@ def run_facts(
         attention: the kernel, `Engine.attention_kernel`.
         weights: SHA-256 of the weight files, by name.
         timings: seconds, by phase.
+        s2_scales: (step, ω) for the steps in which `guidance.s2_push` decided it.
         resumed_after_step: the step of the resume point; None if the run was not interrupted.
     """
     return {
         "weights": dict(weights),
         "latents": latents_record(latents).model_dump(mode="json"),
+        "s2_scales": [{"step": step, "s2_scale": scale} for step, scale in s2_scales],
         "resumed_after_step": resumed_after_step,
         "mesh": mesh.describe(),
         "machine": machine(mesh.device, attention),
         "versions": versions(),
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+    }
+
+
+def computed_steps(passes: Sequence[StepPasses]) -> dict[str, list[int]]:
+    """Return the steps that compute cond, uncond and sub, by name."""
+    return {
+        name: [step for step, hows in enumerate(passes) if getattr(hows, name) == "computed"]
+        for name in StepPasses._fields
     }
 
 

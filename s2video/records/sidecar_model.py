@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
 
+from ..config.fields import MAX_STEPS, Text
 from ..config.run import RunConfig
-from ..config.sections import MAX_STEPS, Text
 from ..config.text import describe_problems, show
 from ..errors import InputError
 from ..system.json_reader import read_json
@@ -37,6 +37,21 @@ class DrawnMask(_Part):
     step: Count = Field(description="denoising step, from 0")
     draw: Count = Field(description="draw within the step, from 0")
     dropped: tuple[Count, ...] = Field(description="indices of the skipped blocks, ascending")
+
+
+class ComputedSteps(_Part):
+    """The steps that computed a prediction, from 0; the other steps that used it forecast it."""
+
+    cond: tuple[Count, ...] = Field(description="steps with a cond pass")
+    uncond: tuple[Count, ...] = Field(description="steps with an uncond pass; none if λ = 1")
+    sub: tuple[Count, ...] = Field(description="steps with sub passes")
+
+
+class StepScale(_Part):
+    """The strength of S² in one step."""
+
+    step: Count = Field(description="denoising step, from 0")
+    s2_scale: FiniteFloat = Field(description="ω")
 
 
 class CutPrompt(_Part):
@@ -139,6 +154,13 @@ class Sidecar(_Part):
     )
     config: RunConfig = Field(description="every setting of the run")
     masks: tuple[DrawnMask, ...] = Field(description="every mask drawn; empty without S²-Guidance")
+    computed: ComputedSteps | None = Field(
+        default=None,
+        description="what config.guidance.reuse computed; null, also in older sidecars: all that every step used",
+    )
+    s2_scales: tuple[StepScale, ...] = Field(
+        default=(), description="ω of the steps in which S² acted, if config.guidance.s2_push decided it"
+    )
     weights: dict[str, Digest] = Field(description="SHA-256 of every weight file, by its name in the checkpoint")
     latents: LatentsRecord = Field(description="the denoised latents, before decoding")
     output: OutputRecord = Field(description="the video file or sequence")

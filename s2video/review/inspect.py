@@ -37,8 +37,10 @@ def describe(sidecar: Sidecar, video: Path) -> str:
     latents = latents_of(video.with_name(f"{video.name if video.is_dir() else video.stem}.json"))
     if latents.exists():
         lines["latents"] += f"; {latents}: {latents_state(sidecar.latents, latents)}"
+    if sidecar.s2_scales:
+        lines["s2_scale"] = "by step: " + ", ".join(f"{s.step}: {s.s2_scale:.3g}" for s in sidecar.s2_scales)
     text = [f"{name:<{_WIDTH}}{printable(value)}" for name, value in lines.items()]
-    return "\n".join([*text, *_drawn_masks(sidecar)])
+    return "\n".join([*text, *_computed(sidecar), *_drawn_masks(sidecar)])
 
 
 def _state(sidecar: Sidecar, video: Path) -> str:
@@ -52,6 +54,17 @@ def _settings(sidecar: Sidecar, section: str) -> Iterable[tuple[str, object]]:
 
 def _short(value: object) -> str:
     return "–" if value is None else str(value)
+
+
+def _computed(sidecar: Sidecar) -> list[str]:
+    """Return a row for each kind of pass, with a # for each step (column) that computed it; nothing without reuse."""
+    if sidecar.computed is None:
+        return []
+    rows = [f"{'computed':<{_WIDTH}}passes, by step; the others were forecast, or not used"]
+    for name, steps in sidecar.computed.model_dump().items():
+        marks = "".join("#" if step in steps else "·" for step in range(sidecar.steps_taken))
+        rows.append(f"{name:>{_WIDTH - 2}}  {marks}  {len(steps)}")
+    return rows
 
 
 def _drawn_masks(sidecar: Sidecar) -> list[str]:

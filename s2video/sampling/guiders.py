@@ -12,7 +12,7 @@ from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarG
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 from torch import Tensor
 
-from ..config.sections import GuidanceConfig
+from ..config.guidance import GuidanceConfig
 from ..guidance.equations import Predictions
 
 

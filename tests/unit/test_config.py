@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from s2video.batch.run_file import load_batch
+from s2video.config.guidance import GuidanceConfig
 from s2video.config.run import RunConfig, build_config, read_config
-from s2video.config.sections import GuidanceConfig
 from s2video.config.text import dotted_keys
 from s2video.engine.job import plan_jobs
 from s2video.errors import InputError
@@ -341,3 +341,19 @@ def test_paths_of_settings_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: p
     assert load_batch(tmp_path / "run.yaml").folder == tmp_path / "out"
     with pytest.raises(InputError, match="expected the name of a user after ~"):
         OutputPaths.of(build_config({"output": {"path": "~no-such-user/v.mp4"}}))
+
+
+def test_a_push_takes_the_place_of_the_default_scale() -> None:
+    config = build_config({"guidance": {"s2_push": 0.05}})
+    assert config.guidance.uses_s2
+    assert config.patched({"guidance.num_draws": 2}).guidance.s2_push == 0.05  # the dump holds the default s2_scale
+    for guidance, said in (
+        ({"s2_push": 0.05, "s2_scale": 0.5}, "got s2_scale 0.5 and s2_push 0.05"),
+        ({"s2_push": 0.05, "s2_scale": 0}, "got s2_scale 0 and s2_push 0.05"),
+        ({"s2_push": 0.05, "form": "original"}, "expected form deviation"),
+        ({"s2_push": 0.05, "method": "apg"}, "expected s2_push null, because method is apg"),
+        ({"s2_push": 0}, "guidance.s2_push: expected a value > 0"),
+    ):
+        with pytest.raises(InputError) as refused:
+            build_config({"guidance": guidance})
+        assert said in str(refused.value)

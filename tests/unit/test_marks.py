@@ -3,9 +3,9 @@
 import pytest
 from pydantic import BaseModel
 
+from s2video.config.fields import Changes
 from s2video.config.marks import PIXELS, marked_settings, process_settings
 from s2video.config.run import RunConfig
-from s2video.config.sections import Changes
 from s2video.engine.statement import rank_statement
 
 SECTIONS = {

@@ -102,3 +102,17 @@ def test_a_schedule_records_what_it_hands_out() -> None:
     assert {(r["step"], r["draw"]): tuple(r["dropped"]) for r in schedule.records()} == drawn and drawn
     without = MaskSchedule(None, num_blocks=30, seed=3, num_steps=7)
     assert without.records() == [] and without.step(3) == ()
+
+
+def test_a_window_in_noise() -> None:
+    """A step with noise level σ is at 1 − σ. With a shift of 5, the central 80 % of the noise are the last steps."""
+    spec = MaskSpec(window=(0.1, 0.9), window_in="noise")
+    even = [1 - step / 50 for step in range(50)]
+    levels = tuple(5 * s / (1 + 4 * s) for s in even)
+    active = [spec.active(step, 50, level) for step, level in enumerate(levels)]
+    assert active == [0.1 <= 1 - level <= 0.9 for level in levels]
+    assert active == [False] * 18 + [True] * 31 + [False]
+    by_steps = [MaskSpec(window=(0.1, 0.9)).active(step, 50, level) for step, level in enumerate(levels)]
+    assert by_steps == [False] * 5 + [True] * 40 + [False] * 5
+    schedule = MaskSchedule(spec, num_blocks=30, seed=3, num_steps=50, levels=levels)
+    assert [bool(schedule.step(step)) for step in range(50)] == active
