@@ -85,7 +85,7 @@ def test_every_folder_has_a_floor() -> None:
 
 def test_the_reader_of_imports_sees_them() -> None:
     """Lazy, relative and absolute imports are found; otherwise the next tests would always pass."""
-    assert "guidance.masks" in IMPORTS["config.sections"]
+    assert "guidance.masks" in IMPORTS["config.guidance"]
     assert {"errors", "torch"} <= IMPORTS["models.loading"]
     assert {"engine.engine", "models.limits", "parallel.mesh"} <= IMPORTS["cli.generate"]
     assert "decoding.kinds" in IMPORTS["models.wan.family"]
