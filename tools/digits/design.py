@@ -1,0 +1,83 @@
+"""What is compared, decided before the first run: networks, screening grid, cells and the rule for the verdict.
+
+docs/evidence/mnist.md states the same in words. A change here after results exist makes those results exploratory.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .guided import Method
+from .training import Recipe
+from .transformer import Shape
+
+TRAINING_SEEDS = (0, 1, 2)
+SCREENING_NOISE, FINAL_NOISE = 1, 2  # best settings are chosen on one noise and measured on the other
+SCREENING_COUNT, FINAL_COUNT = 2000, 10_000
+
+NETWORKS = {
+    "plain": Recipe(),
+    "stochastic depth": Recipe(stochastic_depth=0.15),
+    "deeper": Recipe(Shape(blocks=24, width=32)),
+    "longer": Recipe(steps=8000),
+}
+
+LAMBDAS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 3.0)
+PUSHES = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2)
+LEAST_GAIN = 3.0  # per cent of the Fréchet distance
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method, and the one that it is held against at the same noise.
+
+    Attributes:
+        against: name of another cell of the list.
+        on_all: whether it runs on every network; the others run on the plain one.
+    """
+
+    name: str
+    method: Method
+    against: str = ""
+    on_all: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Return the cell as JSON."""
+        return {"name": self.name, "against": self.against, **asdict(self.method)}
+
+
+def screening() -> list[Method]:
+    """Return every λ with every push, S² with one block dropped: what the best settings are chosen from."""
+    return [Method(cfg_scale=scale, push=push) for scale in LAMBDAS for push in PUSHES]
+
+
+def final_cells(best_cfg: float, best_s2: tuple[float, float]) -> list[Cell]:
+    """Return the cells that are measured with 10,000 samples on three training seeds, twelve in all.
+
+    Args:
+        best_cfg: the λ of the least distance without push, on the screening's noise.
+        best_s2: the λ and push of the least distance with a push above 0, likewise.
+    """
+    low = Method(cfg_scale=1.0, push=0.1)
+    best = Method(cfg_scale=best_s2[0], push=best_s2[1])
+    return [
+        Cell("cond", Method(), on_all=True),
+        Cell("S² alone", low, "cond", on_all=True),
+        Cell("S² alone, other's deviation", replace(low, direction="other"), "cond", on_all=True),
+        Cell("autoguidance alone", replace(low, direction="weak"), "cond"),
+        Cell("S² alone, two blocks", replace(low, drop_count=2), "S² alone"),
+        Cell("S² alone, four masks", replace(low, num_draws=4), "S² alone"),
+        Cell("S² alone, window in noise", replace(low, window_in="noise", window=(0.3, 0.9)), "S² alone"),
+        Cell("best CFG", Method(cfg_scale=best_cfg), "cond", on_all=True),
+        Cell("best S²", best, "best CFG", on_all=True),
+        Cell("best S², other's deviation", replace(best, direction="other"), "best CFG"),
+        Cell("S² at best CFG", Method(cfg_scale=best_cfg, push=0.05), "best CFG"),
+        Cell("best CFG, 22 steps", Method(cfg_scale=best_cfg, steps=22), "best CFG"),  # as many passes as best S²
+    ]
+
+
+def helps(changes: list[tuple[float, float, float]]) -> bool:
+    """Return the rule's verdict for the changes (value, low, high) of a network's training seeds, in per cent.
+
+    S² helps where the distance falls by at least 3 % with the interval below 0, in every seed.
+    """
+    return bool(changes) and all(value <= -LEAST_GAIN and high < 0 for value, _, high in changes)
