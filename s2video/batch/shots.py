@@ -9,6 +9,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -43,11 +44,13 @@ class Shot:
     problems: tuple[str, ...] = ()
 
 
-def setting_keys() -> list[str]:
+@cache
+def setting_keys() -> tuple[str, ...]:
     """Return every setting of a run that a shot or a sweep can set, as dotted keys."""
     keys = list(dotted_keys(RunConfig))
     sections = {key.partition(".")[0] for key in keys if "." in key}
-    return [key for key in keys if key not in sections | process_settings() | {_PATH}]
+    others = sections | process_settings() | {_PATH}
+    return tuple(key for key in keys if key not in others)
 
 
 def key_problem(key: Any) -> str | None:

@@ -7,6 +7,7 @@ process is alive. Knows the states of jobs, not how they are made.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,9 @@ CREATE TABLE IF NOT EXISTS files (
     sha256 TEXT NOT NULL,
     PRIMARY KEY (job, path)
 );
+-- what is asked several times a second must not depend on the number of finished jobs
+CREATE INDEX IF NOT EXISTS jobs_in_order ON jobs (state, position);
+CREATE INDEX IF NOT EXISTS jobs_of_owner ON jobs (owner, state);
 """
 
 
@@ -175,9 +179,14 @@ class Store:
     def draw(self, owner: str, models: str | None) -> Record | None:
         """Draw the next waiting job, of the group `models` if it has one. Return None if no job waits."""
         with self._transaction() as connection:
-            row = connection.execute(
-                "SELECT name FROM jobs WHERE state = 'waiting' ORDER BY models != ?, position LIMIT 1", (models or "",)
-            ).fetchone()
+            row = (
+                connection.execute(
+                    "SELECT name FROM jobs WHERE state = 'waiting' AND models = ? ORDER BY position LIMIT 1", (models,)
+                ).fetchone()
+                or connection.execute(
+                    "SELECT name FROM jobs WHERE state = 'waiting' ORDER BY position LIMIT 1"
+                ).fetchone()
+            )
             if row is None:
                 return None
             now = self._clock()
@@ -212,9 +221,14 @@ class Store:
                 (self._clock(), name, owner),
             ).rowcount
             if changed:
-                rows = [(name, path, digest) for path, digest in digests.items()]
-                connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
-                self._write_checksums(connection)  # in the transaction, so that the last writer sees all files
+                is_first = not connection.execute("DELETE FROM files WHERE job = ?", (name,)).rowcount
+                (attempts,) = connection.execute("SELECT attempts FROM jobs WHERE name = ?", (name,)).fetchone()
+                rows = [(name, path, digest) for path, digest in sorted(digests.items())]
+                connection.executemany("INSERT INTO files VALUES (?, ?, ?)", rows)
+                # in the transaction, so that one process writes at a time
+                # (an attempt before may have died between its lines and its commit)
+                if not (is_first and attempts == 1 and self._append_checksums(digests)):
+                    self._write_checksums(connection)
         if changed:
             self.log("done", job=name, replica=owner, sha256=dict(digests))
         return bool(changed)
@@ -294,6 +308,38 @@ class Store:
             for row in connection.execute("SELECT job, path, sha256 FROM files"):
                 found.setdefault(row["job"], {})[row["path"]] = row["sha256"]
             return found
+
+    def count_open(self) -> dict[str, int]:
+        """Return how many jobs are waiting and running; states without jobs are left out."""
+        with self._connected() as connection:
+            rows = connection.execute(
+                "SELECT state, COUNT(*) AS number FROM jobs WHERE state IN ('waiting', 'running') GROUP BY state"
+            )
+            return {row["state"]: row["number"] for row in rows}
+
+    def owners(self) -> set[str]:
+        """Return the replicas whose job is running."""
+        with self._connected() as connection:
+            return {row["owner"] for row in connection.execute("SELECT owner FROM jobs WHERE state = 'running'")}
+
+    def has_drawn(self, owner: str) -> bool:
+        """Return whether a replica was the last to draw some job."""
+        with self._connected() as connection:
+            row = connection.execute("SELECT 1 FROM jobs WHERE owner = ? LIMIT 1", (owner,)).fetchone()
+        return row is not None
+
+    def _append_checksums(self, digests: Mapping[str, str]) -> bool:
+        """Add lines to the checksums; False if there is no file yet. A failed write leaves it as it was."""
+        if not self.checksums_path.exists():
+            return False
+        size = self.checksums_path.stat().st_size
+        try:
+            with self.checksums_path.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items())))
+        except OSError as error:
+            os.truncate(self.checksums_path, size)
+            raise S2VideoError(f"{self.checksums_path}: {error.strerror}; check the disk and its free space") from error
+        return True
 
     def _write_checksums(self, connection: sqlite3.Connection) -> None:
         """Write the checksums in the format of `sha256sum --check`, relative to the batch's folder."""

@@ -117,7 +117,7 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
     drew: set[str | None] = set()  # owners
     with _held_signals() as signals:
         while True:
-            drew |= {record.owner for record in store.records()}
+            drew |= store.owners()
             for number, replica in list(running.items()):
                 if (code := replica.process.poll()) is None:
                     continue
@@ -125,12 +125,12 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
                 signals.processes.remove(replica.process)
                 if code != 0 and not signals.received:
                     _report(store, replica, code)
-                    if replica.owner not in drew:
+                    if replica.owner not in drew and not store.has_drawn(replica.owner):
                         failed_numbers.add(number)
             for job in store.release():
                 outcome = f"failed: {job.error}" if job.error else "goes back into the queue"
                 say(f"{job.name} of {job.owner} {outcome} (attempt {job.attempts})")
-            states = [record.state for record in store.records()]
+            states = store.count_open()
             if signals.received:
                 if not running:
                     return signals.received[0]
@@ -138,10 +138,10 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
                 free = [n for n in range(1, plan.count + 1) if n not in running and n not in failed_numbers]
                 if not free and not running:
                     raise S2VideoError(
-                        f"{states.count('waiting')} videos are waiting, but every replica exited before it drew one; "
+                        f"{states['waiting']} videos are waiting, but every replica exited before it drew one; "
                         "see their messages above"
                     )
-                for number in free[: states.count("waiting")]:
+                for number in free[: states["waiting"]]:
                     running[number] = _start(plan, number, arguments)
                     signals.add(running[number].process)
             elif "running" not in states and not running:

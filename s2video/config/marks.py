@@ -33,6 +33,7 @@ def marked_settings(config: Mapping[str, Any], kinds: frozenset[Changes]) -> dic
     return found
 
 
+@cache
 def process_settings() -> frozenset[str]:
     """Return the dotted keys of settings that hold for all videos of a process."""
     return frozenset(f"{section}.{name}" for section, name, marks in _fields() if marks.get("per_process"))

@@ -102,7 +102,10 @@ def label_runs(label: str) -> list[tuple[str, bool]]:
 
 def _wrapped(text: str, font: Font, columns: int) -> list[str]:
     """Wrap a text to at most `MAX_LINES` lines of at most `columns` pixels. Split a word only if no line holds it."""
-    legible = "".join(_legible(" ".join(text.split()), font))
+    text = " ".join(
+        text[: 8 * MAX_LINES * columns].split()
+    )  # most letters are wider than a pixel, and none is shown twice
+    legible = "".join(_legible(text, font))
     lines: list[str] = []
     while legible and len(lines) < MAX_LINES:
         line = _fitting(legible, font, columns)
@@ -118,10 +121,17 @@ def _wrapped(text: str, font: Font, columns: int) -> list[str]:
 
 def _fitting(text: str, font: Font, columns: float) -> str:
     """Return the longest prefix of a text that is at most `columns` pixels wide, but at least one letter."""
-    length = len(text)
-    while length > 1 and font.getlength(text[:length]) > columns:
-        length -= 1
-    return text[:length]
+    fits, too_long = 1, 2
+    while too_long <= len(text) and font.getlength(text[:too_long]) <= columns:
+        fits, too_long = too_long, 2 * too_long
+    too_long = min(too_long, len(text) + 1)
+    while too_long - fits > 1:  # the width grows with the length
+        middle = (fits + too_long) // 2
+        if font.getlength(text[:middle]) <= columns:
+            fits = middle
+        else:
+            too_long = middle
+    return text[:fits]
 
 
 def _legible(text: str, font: Font) -> Iterator[str]:
@@ -130,6 +140,7 @@ def _legible(text: str, font: Font) -> Iterator[str]:
         yield next((known for known in (letter, plain) if _has(font, known)), "?")
 
 
+@cache
 def _has(font: Font, letter: str) -> bool:
     return letter == " " or (letter.isprintable() and bytes(font.getmask(letter)) != bytes(font.getmask("\uffff")))
 

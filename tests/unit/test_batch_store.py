@@ -1,12 +1,16 @@
 """Tests of a batch's state: owners, leases and outcomes of jobs, and the output of `status`."""
 
+import errno
+import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +19,7 @@ from s2video.batch import store as batch_store
 from s2video.batch.heartbeat import Heartbeat
 from s2video.batch.status import as_json, as_text, read_status
 from s2video.batch.store import LEASE, MAX_ATTEMPTS, Entry, Store, find_stores
-from s2video.errors import InputError
+from s2video.errors import InputError, S2VideoError
 from s2video.system.locks import held_lock, is_held
 
 
@@ -272,3 +276,86 @@ def test_status_does_not_guess(store: Store) -> None:
 def test_status_of_no_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the folder of a batch"):
         read_status(tmp_path)
+
+
+class Steps:
+    """Counts the instructions of SQLite's machine, which say what a query costs, whatever the clock says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        connect = sqlite3.connect
+
+        def counted(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
+            connection = connect(*arguments, **keywords)
+            connection.set_progress_handler(self.add, 1)
+            return connection
+
+        monkeypatch.setattr(batch_store.sqlite3, "connect", counted)
+
+    def add(self) -> int:
+        self.count += 1
+        return 0
+
+
+def test_what_happens_often_costs_the_same_after_many_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a supervisor asks in each round, and what a replica does for each job."""
+    costs, lines = [], []
+    for number in (20, 2000):
+        store = Store(tmp_path / str(number))
+        store.create()
+        names = [f"{i:05d}" for i in range(number + 2)]
+        store.put([entry(name) for name in names], frozenset())
+        with store._transaction() as connection:
+            connection.execute("UPDATE jobs SET state = 'done', owner = 'r0' WHERE position < ?", (number,))
+            rows = [(name, f"{name}.mp4", "1" * 64) for name in names[:number]]
+            connection.executemany("INSERT INTO files VALUES (?, ?, ?)", rows)
+            store._write_checksums(connection)
+        with monkeypatch.context() as patch:
+            steps = Steps(patch)
+            drawn = store.draw("r1", "small")
+            assert drawn is not None and store.owners() == {"r1"} and store.has_drawn("r1")
+            assert store.count_open() == {"waiting": 1, "running": 1}
+            store.renew("r1")
+            size = store.checksums_path.stat().st_size
+            assert store.finish(drawn.name, "r1", {f"{drawn.name}.mp4": "2" * 64})
+            lines.append(store.checksums_path.stat().st_size - size)
+            assert store.release() == [] and not store.has_drawn("r9")
+        costs.append(steps.count)
+    assert lines[0] == lines[1] == 64 + 2 + 10
+    assert costs[1] < 1.2 * costs[0]
+
+
+def test_checksums_are_those_of_the_store_whoever_died(store: Store, clock: Clock, alive: ExitStack) -> None:
+    store.draw("r1", None)
+    store.finish("a", "r1", {"a.mp4": "1" * 64})
+    store.draw("gone", None)
+    with store.checksums_path.open("a") as file:
+        file.write(f"{'9' * 64}  b.mp4\n")  # of a replica that died before it could commit
+    clock.now += LEASE + 1
+    assert [job.name for job in store.release()] == ["b"]
+    store.draw("r1", None)
+    store.finish("b", "r1", {"b.mp4": "2" * 64})
+    assert store.checksums_path.read_text() == f"{'1' * 64}  a.mp4\n{'2' * 64}  b.mp4\n"
+
+
+def test_a_full_disk_leaves_the_checksums_as_they_were(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.draw("r1", None)
+    store.finish("a", "r1", {"a.mp4": "1" * 64})
+    before = store.checksums_path.read_text()
+    store.draw("r1", None)
+    opened = Path.open
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            with opened(store.checksums_path, "a") as file:
+                file.write(text[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(
+        Path, "open", lambda path, *a, **k: Full() if path == store.checksums_path else opened(path, *a, **k)
+    )
+    with pytest.raises(S2VideoError, match="No space left"):
+        store.finish("b", "r1", {"b.mp4": "2" * 64})
+    monkeypatch.undo()
+    assert store.checksums_path.read_text() == before
+    assert states(store)["b"] == "running"
