@@ -191,6 +191,6 @@ def load(model: str | Path = "shapes-wan", *, progress: Style = "none", **settin
         config = load_config(model).patched(settings)
     else:
         config = load_model_config(str(model), settings).config
-    checkpoint = open_checkpoint(config.model.path, config.model.revision)
+    checkpoint = open_checkpoint(*config.model.source)
     config = resolve_parallel(config, checkpoint, 1)
     return TextToVideo(Engine(config, checkpoint=checkpoint, progress=progress))

@@ -10,7 +10,7 @@ from unittest import mock
 from safetensors import safe_open
 from torch import Tensor
 
-from s2video.models import parts
+from s2video.models import layout
 
 
 class _CountedSlice:
@@ -46,7 +46,7 @@ class _CountedFile:
 
 @contextmanager
 def counted_reads() -> Iterator[Counter[str]]:
-    """Inside, tensor names -> bytes read of them through `s2video.models.parts`, which has no other way to read."""
+    """Inside, tensor names -> bytes read of them through `s2video.models.layout`, which has no other way to read."""
     read: Counter[str] = Counter()
-    with mock.patch.object(parts, "safe_open", lambda *args, **kwargs: _CountedFile(read, *args, **kwargs)):
+    with mock.patch.object(layout, "safe_open", lambda *args, **kwargs: _CountedFile(read, *args, **kwargs)):
         yield read

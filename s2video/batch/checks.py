@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from ..config.sections import ModelSource
 from ..errors import InputError
 from ..media.checks import check_output, check_spec
 from ..media.formats import VideoSpec
@@ -22,15 +23,15 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
     """Yield what prevents jobs, a sentence each, as far as it can be known before the models are loaded.
 
     Args:
-        open_model: opens a checkpoint by path and revision, or returns the one that it opened before.
+        open_model: opens a checkpoint by its source, or returns the one that it opened before.
         images: read them too. Before a run they are not read: one that is missing can still appear, and if it does not,
             its job fails alone.
     """
 
     @cache
-    def model(path: str, revision: str | None) -> CheckpointInfo | str:
+    def model(source: ModelSource) -> CheckpointInfo | str:
         try:
-            return open_model(path, revision).info
+            return open_model(*source).info
         except InputError as error:
             return str(error)
 
@@ -44,7 +45,7 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
 
     for job in jobs:
         config, output = job.config, Path(job.config.output.path)
-        found = model(config.model.path, config.model.revision)
+        found = model(config.model.source)
         if isinstance(found, str):
             yield f"{job.where}: {found}"
             continue
@@ -77,11 +78,10 @@ def find_cut_prompts(jobs: Sequence[BatchJob], open_model: OpenModel) -> Iterato
     """Yield a sentence for each prompt that is longer than its model reads. Loads tokenizers, and no weights."""
     from ..models.loading import load_tokenizer
 
-    tokenizer = cache(lambda path, revision: load_tokenizer(open_model(path, revision)))
+    tokenizer = cache(lambda source: load_tokenizer(open_model(*source)))
     said = set()
     for job in jobs:
-        model = job.config.model
-        for cut in cut_prompts(job.config, tokenizer(model.path, model.revision)):
+        for cut in cut_prompts(job.config, tokenizer(job.config.model.source)):
             sentence = f"{job.where}: {cut_warning(cut)}"
             if sentence not in said:
                 said.add(sentence)

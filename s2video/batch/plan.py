@@ -51,7 +51,7 @@ def predict_seconds(
     def predicted(dumped: str) -> float | None:
         config = RunConfig.model_validate_json(dumped)
         try:
-            checkpoint = open_model(config.model.path, config.model.revision)
+            checkpoint = open_model(*config.model.source)
             target = this_card(config.model.device) if card is None else card
             plan = plan_for(config, world_size, target, checkpoint)
         except InputError:

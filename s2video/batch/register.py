@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from ..config.sections import ModelSource
 from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel
 from ..planning.cards import CARDS
@@ -35,15 +36,15 @@ def register(
     digests = store.digests()
 
     @cache
-    def model_digests(path: str, revision: str | None) -> Mapping[str, str]:
-        return open_model(path, revision).digests()
+    def model_digests(source: ModelSource) -> Mapping[str, str]:
+        return open_model(*source).digests()
 
     entries, again = [], set()
     ordered = in_order(jobs)
     # only their ratios count, so any card will do
     works = predict_seconds(ordered, open_model, world_size=world_size, card=CARDS["H100"])
     for job, work in zip(ordered, works, strict=True):
-        key = job_key(job.config, model_digests(job.config.model.path, job.config.model.revision))
+        key = job_key(job.config, model_digests(job.config.model.source))
         entries.append(
             Entry(
                 name=job.name,

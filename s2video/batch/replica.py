@@ -86,7 +86,7 @@ def run_replica(
     """
     open_model = cache(open_checkpoint)
     if config.parallel.degrees == "auto":
-        model = open_model(config.model.path, config.model.revision)
+        model = open_model(*config.model.source)
         config = resolve_parallel(config, model, ranks.world_size())
     is_main = ranks.is_main_rank()
     if follows_stdin and is_main:
@@ -248,7 +248,7 @@ class _Replica:
     def _resolved(self, job: RunConfig) -> RunConfig:
         if job.parallel.degrees == "given":
             return job
-        model = self._open_model(job.model.path, job.model.revision)
+        model = self._open_model(*job.model.source)
         return resolve_parallel(job, model, self._mesh.world.size)
 
     def _engine_for(self, job: RunConfig) -> Engine:
@@ -265,7 +265,7 @@ class _Replica:
         self._engine = Engine(
             job,
             self._meshes[key],
-            checkpoint=self._open_model(job.model.path, job.model.revision),
+            checkpoint=self._open_model(*job.model.source),
             progress=self._options.progress,
             termination=self._options.termination,
         )

@@ -117,7 +117,7 @@ def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked
     from ..models.images import read_images
 
     read_images(*config.image_paths)  # before the model, which can be a download of many GB
-    checkpoint = open_checkpoint(config.model.path, config.model.revision)
+    checkpoint = open_checkpoint(*config.model.source)
     check_request(config, checkpoint.info, world_size=world_size)
     check_images(checkpoint.info, image=config.image is not None, last_image=config.last_image is not None)
     if ranks.is_main_rank():

@@ -147,7 +147,7 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
             say(note)
         check_spec(job.output.spec(arguments.output), job.sampling.width, job.sampling.height)
     may_download = arguments.model is not None
-    checkpoint = open_checkpoint(job.model.path, job.model.revision, may_download=may_download)
+    checkpoint = open_checkpoint(*job.model.source, may_download=may_download)
     check_request(job, checkpoint.info, world_size=world_size)
     check_images_again(sidecar)
     return sidecar, job, checkpoint

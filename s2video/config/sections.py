@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -40,6 +40,31 @@ class LoraConfig(Section):
     )
 
 
+FILE_SETTINGS = ("transformer", "transformer_2", "vae", "text_encoder")
+"""The settings of `model` that name weights outside of `model.path`, each called as the component."""
+
+
+class ModelSource(NamedTuple):
+    """What opens a checkpoint, see `models.checkpoint.open_checkpoint`; jobs with equal ones share their models."""
+
+    path: str
+    revision: str | None
+    variant: str | None
+    files: tuple[tuple[str, str], ...]
+
+
+def _weights(component: str) -> Any:
+    """Return the setting for a component's weights in files of their own."""
+    return setting(
+        "nothing",
+        names="file",
+        default=None,
+        min_length=1,
+        description=f"weights of the {component} in place of those in model.path: a .safetensors or .gguf file, one of "
+        "its shards, or a folder; names and formats of other programs are converted. null: those in model.path",
+    )
+
+
 class ModelConfig(Section):
     """Which checkpoint, in which precision, on which device."""
 
@@ -56,6 +81,17 @@ class ModelConfig(Section):
         default=None,
         description="branch, tag or commit of a Hub id; null: its default branch",
     )
+    variant: Text | None = setting(
+        "nothing",
+        names="model",
+        default=None,
+        pattern=r"^[A-Za-z0-9_]+$",
+        description='variant of the weight files, such as "fp16" for model.fp16.safetensors; null: the plain files',
+    )
+    transformer: Text | None = _weights("transformer")
+    transformer_2: Text | None = _weights("second transformer")
+    vae: Text | None = _weights("VAE")
+    text_encoder: Text | None = _weights("text encoder")
     lora: Annotated[tuple[LoraConfig, ...], BeforeValidator(read_list)] = setting(
         "nothing",
         names="lora",
@@ -90,6 +126,13 @@ class ModelConfig(Section):
     offload_experts: Switch = setting(
         "nothing", default=False, description="keep the inactive one of two transformers (Wan 2.2 A14B) in CPU memory"
     )
+
+    @property
+    def source(self) -> ModelSource:
+        """What opens this model."""
+        named = ((component, getattr(self, component)) for component in FILE_SETTINGS)
+        files = tuple((component, file) for component, file in named if file is not None)
+        return ModelSource(self.path, self.revision, self.variant, files)
 
 
 class SamplingConfig(Section):

@@ -55,7 +55,7 @@ def decode_latents(
     saved, own = load_latents(path), {key: value for key, value in (own or {}).items() if value is not None}
     may_download = config is not None or "model.path" in own
     config = _stored_config(saved, path, own, say) if config is None else config.patched(own)
-    checkpoint = open_checkpoint(config.model.path, config.model.revision, may_download=may_download)
+    checkpoint = open_checkpoint(*config.model.source, may_download=may_download)
     info = checkpoint.info
     if saved.latents.shape[1] != info.latent_channels:
         raise InputError(

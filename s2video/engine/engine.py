@@ -84,7 +84,7 @@ class Engine:
         self.config = config
         self.mesh = mesh = Mesh(resolve_device(config.model.device)) if mesh is None else mesh
         mesh.watch.report("loading")
-        self.checkpoint = checkpoint or open_checkpoint(config.model.path, config.model.revision)
+        self.checkpoint = checkpoint or open_checkpoint(*config.model.source)
         check_request(config, self.checkpoint.info, world_size=mesh.world.size)
         self._family = self.checkpoint.family
         self._progress: Style = progress if mesh.is_main else "none"

@@ -6,7 +6,7 @@ Reports a missing or incomplete download before any weights are loaded. Imports 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,24 @@ from ..errors import InputError
 from ..system.files import user_path
 from .family import PROCESSORS, CheckpointInfo, Family, JsonFile
 from .foreign import check_bounds, check_latent_statistics
+from .formats import refuse_as_model
 from .registry import FAMILIES, family_of
-from .weight_files import AGAIN, WeightFile, read_json, read_weight_file, weight_paths
+from .weight_files import (
+    AGAIN,
+    PICKLES,
+    WeightFile,
+    named_paths,
+    read_json,
+    read_weight_file,
+    refuse_pointer,
+    weight_paths,
+)
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED = ("shapes-wan",)
 _FOLDERS = {"scheduler", *(name for family in FAMILIES for name in family.classes)}
 _SETTINGS = {"scheduler": "scheduler_config.json", **dict.fromkeys(PROCESSORS, "preprocessor_config.json")}
+_POINTER_BYTES = 1024  # a Git LFS pointer is shorter
 _HUB_FILES = ["model_index.json", *(f"{name}/*" for name in sorted(_FOLDERS))]
 
 
@@ -31,19 +42,35 @@ class Checkpoint:
 
     Args:
         folder: the folder; `open_checkpoint` finds it and checks that it is complete.
+        variant: such as "fp16", for weight files that have it in their names; components without such files have their
+            plain ones.
+        files: components -> weights that replace those of the folder, as the user names them.
 
     Attributes:
         family: the family of its pipeline, with its model_index.json.
+        named: the components whose weights are not those of the folder.
 
     Raises:
         InputError: if model_index.json is missing, damaged, or names an unknown pipeline.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, variant: str | None = None, files: Iterable[tuple[str, str]] = ()) -> None:
         self.folder = folder
+        self.variant = variant
+        self._named = dict(files)
         self.family: Family = family_of(_json_file(folder / "model_index.json"))
         self._configs: dict[str, JsonFile] = {}
         self._files: dict[str, tuple[WeightFile, ...]] = {}
+        for component in self._named:
+            if component not in self.family.weighted:
+                raise InputError(
+                    f"model.{component}: expected null for this checkpoint, which has no {component}, got "
+                    f"{self._named[component]!r}; leave it out"
+                )
+
+    @property
+    def named(self) -> frozenset[str]:
+        return frozenset(self._named)
 
     @cached_property
     def info(self) -> CheckpointInfo:
@@ -88,10 +115,21 @@ class Checkpoint:
     def files(self, component: str) -> tuple[WeightFile, ...]:
         """Return a component's weight files. Raises InputError if one is missing, incomplete or damaged."""
         if component not in self._files:
-            self._files[component] = tuple(
-                read_weight_file(path, self.folder) for path in weight_paths(self.folder / component)
-            )
+            if component in self._named:
+                paths = named_paths(self._named[component], f"model.{component}")
+                names = [f"{component}/file {number} of {len(paths)}" for number in range(1, len(paths) + 1)]
+            else:
+                is_diffusers = component.startswith(("transformer", "vae"))
+                stem = "diffusion_pytorch_model" if is_diffusers else "model"
+                paths = weight_paths(self.folder / component, stem, self.variant, index_first=is_diffusers)
+                names = [f"{component}/{path.name}" for path in paths]
+            self._files[component] = tuple(map(read_weight_file, paths, names))
         return self._files[component]
+
+    def source(self, component: str) -> Path:
+        """Return the file or folder that holds a component's weights, for messages."""
+        files = self.files(component)
+        return self.folder / component if component not in self._named else files[0].path
 
     def num_parameters(self, component: str) -> int:
         """Return the number of parameters in a component's weight files, from their headers."""
@@ -103,8 +141,17 @@ class Checkpoint:
             if not (self.folder / name).is_dir():
                 raise InputError(f"{self.folder}: expected a folder {name}/, got none; {AGAIN}")
             self.config(name)
+            for path in sorted((self.folder / name).iterdir()):
+                if path.is_file() and path.stat().st_size < _POINTER_BYTES:
+                    refuse_pointer(path)
             if name in self.family.weighted:
                 self.files(name)
+        weighted = [name for name in self.family.weighted if name not in self._named]
+        if self.variant and not any(f".{self.variant}" in file.name for name in weighted for file in self.files(name)):
+            raise InputError(
+                f"model.variant: expected weight files with .{self.variant} in their names in {self.folder}, got none; "
+                "leave it out"
+            )
 
     def fingerprint(self) -> dict[str, str]:
         """Return names of all weight files -> digests of their headers. Cheap; ranks compare them."""
@@ -128,7 +175,7 @@ class Checkpoint:
         small = {}
         for path in sorted(self.folder.glob("*/*")):
             is_ours = path.is_file() and path.parent.name in {*self.family.components, "scheduler"}
-            if is_ours and not path.name.endswith((".safetensors", ".bin", ".md")):
+            if is_ours and not path.name.endswith((".safetensors", ".gguf", ".md", *PICKLES)):
                 small[str(path.relative_to(self.folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
         return small
 
@@ -136,39 +183,57 @@ class Checkpoint:
         return tuple(file for name in self.family.weighted for file in self.files(name))
 
 
-OpenModel = Callable[[str, str | None], Checkpoint]
-"""(path, revision) -> the checkpoint, opened once. Usually `functools.cache(open_checkpoint)`."""
+OpenModel = Callable[..., Checkpoint]
+"""(*`ModelConfig.source`) -> the checkpoint, opened once. Usually `functools.cache(open_checkpoint)`."""
 
 
-def open_checkpoint(path: str, revision: str | None = None, *, may_download: bool = True) -> Checkpoint:
+def open_checkpoint(
+    path: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    files: tuple[tuple[str, str], ...] = (),
+    *,
+    may_download: bool = True,
+) -> Checkpoint:
     """Find a model and check that its files are complete, without reading weights.
 
     Args:
         path: the name of an embedded model, a folder, or a Hub id, which is downloaded to the Hub's cache.
         revision: branch, tag or commit of a Hub id.
+        variant, files: see `Checkpoint`.
         may_download: False: a Hub id has to be in the Hub's cache already, because only a data file names it.
 
     Raises:
         InputError: if there is no model, or a file is missing or damaged; the message names the file.
     """
-    checkpoint = Checkpoint(find_checkpoint(path, revision, may_download=may_download))
+    without = [component for component, _ in files]
+    checkpoint = Checkpoint(find_checkpoint(path, revision, without, may_download=may_download), variant, files)
     checkpoint.check()
     return checkpoint
 
 
-def find_checkpoint(path: str, revision: str | None = None, *, may_download: bool = True) -> Path:
+def find_checkpoint(
+    path: str, revision: str | None = None, without: Collection[str] = (), *, may_download: bool = True
+) -> Path:
     """Return the local folder of a model: an embedded one by name, a folder, or a Hub id (downloaded to the cache).
 
+    Args:
+        without: components whose weights are not downloaded.
+
     Raises:
-        InputError: if there is none; the message says where it looked.
+        InputError: if there is none; the message says where it looked, or what else the path is.
     """
     if path in EMBEDDED:
         return ASSETS / path
     folder = user_path(path, "model.path")
+    if (folder.is_dir() and not (folder / "model_index.json").exists()) or folder.is_file():
+        refuse_as_model(folder)
     if folder.is_dir():
         return folder
+    patterns = [name for name in _HUB_FILES if name.removesuffix("/*") not in without]
+    patterns += [f"{name}/*.json" for name in without]
     or_else = f" or an embedded model ({', '.join(EMBEDDED)})"
-    return download(path, "model.path", _HUB_FILES, revision, or_else=or_else, may_download=may_download)
+    return download(path, "model.path", patterns, revision, or_else=or_else, may_download=may_download)
 
 
 def download(

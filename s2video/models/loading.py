@@ -6,7 +6,9 @@ load reads safetensors, because other formats of weights can contain code.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,8 @@ from ..errors import InputError
 from .checkpoint import Checkpoint
 from .family import PROCESSORS
 from .foreign import check_encoder, one_line
-from .tensors import check_files, load_checked
+from .layout import Layout, read_layout, whole_state
+from .tensors import check_layout, load_checked
 
 if TYPE_CHECKING:  # the command line checks checkpoints before it spends seconds on importing torch
     import torch
@@ -29,9 +32,19 @@ def load_transformer(
     Raises:
         InputError: if its files do not hold its weights.
     """
-    check_component(checkpoint, component)
-    model = diffusers_class(checkpoint, component).from_pretrained(
-        checkpoint.folder, subfolder=component, dtype=dtype, device_map={"": str(device)}, use_safetensors=True
+    layout = check_component(checkpoint, component)
+    if layout is not None and not is_standard(checkpoint, component, layout):
+        model = empty_component(checkpoint, component, dtype)
+        fill_component(model, layout, device)
+        return model
+    kind = diffusers_class(checkpoint, component)
+    model = kind.from_pretrained(
+        checkpoint.folder,
+        subfolder=component,
+        dtype=dtype,
+        device_map={"": str(device)},
+        use_safetensors=True,
+        **_variant(checkpoint, component),
     )
     return model.eval().requires_grad_(False)
 
@@ -39,9 +52,15 @@ def load_transformer(
 @one_line("vae")
 def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
     """Load the VAE on `device`. Raises InputError if its files do not hold its weights."""
-    check_component(checkpoint, "vae")
+    layout = check_component(checkpoint, "vae")
+    if layout is not None and not is_standard(checkpoint, "vae", layout):
+        vae = empty_component(checkpoint, "vae", dtype)
+        fill_component(vae, layout, device)
+        return vae
     kind = diffusers_class(checkpoint, "vae")
-    vae = kind.from_pretrained(checkpoint.folder, subfolder="vae", dtype=dtype, use_safetensors=True)
+    vae = kind.from_pretrained(
+        checkpoint.folder, subfolder="vae", dtype=dtype, use_safetensors=True, **_variant(checkpoint, "vae")
+    )
     return vae.to(device).eval().requires_grad_(False)
 
 
@@ -73,8 +92,7 @@ def load_conditioners(
             own = (name == "image_encoder" and image_dtype) or dtype
             kind = getattr(transformers, checkpoint.class_of(name))
             check_encoder(kind, checkpoint.folder / name, checkpoint.num_parameters(name))
-            load = partial(kind.from_pretrained, checkpoint.folder, subfolder=name, dtype=own, use_safetensors=True)
-            encoder = load_checked(load, checkpoint.folder / name)
+            encoder = load_checked(_encoder_load(checkpoint, name, kind, own), checkpoint.source(name))
             loaded[name] = encoder.eval().requires_grad_(False)
     return loaded
 
@@ -89,20 +107,129 @@ def load_tokenizer(checkpoint: Checkpoint, name: str = "tokenizer") -> Any:
     return kind.from_pretrained(checkpoint.folder / name, padding_side="right")
 
 
-@one_line("transformer")
-def check_component(checkpoint: Checkpoint, component: str) -> None:
-    """Raise InputError unless a transformer's or VAE's files hold the tensors of its class, as their headers tell.
+def _encoder_load(checkpoint: Checkpoint, name: str, kind: Any, dtype: torch.dtype) -> Callable[..., Any]:
+    """Return `from_pretrained` of an encoder: from its folder, or from files whose tensors have to be converted."""
+    layout = encoder_layout(checkpoint, name)
+    if layout is None or is_standard(checkpoint, name, layout):
+        return partial(
+            kind.from_pretrained,
+            checkpoint.folder,
+            subfolder=name,
+            dtype=dtype,
+            use_safetensors=True,
+            **_variant(checkpoint, name),
+        )
+    config = kind.config_class.from_pretrained(checkpoint.folder / name)
+    return partial(kind.from_pretrained, None, config=config, state_dict=whole_state(layout), dtype=dtype)
 
-    Weights that diffusers quantized are left to diffusers, which gives their tensors other names.
+
+def encoder_layout(checkpoint: Checkpoint, name: str) -> Layout | None:
+    """Return where the tensors of a text or image encoder are; None if transformers quantized them."""
+    values, files = checkpoint.config(name).values, checkpoint.files(name)
+    if _quantized_by(checkpoint, name) is not None:
+        return None
+    names = [tensor for file in files for tensor in file.tensors]
+    is_converted = any("SelfAttention" in tensor or "self_attn" in tensor for tensor in names)
+    layout = read_layout(files, name, checkpoint.class_of(name), values, names if is_converted else ())
+    if any(tensor.startswith("blk.") for tensor in layout.shapes):
+        raise InputError(
+            f"{checkpoint.source(name)}: expected a text encoder in transformers' names, got a language model in "
+            "llama.cpp's, whose rows are in another order; take its .safetensors file"
+        )
+    return layout
+
+
+@one_line("transformer")
+def check_component(checkpoint: Checkpoint, component: str) -> Layout | None:
+    """Return where a transformer's or VAE's tensors are, after holding them against its class on the meta device.
+
+    Returns None for weights that diffusers quantized: diffusers gives their tensors other names and checks them.
+
+    Raises:
+        InputError: if tensors are missing, of another shape, or not of this model.
     """
-    values = checkpoint.config(component).values
-    if "quantization_config" in values:
-        return
     from accelerate import init_empty_weights
 
+    values = checkpoint.config(component).values
+    if _quantized_by(checkpoint, component) is not None:
+        return None
     with init_empty_weights(include_buffers=True):
         module = diffusers_class(checkpoint, component).from_config(values)
-    check_files(checkpoint.files(component), module, checkpoint.folder / component)
+    kind = checkpoint.class_of(component)
+    layout = read_layout(checkpoint.files(component), component, kind, values, module.state_dict().keys())
+    check_layout(layout, module, checkpoint.source(component))
+    return layout
+
+
+def is_standard(checkpoint: Checkpoint, component: str, layout: Layout) -> bool:
+    """Whether `from_pretrained` loads the same: plain tensors, in files that it finds by their names."""
+    if component in checkpoint.named or not layout.is_plain:
+        return False
+    folder, files = checkpoint.folder / component, checkpoint.files(component)
+    stem = "diffusion_pytorch_model" if component.startswith(("transformer", "vae")) else "model"
+    variant = "".join(f".{name}" for name in _variant(checkpoint, component).values())
+    if len(files) == 1 and files[0].path.name == f"{stem}{variant}.safetensors":
+        return True
+    return (folder / f"{stem}.safetensors.index{variant}.json").is_file()
+
+
+def _variant(checkpoint: Checkpoint, component: str) -> dict[str, str]:
+    """The argument `variant` of `from_pretrained`, where the component's files have it."""
+    variant = checkpoint.variant
+    has_it = variant is not None and any(f".{variant}" in file.path.name for file in checkpoint.files(component))
+    return {"variant": variant} if variant is not None and has_it else {}
+
+
+@one_line("transformer")
+def empty_component(checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> Any:
+    """Return a diffusers module whose parameters have their final dtypes and no memory; its buffers are computed."""
+    import torch
+    from accelerate import init_empty_weights
+
+    kind = diffusers_class(checkpoint, component)
+    with init_empty_weights(include_buffers=False):
+        model = kind.from_config(checkpoint.config(component).values)
+    in_float32 = set(kind._keep_in_fp32_modules or ())
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if in_float32 & set(name.split(".")) else dtype)
+    return model.eval().requires_grad_(False)
+
+
+def fill_component(model: Any, layout: Layout, device: torch.device) -> None:
+    """Read all parameters of a module from `empty_component`, and move its buffers to `device`."""
+    for name, parameter in model.named_parameters():
+        value = layout.tensor(name).to(device, parameter.dtype, copy=True)
+        model.load_state_dict({name: value}, strict=False, assign=True)
+    model.to(device)
+
+
+_QUANTIZERS = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "optimum.quanto", "gguf": "gguf"}
+_QUANTIZERS |= {"modelopt": "modelopt", "nunchaku_lite": "nunchaku", "auto-round": "auto_round", "sdnq": "sdnq"}
+
+
+def _quantized_by(checkpoint: Checkpoint, component: str) -> str | None:
+    """Return the method by which a component's weights were quantized, or None.
+
+    Raises:
+        InputError: if the library that it needs is not installed, or the weights are in a file of their own.
+    """
+    file = checkpoint.config(component)
+    settings = file.values.get("quantization_config")
+    if settings is None or component in checkpoint.named:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if not isinstance(method, str):
+        raise InputError(f"{file.path}: quantization_config: expected quant_method as text, got {method!r}; {_PLAIN}")
+    library = _QUANTIZERS.get(method)
+    if library is not None and importlib.util.find_spec(library.partition(".")[0]) is None:
+        raise InputError(
+            f"{checkpoint.folder / component}: its weights are quantized by {method}: expected {library} to be "
+            f"installed, got none; pip install {library.replace('.', '-')}, or {_PLAIN}"
+        )
+    return method
+
+
+_PLAIN = "take the checkpoint in bfloat16 or float16"
 
 
 @one_line("scheduler")

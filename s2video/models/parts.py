@@ -4,23 +4,18 @@ Each rank reads only the parts that it keeps (its shards of the blocks, or one s
 process needs memory for a whole checkpoint. Every rank holds all parameters outside the blocks.
 """
 
-import math
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..config.sections import ParallelConfig
+from ..errors import InputError
 from ..parallel.mesh import Mesh, in_own_group
 from ..parallel.weights import WHOLE, BlockWeights, ShardedWeights, StreamedWeights
 from ..parallel.zero3 import Zero3Weights
 from .checkpoint import Checkpoint
-from .foreign import one_line
-from .loading import diffusers_class, load_transformer
-from .tensors import check_files
-from .weight_files import WeightFile
+from .loading import check_component, empty_component, load_transformer
 
 
 def place_transformer(
@@ -49,9 +44,13 @@ def place_transformer(
         device = torch.device("cpu") if offloaded else mesh.device
         return load_transformer(checkpoint, dtype, device, component), WHOLE
     assert not offloaded
-    model = _empty_transformer(checkpoint, dtype, component)
-    check_files(checkpoint.files(component), model, checkpoint.folder / component)
-    parts = _TensorParts(checkpoint.files(component))
+    parts = check_component(checkpoint, component)
+    if parts is None:
+        raise InputError(
+            f"parallel.weights: expected replicated for the quantized weights of {checkpoint.folder / component}, got "
+            f"{parallel.weights}; set it to replicated"
+        )
+    model: nn.Module = empty_component(checkpoint, component, dtype)
     block_lists = checkpoint.family.block_lists
     blocks = {
         f"{name}.{index}.": block
@@ -82,36 +81,3 @@ def place_transformer(
     sharded = ShardedWeights if parallel.weights == "fsdp" else Zero3Weights
     mesh.watch.meet()  # rank 0 reads the encoders first, which can take longer than a collective may
     return model, sharded(modules, in_own_group(mesh.world, parallel.timeout_seconds), mesh.device, read)
-
-
-@one_line("transformer")
-def _empty_transformer(checkpoint: Checkpoint, dtype: torch.dtype, component: str) -> nn.Module:
-    """Return a transformer whose parameters have their final dtypes and no memory; its buffers are computed."""
-    from accelerate import init_empty_weights
-
-    kind = diffusers_class(checkpoint, component)
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = kind.from_config(checkpoint.config(component).values)
-    in_float32 = set(kind._keep_in_fp32_modules or ())
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if in_float32 & set(name.split(".")) else dtype)
-    return model.eval().requires_grad_(False)
-
-
-class _TensorParts:
-    """Tensors of safetensors files, read in parts.
-
-    Opens the file for each read, because the pages of an open file count as this process's memory.
-    """
-
-    def __init__(self, files: Sequence[WeightFile]) -> None:
-        self._files = {name: file.path for file in files for name in file.tensors}
-        self._shapes = {name: tuple(tensor["shape"]) for file in files for name, tensor in file.tensors.items()}
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Return elements `start` … `stop` of the flattened tensor, reading only their rows. The caller must copy."""
-        width = math.prod(self._shapes[name][1:])
-        first, last = start // width, -(-stop // width)
-        with safe_open(self._files[name], framework="pt") as file:
-            rows: Tensor = file.get_slice(name)[first:last]
-        return rows.flatten()[start - first * width : stop - first * width]

@@ -7,13 +7,15 @@ while it loads, so there its own report is read. Every problem is one line that 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .weight_files import WeightFile
+from .formats import look_of
+from .gguf_header import BLOCKS
+from .layout import Layout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,28 +28,30 @@ _SCALES = re.compile(
 )
 
 
-def check_files(files: Sequence[WeightFile], module: nn.Module, folder: Path) -> None:
-    """Raise InputError unless the files hold every tensor of a diffusers module in its shape, and no others.
+def check_layout(layout: Layout, module: nn.Module, source: object) -> None:
+    """Raise InputError unless a layout has every tensor of a diffusers module in its shape, and no others.
 
     Args:
         module: may be on the meta device.
-        folder: the component's, for the message.
+        source: the component's folder or file, for the message.
     """
-    found = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = layout.shapes
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     ignored = [re.compile(pattern) for pattern in getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()]
     unexpected = [name for name in found if name not in expected and not any(p.search(name) for p in ignored)]
-    _refuse_scales(unexpected, folder)
+    _refuse_scales(unexpected, source)
     wrong = [
-        f"{name} {list(found[name]['shape'])} instead of {shape}"
+        f"{name} {list(found[name])} instead of {list(shape)}"
         for name, shape in expected.items()
-        if name in found and list(found[name]["shape"]) != shape
+        if name in found and found[name] != shape
     ]
     floating = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
     whole = [
-        f"{name} ({found[name]['dtype']})" for name in floating & found.keys() if not _is_floating(found[name]["dtype"])
+        f"{name} ({layout.dtypes[name]})" for name in floating & found.keys() if not _is_floating(layout.dtypes[name])
     ]
-    _refuse(folder, [name for name in expected if name not in found], unexpected, wrong, whole)
+    missing = [name for name in expected if name not in found]
+    look = look_of(unexpected) if len(missing) > len(expected) / 2 else None
+    _refuse(source, missing, unexpected, wrong, whole, look)
 
 
 def load_checked(load: Callable[..., tuple[Any, Mapping[str, Any]]], folder: Path) -> Any:
@@ -79,11 +83,12 @@ _ADVICE = "download the component again, whole, with its own config.json, in dif
 
 
 def _refuse(
-    folder: Path,
+    source: object,
     missing: Collection[str],
     unexpected: Collection[str],
     wrong: Collection[str],
     whole: Iterable[str] = (),
+    look: str | None = None,
 ) -> None:
     """Raise InputError if any of these is not empty."""
     kinds = {
@@ -94,16 +99,17 @@ def _refuse(
     }
     problems = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
     if problems:
+        seems = "" if look is None else f"; this looks like {look}"
         raise InputError(
-            f"{folder}: expected the tensors that config.json calls for, got {', '.join(problems)}; {_ADVICE}"
+            f"{source}: expected the tensors that config.json calls for, got {', '.join(problems)}{seems}; {_ADVICE}"
         )
 
 
-def _refuse_scales(names: Iterable[str], folder: Path) -> None:
+def _refuse_scales(names: Iterable[str], source: object) -> None:
     if scales := [name for name in names if _SCALES.search(name)]:
         raise InputError(
-            f"{folder}: expected plain weights, got a quantized format with scales of its own ({_first(scales)}), "
-            "which is not supported; take the checkpoint in bfloat16 or float16"
+            f"{source}: expected plain weights, got a quantized format with scales of its own ({_first(scales)}), "
+            "which is not supported; take the checkpoint in bfloat16 or float16, or a file with scaled fp8 or GGUF"
         )
 
 
@@ -119,7 +125,7 @@ def _list_of(name: str) -> str:
 
 
 def _is_floating(dtype: str) -> bool:
-    return dtype.startswith(("F", "BF"))
+    return dtype.startswith("F") or dtype in BLOCKS
 
 
 @contextmanager

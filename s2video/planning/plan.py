@@ -113,7 +113,7 @@ def find_json(config: RunConfig) -> tuple[Checkpoint, bool]:
     """Return a checkpoint, or a folder of published values of its JSON files, and whether it is the latter."""
     path = config.model.path
     if path in EMBEDDED or user_path(path).is_dir():
-        return Checkpoint(find_checkpoint(path)), False
+        return Checkpoint(find_checkpoint(path), config.model.variant, config.model.source.files), False
     folder = _PUBLISHED / path.replace("/", "--")
     if folder.is_dir():
         return Checkpoint(folder), True

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..config.marks import settings_that_name
 from ..config.run import RunConfig
+from ..config.sections import FILE_SETTINGS
 from ..errors import InputError
 from ..system.files import user_path
 
@@ -55,7 +56,8 @@ def config_from_file(config: RunConfig, source: object, own: Mapping[str, Any] |
             for lora in value:
                 _require_local(lora.path, key, source)
     if named.get("model.path", config.model.path) != config.model.path:
-        changes["model.revision"] = None  # that of another model
+        # these are of another model
+        changes |= dict.fromkeys(f"model.{name}" for name in ("revision", "variant", *FILE_SETTINGS))
     return FromFile(config.patched(changes | named, str(source)), notes)
 
 
