@@ -156,6 +156,8 @@ def _file_names(index: Path) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not name or name != Path(name).name or "\0" in name:
             raise InputError(f"{index}: weight_map: expected names of files next to it, got {name!r}; {AGAIN}")
+    if not names:
+        raise InputError(f"{index}: weight_map: expected names of files, got none; {AGAIN}")
     return sorted(set(names))
 
 
@@ -241,8 +243,6 @@ def _present(files: Sequence[Path]) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: expected a weight file, got none; {AGAIN}")
-    if not files:
-        raise InputError(f"expected weight files, got an index that names none; {AGAIN}")
     return list(files)
 
 
