@@ -142,7 +142,8 @@ class Checkpoint:
                 raise InputError(f"{self.folder}: expected a folder {name}/, got none; {AGAIN}")
             self.config(name)
             for path in sorted((self.folder / name).iterdir()):
-                if path.is_file() and path.stat().st_size < _POINTER_BYTES:
+                is_weights = path.suffix in (".safetensors", ".gguf")  # looked at below, if they are used
+                if path.is_file() and not is_weights and path.stat().st_size < _POINTER_BYTES:
                     refuse_pointer(path)
             if name in self.family.weighted:
                 self.files(name)

@@ -80,10 +80,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_header(path: Path) -> bytes:
     """Return the header of a safetensors file. Raises InputError unless the file has the size that it implies."""
-    refuse_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        start = file.read(len(_POINTER))
+        _refuse_start(start, path)
+        (length,) = struct.unpack("<Q", start[:8].ljust(8, b"\0"))
+        file.seek(8)
         header = file.read(length) if 0 < length <= min(size - 8, _MAX_HEADER) else b""
     end = max((tensor["data_offsets"][1] for tensor in _tensors_in(header, path).values()), default=0)
     if 8 + length + end != size:
@@ -95,10 +97,8 @@ def read_header(path: Path) -> bytes:
 
 def read_weight_file(path: Path, name: str) -> WeightFile:
     """Read a file's header. Raises InputError if the file is incomplete, damaged, or neither safetensors nor GGUF."""
-    refuse_pointer(path)
-    with path.open("rb") as file:
-        is_gguf = path.suffix == ".gguf" or file.read(4) == MAGIC
-    if is_gguf:
+    if path.suffix == ".gguf":
+        refuse_pointer(path)
         tensors, digest = read_gguf_header(path)
         return WeightFile(path, name, tensors, digest, is_gguf=True)
     if path.suffix in PICKLES:
@@ -111,7 +111,12 @@ def read_weight_file(path: Path, name: str) -> WeightFile:
 def refuse_pointer(path: Path) -> None:
     """Raise InputError for a file that Git LFS left in place of the real one."""
     with path.open("rb") as file:
-        start = file.read(len(_POINTER))
+        _refuse_start(file.read(len(_POINTER)), path)
+
+
+def _refuse_start(start: bytes, path: Path) -> None:
+    if start[:4] == MAGIC and path.suffix != ".gguf":
+        raise InputError(f"{path}: expected a safetensors file, got GGUF; give it a name that ends in .gguf")
     if start == _POINTER:
         raise InputError(f"{path}: expected the file, got a Git LFS pointer to it; run git lfs pull in its folder")
 
