@@ -80,7 +80,11 @@ class Video:
 
 
 class TextToVideo:
-    """A loaded model. A call can change every setting that `load` takes, except those of `model` and `parallel`."""
+    """A loaded model. A call can change every setting that `load` takes, except those of `model` and `parallel`.
+
+    Threads can share it: calls and streams denoise one after the other, and no result depends on the others. A stream
+    can be left half read while other calls are made, and continued afterwards.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

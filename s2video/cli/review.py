@@ -14,7 +14,7 @@ from ..media.output_paths import OutputPaths
 from ..media.signature import is_signed
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_request
-from ..records.integrity import problems, video_of
+from ..records.integrity import UNCHANGED, is_as_written, problems, video_of, video_state
 from ..records.replacing import check_inputs_kept, check_replacing, check_unsigned, inputs_of, sentences
 from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 from ..system import ranks
@@ -117,11 +117,14 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
 
     Raises:
         InputError: something that cannot be used.
+        S2VideoError: the video is not the one that was made.
     """
     from ..review.reproduce import check_images_again, job_again
 
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
+    if ranks.is_main_rank():
+        _check_file(arguments.file, path, sidecar)
     own = {
         "model.path": arguments.model,
         "model.device": arguments.device,
@@ -173,8 +176,20 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_file(file: Path, path: Path, sidecar: Sidecar) -> None:
+    """Raise S2VideoError if a video has changed. Say what else is not as it was written, but is made again."""
+    video = video_of(file, path, sidecar)
+    if not is_as_written(path):
+        say(f"{path}: changed since it was written; what it says now is made")
+    if not video.exists():
+        say(f"{video} is missing: only the latents are compared")
+    elif (state := video_state(sidecar.output, video)) != UNCHANGED:
+        raise S2VideoError(f"not reproduced: {video}: {state}; move it away to compare the latents of {path} only")
+
+
 def _reproduce(arguments: argparse.Namespace) -> int:
     sidecar, job, checkpoint = check_reproduce(arguments, world_size=ranks.world_size())
+    video = video_of(arguments.file, find_sidecar(arguments.file), sidecar)
 
     import torch
 
@@ -186,7 +201,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     try:
         with Termination().handled() as termination, init_mesh(job.parallel, job.model.device) as mesh:
             engine = Engine(job, mesh, checkpoint=checkpoint, progress=progress, termination=termination)
-            remade = make_again(engine, sidecar, arguments.output)
+            compared = video if mesh.is_main and video.exists() else None
+            remade = make_again(engine, sidecar, arguments.output, video=compared)
     except torch.OutOfMemoryError as error:
         raise S2VideoError(out_of_memory(error)) from error
     if remade is not None:

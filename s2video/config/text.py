@@ -202,7 +202,7 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
         elif kind == "string_too_short":
             text = f"{key}: expected text, got an empty text"
         else:
-            text = f"{key}: {' '.join(problem['msg'].split()).removeprefix('Value error, ')}"
+            text = f"{key}: {' '.join(problem['msg'].split()).removeprefix('Value error, ')}".removeprefix(": ")
         lines.append(text)
     return "; ".join(dict.fromkeys(lines))
 

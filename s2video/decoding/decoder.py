@@ -10,6 +10,7 @@ from typing import Any, Literal
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from ..errors import S2VideoError
 from ..geometry import LatentShape
 from ..parallel.lead import in_step
 from ..parallel.mesh import Axis, Mesh, first_ranks
@@ -57,6 +58,7 @@ class FrameDecoder:
         self._mesh = mesh
         self._num_ranks = min(world.size, ranks[mode])
         self._timeout_seconds = timeout_seconds
+        self._is_decoding = False
         self.vae = load_vae() if world.rank < self._num_ranks else None
 
     def __call__(self, latents: Tensor) -> Generator[Tensor, None, None]:
@@ -65,7 +67,8 @@ class FrameDecoder:
         The other ranks must iterate too, and receive nothing.
 
         Raises:
-            S2VideoError: on the other ranks, if rank 0's reader closed its iterator early.
+            S2VideoError: on the other ranks, if rank 0's reader closed its iterator early; on all ranks, if they decode
+                together and have not finished or closed another video.
         """
         return in_step(self._chunks(latents), self._mesh.world, self._mesh.device)
 
@@ -88,6 +91,21 @@ class FrameDecoder:
         axis = self._axis
         if axis is None:
             return
+        if axis.size == 1:  # one rank has all state of a call in the call
+            yield from self._decoded(latents, axis)
+            return
+        if self._is_decoding:
+            raise S2VideoError(
+                "decoding on several ranks: expected one video at a time, got a second one before the first was "
+                "complete; exhaust or close the first"
+            )
+        self._is_decoding = True
+        try:
+            yield from self._decoded(latents, axis)
+        finally:
+            self._is_decoding = False
+
+    def _decoded(self, latents: Tensor, axis: Axis) -> Generator[Any, None, None]:
         if self._mode == "sharded":
             yield from decode_sharded(self.vae, latents, axis)
         elif self._mode == "tiled" or not isinstance(self.vae, AutoencoderKLWan):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..parallel.collectives import collect_parts
 from ..parallel.mesh import Axis
-from .whole import VideoVae, decode_latent_frame, denormalize, to_frames, unpatched
+from .whole import VideoVae, decode_latent_frame, denormalize, new_cache, to_frames, unpatched
 
 Tile = tuple[int, int]  # first latent row and first latent column
 DecodeTile = Callable[[Tile, Tensor], Tensor]  # [1, C, T, h, w] -> [1, C', t, h·scale, w·scale]
@@ -97,11 +97,7 @@ class _Cut:
 
 def _wan_pictures(vae: AutoencoderKLWan, z: Tensor, cut: _Cut, axis: Axis) -> Iterator[Tensor | None]:
     """Yield [1, 3, t, H·s, W·s] on rank 0 for each latent frame; None on other ranks."""
-    caches = {}
-    for tile in product(cut.rows, cut.columns):
-        vae.clear_cache()
-        caches[tile] = vae._feat_map  # clearing makes a new list
-    vae.clear_cache()
+    caches = {tile: new_cache(vae) for tile in product(cut.rows, cut.columns)}
 
     def decode(tile: Tile, part: Tensor) -> Tensor:
         return decode_latent_frame(vae, part, caches[tile])

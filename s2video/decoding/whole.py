@@ -30,13 +30,18 @@ def decode_frames(vae: AutoencoderKLWan, latents: Tensor) -> Generator[Tensor, N
 
 
 def decode_chunks(vae: AutoencoderKLWan, z: Tensor) -> Generator[Tensor, None, None]:
-    """Decode the VAE's own latents [1, C, T, H, W] to chunks [1, 3, t, H·s, W·s] in [−1, 1], with some overshoot."""
-    vae.clear_cache()
-    try:
-        for frame in z.split(1, dim=2):
-            yield unpatched(vae, decode_latent_frame(vae, frame, vae._feat_map))
-    finally:
-        vae.clear_cache()
+    """Decode the VAE's own latents [1, C, T, H, W] to chunks [1, 3, t, H·s, W·s] in [−1, 1], with some overshoot.
+
+    The features of the frames before belong to this call, so that another one can start before it ends.
+    """
+    cache = new_cache(vae)
+    for frame in z.split(1, dim=2):
+        yield unpatched(vae, decode_latent_frame(vae, frame, cache))
+
+
+def new_cache(vae: AutoencoderKLWan) -> list[Any]:
+    """Return the features before the first frame; the VAE's own list is shared by all who use the VAE."""
+    return [None] * vae._cached_conv_counts["decoder"]
 
 
 def decode_latent_frame(vae: AutoencoderKLWan, z: Tensor, cache: list[Any]) -> Tensor:

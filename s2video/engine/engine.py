@@ -8,8 +8,10 @@ import copy
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
+from threading import RLock
 from typing import Any
 
 import torch
@@ -55,7 +57,8 @@ Around = Callable[[Denoiser, Tensor, Tensor, int], Tensor]
 class Engine:
     """The models of one config, on this rank, ready for jobs.
 
-    All ranks of the mesh construct it and call its methods together.
+    All ranks of the mesh construct it and call its methods together. In a single process, threads can share an engine:
+    calls of `sample` wait for each other, and so do the chunks of `decode`, whose state belongs to each call.
 
     Args:
         config: the run. `with_config` gives the same models another prompt, seed, size or guidance.
@@ -97,6 +100,9 @@ class Engine:
             self._digests = ThreadPoolExecutor(1).submit(self.checkpoint.weight_digests)
         self._decoders: dict[int, FrameDecoder] = {}
         self._load_vae = cache(lambda: load_vae(self.checkpoint, getattr(torch, config.model.vae_dtype), mesh.device))
+        # Copies of this engine share these. A batch decodes in one thread and denoises in another, so there are two;
+        # whoever has both took the first one first. They can be taken again by `on_step`.
+        self._denoising, self._decoding = RLock(), RLock()
         self._load_encoders()
         self._scheduler = load_scheduler(self.checkpoint, config.sampling.flow_shift)
         boundary = self.checkpoint.info.boundary_ratio
@@ -230,6 +236,20 @@ class Engine:
             AgreementError: before the first step, if ranks differ in anything that decides the result.
             NumericalError: NaN or infinity in the latents.
         """
+        with self._denoising:
+            return self._sample(prompts, seeds, negative_prompt, mask_seed, images, resume_point, on_step, around)
+
+    def _sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative_prompt: str | None,
+        mask_seed: int | None,
+        images: Images | None,
+        resume_point: ResumePoint | None,
+        on_step: OnStep | None,
+        around: Around | None,
+    ) -> Tensor:
         self.mesh.watch.meet()  # the main rank loads more than the others
         negative = self.config.negative_prompt if negative_prompt is None else negative_prompt
         masks = self.mask_schedule(seeds, mask_seed)
@@ -321,7 +341,8 @@ class Engine:
                 uncond = encode([batch.negative_prompt] * len(batch.prompts), is_negative=True)
         if images is not None:
             self.mesh.watch.report("encoding images")
-        fixed = self._encode_images(images, latents)
+        with self._decoding:  # the VAE encodes them
+            fixed = self._encode_images(images, latents)
         return fixed, Denoiser(
             self._experts,
             self.mesh,
@@ -337,9 +358,17 @@ class Engine:
         """Yield the frames of one video [1, C, T, H, W] on the main rank: chunks of float32 [t, H, W, 3] in [0, 1].
 
         All ranks exhaust it together, and the others receive nothing; see `FrameDecoder`. If the main rank
-        `can_decode_alone`, it can do so in any thread, while the others do something else.
+        `can_decode_alone`, it can do so in any thread, while the others do something else. In a single process several
+        videos can be decoded at once, in turns or in threads.
         """
-        return self._decoder.alone(latents) if alone else self._decoder(latents)
+        decode = self._decoder.alone if alone else self._decoder
+        with closing(decode(latents)) as chunks:
+            while True:
+                with self._decoding:
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                yield chunk
 
     @property
     def can_decode_alone(self) -> bool:

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..config.fields import MAX_STEPS, Text
 from ..config.run import RunConfig
@@ -199,6 +208,24 @@ class Sidecar(_Part):
         if len({(mask.step, mask.draw) for mask in masks}) < len(masks):
             raise ValueError("expected one mask for each step and draw, got one twice")
         return masks
+
+    @model_validator(mode="after")
+    def _agrees_with_its_config(self) -> Sidecar:
+        config = self.config
+        said = {
+            "prompt": (self.prompt, "prompt", config.prompt or ""),
+            "negative_prompt": (self.negative_prompt, "negative_prompt", config.negative_prompt),
+            "seed": (self.seed, "sampling.seed", config.sampling.seed),
+            "model": (self.model, "model.path", config.model.path),
+        }
+        if config.guidance.mask_seed is not None:
+            said["mask_seed"] = (self.mask_seed, "guidance.mask_seed", config.guidance.mask_seed)
+        for name, (value, key, other) in said.items():
+            if value != other:
+                raise ValueError(
+                    f"expected {name} and config.{key} to be the same, got {show(value)} and {show(other)}"
+                )
+        return self
 
     @property
     def steps_taken(self) -> int:

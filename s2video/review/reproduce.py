@@ -1,11 +1,13 @@
 """`s2video reproduce`: a video made again from its sidecar, and whether it is the same.
 
 On the same ranks, machine and versions the latents must be the same to the bit; otherwise rounding can differ, and the
-values that the sidecar keeps must agree within `TOLERANCE`.
+values that the sidecar keeps must agree within `TOLERANCE`. Then the frames of the file are compared with frames that
+are decoded again (`frames.py`), because right latents do not show that they were decoded right.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,15 +18,23 @@ from ..records.trust import FromFile, config_from_file
 
 if TYPE_CHECKING:  # the command line answers bad input before torch is imported
     from ..engine.engine import Engine
+    from ..engine.make_video import Denoised
 
 TOLERANCE = 1e-3
 
 
 class Remade(NamedTuple):
-    """The latents of a second run, and what computed them: sections named as in the sidecar."""
+    """A second run.
+
+    Attributes:
+        latents: its latents.
+        circumstances: what computed them: sections named as in the sidecar.
+        frames: in words, how the frames of the file agree with it; None if they were not compared.
+    """
 
     latents: LatentsRecord
     circumstances: dict[str, dict[str, Any]]
+    frames: str | None = None
 
 
 def job_again(
@@ -70,62 +80,85 @@ def check_images_again(sidecar: Sidecar) -> None:
             )
 
 
-def make_again(engine: Engine, sidecar: Sidecar, output: Path | None) -> Remade | None:
-    """Denoise once more; with `output` make the video and its sidecar too. All ranks call it together.
+def make_again(engine: Engine, sidecar: Sidecar, output: Path | None, *, video: Path | None = None) -> Remade | None:
+    """Denoise once more, and decode if there are frames to compare. All ranks call it together.
 
     Args:
         engine: the models, under the config from `job_again`.
+        output: where to write the video and its sidecar too.
+        video: the file whose frames are compared with those that are decoded again. Only the main rank's counts.
 
     Returns:
         On the main rank, what to compare; None on the others.
 
     Raises:
-        InputError: on all ranks, if the weights or the images are not those that made the video.
+        InputError: on all ranks, if the weights, settings files or images are not those that made the video, or the
+            masks are not those of the sidecar.
+        S2VideoError: the frames of the video do not agree.
     """
     from ..engine.make_video import denoise, denoise_in_memory, finish
+    from ..parallel.agreement import require_agreement
     from ..parallel.collectives import gather_objects
     from ..records.sidecar import latents_record, machine, versions
 
     mesh = engine.mesh
-    problem = _other_weights(engine.weight_digests(), sidecar.weights) if mesh.is_main else None
+    require_agreement({"--output": output is not None}, mesh.world)
+    problem = _other_model(engine, sidecar) if mesh.is_main else None
     problem = gather_objects(problem, mesh.world)[0]
     if problem is not None:
         raise InputError(problem)
     check_images_again(sidecar)
     if output is None:
-        latents = denoise_in_memory(engine, engine.config).latents
+        denoised = denoise_in_memory(engine, engine.config)
     else:
-        denoised = denoise(engine, engine.config.patched({"output.path": str(output)}))
-        assert denoised is not None, "a job is always made without `resume`"
-        latents = denoised.latents
+        made = denoise(engine, engine.config.patched({"output.path": str(output)}))
+        assert made is not None, "a job is always made without `resume`"
+        denoised = made
         finish(denoised)
-    if not mesh.is_main:
-        return None
-    return Remade(
-        latents_record(latents),
+    remade = Remade(
+        latents_record(denoised.latents),
         {
             "mesh": {**mesh.describe()},
             "machine": {**machine(mesh.device, engine.attention_kernel)},
             "versions": {**versions()},
         },
     )
+    if gather_objects(video is not None and _agrees(sidecar, remade), mesh.world)[0]:
+        remade = remade._replace(frames=_frames_again(denoised, sidecar, remade, output, video))
+    return remade if mesh.is_main else None
+
+
+def _frames_again(
+    denoised: Denoised, sidecar: Sidecar, remade: Remade, output: Path | None, video: Path | None
+) -> str | None:
+    """How the frames of the video agree with those of the second run, which `output` has if it is given."""
+    from ..media.formats import place_of
+    from ..media.video_queue import write_video_meanwhile
+    from .frames import compare_frames, spec_again
+
+    if video is None:  # another rank, which helps to decode
+        if output is None:
+            list(denoised.engine.decode(denoised.latents))
+        return None
+    same = remade.latents.sha256 == sidecar.latents.sha256 and not _changes(sidecar, remade)
+    if output is not None:
+        return compare_frames(video, place_of(output), to_the_bit=same and output.suffix == video.suffix)
+    spec = spec_again(video, sidecar.config.patched({"output.ffmpeg": denoised.engine.config.output.ffmpeg}))
+    with tempfile.TemporaryDirectory(prefix="s2video-") as folder:
+        again = Path(folder) / f"again{spec.format.suffix}"
+        write_video_meanwhile(denoised.engine.decode(denoised.latents), again, spec, metadata={})
+        return compare_frames(video, place_of(again), to_the_bit=same)
 
 
 def judge(sidecar: Sidecar, remade: Remade) -> str:
     """Return a sentence on how the second run agrees with the first. Raises S2VideoError if it does not."""
     before, after = sidecar.latents, remade.latents
-    recorded = {name: dict(getattr(sidecar, name)) for name in remade.circumstances}
-    changes = [
-        f"{section}.{key} was {recorded[section].get(key)} and is {value}"
-        for section, values in remade.circumstances.items()
-        for key, value in values.items()
-        if recorded[section].get(key) != value and not (section == "machine" and recorded[section].get(key) is None)
-    ]
+    changes, frames = _changes(sidecar, remade), "" if remade.frames is None else f"; {remade.frames}"
     if before.shape != after.shape:
         raise S2VideoError(f"not reproduced: latents of shape {list(before.shape)} became {list(after.shape)}")
     if before.sha256 == after.sha256:
         though = f", although {'; '.join(changes)}" if changes else ": same ranks, machine and versions"
-        return f"reproduced: the latents are the same to the bit (sha256 {after.sha256}){though}"
+        return f"reproduced: the latents are the same to the bit (sha256 {after.sha256}){though}{frames}"
     largest = max(abs(a - b) for a, b in zip(before.probes, after.probes, strict=True))
     if not changes:
         raise S2VideoError(
@@ -137,14 +170,45 @@ def judge(sidecar: Sidecar, remade: Remade) -> str:
     because = f"not compared to the bit, because {'; '.join(changes)}"
     if not largest <= TOLERANCE:
         raise S2VideoError(f"not reproduced: {found}; {because}")
-    return f"reproduced: {found}; {because}"
+    return f"reproduced: {found}; {because}{frames}"
 
 
-def _other_weights(here: Mapping[str, str], recorded: Mapping[str, str]) -> str | None:
+def _agrees(sidecar: Sidecar, remade: Remade) -> bool:
+    try:
+        judge(sidecar, remade)
+    except S2VideoError:
+        return False
+    return True
+
+
+def _changes(sidecar: Sidecar, remade: Remade) -> list[str]:
+    """What computed the second run that is not as for the first."""
+    recorded = {name: dict(getattr(sidecar, name)) for name in remade.circumstances}
+    return [
+        f"{section}.{key} was {recorded[section].get(key)} and is {value}"
+        for section, values in remade.circumstances.items()
+        for key, value in values.items()
+        if recorded[section].get(key) != value and not (section == "machine" and recorded[section].get(key) is None)
+    ]
+
+
+def _other_model(engine: Engine, sidecar: Sidecar) -> str | None:
+    """Why the loaded models, or the masks that they get, are not those of the sidecar; None if they are."""
+    here, recorded = engine.weight_digests(), dict(sidecar.weights)
+    if sidecar.model_files:
+        here, recorded = here | engine.checkpoint.settings_digests(), recorded | sidecar.model_files
     different = sorted(name for name in here.keys() | recorded.keys() if here.get(name) != recorded.get(name))
-    if not different:
-        return None
-    return (
-        f"the checkpoint is not the one that made the video: {', '.join(different[:3])} "
-        f"{'differs' if len(different) == 1 else 'differ'} by SHA-256; name the right one with --model"
-    )
+    if different:
+        return (
+            f"the checkpoint is not the one that made the video: {', '.join(different[:3])} "
+            f"{'differs' if len(different) == 1 else 'differ'} by SHA-256; name the right one with --model"
+        )
+    masks = engine.mask_schedule([sidecar.seed])
+    if sidecar.num_steps is None and masks.num_steps != sidecar.steps_taken:
+        return None  # an older sidecar of a scheduler that takes more steps than it is asked for
+    drawn = [mask.model_dump(mode="json") for mask in sidecar.masks]
+    if (masks.seed, masks.num_blocks, masks.num_steps) != (sidecar.mask_seed, sidecar.num_blocks, sidecar.steps_taken):
+        return "the sidecar contradicts itself: mask_seed, num_blocks or num_steps are not those of its config"
+    if drawn != masks.records():
+        return "the sidecar contradicts itself: its masks are not those that its config draws"
+    return None

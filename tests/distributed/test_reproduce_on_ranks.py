@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from ranks import RankError, RankPool
-from tiny import job, tiny_config
+from tiny import NUM_BLOCKS, job, tiny_config
 
 from s2video.cli.main import main
 from s2video.config.run import build_config
@@ -53,7 +53,11 @@ def test_on_two_ranks(made: Path, tmp_path: Path, ranks: Ranks) -> None:
 def test_a_difference_is_found(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A sidecar with another seed than that of the latents gives exit code 1."""
     values = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
-    (tmp_path / "other.json").write_text(json.dumps(values | {"seed": 6}), encoding="utf-8")
+    values["config"]["sampling"]["seed"] = values["seed"] = 6
+    values["mask_seed"] = 6
+    masks = build_config(values["config"]).guidance.mask_schedule(num_blocks=NUM_BLOCKS, seed=6, num_steps=3)
+    values["masks"] = masks.records()
+    (tmp_path / "other.json").write_text(json.dumps(values), encoding="utf-8")
     assert main(["reproduce", str(tmp_path / "other.json"), "--plain"]) == 1
     assert "not reproduced" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["other.json"]
