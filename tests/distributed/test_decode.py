@@ -18,6 +18,7 @@ from s2video.decoding.decoder import DecodeMode, FrameDecoder
 from s2video.decoding.whole import decode_frames, denormalize, to_frames
 from s2video.engine.engine import Engine
 from s2video.engine.make_video import make_video
+from s2video.errors import S2VideoError
 from s2video.geometry import LatentShape
 from s2video.media.video import probe_video
 from s2video.parallel.halo import fill_halos
@@ -249,3 +250,32 @@ def test_an_encoder_that_fails_ends_all_ranks(ranks: Ranks, tiny_checkpoint: Pat
     assert messages[0] is not None and "No space left on device" in messages[0]
     assert all(message is not None and "rank 0 stopped" in message for message in messages[1:])
     assert [path.name for path in made.iterdir()] == ["clip.latents.safetensors"]
+
+
+def decode_a_second_one(mesh: Mesh, latents: Tensor) -> tuple[str, Tensor, Tensor]:
+    decode = FrameDecoder(
+        "sharded",
+        mesh,
+        LatentShape(*latents.shape[2:]),
+        vae_class="AutoencoderKLWan",
+        load_vae=lambda: tiny_vae("plain"),
+        timeout_seconds=60,
+    )
+    first = decode._chunks(latents)
+    chunks = [next(first)]
+    try:
+        next(decode._chunks(latents))
+    except S2VideoError as error:
+        refused = str(error)
+    chunks += first
+    again = list(decode._chunks(latents))
+    main = [part if part is not None else torch.empty(0) for part in (*chunks, *again)]
+    return refused, torch.cat(main[: len(chunks)]), torch.cat(main[len(chunks) :])
+
+
+def test_ranks_decode_one_video_at_a_time(ranks: Ranks) -> None:
+    """Strips need the convolutions of all ranks; a second video is refused, and the first goes on unharmed."""
+    latents = random_latents("plain", 3, 6, 6)
+    for rank, (refused, first, again) in enumerate(ranks(2).run(decode_a_second_one, latents)):
+        assert "expected one video at a time" in refused and torch.equal(first, again)
+        assert (len(first) > 0) == (rank == 0)
