@@ -75,7 +75,7 @@ def test_the_original_is_not_written_over(tmp_path: Path, capsys: pytest.Capture
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for name in ("clip.mp4", "clip.mov"):
         assert main(["reproduce", str(tmp_path / "clip.mp4"), "--output", str(tmp_path / name)]) == 2
-    assert capsys.readouterr().err.count("would replace the video") == 2
+    assert capsys.readouterr().err.count("expected a new name") == 2
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
