@@ -11,12 +11,15 @@ from ..config.sections import ModelSource
 from ..errors import InputError
 from ..media.checks import check_output, check_spec
 from ..media.formats import VideoSpec
+from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel
 from ..models.family import CheckpointInfo
 from ..models.images import read_images
 from ..models.limits import check_images, check_request
 from ..models.prompts import cut_prompts, cut_warning
+from ..records.replacing import check_inputs_kept, inputs_of
 from .run_file import RESERVED, BatchJob
+from .store import recorded_run_file
 
 
 def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size: int, images: bool) -> Iterator[str]:
@@ -53,6 +56,7 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
             check_request(config, found, world_size=world_size)
             check_images(found, image=config.image is not None, last_image=config.last_image is not None)
             check_output(output)
+            check_inputs_kept(OutputPaths.of(config).all, inputs_of(config))
             if images:
                 read_images(*config.image_paths)
             sampling = config.sampling
@@ -62,8 +66,11 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
             yield f"{job.where}: {error}"
 
 
-def check_shards(folder: Path, shard: tuple[int, int] | None) -> None:
-    """Raise InputError if a batch's folder has state of another number of shards, whose videos would be made again."""
+def check_folder(folder: Path, shard: tuple[int, int] | None, run_file: Path) -> None:
+    """Raise InputError if a batch's folder has the state of another one, whose videos would be made again or replaced.
+
+    That is the batch of another run file that still exists, or one with another number of shards.
+    """
     count = 1 if shard is None else shard[1]
     for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
         match = re.fullmatch(rf"{re.escape(RESERVED)}(?:\d+-of-(\d+)\.)?sqlite", path.name)
@@ -71,6 +78,13 @@ def check_shards(folder: Path, shard: tuple[int, int] | None) -> None:
             raise InputError(
                 f"{folder}: expected {other} shards, because {path.name} is here, got {count}; use "
                 f"{f'--shard I/{other}' if other > 1 else 'no --shard'}, or another folder"
+            )
+    for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
+        other_file = recorded_run_file(path)
+        if other_file is not None and other_file.exists() and not other_file.samefile(run_file):
+            raise InputError(
+                f"{folder}: expected the run file {other_file}, whose videos are made here, got {run_file}; set "
+                "another `folder` in one of them"
             )
 
 

@@ -138,6 +138,8 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
         if isinstance(run.shots, str)
         else inline_shots(run.shots, str(path))
     )
+    if run.seeds > 1 and _SEED in run.sweep:
+        raise InputError(f"{source}: expected seeds or a sweep of {_SEED}, got both; keep one")
     count = len(shots) * math.prod(map(len, run.sweep.values())) * run.seeds
     if count > MAX_JOBS:
         raise InputError(
@@ -172,8 +174,6 @@ def _expand(
 ) -> Iterator[BatchJob]:
     if twice := run.sweep.keys() & shot.values.keys():
         raise InputError(f"{shot.where}: {min(twice)}: expected one value, got one here and one in sweep; keep one")
-    if run.seeds > 1 and _SEED in run.sweep:
-        raise InputError(f"{shot.where}: expected seeds or a sweep of {_SEED}, got both; keep one")
     own = {key: value for key, value in shot.values.items() if key != NAME and not key.startswith(FIELDS)}
     naming = {**run.fields, **{k.removeprefix(FIELDS): v for k, v in shot.values.items() if k.startswith(FIELDS)}}
     name = shot.values.get(NAME, f"{number:03d}")

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     state TEXT NOT NULL DEFAULT 'waiting',
     attempts INTEGER NOT NULL DEFAULT 0,
     owner TEXT,                     -- the current or last replica
-    lease_until REAL,
+    lease_until REAL,               -- seconds of the monotonic clock of this machine
     started REAL,                   -- seconds since the epoch
     seconds REAL,                   -- from draw to end
     error TEXT
@@ -54,6 +54,13 @@ CREATE TABLE IF NOT EXISTS files (
 -- what is asked several times a second must not depend on the number of finished jobs
 CREATE INDEX IF NOT EXISTS jobs_in_order ON jobs (state, position);
 CREATE INDEX IF NOT EXISTS jobs_of_owner ON jobs (owner, state);
+CREATE TABLE IF NOT EXISTS replaceable (  -- videos on disk that their jobs may replace, as an earlier start found out
+    job TEXT PRIMARY KEY REFERENCES jobs(name) ON DELETE CASCADE
+);
+CREATE TABLE IF NOT EXISTS about (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+);
 """
 
 
@@ -97,11 +104,18 @@ class Store:
     Args:
         folder: the batch's folder.
         shard: (i, n), if n machines share the batch; None for the whole batch.
-        clock: returns seconds since the epoch.
+        clock: returns seconds since the epoch, for people.
+        ticks: returns seconds since any moment, the same for all processes of this machine. It decides about leases, so
+            it must not jump when somebody sets the time, nor count the time that the machine sleeps.
     """
 
     def __init__(
-        self, folder: Path, shard: tuple[int, int] | None = None, *, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        shard: tuple[int, int] | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         part = RESERVED if shard is None else f"{RESERVED}{shard[0]}-of-{shard[1]}."
         self.folder = folder
@@ -111,23 +125,33 @@ class Store:
         self._events_path = folder / f"{part}events.jsonl"
         self._part = part
         self._clock = clock
+        self._ticks = ticks
         self._is_shared = shard is not None
 
     def create(self) -> None:
         """Create the file if it is missing. Raises InputError if this is impossible."""
+        self.create_folder()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with self._connected() as connection:
                 # shards may be on a network file system, where WAL does not work because it needs shared memory
                 connection.execute(f"PRAGMA journal_mode = {'DELETE' if self._is_shared else 'WAL'}")
                 self._check_version(connection)
                 connection.executescript(_SCHEMA)
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        except (OSError, S2VideoError) as error:
+        except S2VideoError as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
                 f"{self.path}: expected a usable state of a batch, got an error ({error}); choose another folder"
+            ) from None
+
+    def create_folder(self) -> None:
+        """Create the batch's folder if it is missing. Raises InputError if this is impossible."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: expected a usable folder, got an error ({error.strerror}); choose another folder"
             ) from None
 
     def check(self) -> None:
@@ -153,8 +177,12 @@ class Store:
         with self._events_path.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
 
-    def put(self, entries: Sequence[Entry], again: frozenset[str]) -> None:
-        """Make `entries` the jobs of the batch, in this order. New ones and those in `again` are set to waiting."""
+    def put(self, entries: Sequence[Entry], again: frozenset[str], replaceable: frozenset[str] = frozenset()) -> None:
+        """Make `entries` the jobs of the batch, in this order. New ones and those in `again` are set to waiting.
+
+        Args:
+            replaceable: jobs that may replace videos that are there; so may those in `again`.
+        """
         with self._transaction() as connection:
             known = {row["name"] for row in connection.execute("SELECT name FROM jobs")}
             kept = {entry.name for entry in entries}
@@ -174,7 +202,22 @@ class Store:
                     "started = NULL, seconds = NULL, error = NULL WHERE name = ?",
                     (name,),
                 )
+            allowed = [(name,) for name in again | replaceable]
+            connection.executemany("INSERT OR IGNORE INTO replaceable VALUES (?)", allowed)
             self._write_checksums(connection)
+
+    def replaceable(self) -> set[str]:
+        """Return the unfinished jobs that may replace videos that are there."""
+        with self._connected() as connection:
+            if not self._has_table(connection, "replaceable"):
+                return set()
+            return {row["job"] for row in connection.execute("SELECT job FROM replaceable")}
+
+    def set_run_file(self, path: Path) -> None:
+        """Record the run file whose batch this is, so that another one is noticed, even if both are moved together."""
+        relative = os.path.relpath(path.resolve(), self.folder.resolve())
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO about VALUES ('run file', ?)", (relative,))
 
     def draw(self, owner: str, models: str | None) -> Record | None:
         """Draw the next waiting job, of the group `models` if it has one. Return None if no job waits."""
@@ -189,11 +232,10 @@ class Store:
             )
             if row is None:
                 return None
-            now = self._clock()
             connection.execute(
                 "UPDATE jobs SET state = 'running', attempts = attempts + 1, owner = ?, lease_until = ?, started = ?, "
                 "error = NULL WHERE name = ?",
-                (owner, now + LEASE, now, row["name"]),
+                (owner, self._ticks() + LEASE, self._clock(), row["name"]),
             )
             drawn = connection.execute("SELECT * FROM jobs WHERE name = ?", (row["name"],)).fetchone()
         self.log("drawn", job=drawn["name"], replica=owner, attempt=drawn["attempts"])
@@ -203,7 +245,7 @@ class Store:
         """Renew the leases of a replica, and return the jobs that it still owns."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE jobs SET lease_until = ? WHERE state = 'running' AND owner = ?", (self._clock() + LEASE, owner)
+                "UPDATE jobs SET lease_until = ? WHERE state = 'running' AND owner = ?", (self._ticks() + LEASE, owner)
             )
             rows = connection.execute("SELECT name FROM jobs WHERE state = 'running' AND owner = ?", (owner,))
             return {row["name"] for row in rows}
@@ -216,7 +258,7 @@ class Store:
         """
         with self._transaction() as connection:
             changed = connection.execute(
-                "UPDATE jobs SET state = 'done', lease_until = NULL, seconds = ? - started "
+                "UPDATE jobs SET state = 'done', lease_until = NULL, seconds = MAX(0, ? - started) "
                 "WHERE name = ? AND state = 'running' AND owner = ?",
                 (self._clock(), name, owner),
             ).rowcount
@@ -229,6 +271,7 @@ class Store:
                 # (an attempt before may have died between its lines and its commit)
                 if not (is_first and attempts == 1 and self._append_checksums(digests)):
                     self._write_checksums(connection)
+                connection.execute("DELETE FROM replaceable WHERE job = ?", (name,))
         if changed:
             self.log("done", job=name, replica=owner, sha256=dict(digests))
         return bool(changed)
@@ -237,7 +280,7 @@ class Store:
         """Mark a job as failed for a reason of its own. Return False if it no longer belongs to `owner`."""
         with self._transaction() as connection:
             changed = connection.execute(
-                "UPDATE jobs SET state = 'failed', lease_until = NULL, error = ?, seconds = ? - started "
+                "UPDATE jobs SET state = 'failed', lease_until = NULL, error = ?, seconds = MAX(0, ? - started) "
                 "WHERE name = ? AND state = 'running' AND owner = ?",
                 (error, self._clock(), name, owner),
             ).rowcount
@@ -263,7 +306,7 @@ class Store:
 
     def release(self) -> list[Released]:
         """Requeue the jobs of replicas that died or missed a renewal; fail those after `MAX_ATTEMPTS` attempts."""
-        now, released = self._clock(), []
+        now, released = self._ticks(), []
         with self._transaction() as connection:
             for row in connection.execute("SELECT * FROM jobs WHERE state = 'running'").fetchall():
                 is_alive = is_held(self.owner_path(row["owner"]))
@@ -341,6 +384,11 @@ class Store:
             raise S2VideoError(f"{self.checksums_path}: {error.strerror}; check the disk and its free space") from error
         return True
 
+    @staticmethod
+    def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+        """Whether the file has a table that older versions do not make."""
+        return connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
+
     def _write_checksums(self, connection: sqlite3.Connection) -> None:
         """Write the checksums in the format of `sha256sum --check`, relative to the batch's folder."""
         rows = connection.execute("SELECT path, sha256 FROM files ORDER BY path").fetchall()
@@ -375,6 +423,15 @@ class Store:
 
 def _record(row: sqlite3.Row) -> Record:
     return Record(**{name: row[name] for name in Record.__dataclass_fields__})
+
+
+def recorded_run_file(path: Path) -> Path | None:
+    """Return the run file that a store's file belongs to; None if that is unknown, as in a damaged or an older one."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
+        row = store.execute("SELECT value FROM about WHERE key = 'run file'").fetchone()
+        if row is not None:
+            return Path(os.path.normpath(path.parent.resolve() / row[0]))
+    return None
 
 
 def find_stores(folder: Path) -> list[Store]:

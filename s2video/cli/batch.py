@@ -6,14 +6,17 @@ import argparse
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from ..batch.checks import check_shards, find_cut_prompts, find_problems
+from ..batch.checks import check_folder, find_cut_prompts, find_problems
+from ..batch.fates import Again
 from ..batch.plan import describe, predict_seconds
-from ..batch.register import register
-from ..batch.run_file import Batch, BatchJob, load_batch
+from ..batch.register import judge, refuse, register
+from ..batch.run_file import RESERVED, Batch, BatchJob, load_batch
 from ..batch.status import as_json, as_text, read_status
 from ..batch.store import Store
 from ..batch.supervisor import ReplicaPlan, supervise, visible_gpus
@@ -21,6 +24,7 @@ from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError, StoppedError
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..models.recipes import recipe_note
+from ..records.replacing import Replaced, sentences
 from ..system import ranks, terminal
 from ..system.locks import held_lock
 from ..system.terminal import show
@@ -47,6 +51,15 @@ def add_commands(commands: Any) -> None:
     again = batch.add_argument_group("what to make again")
     again.add_argument("--force", action="store_true", help="everything")
     again.add_argument("--retry-failed", action="store_true", help="what failed")
+    changed = again.add_mutually_exclusive_group()
+    changed.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="videos whose settings have changed; also replace files that s2video did not make, or that were changed",
+    )
+    changed.add_argument(
+        "--keep-changed", action="store_true", help="nothing whose settings have changed: those videos stay as they are"
+    )
     batch.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
     batch.set_defaults(run=_batch)
 
@@ -71,11 +84,12 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shard(text: str) -> tuple[int, int]:
+def _shard(text: str) -> tuple[int, int] | None:
+    """Return I and N; None for 1/1, which is the whole batch and has the same state."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 1/4, got {text[:60]!r}")
-    return int(match[1]), int(match[2])
+    return None if int(match[2]) == 1 else (int(match[1]), int(match[2]))
 
 
 def _batch(arguments: argparse.Namespace) -> int:
@@ -103,8 +117,14 @@ def _batch(arguments: argparse.Namespace) -> int:
     plan = ReplicaPlan(arguments.replicas, arguments.nproc, gpus)
     plan.check()
     is_main = ranks.is_main_rank()
+    store = Store(batch.folder, arguments.shard)
+    wanted = Again(arguments.force, arguments.retry_failed, arguments.overwrite, arguments.keep_changed)
     if arguments.dry_run:
         if is_main:
+            check_folder(batch.folder, arguments.shard, path)
+            judged = judge(jobs, store, open_model, wanted, all_keys=False)
+            refuse([each.fate for each in judged])
+            _say_fates([each.fate.replaced for each in judged], [each.job.name for each in judged if each.fate.is_kept])
             for sentence in find_cut_prompts(jobs, open_model):
                 say(f"warning: {sentence}")
             seconds = predict_seconds(jobs, open_model, world_size=world_size)
@@ -113,17 +133,11 @@ def _batch(arguments: argparse.Namespace) -> int:
     if not jobs:
         terminal.say("no videos for this shard")
         return 0
-    if is_main:
-        check_shards(batch.folder, arguments.shard)
-    store = Store(batch.folder, arguments.shard)
     if not is_main:
         return _run_as_rank(store, jobs, batch, arguments.plain)
-    store.create()
-    with held_lock(store.lock_path) as is_ours:
-        if not is_ours:
-            raise InputError(f"{batch.folder}: another process is making this batch: wait for it, or stop it")
-        options = {"force": arguments.force, "retry_failed": arguments.retry_failed}
-        register(jobs, store, open_model, world_size=world_size, **options)
+    with _owned(store, path, arguments.shard):
+        replaced, kept = register(jobs, store, open_model, world_size=world_size, wanted=wanted)
+        _say_fates(replaced, kept)
         waiting = sum(record.state == "waiting" for record in store.records())
         terminal.say(f"{waiting} of {len(jobs)} videos to make in {batch.folder}")
         if is_rank:
@@ -136,6 +150,31 @@ def _batch(arguments: argparse.Namespace) -> int:
             if (number := supervise(store, plan, command)) is not None:
                 _stopped(store, number)
         return _verdict(store)
+
+
+@contextmanager
+def _owned(store: Store, run_file: Path, shard: tuple[int, int] | None) -> Iterator[None]:
+    """Make the state if it is missing, and hold its lock in the block. Raises InputError if that is impossible."""
+    with ExitStack() as until_end:
+        store.create_folder()
+        # two different batches that start at once must not both find an empty folder
+        with held_lock(store.folder / f"{RESERVED}start.lock", patience=10) as is_alone:
+            if not is_alone:
+                raise InputError(f"{store.folder}: another batch has been starting here for over 10 s; stop it")
+            check_folder(store.folder, shard, run_file)
+            store.create()
+            if not until_end.enter_context(held_lock(store.lock_path)):
+                raise InputError(f"{store.folder}: another process is making this batch: wait for it, or stop it")
+            store.set_run_file(run_file)
+        yield
+
+
+def _say_fates(replaced: Iterable[Replaced | None], kept: Sequence[str]) -> None:
+    for sentence in sentences([each for each in replaced if each is not None]):
+        terminal.say(sentence)
+    if kept:
+        more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+        terminal.say(f"made from other settings, and left as they are: {', '.join(kept[:3])}{more}")
 
 
 def _is_rank() -> bool:

@@ -19,6 +19,7 @@ from ..models.limits import check_images, check_request
 from ..models.recipes import load_config
 from ..records.replacing import Replaced, check_inputs_kept, check_replacing, inputs_of, sentences
 from ..system import ranks
+from ..system.claims import check_unclaimed
 from ..system.files import user_path
 from ..system.launcher import LaunchPlan, launch
 from ..system.progress import Style
@@ -133,6 +134,7 @@ def _check_outputs(jobs: Sequence[RunConfig], arguments: argparse.Namespace) -> 
     for job in jobs:
         check_output(user_path(job.output.path))
         files = OutputPaths.of(job)
+        check_unclaimed(files.lock, files.all)
         check_inputs_kept(files.all, read | inputs_of(job))
         replaced.append(check_replacing(files, overwrite=arguments.overwrite))
     return [each for each in replaced if each is not None]
@@ -191,6 +193,7 @@ def _decode(arguments: argparse.Namespace) -> int:
     output = arguments.output or latents.with_name(f"{stem}{suffix_of(codec)}")
     codec_for(output, codec)
     check_output(output)
+    check_unclaimed(OutputPaths(output).lock, (output,))
     check_inputs_kept(
         (OutputPaths(output).video,),
         {"LATENTS": latents, "--audio": _path(arguments.audio), "--config": _path(arguments.config)},

@@ -18,6 +18,7 @@ from ..records.integrity import UNCHANGED, is_as_written, problems, video_of, vi
 from ..records.replacing import check_inputs_kept, check_replacing, check_unsigned, inputs_of, sentences
 from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 from ..system import ranks
+from ..system.claims import check_unclaimed
 from ..system.progress import Style
 from ..system.shutdown import Termination
 from ..system.terminal import printable_json, show, show_path
@@ -144,6 +145,7 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
             "the sidecar": path,
             "FILE": arguments.file,
         }
+        check_unclaimed(files.lock, files.all)
         check_inputs_kept(files.all, inputs_of(job) | read)
         replaced = check_replacing(files, overwrite=arguments.overwrite)
         for note in sentences([] if replaced is None else [replaced]):

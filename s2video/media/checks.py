@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import InputError
-from ..system.claims import check_unclaimed
 from ..system.files import check_replaceable, check_target
 from .exr import check_openimageio
 from .ffmpeg import check_encoder
@@ -45,7 +44,6 @@ def _check_files(files: OutputPaths) -> None:
             check_replaceable(path, partial(is_frame_name, files.output))
         else:
             check_target(path)
-    check_unclaimed(files.lock, files.all)
 
 
 def _check_length(path: Path, most: int) -> None:

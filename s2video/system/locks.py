@@ -2,17 +2,25 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def held_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock on `path` in the block. Yield False if another process holds it. The file is kept."""
+def held_lock(path: Path, *, patience: float = 0.0) -> Iterator[bool]:
+    """Hold the lock on `path` in the block. Yield False if another process holds it. The file is kept.
+
+    Args:
+        patience: seconds to wait for the other process.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    deadline = time.monotonic() + patience
     try:
-        yield try_lock(descriptor)
+        while not (is_ours := try_lock(descriptor)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield is_ours
     finally:
         os.close(descriptor)
 

@@ -195,7 +195,7 @@ def test_models_are_loaded_and_texts_encoded_once(here: Run, monkeypatch: pytest
     assert sorted(encoded) == ["", "", "a", "b", "b"]
 
 
-def test_what_changed_is_made_again_and_nothing_else(here: Run) -> None:
+def test_what_changed_is_made_again_if_asked_and_nothing_else(here: Run, capsys: pytest.CaptureFixture[str]) -> None:
     here.write(shots=["a", "b"], seeds=2)
     assert here.main() == 0
     made = {name: (here.folder / name).stat().st_mtime_ns for name in here.files()}
@@ -210,12 +210,20 @@ def test_what_changed_is_made_again_and_nothing_else(here: Run) -> None:
 
     assert again() == []
     here.write(shots=["a", "another"])
-    assert again() == ["002_s0.mp4", "002_s1.mp4"]
-    (here.folder / "001_s1.mp4").write_bytes(b"damaged")
+    assert here.main() == 2
+    assert "002_s0.mp4 was made from other settings (prompt)" in capsys.readouterr().err
+    assert again("--keep-changed") == []
+    assert "made from other settings, and left as they are: 002_s0.mp4, 002_s1.mp4" in capsys.readouterr().err
+    assert here.main() == 2  # and not forgotten
+    assert again("--overwrite") == ["002_s0.mp4", "002_s1.mp4"]
+    (here.folder / "001_s1.mp4").write_bytes(b"graded")
     (here.folder / "002_s0.json").unlink()
+    assert here.main() == 2
+    assert "001_s1.mp4 was changed since it was made" in capsys.readouterr().err
+    (here.folder / "001_s1.mp4").write_bytes(b"")
     assert again() == ["001_s1.mp4", "002_s0.mp4"]
     assert again("--set", "model.offload_text_encoder=false") == []  # leaves no trace in the pixels
-    assert again("--set", "output.crf=30") == sorted(here.states())
+    assert again("--set", "output.crf=30", "--overwrite") == sorted(here.states())
     here.write(output={"crf": 30})
     assert again("--force") == sorted(here.states())
     with here.store._transaction() as connection:  # killed after the file was there, before the store knew

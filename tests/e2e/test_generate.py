@@ -141,8 +141,8 @@ def test_a_sequence_goes_the_same_way(config_file: Path, tmp_path: Path, capsys:
     before = [p.stat().st_mtime_ns for p in frames]
     assert generate(config_file, made / "s5.exr", *arguments, "--resume") == 0
     assert [p.stat().st_mtime_ns for p in frames] == before
-    assert generate(config_file, made / "s5.mp4", *arguments, "--resume") == 0
-    assert (made / "s5.mp4").is_file()
+    assert generate(config_file, made / "s5.mp4", *arguments, "--resume") == 2
+    assert "s5.json: expected no file, or the sidecar of s5.mp4, got that of s5" in capsys.readouterr().err
 
     latents = str(made / "s5.latents.safetensors")
     assert main(["decode", latents, "--output", str(tmp_path / "again.exr")]) == 0

@@ -175,7 +175,6 @@ def test_a_bad_run_file_is_refused_whole(tmp_path: Path, values: Mapping[str, An
     ("more", "fragment"),
     [
         ({"sweep": {"prompt": ["x"]}}, "prompt: expected one value, got one here and one in sweep"),
-        ({"sweep": {"sampling.seed": [1]}, "seeds": 2}, "expected seeds or a sweep"),
         ({"name": "{shto}.mp4"}, "unknown field 'shto'"),
         ({"name": "../{shot}.mp4"}, 'begins with "."'),
         ({"name": "batch.{shot}.mp4"}, "which the batch uses itself"),
@@ -186,6 +185,11 @@ def test_shots_that_cannot_be_named_or_contradict(tmp_path: Path, more: dict[str
     batch = load(tmp_path, {**SHOTS, **more})
     assert len(batch.problems) == 2
     assert all(fragment in problem for problem in batch.problems)
+
+
+def test_seeds_and_a_sweep_of_seeds_are_one_problem(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.yaml: expected seeds or a sweep of sampling\.seed, got both"):
+        load(tmp_path, {**SHOTS, "sweep": {"sampling.seed": [1]}, "seeds": 2})
 
 
 def test_names_end_as_their_format_wants(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +38,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def store(tmp_path: Path, clock: Clock) -> Store:
-    made = Store(tmp_path, clock=clock)
+    made = Store(tmp_path, clock=clock, ticks=clock)
     made.create()
     made.put([entry("a"), entry("b"), entry("c", models="large")], frozenset())
     return made
@@ -121,6 +122,33 @@ def test_a_lease_holds_while_it_is_renewed(store: Store, clock: Clock, alive: Ex
     assert store.renew("r1") == set()
     taken = store.draw("r2", None)
     assert taken is not None and (taken.name, taken.attempts) == ("a", 2)
+
+
+def test_a_lease_does_not_depend_on_the_time_of_day(tmp_path: Path) -> None:
+    """The clock of the machine is set; the replica lives and renews, or has just drawn its job."""
+    time_of_day, ticks = Clock(), Clock()
+    store = Store(tmp_path, clock=time_of_day, ticks=ticks)
+    store.create()
+    store.put([entry("a"), entry("b")], frozenset())
+    with held_lock(store.owner_path("r1")):
+        store.draw("r1", None)
+        time_of_day.now += 120
+        assert Store(tmp_path, clock=time_of_day, ticks=ticks).release() == []
+        time_of_day.now -= 3600
+        assert store.release() == [] and store.renew("r1") == {"a"}
+        ticks.now += LEASE + 1
+        assert [job.name for job in store.release()] == ["a"]
+        store.draw("r1", None)
+        assert store.finish("a", "r1", {})
+        time_of_day.now -= 3600
+        store.draw("r1", None)
+        time_of_day.now -= 3600
+        assert store.finish("b", "r1", {})
+        assert [record.seconds for record in store.records()] == [0, 0]
+
+
+def test_the_clock_of_leases_does_not_jump() -> None:
+    assert Store(Path("x"))._ticks is time.monotonic
 
 
 def test_who_lost_a_job_ends_it_no_more(store: Store, clock: Clock, alive: ExitStack) -> None:
@@ -240,7 +268,7 @@ def test_a_folder_that_cannot_hold_a_state(tmp_path: Path) -> None:
 
 
 def test_status_tells_all_shards(tmp_path: Path, clock: Clock) -> None:
-    shards = [Store(tmp_path, (i, 2), clock=clock) for i in (1, 2)]
+    shards = [Store(tmp_path, (i, 2), clock=clock, ticks=clock) for i in (1, 2)]
     for i, shard in enumerate(shards):
         shard.create()
         shard.put([entry(f"{name}{i}", work=2.0 + 2 * i) for name in "abc"], frozenset())
