@@ -30,17 +30,26 @@ from ..models.base import Conditioning
 from ..models.checkpoint import open_checkpoint
 from ..models.loading import load_transformer
 from ..models.wan.blocks import WanBlockModel
-from ..parallel.collectives import gather_objects, gather_tokens, heads_from_tokens, tokens_from_heads
+from ..parallel.collectives import (
+    collect_parts,
+    gather_objects,
+    gather_tokens,
+    heads_from_tokens,
+    share_tokens,
+    tokens_from_heads,
+)
 from ..parallel.mesh import Mesh, build_mesh
-from ..records.sidecar import versions
+from ..records.sidecar import uses_tf32, versions
 from ..sampling.forward import predict
 from .engine import Engine
+from .kernel_checks import check_kernels
 
 PROMPT = "a small red circle moving left and a large blue square moving up on a gray background"
 WORLDS_AGREE = 1e-4  # float32 latents of mean 0 and deviation 1
 # Lowest and highest relative error of a prediction against float32. A lower error means that the narrow dtype was not
 # used, a higher one that it was used where it must not be, such as in norms. bfloat16 has 8 bits, float16 has 11.
 NARROW = {"bfloat16": (1e-3, 5e-2), "float16": (1e-4, 1e-2)}
+TF32_ERROR = 1e-2  # of frames in [0, 1]
 LEAST_PSNR = 30.0  # dB of luma, H.264 at crf 18; colour is not checked, because it is stored at half the resolution
 LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
 
@@ -107,6 +116,12 @@ def _checks(mesh: Mesh) -> Iterator[_Check]:
             _collectives,
         )
     yield _Check(
+        "attention kernels",
+        "outputs and log-sum-exps of the definition, for more keys than queries",
+        "do not use the named kernel: set model.attention_backend to another one; update torch and its cuDNN",
+        lambda mesh: check_kernels(mesh.device),
+    )
+    yield _Check(
         "one rank repeats itself",
         "the same bits twice",
         "a kernel is not deterministic; set model.attention_backend native, and CUBLAS_WORKSPACE_CONFIG=:4096:8",
@@ -125,13 +140,23 @@ def _checks(mesh: Mesh) -> Iterator[_Check]:
         "ranks draw different masks, so videos would be wrong; install the same numpy on every host",
         _masks,
     )
-    for dtype in ("bfloat16", "float16") if mesh.device.type == "cuda" else ("bfloat16",):
+    is_gpu = mesh.device.type == "cuda"
+    for dtype in ("bfloat16", "float16") if is_gpu else ("bfloat16",):
         low, high = NARROW[dtype]
+        for axis in ("ulysses", "ring") if mesh.world.size > 1 else ("ulysses",):
+            where = f" on {axis} {mesh.world.size}" if mesh.world.size > 1 else ""
+            yield _Check(
+                f"{dtype}{where} against float32",
+                f"relative error {low:g} to {high:g}",
+                f"do not use model.dtype {dtype} on this machine; use float32 or the other half precision",
+                partial(_narrow, dtype=dtype, axis=axis),
+            )
+    if uses_tf32(mesh.device):
         yield _Check(
-            f"{dtype} against float32",
-            f"relative error {low:g} to {high:g}",
-            f"do not use model.dtype {dtype} on this machine; use float32 or the other half precision",
-            partial(_narrow, dtype=dtype),
+            "frames with TF32 against float32",
+            f"within {TF32_ERROR:g}",
+            "convolutions in TF32 are wrong; set the environment variable NVIDIA_TF32_OVERRIDE=0",
+            _tf32,
         )
     yield _Check(
         "MP4 written and read back",
@@ -161,12 +186,33 @@ def _collectives(mesh: Mesh) -> tuple[bool, str]:
         (exchanged,) = heads_from_tokens((local,), tokens, heads, axis)
         back = tokens_from_heads(exchanged, tokens, heads, axis)
         gathered = gather_tokens(local, tokens, axis)
-        for got, expected in ((exchanged, whole[:, :, own.start : own.stop]), (back, local), (gathered, whole)):
+        shared = share_tokens((whole if mesh.is_main else local).flatten(2), tokens, axis)
+        shapes = [[(1, shard.length, 5, 2)] for shard in tokens]
+        collected = [part for (part,) in collect_parts([local], shapes, axis)]
+        for got, expected in (
+            (exchanged, whole[:, :, own.start : own.stop]),
+            (back, local),
+            (gathered, whole),
+            (shared, local.flatten(2)),
+            (torch.cat(collected, dim=1) if collected else whole, whole),
+        ):
             if not torch.equal(got, expected):
                 return False, f"wrong values for {count} tokens"
     reduced = torch.ones(1, device=mesh.device)
     dist.all_reduce(reduced, group=axis.group)
-    return reduced.item() == axis.size, "all-to-all, all-gather, all-reduce"
+    return reduced.item() == axis.size, "all-to-all, all-gather, all-reduce, send"
+
+
+def _tf32(mesh: Mesh) -> tuple[bool, str]:
+    engine = _alone(mesh)
+    latents = engine.sample([PROMPT], [0])
+    exact = torch.cat(list(engine.decode(latents)))
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        error = (torch.cat(list(engine.decode(latents))) - exact).abs().max().item()
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
+    return error <= TF32_ERROR, f"error {error:.1e}"
 
 
 def _config(mesh: Mesh, **parallel: Any) -> RunConfig:
@@ -230,7 +276,9 @@ def _masks(mesh: Mesh) -> tuple[bool, str]:
     return False, "a rank with another seed was not detected"
 
 
-def _narrow(mesh: Mesh, dtype: str) -> tuple[bool, str]:
+def _narrow(mesh: Mesh, dtype: str, axis: str) -> tuple[bool, str]:
+    if axis == "ring":
+        mesh = build_mesh(_config(mesh, ring=mesh.world.size).parallel, mesh.device)
     checkpoint = open_checkpoint("shapes-wan")
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 16, 5, 8, 8, generator=generator).to(mesh.device)

@@ -50,15 +50,33 @@ def share_tokens(local: Tensor, shards: Sequence[Shard], axis: Axis, *, shared: 
     """
     if axis.size == 1:
         return local
-    batch, _, width = local.shape
-    is_sender = axis.rank == 0
-    outgoing, parts = _buffers(local, [(batch, s.length + shared, width) if is_sender else (0,) for s in shards])
-    if is_sender:
-        tokens, behind = local.split((local.shape[1] - shared, shared), dim=1)
-        for part, shard in zip(parts, shards, strict=True):
-            torch.cat((tokens[:, shard.start : shard.stop], behind), dim=1, out=part)
-    mine = (batch, shards[axis.rank].length + shared, width)
-    return _all_to_all(outgoing, parts, [mine if r == 0 else (0,) for r in range(axis.size)], axis)[0]
+    assert axis.group is not None
+    if axis.rank > 0:
+        received = local.new_empty(local.shape[0], shards[axis.rank].length + shared, local.shape[2])
+        _exchange([], [received], [0], axis)
+        return received
+    tokens, behind = local.split((local.shape[1] - shared, shared), dim=1)
+    parts = [torch.cat((tokens[:, shard.start : shard.stop], behind), dim=1) for shard in shards]
+    record("send", sum(part.nbytes for part in parts[1:]))
+    # not an all-to-all: NCCL has hung in those where one rank sends nothing
+    _exchange(parts[1:], [], range(1, axis.size), axis)
+    return parts[0]
+
+
+def _exchange(outgoing: Sequence[Tensor], incoming: Sequence[Tensor], others: Sequence[int], axis: Axis) -> None:
+    """Send each outgoing tensor to its rank of `others`, or receive each incoming one from it. Skip empty ones.
+
+    Outgoing tensors must be contiguous. Both sides know which tensors are empty.
+    """
+    assert axis.group is not None
+    transfer, tensors = (dist.isend, outgoing) if outgoing else (dist.irecv, incoming)
+    transfers = [
+        dist.P2POp(transfer, tensor, dist.get_global_rank(axis.group, rank), axis.group)
+        for tensor, rank in zip(tensors, others, strict=True)
+        if tensor.numel()
+    ]
+    for request in dist.batch_isend_irecv(transfers) if transfers else []:
+        request.wait()
 
 
 def collect_parts(parts: Sequence[Tensor], shapes: Sequence[Sequence[Sequence[int]]], axis: Axis) -> list[list[Tensor]]:
@@ -70,23 +88,14 @@ def collect_parts(parts: Sequence[Tensor], shapes: Sequence[Sequence[Sequence[in
     """
     if axis.size == 1:
         return [list(parts)]
-    assert axis.group is not None
-    collected: list[list[Tensor]] = []
-    if axis.rank == 0:
-        others = [[parts[0].new_empty(tuple(shape)) for shape in of_rank] for of_rank in shapes[1:]]
-        collected = [list(parts), *others]
-        transfers = [
-            dist.P2POp(dist.irecv, part, dist.get_global_rank(axis.group, rank), axis.group)
-            for rank, of_rank in enumerate(others, start=1)
-            for part in of_rank
-        ]
-    else:
+    if axis.rank > 0:
         record("send", sum(part.nbytes for part in parts))
-        main = dist.get_global_rank(axis.group, 0)
-        transfers = [dist.P2POp(dist.isend, part.contiguous(), main, axis.group) for part in parts]
-    for request in dist.batch_isend_irecv(transfers) if transfers else []:
-        request.wait()
-    return collected
+        _exchange([part.contiguous() for part in parts], [], [0] * len(parts), axis)
+        return []
+    others = [[parts[0].new_empty(tuple(shape)) for shape in of_rank] for of_rank in shapes[1:]]
+    ranks = [rank for rank, of_rank in enumerate(others, start=1) for _ in of_rank]
+    _exchange([], [part for of_rank in others for part in of_rank], ranks, axis)
+    return [list(parts), *others]
 
 
 def heads_from_tokens(

@@ -184,7 +184,7 @@ def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[str, float]:
     if degrees.branch == 2:
         sent["all_gather"] += step.prediction_bytes
         if rank % 2 == 0:  # cond's ranks send tokens to their partners
-            sent["all_to_all"] += sub.forks * _fork_bytes(merged.tokens[rank + 1], step)
+            sent["send"] += sub.forks * _fork_bytes(merged.tokens[rank + 1], step)
     if step.weights in ("fsdp", "zero3"):
         sent["weights"] = _block_weights(step) * (degrees.world_size - 1) / degrees.world_size
     return sent

@@ -9,9 +9,11 @@ from ranks import RankPool
 from s2video.geometry import split_evenly
 from s2video.parallel.collectives import (
     broadcast_tensors,
+    collect_parts,
     gather_parts,
     gather_tokens,
     heads_from_tokens,
+    share_tokens,
     tokens_from_heads,
 )
 from s2video.parallel.mesh import Mesh
@@ -39,6 +41,17 @@ def round_trip(mesh: Mesh, num_tokens: int, num_heads: int, dtype: torch.dtype) 
         shared[:, :, my_heads.start : my_heads.stop], tokens, heads, axis, shared=min(3, num_tokens)
     )
     assert torch.equal(back, torch.cat((local[0], whole[1, :, :3]), dim=1))
+    own = torch.cat((local[0], whole[1, :, :3]), dim=1)
+    got = share_tokens(
+        shared.flatten(2) if mesh.is_main else own.flatten(2) * 0, tokens, axis, shared=min(3, num_tokens)
+    )
+    assert torch.equal(got, own.flatten(2))
+    shapes = [[list(whole[0, :, shard.start : shard.stop].shape)] for shard in tokens]
+    collected = collect_parts([local[0]], shapes, axis)
+    if mesh.is_main:
+        assert torch.equal(torch.cat([part for (part,) in collected], dim=1), whole[0])
+    else:
+        assert collected == []
     for rank, part in enumerate(gather_parts(whole[0] + axis.rank, axis)):
         assert torch.equal(part, whole[0] + rank)
 

@@ -34,7 +34,7 @@ def narrow_goes_wrong_on_rank_1(mesh: Mesh) -> list[Outcome]:
     right = selftest._narrow
     try:
         if mesh.world.rank == 1:
-            selftest._narrow = lambda mesh, dtype: (right(mesh, dtype)[0] and False, "relative error 0.7")
+            selftest._narrow = lambda mesh, dtype, axis: (right(mesh, dtype, axis)[0] and False, "relative error 0.7")
         return [o for o in run_selftest(mesh) if "bfloat16" in o.name]
     finally:
         selftest._narrow = right
@@ -42,7 +42,8 @@ def narrow_goes_wrong_on_rank_1(mesh: Mesh) -> list[Outcome]:
 
 def test_a_rank_that_computes_wrongly_is_named_with_advice(ranks: Ranks) -> None:
     for table in ranks(2).run(narrow_goes_wrong_on_rank_1):
-        (outcome,) = table
+        outcome, in_ring = table
+        assert not in_ring.passed and in_ring.name == "bfloat16 on ring 2 against float32"
         assert not outcome.passed and outcome.measured == "rank 1: relative error 0.7"
         row = format_row(outcome)
         assert row.startswith("FAILED") and "expected: relative error" in row and "advice: do not use" in row
@@ -64,4 +65,4 @@ def test_the_command_says_ok_and_exits_0() -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 5 and all(line.startswith("ok ") for line in lines)
+    assert len(lines) == 6 and all(line.startswith("ok ") for line in lines)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from s2video.engine.kernel_checks import check_kernels
 from s2video.errors import InputError
 from s2video.parallel.mesh import Axis
 from s2video.parallel.ring import (
@@ -127,3 +128,33 @@ def test_a_backend_that_cannot_serve_is_refused(backend: str, message: str) -> N
 def test_a_ring_of_one_is_attention() -> None:
     inputs = _qkv(6, 6)
     _assert_close(ring_attention(*inputs, [6], Axis("ring"), KERNEL), _reference(*inputs))
+
+
+def wrong(kernel: Kernel, fault: str) -> Kernel:
+    """Return a kernel with a fault of layout, as a GPU's could have."""
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        output, lse = kernel.run(query, key, value)
+        if fault == "order of the log-sum-exp":
+            return output, lse.flip(-1)
+        if fault == "shape of the log-sum-exp":
+            return output, lse.unsqueeze(-1)
+        if fault == "base of the log-sum-exp":
+            return output, lse / math.log(2)
+        return output.flip(2), lse
+
+    return Kernel(kernel.name, run, kernel.serves)
+
+
+def test_the_self_test_runs_the_kernels_of_production() -> None:
+    assert check_kernels(CPU) == (True, "_native_flash, _native_math")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["order of the log-sum-exp", "shape of the log-sum-exp", "base of the log-sum-exp", "order of the output"],
+)
+def test_the_self_test_finds_a_kernel_that_is_wrong(fault: str) -> None:
+    faulty = wrong(next(kernel for kernel in KERNELS if kernel.serves(CPU, torch.float32, 128)), fault)
+    passed, said = check_kernels(CPU, [faulty])
+    assert not passed and said.startswith("_native_flash in torch.float32: error")
