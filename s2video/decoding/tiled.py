@@ -9,16 +9,18 @@ Dimension letters as in `whole`; h, w of one tile.
 """
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLHunyuanVideo15, AutoencoderKLWan
-from torch import Tensor
+from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import HunyuanVideo15AttnBlock
+from torch import Tensor, nn
 
 from ..parallel.collectives import collect_parts
 from ..parallel.mesh import Axis
-from .whole import VideoVae, decode_latent_frame, denormalize, new_cache, to_frames, unpatched
+from .whole import VideoVae, decode_latent_frame, denormalize, new_cache, replaced, to_frames, unpatched
 
 Tile = tuple[int, int]  # first latent row and first latent column
 DecodeTile = Callable[[Tile, Tensor], Tensor]  # [1, C, T, h, w] -> [1, C', t, h·scale, w·scale]
@@ -38,7 +40,8 @@ def decode_tiled(vae: VideoVae, latents: Tensor, axis: Axis) -> Generator[Tensor
     if isinstance(vae, AutoencoderKLWan):
         pictures = _wan_pictures(vae, z, cut, axis)
     elif isinstance(vae, AutoencoderKLHunyuanVideo15):
-        pictures = iter([_picture(vae, z, cut, axis, lambda tile, part: vae.decoder(part))])
+        with _fast_masks(vae.decoder):
+            pictures = iter([_picture(vae, z, cut, axis, lambda tile, part: vae.decoder(part))])
     else:
         pictures = _pictures(vae, z, cut, axis)
     for picture in pictures:
@@ -128,7 +131,7 @@ def _pictures(vae: AutoencoderKLHunyuanVideo, z: Tensor, cut: _Cut, axis: Axis) 
         kept = stride * ratio + 1
         if before is not None:
             picture, kept = picture[:, :, 1:], kept - 1
-            picture = vae.blend_t(before, picture, (length - stride) * ratio)
+            blend(before, picture, (length - stride) * ratio, dim=-3)
         before = picture
         yield picture[:, :, :kept]
 
@@ -156,11 +159,50 @@ def _picture(vae: VideoVae, z: Tensor, cut: _Cut, axis: Axis, decode: DecodeTile
     }
     for row, column in tiles:  # in place, so that a tile is blended with a neighbour that is blended already
         if row > 0:
-            vae.blend_v(placed[row - cut.rows.step, column], placed[row, column], cut.blended[0])
+            blend(placed[row - cut.rows.step, column], placed[row, column], cut.blended[0], dim=-2)
         if column > 0:
-            vae.blend_h(placed[row, column - cut.columns.step], placed[row, column], cut.blended[1])
+            blend(placed[row, column - cut.columns.step], placed[row, column], cut.blended[1], dim=-1)
     strips = [
         torch.cat([placed[row, column][..., : cut.kept[0], : cut.kept[1]] for column in cut.columns], dim=-1)
         for row in cut.rows
     ]
     return torch.cat(strips, dim=-2)[..., : z.shape[-2] * cut.scale, : z.shape[-1] * cut.scale]
+
+
+def blend(before: Tensor, tile: Tensor, extent: int, *, dim: int) -> None:
+    """Blend the start of `tile` with the end of the previous one along `dim`, in place: [1, C, t, h, w] each.
+
+    Equals diffusers' `blend_v`, `blend_h` and `blend_t` to the bit, which start four kernels for each row.
+    """
+    extent = min(before.shape[dim], tile.shape[dim], extent)
+    if extent == 0:
+        return
+    # torch multiplies half precision by a number in float32 and rounds the product; so do these weights
+    exact = torch.promote_types(tile.dtype, torch.float32)
+    share = torch.arange(extent, dtype=torch.float64, device=tile.device) / extent
+    share = share.view(-1, *(1,) * (-dim - 1))
+    start, end = tile.narrow(dim, 0, extent), before.narrow(dim, before.shape[dim] - extent, extent)
+    leaving = (end.to(exact) * (1 - share).to(exact)).to(tile.dtype)
+    coming = (start.to(exact) * share.to(exact)).to(tile.dtype)
+    start.copy_(leaving + coming)
+
+
+def causal_mask(n_frame: int, n_hw: int, dtype: torch.dtype, device: torch.device, batch_size: int | None) -> Tensor:
+    """Return HunyuanVideo 1.5's attention mask [B, T·h·w, T·h·w]: 0 up to the end of the own frame, then −∞.
+
+    Equals `prepare_causal_attention_mask` of diffusers, which starts a kernel for each row, and has its arguments.
+    """
+    frames = torch.arange(n_frame, device=device).repeat_interleave(n_hw)
+    mask = torch.zeros(len(frames), len(frames), dtype=dtype, device=device)
+    mask.masked_fill_(frames[:, None] < frames[None, :], -torch.inf)
+    return mask if batch_size is None else mask.unsqueeze(0).expand(batch_size, -1, -1)
+
+
+@contextmanager
+def _fast_masks(decoder: nn.Module) -> Iterator[None]:
+    """Let the attention of HunyuanVideo 1.5's decoder use `causal_mask` in the block."""
+    with ExitStack() as stack:
+        for module in decoder.modules():
+            if isinstance(module, HunyuanVideo15AttnBlock):
+                stack.enter_context(replaced(module, "prepare_causal_attention_mask", causal_mask))
+        yield
