@@ -21,7 +21,7 @@ from ..geometry import Shard, split_evenly
 from ..parallel.collectives import collect_parts, gather_tokens
 from ..parallel.halo import fill_halos
 from ..parallel.mesh import Axis
-from .whole import decode_chunks, denormalize, replaced, to_frames
+from .whole import decode_chunks, denormalize, to_frames
 
 ROWS, COLUMNS = -2, -1  # of [..., H, W]
 
@@ -56,12 +56,21 @@ def _sharded(decoder: nn.Module, dim: int, shards: Sequence[Shard], axis: Axis) 
     with ExitStack() as stack:
         for module in decoder.modules():
             if isinstance(module, WanCausalConv3d) and any(module._padding[:4]):
-                stack.enter_context(replaced(module, "_conv_forward", _causal_convolution(module, dim, axis)))
+                stack.enter_context(_replaced(module, "_conv_forward", _causal_convolution(module, dim, axis)))
             elif isinstance(module, nn.Conv2d) and any(module.padding):
-                stack.enter_context(replaced(module, "_conv_forward", _convolution(module, dim, axis)))
+                stack.enter_context(_replaced(module, "_conv_forward", _convolution(module, dim, axis)))
             elif isinstance(module, WanAttentionBlock):
-                stack.enter_context(replaced(module, "forward", _attention(module, dim, shards, axis)))
+                stack.enter_context(_replaced(module, "forward", _attention(module, dim, shards, axis)))
         yield
+
+
+@contextmanager
+def _replaced(module: nn.Module, method: str, substitute: Callable[..., Tensor]) -> Iterator[None]:
+    setattr(module, method, substitute)
+    try:
+        yield
+    finally:
+        delattr(module, method)  # the class's method is visible again
 
 
 def _causal_convolution(module: Any, dim: int, axis: Axis) -> Callable[..., Tensor]:

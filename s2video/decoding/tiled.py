@@ -9,7 +9,6 @@ Dimension letters as in `whole`; h, w of one tile.
 """
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from ..parallel.collectives import collect_parts
 from ..parallel.mesh import Axis
-from .whole import VideoVae, decode_latent_frame, denormalize, new_cache, replaced, to_frames, unpatched
+from .whole import VideoVae, decode_latent_frame, denormalize, new_cache, to_frames, unpatched
 
 Tile = tuple[int, int]  # first latent row and first latent column
 DecodeTile = Callable[[Tile, Tensor], Tensor]  # [1, C, T, h, w] -> [1, C', t, h·scale, w·scale]
@@ -40,8 +39,8 @@ def decode_tiled(vae: VideoVae, latents: Tensor, axis: Axis) -> Generator[Tensor
     if isinstance(vae, AutoencoderKLWan):
         pictures = _wan_pictures(vae, z, cut, axis)
     elif isinstance(vae, AutoencoderKLHunyuanVideo15):
-        with _fast_masks(vae.decoder):
-            pictures = iter([_picture(vae, z, cut, axis, lambda tile, part: vae.decoder(part))])
+        _use_fast_masks(vae.decoder)
+        pictures = iter([_picture(vae, z, cut, axis, lambda tile, part: vae.decoder(part))])
     else:
         pictures = _pictures(vae, z, cut, axis)
     for picture in pictures:
@@ -198,11 +197,8 @@ def causal_mask(n_frame: int, n_hw: int, dtype: torch.dtype, device: torch.devic
     return mask if batch_size is None else mask.unsqueeze(0).expand(batch_size, -1, -1)
 
 
-@contextmanager
-def _fast_masks(decoder: nn.Module) -> Iterator[None]:
-    """Let the attention of HunyuanVideo 1.5's decoder use `causal_mask` in the block."""
-    with ExitStack() as stack:
-        for module in decoder.modules():
-            if isinstance(module, HunyuanVideo15AttnBlock):
-                stack.enter_context(replaced(module, "prepare_causal_attention_mask", causal_mask))
-        yield
+def _use_fast_masks(decoder: nn.Module) -> None:
+    """Let the attention of HunyuanVideo 1.5's decoder use `causal_mask` from now on."""
+    for module in decoder.modules():
+        if isinstance(module, HunyuanVideo15AttnBlock):
+            module.prepare_causal_attention_mask = causal_mask

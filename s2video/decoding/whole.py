@@ -7,14 +7,13 @@ Dimension letters: C latent channels; T, H, W latent frames, rows, columns; s pi
 of a chunk.
 """
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLHunyuanVideo15, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-from torch import Tensor, nn
+from torch import Tensor
 
 VideoVae: TypeAlias = AutoencoderKLWan | AutoencoderKLHunyuanVideo | AutoencoderKLHunyuanVideo15
 
@@ -81,13 +80,3 @@ def denormalize(vae: VideoVae, latents: Tensor) -> Tensor:
         for x in (vae.config.latents_mean, vae.config.latents_std)
     )
     return latents / (1.0 / std) + mean  # the order of operations in WanPipeline, for a bitwise equal result
-
-
-@contextmanager
-def replaced(module: nn.Module, method: str, substitute: Callable[..., Tensor]) -> Iterator[None]:
-    """Give one module another method in the block."""
-    setattr(module, method, substitute)
-    try:
-        yield
-    finally:
-        delattr(module, method)  # the class's method is visible again
