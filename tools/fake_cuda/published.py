@@ -1,15 +1,13 @@
 """Published models with fake weights: their transformers, VAEs, text and image encoders, at their widths.
 
-Sizes come from `s2video/assets/published`; those of the encoders, which plans do not need, stand here. Blocks and layers
+Sizes come from `s2video/assets/published`; those of the encoders, which plans do not need, are here. Blocks and layers
 can be fewer than published, which changes no kernel's shape. `published_engine` gives the project's own `Engine` with
 such models: only the reading of files is replaced.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -79,7 +77,7 @@ def fake_module(config: Mapping[str, Any], dtype: torch.dtype, device: torch.dev
 
 @contextmanager
 def _empty() -> Iterator[None]:
-    """Make parameters on the meta device and real buffers: making fake ones in that way breaks the heap (torch 2.13)."""
+    """Make parameters on the meta device and real buffers. Fake ones made in this way break the heap (torch 2.13)."""
     with unset_fake_temporarily(), init_empty_weights(include_buffers=False):
         yield
 
