@@ -6,7 +6,6 @@ codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from importlib import metadata
 from ..errors import InputError, S2VideoError, StoppedError
 from ..system import ranks
 from ..system.launcher import report_exit_code
-from ..system.terminal import say, say_error
+from ..system.terminal import flush_output, lost_output, prepare_streams, say, say_error
 from ..version import __version__
 from . import batch, catalog, generate, review
 from .arguments import Parser
@@ -29,10 +28,10 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `argv` is None for the process's own arguments."""
+    prepare_streams()
     try:
         arguments = build_parser().parse_args(sys.argv[1:] if argv is None else list(argv))
-        code = int(arguments.run(arguments))
-        sys.stdout.flush()
+        code = int(arguments.run(arguments)) or _code_of_output(arguments.command)
     except InputError as error:
         if not error.is_reported and (error.is_reported is False or ranks.speaks_for_host()):
             say_error(error)
@@ -45,13 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not error.is_reported:
             say_error(f"rank {ranks.shown_rank()}: {error}" if ranks.launched_by_torchrun() else str(error))
         code = 1
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes there when Python ends
-        code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         code = 130
     report_exit_code(code)
     return code
+
+
+def _code_of_output(command: str) -> int:
+    """The exit code of a command that has done its work, by what became of its output."""
+    flush_output()
+    error = lost_output()
+    if error is None or command == "replica" or ranks.launched_by_torchrun():
+        return 0  # whoever started this process would take another code for a failure of the work
+    return 128 + signal.SIGPIPE if isinstance(error, BrokenPipeError) else 1
 
 
 def build_parser() -> Parser:

@@ -21,7 +21,7 @@ from ..system import ranks
 from ..system.claims import check_unclaimed
 from ..system.progress import Style
 from ..system.shutdown import Termination
-from ..system.terminal import printable_json, show, show_path
+from ..system.terminal import show, show_json, show_path
 from .arguments import add_command, add_overwrite_argument, path_argument, say
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
 
 def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.schema:
-        print(json.dumps(sidecar_schema(), indent=2, ensure_ascii=False))
+        show_json(json.dumps(sidecar_schema(), indent=2, ensure_ascii=False))
         return 0
     if arguments.file is None:
         raise InputError("inspect: name a video, its sidecar X.json, or its X.latents.safetensors")
@@ -168,7 +168,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     sidecar = read_sidecar(path)
     video = video_of(arguments.file, path, sidecar)
     if arguments.json:
-        print(printable_json(path.read_text(encoding="utf-8")), end="")
+        show_json(path.read_text(encoding="utf-8"))
     else:
         from ..review.inspect import describe
 

@@ -2,12 +2,13 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Literal
 
 from tqdm import tqdm
 
-from .terminal import printable
+from .terminal import printable, say_plain
 
 Style = Literal["auto", "bar", "plain", "none"]
 
@@ -39,22 +40,20 @@ class Progress:
         if self._style == "none":
             return
         if self._style == "bar":
-            if self._bar is None:
-                self._bar = tqdm(total=total, initial=self._first, desc=self._name, unit="step", file=sys.stderr)
-            self._bar.update(done - self._bar.n)
+            with suppress(OSError, ValueError):  # the terminal was closed
+                if self._bar is None:
+                    self._bar = tqdm(total=total, initial=self._first, desc=self._name, unit="step", file=sys.stderr)
+                self._bar.update(done - self._bar.n)
             return
         due = done * self.LINES // total
         if due > self._printed or done == total:
             self._printed = due
             pace = (time.monotonic() - self._start) / (done - self._first)
-            print(
-                f"{self._name}: step {done}/{total}, {pace:.2f} s/step, {pace * (total - done):.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            say_plain(f"{self._name}: step {done}/{total}, {pace:.2f} s/step, {pace * (total - done):.0f} s left")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError, ValueError):
+                self._bar.close()

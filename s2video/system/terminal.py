@@ -4,8 +4,12 @@ Paths, prompts, and everything in a data file can hold escape sequences, which c
 title or hide what stands before them. Everything that is printed goes through this module.
 """
 
+import errno
+import io
+import os
 import re
 import sys
+from contextlib import suppress
 
 # C0, DEL, C1, line separators, bidirectional overrides, and surrogates, which no terminal can show.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -31,9 +35,44 @@ def printable_json(text: str) -> str:
     return _CONTROL_IN_LINES.sub(lambda found: " " if found[0] in "\t\r" else f"\\u{ord(found[0]):04x}", text)
 
 
+def prepare_streams() -> None:
+    """Make the standard streams safe to write to. Call this first in a process.
+
+    A stream that was closed before the start is opened on /dev/null; otherwise the next file that is opened gets its
+    number, and what libraries print goes into that file. What an encoding cannot hold is printed as escapes.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    _lost.clear()
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def lost_output() -> OSError | None:
+    """Return the error after which nothing was printed on standard output; None if all was."""
+    return _lost[0] if _lost else None
+
+
+def flush_output() -> None:
+    """Print what other code has written to standard output."""
+    _write_output("")
+
+
 def say(text: object) -> None:
-    """Print a line for the user on standard error."""
-    print(f"s2video: {printable(text)}", file=sys.stderr, flush=True)
+    """Print a line for the user on standard error. If that is closed or full, there is no place to say so."""
+    say_plain(f"s2video: {printable(text)}")
+
+
+def say_plain(line: str) -> None:
+    """Print a line on standard error as it is, and otherwise as `say`."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def say_error(text: object) -> None:
@@ -42,13 +81,39 @@ def say_error(text: object) -> None:
 
 
 def show(text: object) -> None:
-    """Print an answer for people, of one or several lines, on standard output."""
-    print(printable_lines(text), flush=True)
+    """Print an answer for people, of one or several lines, on standard output.
+
+    If standard output is closed or full, nothing more is printed there, and `lost_output` returns the error: what is
+    left to do counts more than what is printed.
+    """
+    _write_output(f"{printable_lines(text)}\n")
+
+
+def show_json(text: str) -> None:
+    """Print a JSON document on standard output, as `show` does."""
+    _write_output(f"{printable_json(text).rstrip()}\n")
 
 
 def show_path(path: object) -> None:
     """Print the path of a file that was made: exactly as it is for another program, printable on a terminal."""
-    print(printable(path) if sys.stdout.isatty() else path, flush=True)
+    _write_output(f"{printable(path) if sys.stdout.isatty() else path}\n")
+
+
+_lost: list[OSError] = []
+
+
+def _write_output(text: str) -> None:
+    if _lost:
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        _lost.append(error if isinstance(error, OSError) else OSError(errno.EBADF, "it is closed"))
+        with suppress(OSError, ValueError):  # what is left in the buffer goes there when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            say(f"nothing more is printed on standard output ({_lost[0].strerror}); the work continues")
 
 
 def _escape(found: re.Match[str]) -> str:
