@@ -163,6 +163,8 @@ def generate(checked: Checked) -> int:
 
     from ..engine.engine import Engine
     from ..engine.make_video import make_video
+    from ..engine.statement import jobs_statement
+    from ..parallel.agreement import require_agreement
     from ..parallel.mesh import init_mesh
     from ..planning.plan import resolve_parallel
 
@@ -172,6 +174,7 @@ def generate(checked: Checked) -> int:
     progress: Style = "plain" if checked.plain else "auto"
     try:
         with Termination().handled() as termination, init_mesh(jobs[0].parallel, jobs[0].model.device) as mesh:
+            require_agreement(jobs_statement(jobs, resume=checked.resume), mesh.world)
             engine = Engine(jobs[0], mesh, checkpoint=checked.checkpoint, progress=progress, termination=termination)
             for job in jobs:
                 written = make_video(engine, job, resume=checked.resume)

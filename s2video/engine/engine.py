@@ -41,11 +41,13 @@ from ..parallel.attention import attention_kernel
 from ..parallel.collectives import any_rank
 from ..parallel.mesh import Mesh, resolve_device
 from ..parallel.ring import named_backend
+from ..parallel.same_files import value_digests
 from ..records.resume import ResumePoint
 from ..records.sidecar import machine_settings
 from ..sampling.denoiser import Denoiser
 from ..sampling.passes import step_passes
 from ..sampling.sampler import sample
+from ..system import ranks
 from ..system.progress import Progress, Style
 from ..system.shutdown import Termination
 from .statement import Batch, latents_statement, rank_statement
@@ -95,9 +97,10 @@ class Engine:
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self._lora_digests = lora_digests(config.model.lora)
         self._digests: Future[dict[str, str]] | None = None
-        if mesh.is_main:
-            # gigabytes to hash, while the ranks compute; the result is needed only for the sidecar
+        if mesh.is_main or ranks.local_rank() == 0:
+            # gigabytes to hash, while the ranks load and compute; for the sidecar, and to compare hosts
             self._digests = ThreadPoolExecutor(1).submit(self.checkpoint.weight_digests)
+        self._value_digests: dict[str, str] = {}
         self._decoders: dict[int, FrameDecoder] = {}
         self._load_vae = cache(lambda: load_vae(self.checkpoint, getattr(torch, config.model.vae_dtype), mesh.device))
         # Copies of this engine share these. A batch decodes in one thread and denoises in another, so there are two;
@@ -268,7 +271,10 @@ class Engine:
         require_agreement(
             statement
             | rank_statement(
-                self.config, self.checkpoint.fingerprint(), machine_settings(self.mesh.device, self.attention_kernel)
+                self.config,
+                self._agreed_weights(),
+                self.checkpoint.settings_digests(),
+                machine_settings(self.mesh.device, self.attention_kernel),
             )
             | {"resume": resume_point is not None and resume_point.resume},
             self.mesh.world,
@@ -384,6 +390,20 @@ class Engine:
         """Return SHA-256 of the weight files, and of LoRAs. Main rank only."""
         assert self._digests is not None, "the main rank computes digests"
         return self._digests.result() | self._lora_digests
+
+    def _agreed_weights(self) -> dict[str, str]:
+        """Texts by which ranks compare the values of their weights, by file; once for all jobs of these models."""
+        if not self._value_digests:
+            files = {file.name: file for file in self.checkpoint.weights()}
+
+            def digest(name: str) -> str:
+                return files[name].sha256 if self._digests is None else self._digests.result()[name]
+
+            self.mesh.watch.report("comparing weights")
+            self._value_digests |= value_digests(
+                {name: (file.path, file.identity) for name, file in files.items()}, digest, self.mesh.world
+            )
+        return self._value_digests
 
     def denoising_weights(self) -> dict[str, str]:
         """Return those digests that decide the latents. Main rank only."""

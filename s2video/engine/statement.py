@@ -11,6 +11,15 @@ from ..models.images import Images
 from ..records.sidecar import versions
 
 
+def jobs_statement(jobs: Sequence[RunConfig], *, resume: bool) -> dict[str, Any]:
+    """Return what ranks must have in common before the first of several videos, besides what each video compares."""
+    return {"number of videos": len(jobs), "--resume": resume} | {
+        f"{name} of video {number}": value
+        for number, job in enumerate(jobs, 1)
+        for name, value in (("prompt", job.prompt), ("seed", job.sampling.seed))
+    }
+
+
 class Batch(NamedTuple):
     """Videos that are denoised together: a prompt and a seed for each, and what they share."""
 
@@ -47,18 +56,20 @@ def latents_statement(
 
 
 def rank_statement(
-    config: RunConfig, fingerprint: Mapping[str, str], machine: Mapping[str, str | bool]
+    config: RunConfig, weights: Mapping[str, str], settings_files: Mapping[str, str], machine: Mapping[str, str | bool]
 ) -> dict[str, Any]:
     """Return what ranks must have in common besides `latents_statement`.
 
     Args:
-        fingerprint: digests of the headers of the weight files.
+        weights: from `parallel.same_files.value_digests`.
+        settings_files: `Checkpoint.settings_digests()`.
         machine: from `records.sidecar.machine_settings`.
     """
     settings = marked_settings(config.model_dump(mode="json"), frozenset({"frames", "rounding"}))
     return {key: value for key, value in settings.items() if not key.startswith("output.")} | {
         "model.revision": config.model.revision,
-        "weights": dict(fingerprint),
+        **{f"weights of {name}": digest for name, digest in weights.items()},
+        **{f"file {name}": digest for name, digest in settings_files.items()},
         **{f"machine.{key}": value for key, value in machine.items()},
         "versions": versions(),
     }

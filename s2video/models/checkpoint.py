@@ -154,13 +154,9 @@ class Checkpoint:
                 "leave it out"
             )
 
-    def fingerprint(self) -> dict[str, str]:
-        """Return names of all weight files -> digests of their headers. Cheap; ranks compare them."""
-        return {file.name: file.header_digest for file in self._weights()}
-
     def weight_digests(self) -> dict[str, str]:
         """Return names of all weight files -> SHA-256 of their bytes; each file is hashed once."""
-        return {file.name: file.sha256 for file in self._weights()}
+        return {file.name: file.sha256 for file in self.weights()}
 
     def digests(self) -> dict[str, str]:
         """Return names of all files of the components (weights, configurations, tokenizers) -> their SHA-256."""
@@ -180,7 +176,8 @@ class Checkpoint:
                 small[str(path.relative_to(self.folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
         return small
 
-    def _weights(self) -> tuple[WeightFile, ...]:
+    def weights(self) -> tuple[WeightFile, ...]:
+        """Return the weight files of all components."""
         return tuple(file for name in self.family.weighted for file in self.files(name))
 
 

@@ -6,12 +6,11 @@ the file, so a damaged one ends in one error. Imports neither torch nor the gguf
 
 from __future__ import annotations
 
-import hashlib
 import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import InputError
 
@@ -50,21 +49,15 @@ _MAX_DIMS = 8
 _SHAPE_KEY = "comfy.gguf.orig_shape."  # the shape of a tensor that ComfyUI's converter stores in rows of 256 numbers
 
 
-class GgufHeader(NamedTuple):
-    """What a header says.
+Tensors: TypeAlias = dict[str, dict[str, Any]]
 
-    Attributes:
-        tensors: name -> "dtype" (a name of `BLOCKS`), "shape" (as torch has it) and "data_offsets" (bytes from the
-            start of the file).
-        digest: the first 16 hexadecimal digits of the SHA-256 of everything before the first tensor.
+
+def read_gguf_header(path: Path) -> Tensors:
+    """Return name -> "dtype" (a name of `BLOCKS`), "shape" (as torch has it) and "data_offsets" (in the file, bytes).
+
+    Raises:
+        InputError: a file that is damaged, incomplete, or has a type that is not known.
     """
-
-    tensors: dict[str, dict[str, Any]]
-    digest: str
-
-
-def read_gguf_header(path: Path) -> GgufHeader:
-    """Read a header. Raises InputError for a file that is damaged, incomplete, or has a type that is not known."""
     damaged = InputError(f"{path}: not a GGUF file, or an incomplete or damaged one; download it again")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -117,7 +110,7 @@ class _Cursor:
         return None
 
 
-def _header(cursor: _Cursor, path: Path) -> GgufHeader:
+def _header(cursor: _Cursor, path: Path) -> Tensors:
     if cursor.content[:4] != MAGIC:
         raise ValueError("no GGUF")
     cursor.position = 4
@@ -132,9 +125,8 @@ def _header(cursor: _Cursor, path: Path) -> GgufHeader:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
         raise ValueError("alignment")
-    digest = hashlib.sha256(cursor.content[: cursor.position]).hexdigest()[:16]
     start = -(-cursor.position // alignment) * alignment
-    tensors: dict[str, dict[str, Any]] = {}
+    tensors: Tensors = {}
     for name, stored, kind, offset in entries:
         if kind not in _TYPES:
             raise InputError(f"{path}: {name}: GGUF type {kind} is not supported; take a Q8_0, Q4_K or similar file")
@@ -143,7 +135,7 @@ def _header(cursor: _Cursor, path: Path) -> GgufHeader:
             raise ValueError("beyond the end")
     if len(tensors) != num_tensors:
         raise ValueError("a name is given twice")
-    return GgufHeader(tensors, digest)
+    return tensors
 
 
 def _entry(cursor: _Cursor) -> tuple[str, list[int], int, int]:

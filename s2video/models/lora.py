@@ -6,7 +6,6 @@ layers in several ways; the class of the checkpoint's pipeline converts the name
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 import warnings
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.sections import LoraConfig
 from ..errors import InputError, S2VideoError
+from ..system.file_digests import file_digest
 from ..system.files import user_path
 from .checkpoint import download
 from .lora_pairs import check_pairs
@@ -66,9 +66,8 @@ def lora_digests(loras: Sequence[LoraConfig]) -> dict[str, str]:
     """Return a description of each LoRA, without its path -> SHA-256 of its file. Raises as `find_lora`."""
     digests = {}
     for number, lora in enumerate(loras, 1):
-        with find_lora(lora.path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        digests[f"lora {number}, on {lora.component}, scale {lora.scale!r}"] = digest
+        name = f"lora {number}, on {lora.component}, scale {lora.scale!r}"
+        digests[name] = file_digest(find_lora(lora.path))
     return digests
 
 

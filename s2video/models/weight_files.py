@@ -7,9 +7,7 @@ refused. Imports neither torch nor diffusers.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from typing import Any, TypeGuard
 
 from ..errors import InputError
 from ..system import json_reader
+from ..system.file_digests import FileIdentity, file_digest
 from ..system.files import user_path
 from .gguf_header import MAGIC, read_gguf_header
 
@@ -44,14 +43,14 @@ class WeightFile:
         name: path below the checkpoint's folder, with forward slashes; of a file that the user named, its component and
             its number, so that the name does not depend on the place.
         tensors: name of each tensor -> its entry in the header, with dtype, shape and place.
-        header_digest: the first 16 hexadecimal digits of the header's SHA-256.
+        identity: of the file whose header was read.
         is_gguf: whether it is GGUF; else it is safetensors.
     """
 
     path: Path
     name: str
     tensors: Mapping[str, Mapping[str, Any]]
-    header_digest: str
+    identity: FileIdentity
     is_gguf: bool = False
 
     @property
@@ -60,12 +59,8 @@ class WeightFile:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file's bytes. Files in the Hub's cache are named by it, so they are not read."""
-        blob = Path(os.path.realpath(self.path)).name
-        if len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
-            return blob
-        with self.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        """SHA-256 of the file's bytes. Raises InputError if the file has changed since its header was read."""
+        return file_digest(self.path, self.identity)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -97,15 +92,13 @@ def read_header(path: Path) -> bytes:
 
 def read_weight_file(path: Path, name: str) -> WeightFile:
     """Read a file's header. Raises InputError if the file is incomplete, damaged, or neither safetensors nor GGUF."""
+    identity = FileIdentity.of(path)
     if path.suffix == ".gguf":
         refuse_pointer(path)
-        tensors, digest = read_gguf_header(path)
-        return WeightFile(path, name, tensors, digest, is_gguf=True)
+        return WeightFile(path, name, read_gguf_header(path), identity, is_gguf=True)
     if path.suffix in PICKLES:
         raise InputError(f"{path}: expected .safetensors or .gguf, got {path.name}; {_NO_PICKLE}")
-    header = read_header(path)
-    digest = hashlib.sha256(header).hexdigest()[:16]
-    return WeightFile(path, name, _tensors_in(header, path), digest)
+    return WeightFile(path, name, _tensors_in(read_header(path), path), identity)
 
 
 def refuse_pointer(path: Path) -> None:

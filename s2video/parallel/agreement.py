@@ -14,6 +14,7 @@ from .collectives import gather_objects
 from .mesh import Axis
 
 _SHOWN = 60  # characters of a differing value in the error
+_NAMED = 4  # differing fields in the error
 
 
 def require_agreement(statement: Mapping[str, Any], axis: Axis) -> str:
@@ -23,7 +24,7 @@ def require_agreement(statement: Mapping[str, Any], axis: Axis) -> str:
         A SHA-256 digest of the statement, equal on all ranks.
 
     Raises:
-        AgreementError: the same on every rank; it lists each differing field with its values and their ranks.
+        AgreementError: the same on every rank; it lists the first differing fields with their values and ranks.
     """
     own = {field: json.dumps(value, sort_keys=True, default=str) for field, value in statement.items()}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
@@ -38,6 +39,8 @@ def require_agreement(statement: Mapping[str, Any], axis: Axis) -> str:
         if len(holders) > 1:
             values = "; ".join(f"rank {_ranks(ranks)}: {_short(value)}" for value, ranks in holders.items())
             differences.append(f"{field} ({values})")
+    if len(differences) > _NAMED:
+        differences[_NAMED:] = [f"and {len(differences) - _NAMED} more"]
     raise AgreementError(
         f"expected the same job on all ranks, got differences in {', '.join(differences)}; "
         "start every rank with the same arguments, files and versions"

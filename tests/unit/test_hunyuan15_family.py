@@ -47,7 +47,7 @@ def test_bounds(request: pytest.FixtureRequest, image: str) -> None:
     )
     weighted = {"text_encoder", "text_encoder_2", "transformer", "vae"}
     weighted |= {"image_encoder"} if image == "required" else set()
-    assert {name.split("/")[0] for name in Checkpoint(folder).fingerprint()} == weighted
+    assert {file.name.split("/")[0] for file in Checkpoint(folder).weights()} == weighted
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,6 @@ def test_files_count_by_their_contents(wide: Wide, tmp_path: Path) -> None:
 
     def digests(file: Path) -> dict[str, str]:
         checkpoint = open_checkpoint(*wide.config(transformer=str(file)).model.source)
-        assert checkpoint.fingerprint().keys() == checkpoint.weight_digests().keys()
         return checkpoint.weight_digests()
 
     before = digests(first)

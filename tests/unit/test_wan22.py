@@ -59,7 +59,6 @@ def test_bounds(checkpoint_of: CheckpointOf) -> None:
 
 def test_both_transformers_count(checkpoint_of: CheckpointOf) -> None:
     digests = Checkpoint(checkpoint_of(A14B)).weight_digests()
-    assert digests.keys() == Checkpoint(checkpoint_of(A14B)).fingerprint().keys()
     assert {name.split("/")[0] for name in digests} == {"text_encoder", "transformer", "transformer_2", "vae"}
     assert len(set(digests.values())) == len(digests)
 
