@@ -10,7 +10,7 @@ import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import InputError
 
