@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,8 @@ def _denoised(
 ) -> Denoised:
     job, start = engine.config, time.monotonic()
     assert job.prompt is not None, "a job has a prompt"
+    if engine.mesh.is_main and (warning := job.guidance.reuse_warning()) is not None:
+        _warn_once(warning)
     for cut in facts["cut_prompts"]:
         say(f"warning: {cut_warning(cut)}")
     latents = engine.sample(
@@ -204,6 +207,12 @@ def _denoised(
         on_step=on_step,
     )
     return Denoised(engine, latents, facts, time.monotonic() - start, resume_point)
+
+
+@cache
+def _warn_once(warning: str) -> None:
+    """Say it for the first video of a process, and not for each of a batch."""
+    say(f"warning: {warning}")
 
 
 def _is_made(engine: Engine, files: OutputPaths, facts: dict[str, Any]) -> bool:

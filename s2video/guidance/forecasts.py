@@ -70,14 +70,21 @@ class Forecasts:
             computed: what was computed; None if nothing was.
         """
         if computed is not None:
-            self._keep(level, computed)
+            self.keep(level, computed)
         cond = self._forecast("cond", level) if computed is None else computed.cond
         uncond, subs = (None, ()) if computed is None else (computed.uncond, computed.subs)
         if passes.uncond == "forecast":
-            uncond = cond.float() - self._forecast("difference", level)
+            uncond = self.uncond(level, cond)
         if passes.sub == "forecast":
             subs = (cond.float() + self._forecast("deviation", level),)
         return Predictions(cond, uncond, subs)
+
+    def can_complete(self, passes: StepPasses) -> bool:
+        """Return whether there are earlier predictions for all forecasts of a step."""
+        hows = dict(zip(self._histories, passes, strict=True))
+        return all(
+            history is None or history.values for name, history in self._histories.items() if hows[name] == "forecast"
+        )
 
     def clear(self) -> None:
         """Forget all predictions: those that follow are another transformer's."""
@@ -100,7 +107,12 @@ class Forecasts:
                 history.levels = list(state[f"reuse.{name}.levels"])
                 history.values = list(state[f"reuse.{name}.values"])
 
-    def _keep(self, level: float, computed: Predictions) -> None:
+    def uncond(self, level: float, cond: Tensor) -> Tensor:
+        """Return the forecast of uncond at a level, float32, for the cond of that step."""
+        return cond.float() - self._forecast("difference", level)
+
+    def keep(self, level: float, computed: Predictions) -> None:
+        """Keep what later forecasts need of predictions that were computed, in one call or, at one level, in two."""
         cond, difference, deviation = self._histories.values()
         if cond is not None:
             cond.add(level, computed.cond)

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+# From this λ on, forecasts of cond − uncond are warned about: their error is multiplied by λ − 1.
+LARGE_SCALE = 4.0
+MEASURED_AT_5 = "on the embedded model at cfg_scale 5 its error is about three times what another mask seed changes"
+
 How = Literal["computed", "forecast", "none"]
 Preset = Literal["exact", "deviation", "light", "fast"]
 

@@ -34,6 +34,7 @@ from ..geometry import split_evenly
 from ..models.costs import Share, TransformerCosts, Work, whole_pass
 from ..parallel.traffic import ring_minimum, ulysses_minimum
 from .cards import Card
+from .passes import Kind
 from .work import SubWork
 
 Weights = Literal["replicated", "fsdp", "zero3", "streamed"]
@@ -68,6 +69,8 @@ class Step:
         has_uncond: whether there is an uncond pass; with two transformers, whether at least one has it.
         sub: the sub branches of a step in the window.
         window_share: fraction of the steps that are in the window.
+        kinds: the steps of a run that forecasts some of its predictions; empty if every step computes all that it uses.
+        kept_predictions: predictions that are kept for forecasts.
         weights: the setting `parallel.weights`.
         num_transformers: transformers on the device at a time, one of which is active.
         vae_bytes, decoding_bytes: weights of the VAE, and further memory for decoding, on the main rank.
@@ -82,6 +85,8 @@ class Step:
     has_uncond: bool
     sub: SubWork
     window_share: float = 1.0
+    kinds: tuple[Kind, ...] = ()
+    kept_predictions: int = 0
     weights: Weights = "replicated"
     num_transformers: int = 1
     vae_bytes: float = 0.0
@@ -103,6 +108,13 @@ class Step:
         """Return the passes of one rank: cond and uncond, or one of them if they run in parallel."""
         return 2 if self.has_uncond and degrees.branch == 1 else 1
 
+    @property
+    def kinds_of_run(self) -> tuple[Kind, ...]:
+        """All steps by what they compute; without reuse, outside and inside the window."""
+        outside, inside = 1 - self.window_share, self.window_share
+        uncond = self.has_uncond
+        return self.kinds or (Kind(outside, True, uncond, False), Kind(inside, True, uncond, True))
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -112,7 +124,7 @@ class Forecast:
         passes: work of the busiest rank, in forward passes of the whole model.
         sent_bytes: bytes sent by the rank that sends most.
         memory_bytes: peak memory of the rank that needs most, which it reaches in `phase`.
-        seconds, seconds_in_window: time of a step, on average and in the window, with sub branches.
+        seconds, seconds_in_window: time of a step, on average and in the window, with all branches.
     """
 
     passes: float
@@ -200,14 +212,17 @@ def _block_weights(step: Step) -> int:
 
 def forecast(degrees: Degrees, step: Step, card: Card) -> Forecast:
     """Return the predictions for one mesh of `degrees.world_size` such cards."""
-    outside_window = replace(step, sub=SubWork((0.0,) * step.model.num_blocks, 0.0, 0.0))
     fetched = _fetch_seconds(degrees, step, card)
-    means, in_window = [0.0, 0.0, 0.0], 0.0
-    for kind, share in ((outside_window, 1 - step.window_share), (step, step.window_share)):
-        cost = _step_cost(degrees, kind, card)
-        sent = max(sum(sent_bytes(degrees, kind, rank).values()) for rank in range(degrees.world_size))
-        in_window = max(cost.seconds, fetched)
-        means = [mean + share * x for mean, x in zip(means, (cost.work, sent, in_window), strict=True)]
+    means, longest = [0.0, 0.0, 0.0], 0.0
+    for kind in step.kinds_of_run:
+        if not kind.cond:  # nothing is computed, so no weights are fetched
+            continue
+        computed, mesh = of_kind(kind, degrees, step)
+        cost = _step_cost(mesh, computed, card)
+        sent = max(sum(sent_bytes(mesh, computed, rank).values()) for rank in range(degrees.world_size))
+        seconds = max(cost.seconds, fetched)
+        longest = max(longest, seconds)
+        means = [mean + kind.share * x for mean, x in zip(means, (cost.work, sent, seconds), strict=True)]
     memory, phase = _memory(degrees, step, card)
     return Forecast(
         passes=means[0] / whole_pass(step.model, step.num_tokens, step.num_text).total,
@@ -215,8 +230,16 @@ def forecast(degrees: Degrees, step: Step, card: Card) -> Forecast:
         memory_bytes=memory,
         phase=phase,
         seconds=means[2],
-        seconds_in_window=in_window,
+        seconds_in_window=longest,
     )
+
+
+def of_kind(kind: Kind, degrees: Degrees, step: Step) -> tuple[Step, Degrees]:
+    """Return a step of one kind, and its mesh: without uncond, all ranks of a branch axis share cond's tokens."""
+    sub = step.sub if kind.sub else SubWork((0.0,) * step.model.num_blocks, 0.0, 0.0)
+    if step.has_uncond and not kind.uncond:
+        degrees = Degrees(degrees.ring, degrees.ulysses * degrees.branch, 1)
+    return replace(step, has_uncond=kind.uncond, sub=sub), degrees
 
 
 class _Cost(NamedTuple):
@@ -355,5 +378,5 @@ def _activation_bytes(degrees: Degrees, step: Step) -> float:
     if model.time_per_token:
         modulation = 6 * (step.full_passes(degrees) * size + 4) * max(full.tokens)
     rotary = 2 * step.num_tokens * model.head_dim * 4
-    predictions = (4 + 2 * step.sub.count) * step.num_tokens * model.patch_channels * 4
+    predictions = (4 + 2 * step.sub.count + step.kept_predictions) * step.num_tokens * model.patch_channels * 4
     return (states * size + (max(full.tokens) + text) * working + modulation) * model.width + rotary + predictions

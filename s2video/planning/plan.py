@@ -16,6 +16,7 @@ from ..config.sections import ParallelConfig
 from ..decoding.kinds import VAES
 from ..errors import InputError
 from ..geometry import LatentShape
+from ..guidance.reuse import StepPasses
 from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint
 from ..models.limits import check_request
 from ..models.registry import read_costs
@@ -24,6 +25,7 @@ from ..system import ranks
 from ..system.files import user_path
 from .cards import CARDS, Card, guess_card
 from .forecast import GIGA, Degrees, Forecast, Step, forecast
+from .passes import kinds, other_ways, planned_passes
 from .work import SubWork
 
 _PUBLISHED = ASSETS / "published"
@@ -48,7 +50,9 @@ class Plan:
         candidates: legal meshes, best first: those that fit into the card's memory, then by seconds per step.
         refused: meshes that are not legal, and the reason for each.
         published: whether published values were used instead of a local checkpoint.
-        num_active: number of steps in the window.
+        computed: the number of steps that compute cond, uncond and sub, by name.
+        other_ways: passes of a run under other settings of reuse and λ, over those of plain CFG.
+        note: a warning about the settings; empty if there is none.
     """
 
     world_size: int
@@ -57,7 +61,9 @@ class Plan:
     published: bool
     step: Step
     num_steps: int
-    num_active: int
+    computed: Mapping[str, int]
+    other_ways: Mapping[str, float]
+    note: str
     candidates: tuple[Candidate, ...]
     refused: tuple[tuple[str, str], ...]
 
@@ -124,17 +130,18 @@ def find_json(config: RunConfig) -> tuple[Checkpoint, bool]:
     )
 
 
-def _sub_work(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> tuple[SubWork, int]:
-    """Return the work of the sub branches in an active step, and the number of active steps."""
+def _sub_work(guidance: GuidanceConfig, num_blocks: int) -> SubWork:
+    """Return the work of the sub branches in a step that computes them."""
     if guidance.method == "slg":
-        from ..sampling.guiders import OtherGuidance  # imports torch
+        return SubWork.of_masks([guidance.slg.layers], num_blocks, share_prefix=guidance.share_prefix)
+    return SubWork.expected(guidance.mask_spec(), num_blocks, share_prefix=guidance.share_prefix)
 
-        other = OtherGuidance(guidance, num_steps)
-        sub = SubWork.of_masks([guidance.slg.layers], num_blocks, share_prefix=guidance.share_prefix)
-        return sub, sum(bool(other.masks(step)) for step in range(num_steps))
-    spec = guidance.mask_spec()
-    sub = SubWork.expected(spec, num_blocks, share_prefix=guidance.share_prefix)
-    return sub, sum(spec.active(step, num_steps) for step in range(num_steps)) if guidance.uses_s2 else 0
+
+def _kept_predictions(guidance: GuidanceConfig) -> int:
+    """Return the number of predictions that forecasts keep (`guidance.forecasts.Forecasts`)."""
+    spec = guidance.reuse.spec()
+    lines = (spec.cond_every > 1) + (spec.uncond_every > 1 and guidance.cfg_scales != (1, 1))
+    return lines * (spec.order + 1) + (spec.sub_every > 1)
 
 
 def plan_for(
@@ -156,7 +163,15 @@ def plan_for(
     parallel = ParallelConfig(weights=weights)
     check_request(config.model_copy(update={"parallel": parallel, "model": model}), info)
     num_steps = config.sampling.num_inference_steps
-    sub, num_active = _sub_work(config.guidance, info.num_blocks, num_steps)
+    sub = _sub_work(config.guidance, info.num_blocks)
+    passes = planned_passes(
+        config.guidance,
+        num_blocks=info.num_blocks,
+        num_steps=num_steps,
+        flow_shift=config.sampling.flow_shift,
+        boundary_ratio=info.boundary_ratio,
+    )
+    computed = {name: sum(getattr(p, name) == "computed" for p in passes) for name in StepPasses._fields}
     sampling = config.sampling
     shape = LatentShape.from_pixels(
         num_frames=sampling.num_frames,
@@ -175,7 +190,9 @@ def plan_for(
         item_bytes=_item_bytes(config.model.dtype),
         has_uncond=config.guidance.cfg_scales != (1, 1),
         sub=sub,
-        window_share=num_active / num_steps,
+        window_share=computed["sub"] / num_steps,
+        kinds=() if config.guidance.reuse.spec().is_exact else kinds(passes),
+        kept_predictions=_kept_predictions(config.guidance),
         weights=config.parallel.weights,
         num_transformers=1 if info.boundary_ratio is None or config.model.offload_experts else 2,
         vae_bytes=sizes["vae"] * _item_bytes(config.model.vae_dtype),
@@ -207,7 +224,9 @@ def plan_for(
         published=is_published,
         step=step,
         num_steps=num_steps,
-        num_active=num_active,
+        computed=computed,
+        other_ways=other_ways(config.guidance, info.num_blocks, num_steps),
+        note=config.guidance.reuse_warning() or "",
         candidates=tuple(candidates),
         refused=tuple(refused),
     )

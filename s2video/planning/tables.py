@@ -12,15 +12,16 @@ from .plan import Plan
 def as_table(plan: Plan) -> str:
     """Return a table for people: the run, the legal meshes in aligned columns, and the refused ones."""
     step, card = plan.step, plan.card
-    passes = f"cond 1, uncond {1 if step.has_uncond else 0}, "
-    passes += f"sub {step.sub.passes:.3g} in {plan.num_active} of {plan.num_steps} steps"
+    passes = f"cond in {plan.computed['cond']}, uncond in {plan.computed['uncond']}, "
+    passes += f"sub ({step.sub.passes:.3g} of a pass) in {plan.computed['sub']} of {plan.num_steps} steps"
     memory = f" of {card.memory_gb:g} GB" if card.memory_gb is not None else ""
     source = "published values, the checkpoint was not read" if plan.published else "from the checkpoint's files"
     lines = [
         f"{plan.model} ({source}): {step.model.num_blocks} blocks, {step.num_tokens} tokens",
         f"{plan.world_size} × {card.name}{memory}, {min(plan.world_size, card.node_size)} per node; all values "
         "below are predicted, not measured",
-        f"passes through the model, sub on average: {passes}",
+        f"passes through the model: {passes}",
+        *([f"note: {plan.note}"] if plan.note else []),
         "",
     ]
     rows = [("ring × ulysses × branch", "passes/step", "sent MB/step", "memory GB", "s/step", "note")]
@@ -47,6 +48,12 @@ def as_table(plan: Plan) -> str:
     ]
     lines += [f"  {mesh}: {reason}" for mesh, reason in plan.refused]
     lines.append(f"  any other degrees: ring × ulysses × branch must equal {plan.world_size}, with branch 1 or 2")
+    if plan.other_ways:
+        lines += [
+            "",
+            "Other ways to run, by passes of a run over those of plain CFG; docs/method.md says what they lose:",
+        ]
+        lines += [f"  {passes:.3f}  {name}" for name, passes in plan.other_ways.items()]
     return "\n".join(lines)
 
 
@@ -64,7 +71,9 @@ def as_json(plan: Plan) -> str:
             "num_tokens": step.num_tokens,
             "passes": {"cond": 1, "uncond": int(step.has_uncond), "sub": step.sub.passes},
             "num_steps": plan.num_steps,
-            "num_active_steps": plan.num_active,
+            "num_active_steps": plan.computed["sub"],
+            "computed_steps": dict(plan.computed),
+            "passes_over_cfg": dict(plan.other_ways),
             "meshes": [
                 {**c.degrees._asdict(), **asdict(c.forecast), "fits": c.fits, "notes": list(c.notes)}
                 for c in plan.candidates

@@ -24,6 +24,7 @@ from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelC
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
 from tiny import NUM_BLOCKS, PROMPT, random_lora, tiny_config
 from tiny_pipelines import BUILDERS, build_hunyuan_video_15, wan
+from tiny_wan22 import a14b_config
 from torch import Tensor, nn
 
 import s2video
@@ -197,7 +198,7 @@ def test_a_step_that_was_interrupted_leaves_nothing_to_the_next_video(
     with pytest.raises(KeyboardInterrupt):
         run(pipe, arguments)
     hook.remove()
-    assert pipe.transformer.__dict__["_s2video"].deviation is not None
+    assert pipe.transformer.__dict__["_s2video"].pushed is not None
     assert torch.equal(run(pipe, arguments), expected)
 
 
@@ -351,3 +352,61 @@ def test_a_transformer_compiled_or_sharded_as_a_whole_is_refused(
     transformer._parallel_config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
     with pytest.raises(InputError, match="enable_parallelism"):
         s2video.enable(pipe_and_arguments[0])
+
+
+# reuse, and S² by its push
+
+
+def counted(transformer: nn.Module) -> list[int]:
+    """Count the blocks that run from now on."""
+    runs = [0]
+    for block in transformer.blocks:
+        block.register_forward_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
+    return runs
+
+
+@pytest.mark.parametrize("reuse", ["deviation", "light", "fast", {"sub_every": 3, "sub_until": 0.8}], ids=str)
+def test_reuse_makes_the_engine_s_video(tiny_checkpoint: Path, reuse: Any) -> None:
+    """With fewer blocks run; a second video does not continue from the first one's predictions."""
+    pipe, arguments = wan(tiny_checkpoint)
+    guidance = {"cfg_scale": 5.0, "s2_push": 0.1, "mask_seed": SEED, "reuse": reuse}
+    config = tiny_config(tiny_checkpoint, **guidance).patched({"sampling.num_inference_steps": 16})
+    expected = Engine(config).sample([PROMPT], [7])
+    runs = counted(pipe.transformer)
+    s2video.enable(pipe, s2_push=0.1, drop_ratio=0.3, mask_seed=SEED, reuse=reuse)
+    got = run(pipe, arguments, num_steps=16)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+    first = runs[0]
+    assert torch.equal(got, run(pipe, arguments, num_steps=16)) and runs[0] == 2 * first
+    masks = Engine(config).mask_schedule([7])
+    full = sum((p.cond == "computed") + (p.uncond == "computed") for p in Engine(config).passes(masks))
+    assert first == full * NUM_BLOCKS + sum(
+        NUM_BLOCKS - min(mask) - len(mask) for step in range(16) for mask in masks.step(step)
+    )
+    if not isinstance(reuse, str):
+        return
+    s2video.enable(pipe, drop_ratio=0.3, mask_seed=SEED)
+    assert not torch.equal(got, run(pipe, arguments, num_steps=16))
+
+
+def test_reuse_with_two_transformers(checkpoint_of: Callable[[str], Path]) -> None:
+    """Forecasts start again at the turn, as in the engine."""
+    folder = checkpoint_of("wan2.2-t2v")
+    config = a14b_config(folder, reuse="fast", mask_seed=SEED).patched({"sampling.num_inference_steps": 16})
+    pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
+    s2video.enable(pipe, drop_ratio=0.3, mask_seed=SEED, reuse="fast")
+    got = run(pipe, {**wan(folder)[1], "guidance_scale_2": 2.0}, num_steps=16)
+    torch.testing.assert_close(got, Engine(config, progress="none").sample([PROMPT], [7]), atol=2e-5, rtol=0)
+
+
+def test_reuse_is_refused_where_it_cannot_be(tiny_checkpoint: Path) -> None:
+    pipe, arguments = wan(tiny_checkpoint)
+    s2video.enable(pipe, reuse="fast")
+    with pytest.raises(InputError, match="expected at least 16 steps, got 6"):
+        run(pipe, arguments)
+    both, _ = BUILDERS["stable_diffusion_3"](tiny_checkpoint)
+    with pytest.raises(InputError, match="cond and uncond in one call, got light"):
+        s2video.enable(both, reuse="light")
+    s2video.enable(both, reuse="deviation")
+    with pytest.raises(InputError, match=r"s2_scale 0\.5 and s2_push 0\.1"):
+        s2video.enable(pipe, s2_scale=0.5, s2_push=0.1)

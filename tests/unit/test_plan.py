@@ -78,10 +78,10 @@ def test_a_run_is_dearer_in_the_window_only() -> None:
 def test_other_guidance_has_its_own_passes() -> None:
     """SLG drops fixed blocks in diffusers' strict window, steps 1 to 9 of 50; APG has no such pass."""
     slg = planned(1, "guidance.method=slg", "guidance.slg.layers=[9, 19]")
-    assert (slg.num_active, slg.step.sub.passes) == (9, 29 / 40)
+    assert (slg.computed["sub"], slg.step.sub.passes) == (9, 29 / 40)
     assert slg.best.forecast.passes == pytest.approx(2 + 9 / 50 * 29 / 40, rel=0.01)
     apg = planned(1, "guidance.method=apg")
-    assert apg.num_active == 0
+    assert apg.computed["sub"] == 0
     assert apg.best.forecast.passes == pytest.approx(2, rel=0.01)
 
 
@@ -459,3 +459,68 @@ def test_bad_card_files(text: str, fragment: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match=fragment):
         read_card(str(path))
+
+
+# reuse
+
+
+@pytest.mark.parametrize(
+    ("overrides", "computed", "passes"),
+    [
+        ((), (50, 50, 40), 2 + 0.8 * 0.7),
+        (("guidance.reuse=deviation",), (50, 50, 10), 2 + 0.2 * 0.7),
+        (("guidance.reuse=light",), (50, 30, 20), 1.6 + 0.4 * 0.7),
+        (("guidance.reuse=fast",), (30, 30, 10), 1.2 + 0.2 * 0.7),
+        (("guidance.reuse=light", "guidance.cfg_scale=1"), (50, 0, 20), 1 + 0.4 * 0.7),
+        (("guidance.window_in=noise",), (50, 50, 31), 2 + 31 / 50 * 0.7),
+    ],
+    ids=["exact", "deviation", "light", "fast", "in-place-of-cfg", "noise"],
+)
+def test_the_passes_of_a_run_with_reuse(
+    overrides: tuple[str, ...], computed: tuple[int, int, int], passes: float
+) -> None:
+    """Wan 14B, 40 blocks of which 4 are dropped, 50 steps with a shift of 5."""
+    plan = planned(1, *overrides)
+    assert tuple(plan.computed.values()) == computed
+    assert plan.best.forecast.passes == pytest.approx(passes, rel=0.01)
+
+
+def test_a_step_without_uncond_is_shared_by_all_ranks() -> None:
+    """With cond and uncond in parallel on 8 ranks, cond alone takes an 8th of a pass."""
+    plan = planned(8, "guidance.reuse=light")
+    beside = next(c for c in plan.candidates if c.degrees == Degrees(1, 4, 2))
+    assert beside.forecast.passes == pytest.approx(0.6 / 4 + 0.4 / 8 + 0.4 * 0.7 / 8, rel=0.01)
+    assert beside.forecast.seconds < planned(8).best.forecast.seconds
+    step = a_step("Wan", 75600, sub=sub_of(40))
+    plain, keeping = (
+        forecast(Degrees(1, 4, 2), replace(step, kept_predictions=kept), H100).memory_bytes for kept in (0, 3)
+    )
+    assert keeping - plain == 3 * 75600 * 64 * 4  # float32
+
+
+def test_the_turn_of_two_transformers_is_planned() -> None:
+    config = ROOT / "configs" / "wan2.2-t2v-a14b.yaml"
+    computed = planned(1, "guidance.reuse=fast", config=config).computed
+    assert computed["cond"] == computed["uncond"] > planned(1, "guidance.reuse=fast").computed["cond"] * 40 / 50
+    assert computed["cond"] < 40
+
+
+def test_other_ways_to_run_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The passes of facts that are known: 30 blocks, 3 dropped."""
+    ways = planned(1, config=ROOT / "configs" / "wan2.1-t2v-1.3b-480p.yaml").other_ways
+    expected = {"exact": 1.26, "deviation": 1.065, "light": 0.93, "fast": 0.665}
+    assert ways == pytest.approx(
+        {f"guidance.reuse={preset}": cost for preset, cost in expected.items()}
+        | {
+            f"guidance.reuse={preset} guidance.cfg_scale=1": cost
+            for preset, cost in {"exact": 0.76, "deviation": 0.565, "light": 0.63, "fast": 0.365}.items()
+        }
+    )
+    arguments = ["plan", "--model", "wan2.1-t2v-14b-720p", "--world", "1", "--set", "guidance.reuse=fast"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "cond in 30, uncond in 30, sub (0.7 of a pass) in 10 of 50 steps" in said
+    assert "note: guidance.reuse fast at cfg_scale 5" in said and "guidance.reuse deviation is safer" in said
+    assert main([*arguments, "--json", "--set", "guidance.cfg_scale=3"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["computed_steps"] == {"cond": 30, "uncond": 30, "sub": 10}
