@@ -16,6 +16,8 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SPECIAL = {
     "wan2.1-t2v-1.3b-480p": "12 heads: any number of ranks shares them, evenly or not",
     "wan2.1-t2v-14b-720p": "the paper's second model",
+    "wan2.1-t2v-1.3b-480p-s2-alone": "S² in place of CFG; not tried on these weights",
+    "wan2.1-t2v-14b-720p-s2-alone": "the same",
     "wan2.1-i2v-14b-480p": "CLIP image tokens in cross-attention; the image's latents and a mask beside the noise",
     "wan2.1-i2v-14b-720p": "the same at 720p",
     "wan2.1-flf2v-14b-720p": "the same with a last image",
@@ -45,7 +47,7 @@ def table() -> str:
 
 def row(name: str) -> str:
     """A star marks memory that an H100 of 80 GB does not have."""
-    alone, without = planned(name, 1), planned(name, 1, "guidance.s2_scale=0")
+    alone, without = planned(name, 1), planned(name, 1, "guidance.s2_push=null", "guidance.s2_scale=0")
     cells = (
         f"[`{name}`](../configs/{name}.yaml)",
         SPECIAL[name],

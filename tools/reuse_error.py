@@ -1,6 +1,7 @@
 """Measures how far `guidance.reuse` moves final latents, next to what another seed of the masks moves them.
 
-    python tools/reuse_error.py --clips 16 --scales 2 5 --json runs/reuse.jsonl      # takes many minutes
+    python tools/reuse_error.py --json runs/reuse.jsonl                              # takes many minutes
+    python tools/reuse_error.py --scales 5 --reuse light "{preset: light, start: 0.4}"
 
 For the embedded model. Every way makes the same clips of held-out captions from the same noise. Its error is |latents −
 latents of exact S²| / |latents of exact S²| for each clip. Passes are those computed in a run, in passes through all
@@ -15,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from evaluate import Clip, draw_clips, positive_number
+from evaluate import Clip, draw_clips, positive_number, whole_number
 from json_lines import lines_path, write_lines
 from torch import Tensor
 
 from s2video.config.run import RunConfig
+from s2video.config.yaml_reader import parse_yaml
 from s2video.engine.engine import Engine
 from s2video.errors import InputError
 from s2video.guidance.reuse import PRESETS
@@ -39,15 +41,14 @@ class Way(NamedTuple):
     mask_seed: int = MASK_SEED
 
 
-def ways(num_mask_seeds: int) -> Iterator[Way]:
+def ways(num_mask_seeds: int, reuse: Sequence[str]) -> Iterator[Way]:
     """Yield exact S² first, then what is compared with it."""
     yield Way("exact", {})
     for seed in range(1, num_mask_seeds + 1):
         yield Way(f"exact, mask seed {seed}", {}, MASK_SEED + seed)
     yield Way("no S² (ω = 0)", {"s2_scale": 0.0})
-    for preset in PRESETS:
-        if preset != "exact":
-            yield Way(preset, {"reuse": preset})
+    for text in reuse:
+        yield Way(text, {"reuse": parse_yaml(text, "--reuse")})
 
 
 def passes_over_cfg(engine: Engine, mask_seed: int) -> float:
@@ -78,7 +79,7 @@ def sample(engine: Engine, clips: Sequence[Clip], batch: int, mask_seed: int) ->
 def measure(config: RunConfig, args: argparse.Namespace, clips: Sequence[Clip]) -> list[dict[str, Any]]:
     """Return a record for each λ and each way."""
     engine, records = Engine(config, progress="none"), []
-    compared = list(ways(args.mask_seeds))
+    compared = list(ways(args.mask_seeds, args.reuse))
     with Progress("runs", "auto") as progress:
         for scale in args.scales:
             exact: list[Tensor] = []
@@ -124,7 +125,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--clips", type=positive_number, default=16, help="held-out captions, half of them of two things")
     add("--scales", type=float, nargs="+", default=[2.0, 5.0], help="values of λ")
     add("--steps", type=positive_number, default=30, help="denoising steps")
-    add("--mask-seeds", type=positive_number, default=5, help="other seeds of the masks")
+    add("--mask-seeds", type=whole_number, default=5, help="other seeds of the masks")
+    add("--reuse", nargs="+", default=[name for name in PRESETS if name != "exact"], help="presets, or fields as YAML")
     add("--batch", type=positive_number, default=8, help="clips that are made together; they share masks")
     add("--json", type=lines_path, metavar="FILE.jsonl", help="also write every error there")
     return parser.parse_args(argv)
