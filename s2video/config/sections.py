@@ -33,7 +33,9 @@ from .text import read_list
 class LoraConfig(Section):
     """A low-rank change of a transformer's weights."""
 
-    path: Text = Field(min_length=1, description="a .safetensors file, a folder that has one, or a Hub id")
+    path: Text = Field(
+        min_length=1, description="a .safetensors file, a folder that has one, a Hub id, or owner/name/file"
+    )
     scale: Number = Field(default=1.0, description="strength; 0: none")
     component: Literal["transformer", "transformer_2"] = Field(
         default="transformer", description="which transformer, if the checkpoint has two"

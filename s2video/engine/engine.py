@@ -6,7 +6,7 @@ step -> latents -> frames
 
 import copy
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -31,7 +31,7 @@ from ..models.image_encoder import ImageEncoder
 from ..models.images import Images
 from ..models.limits import check_images, check_request
 from ..models.loading import load_conditioners, load_scheduler, load_vae
-from ..models.lora import load_loras, lora_digests
+from ..models.lora import AppliedLora, load_loras, lora_digests
 from ..models.noise_levels import noise_levels
 from ..models.parts import place_transformer
 from ..models.prompts import cut_prompts
@@ -50,6 +50,7 @@ from ..sampling.sampler import sample
 from ..system import ranks
 from ..system.progress import Progress, Style
 from ..system.shutdown import Termination
+from ..system.terminal import say
 from .statement import Batch, latents_statement, rank_statement
 
 OnStep = Callable[[int, int], object]
@@ -108,6 +109,7 @@ class Engine:
         self._denoising, self._decoding = RLock(), RLock()
         self._load_encoders()
         self._scheduler = load_scheduler(self.checkpoint, config.sampling.flow_shift)
+        self.loras: list[AppliedLora] = []
         boundary = self.checkpoint.info.boundary_ratio
         self._experts = Experts(
             [self._load_expert(name) for name in self._family.transformers],
@@ -115,6 +117,8 @@ class Engine:
             device=mesh.device if config.model.offload_experts else None,
         )
         self.load_seconds = time.monotonic() - start
+        for line in self._loading_notes() if self._progress != "none" else ():
+            say(line)
         self.s2_scales: list[tuple[int, list[float]]] = []
 
     def _load_encoders(self) -> None:
@@ -146,9 +150,16 @@ class Engine:
             component,
             offloaded=config.model.offload_experts,
         )
-        load_loras(transformer, config.model.lora, component, self._family.pipeline)
+        self.loras += load_loras(transformer, config.model.lora, component, self._family.pipeline)
         model = self._family.block_model(transformer, named_backend(config.model.attention_backend))
         return Expert(model, weights, transformer)
+
+    def _loading_notes(self) -> Iterator[str]:
+        """Yield a line about each component whose files were converted, and about each LoRA."""
+        for component, how in self.checkpoint.conversions.items():
+            yield f"{component}: {how}"
+        for lora in self.loras:
+            yield lora.line()
 
     def with_config(self, config: RunConfig) -> "Engine":
         """Return the same models under other settings of everything except `model` and `parallel`; loads no weights.

@@ -183,6 +183,8 @@ def _facts(engine: Engine, job: RunConfig, images: Images | None) -> dict[str, A
         passes=None if masks.reuse.is_exact else engine.passes(masks),
         cut_prompts=engine.cut_prompts(),
         model_files=engine.checkpoint.settings_digests(),
+        conversions=engine.checkpoint.conversions,
+        loras=[lora.record() for lora in engine.loras],
     )
 
 

@@ -49,6 +49,7 @@ class Checkpoint:
     Attributes:
         family: the family of its pipeline, with its model_index.json.
         named: the components whose weights are not those of the folder.
+        conversions: loaded components whose weights had other names or formats -> how they were converted.
 
     Raises:
         InputError: if model_index.json is missing, damaged, or names an unknown pipeline.
@@ -59,6 +60,7 @@ class Checkpoint:
         self.variant = variant
         self._named = dict(files)
         self.family: Family = family_of(_json_file(folder / "model_index.json"))
+        self.conversions: dict[str, str] = {}
         self._configs: dict[str, JsonFile] = {}
         self._files: dict[str, tuple[WeightFile, ...]] = {}
         for component in self._named:

@@ -136,6 +136,7 @@ def encoder_layout(checkpoint: Checkpoint, name: str) -> Layout | None:
             f"{checkpoint.source(name)}: expected a text encoder in transformers' names, got a language model in "
             "llama.cpp's, whose rows are in another order; take its .safetensors file"
         )
+    _note(checkpoint, name, layout)
     return layout
 
 
@@ -158,7 +159,13 @@ def check_component(checkpoint: Checkpoint, component: str) -> Layout | None:
     kind = checkpoint.class_of(component)
     layout = read_layout(checkpoint.files(component), component, kind, values, module.state_dict().keys())
     check_layout(layout, module, checkpoint.source(component))
+    _note(checkpoint, component, layout)
     return layout
+
+
+def _note(checkpoint: Checkpoint, component: str, layout: Layout) -> None:
+    if layout.description:
+        checkpoint.conversions[component] = layout.description
 
 
 def is_standard(checkpoint: Checkpoint, component: str, layout: Layout) -> bool:

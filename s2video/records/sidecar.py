@@ -59,6 +59,8 @@ def job_facts(
     passes: Sequence[StepPasses] | None = None,
     cut_prompts: Sequence[Mapping[str, Any]] = (),
     model_files: Mapping[str, str] | None = None,
+    conversions: Mapping[str, str] | None = None,
+    loras: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return all that determines a video, as JSON: config, prompt, images, seeds, and every mask.
 
@@ -70,6 +72,8 @@ def job_facts(
         passes: what each step computes; None if every step computes all that it uses.
         cut_prompts: the prompts of which the model reads only the beginning, from `models.prompts.cut_prompts`.
         model_files: `Checkpoint.settings_digests()`.
+        conversions: `Checkpoint.conversions`.
+        loras: `AppliedLora.record()` of each.
     """
     return {
         "prompt": config.prompt or "",
@@ -84,6 +88,8 @@ def job_facts(
         "config": config.model_dump(mode="json"),
         "masks": masks.records(),
         "model_files": dict(model_files or {}),
+        "conversions": dict(conversions or {}),
+        "loras": list(loras),
         "audio_sha256": audio_digest(config),
         "computed": None if passes is None else computed_steps(passes),
     }

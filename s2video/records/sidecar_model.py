@@ -71,6 +71,16 @@ class CutPrompt(_Part):
     tokens: Count = Field(description="tokens of the prompt, without any template around it")
 
 
+class LoraRecord(_Part):
+    """What became of the tensors of a LoRA file; `weights` has its digest."""
+
+    component: str = Field(description="the transformer that it changes")
+    scale: FiniteFloat = Field(description="its strength")
+    tensors: Count = Field(description="tensors in the file")
+    applied: Count = Field(description="those that were applied")
+    not_applied: dict[str, tuple[str, ...]] = Field(description="reasons, and names of the tensors, at most 100 each")
+
+
 class ImageRecord(_Part):
     """The first or last image of the video."""
 
@@ -171,6 +181,10 @@ class Sidecar(_Part):
         default=(), description="ω of the steps in which S² acted, if config.guidance.s2_push decided it"
     )
     weights: dict[str, Digest] = Field(description="SHA-256 of every weight file, by its name in the checkpoint")
+    conversions: dict[str, str] = Field(
+        default={}, description="components whose files had other names or formats, and how they were converted"
+    )
+    loras: tuple[LoraRecord, ...] = Field(default=(), description="what of each LoRA was applied")
     latents: LatentsRecord = Field(description="the denoised latents, before decoding")
     output: OutputRecord = Field(description="the video file or sequence")
     resumed_after_step: int | None = Field(

@@ -1,6 +1,7 @@
 """Weights in files of other programs: every format of every component gives what the folder gives, or is refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import original_names as original
 import pytest
 import tiny
 import torch
+import yaml
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from original_names import State
 from shapes.caption_encoder import build_tokenizer
@@ -20,6 +22,7 @@ from tiny_hunyuan import tiny_config as hunyuan_config
 from tiny_wan22 import a14b_config, build_a14b
 from torch import Tensor, nn
 
+from s2video.cli.main import main
 from s2video.config.run import RunConfig, build_config
 from s2video.config.sections import ParallelConfig
 from s2video.engine.engine import Engine
@@ -28,6 +31,7 @@ from s2video.models.checkpoint import Checkpoint, open_checkpoint
 from s2video.models.loading import load_conditioners, load_transformer, load_vae
 from s2video.models.parts import place_transformer
 from s2video.parallel.mesh import Mesh
+from s2video.records.sidecar_model import read_sidecar
 
 SIZE = {"width": 32, "height": 32, "num_frames": 1, "num_inference_steps": 2}
 CPU = torch.device("cpu")
@@ -338,6 +342,33 @@ def test_files_count_by_their_contents(wide: Wide, tmp_path: Path) -> None:
     assert digests(first.rename(tmp_path / "b.safetensors")) == before
     state["head.head.bias"] = state["head.head.bias"] + 1
     assert digests(original.write(state, tmp_path / "b.safetensors")) != before
+
+
+def test_a_line_and_the_sidecar_say_what_was_loaded(
+    wide: Wide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = original.fp8_scaled(original.wan_transformer(wide.states["transformer"]))
+    file = original.write(state, tmp_path / "x.safetensors", "diffusion_model.")
+    lora = tiny.random_lora(wide_transformer()) | {"transformer.blocks.7.attn1.to_q.diff_b": torch.ones(256)}
+    original.write(lora, tmp_path / "lora.safetensors")
+    config = tmp_path / "x.yaml"
+    settings = wide.config(transformer=str(file), lora=[{"path": str(tmp_path / "lora.safetensors"), "scale": 0.5}])
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    command = ["generate", "--config", str(config), "--prompt", PROMPT, "--output", str(tmp_path / "a.mp4")]
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert re.search(
+        r"transformer: prefixed names; \d+ fp8 tensors with scales, dequantized; original names, conv", said
+    )
+    line = f"LoRA lora.safetensors on transformer: {len(lora) - 1} of {len(lora)} tensors applied; not applied: 1 of layers"
+    assert line in said
+    sidecar = read_sidecar(tmp_path / "a.json")
+    assert set(sidecar.conversions) == {"transformer"} and "F8_E4M3" in sidecar.conversions["transformer"]
+    assert sidecar.loras[0].applied == len(lora) - 1 and sidecar.loras[0].scale == 0.5
+    assert sidecar.loras[0].not_applied == {
+        "of layers that this model lacks": ("transformer.blocks.7.attn1.to_q.diff_b",)
+    }
+    assert "transformer/file 1 of 1" in sidecar.weights
 
 
 def nvfp4(state: State) -> State:
