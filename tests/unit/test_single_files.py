@@ -360,7 +360,7 @@ def test_a_line_and_the_sidecar_say_what_was_loaded(
     assert re.search(
         r"transformer: prefixed names; \d+ fp8 tensors with scales, dequantized; original names, conv", said
     )
-    line = f"LoRA lora.safetensors on transformer: {len(lora) - 1} of {len(lora)} tensors applied; not applied: 1 of layers"
+    line = f"LoRA lora.safetensors on transformer: {len(lora) - 1} of {len(lora)} tensors applied; not applied: 1 of "
     assert line in said
     sidecar = read_sidecar(tmp_path / "a.json")
     assert set(sidecar.conversions) == {"transformer"} and "F8_E4M3" in sidecar.conversions["transformer"]
