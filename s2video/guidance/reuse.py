@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 # From this λ on, forecasts of cond − uncond are warned about: their error is multiplied by λ − 1.
 LARGE_SCALE = 4.0
 MEASURED_AT_5 = (
-    "for 16 clips of the embedded model at cfg_scale 5, its median error was 0.04, where another mask seed changes 0.01, "
-    "and one clip was lost"
+    "for 16 clips of the embedded model at cfg_scale 5, its median error was 0.04, where another mask seed changes "
+    "0.01, and one clip was lost"
 )
 
 How = Literal["computed", "forecast", "none"]
