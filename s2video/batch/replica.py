@@ -217,7 +217,7 @@ class _Replica:
             resolved = self._resolved(job)
             engine = self._engine_for(resolved)
             with self._room.measured("denoising", job) if is_alone else nullcontext():
-                denoised = denoise(engine, resolved, resume=resume)
+                denoised = denoise(engine, resolved, resume=resume, afresh_if_damaged=True)
             if denoised is not None:
                 return _Halfway(record, denoised)
             self._record_files(record, resolved)

@@ -416,9 +416,9 @@ class Engine:
             )
         return self._value_digests
 
-    def denoising_weights(self) -> dict[str, str]:
-        """Return those digests that decide the latents. Main rank only."""
-        digests = self.weight_digests()
+    def denoising_files(self) -> dict[str, str]:
+        """Return SHA-256 of the weights, LoRAs and settings files that decide the latents. Main rank only."""
+        digests = self.weight_digests() | self.checkpoint.settings_digests()
         if self.checkpoint.info.image != "none":  # the VAE encodes it
             return digests
         return {name: digest for name, digest in digests.items() if not name.startswith("vae/")}

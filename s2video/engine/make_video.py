@@ -81,8 +81,19 @@ def make_video(engine: Engine, job: RunConfig, *, resume: bool = False) -> Path 
     return finish(denoised)
 
 
-def denoise(engine: Engine, job: RunConfig, *, resume: bool = False, on_step: OnStep | None = None) -> Denoised | None:
-    """Denoise a job that writes files; returns None if `resume` finds them made already."""
+def denoise(
+    engine: Engine,
+    job: RunConfig,
+    *,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    afresh_if_damaged: bool = False,
+) -> Denoised | None:
+    """Denoise a job that writes files; returns None if `resume` finds them made already.
+
+    Args:
+        afresh_if_damaged: see `ResumePoint`.
+    """
     engine, mesh, files = engine.with_config(job), engine.mesh, OutputPaths.of(job)
     images = read_images(*job.image_paths)
     facts = _facts(engine, job.for_output(files.output), images)
@@ -94,9 +105,10 @@ def denoise(engine: Engine, job: RunConfig, *, resume: bool = False, on_step: On
         resume_point = ResumePoint(
             files.resume_point,
             mesh,
-            engine.denoising_weights,
+            engine.denoising_files,
             every_seconds=job.checkpoint.every_seconds,
             resume=resume,
+            afresh_if_damaged=afresh_if_damaged,
         )
         denoised = _denoised(engine, images, facts, resume_point, on_step)
         until_finish.pop_all()

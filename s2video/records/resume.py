@@ -1,8 +1,8 @@
 """The resume point of a job: its latents after some steps, and the state of scheduler and guidance, in a file.
 
-X.checkpoint.safetensors, next to the video X, holds tensors, and JSON in its header: the steps done, what has changed
-in the scheduler since its first step, the guidance's state, and a statement of everything that decides the latents, so
-that no other job resumes from it. Masks need no state: they are a function of the step.
+X.checkpoint.safetensors, next to the video X, holds the steps done, what has changed in the scheduler since its first
+step, the guidance's state, and a statement of everything that decides the latents, so that no other job resumes from it
+(`resume_file.py`). Masks need no state: they are a function of the step.
 """
 
 import copy
@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError, S2VideoError, StoppedError
 from ..parallel.collectives import broadcast_tensors, gather_objects
 from ..parallel.mesh import Mesh
-from ..system.json_reader import parse_json
 from ..system.terminal import say
-from .sidecar import write_tensors
-from .sidecar_model import METADATA_KEY
+from .resume_file import DamagedError, SavedPoint, check_point, decoded, encoded, read_point, write_point
 
 
 class Stateful(Protocol):
@@ -38,10 +35,12 @@ class ResumePoint:
     All ranks construct it and call `begin` and `step_done` together; the main rank reads and writes.
 
     Args:
-        weights: returns digests of the weights that decide the latents. Called on the main rank, and only when a file
-            is read or written, because hashing takes time.
+        weights: returns digests of the weights and settings files that decide the latents. Called on the main rank, and
+            only when a file is read or written, because hashing takes time.
         every_seconds: how often `step_done` writes; None: only when the run is stopped.
         resume: whether `begin` looks for a file.
+        afresh_if_damaged: whether it says so and starts at the beginning if the file is damaged, as a batch does, for
+            which nobody waits; else it raises.
 
     Attributes:
         first_step: steps that were done when the job was resumed; 0: it started at the beginning.
@@ -55,6 +54,7 @@ class ResumePoint:
         *,
         every_seconds: float | None = None,
         resume: bool = False,
+        afresh_if_damaged: bool = False,
     ) -> None:
         self.path = path
         self.resume = resume
@@ -62,6 +62,7 @@ class ResumePoint:
         self._mesh = mesh
         self._weights = weights
         self._every_seconds = every_seconds
+        self._afresh = afresh_if_damaged
         self._statement: dict[str, Any] = {}
         self._fresh: dict[str, Any] = {}
         self._guidance_state: dict[str, Any] = {}
@@ -87,33 +88,59 @@ class ResumePoint:
         self._written_at = time.monotonic()
         if not self.resume:
             return noise, 0
-        facts: dict[str, Any] | None = None
-        tensors: dict[str, Tensor] = {}
+        point: SavedPoint | None = None
         problem = None
         if self._mesh.is_main:
             try:
-                facts, tensors = self._read()
+                point = self._read(scheduler, noise)
+            except DamagedError as error:
+                problem = None if self._afresh else str(error)
+                if self._afresh:
+                    self._note(f"{error}; starting with the first step")
             except InputError as error:
                 problem = str(error)
-        problem, facts = gather_objects((problem, facts), self._mesh.world)[0]
+        problem = gather_objects(problem, self._mesh.world)[0]
         if problem is not None:
             raise InputError(problem)
-        if facts is None:
-            self._note(f"no resume point {self.path}; starting with the first step")
+        point = self._shared(point)
+        if point is None:
             return noise, 0
-        device, names = self._mesh.device, facts["tensors"]
-        ours = [tensors[name].to(device) for name in names] if self._mesh.is_main else None
-        received = dict(zip(names, broadcast_tensors(ours, self._mesh.world, device), strict=True))
-        for name, value in facts["scheduler"].items():
-            setattr(scheduler, name, _decoded(value, received))
-        self._guidance_state = {name: _decoded(value, received) for name, value in facts["guidance"].items()}
-        self.first_step = facts["step"]
+        for name, value in point.scheduler.items():
+            setattr(scheduler, name, value)
+        self._guidance_state = point.guidance
+        self.first_step = point.step
         self._note(f"{self.path}: resuming after step {self.first_step}")
-        return received["latents"], self.first_step
+        return point.latents, self.first_step
+
+    def _shared(self, point: SavedPoint | None) -> SavedPoint | None:
+        """The main rank's point on all ranks, with its tensors on the mesh's device."""
+        tensors: dict[str, Tensor] = {}
+        facts: dict[str, Any] | None = None
+        if point is not None:
+            tensors["latents"] = point.latents
+            facts = {name: encoded(state, tensors) for name, state in (("s", point.scheduler), ("g", point.guidance))}
+            facts |= {"step": point.step, "names": list(tensors)}
+        facts = gather_objects(facts, self._mesh.world)[0]
+        if facts is None:
+            return None
+        device = self._mesh.device
+        ours = [tensor.to(device) for tensor in tensors.values()] if self._mesh.is_main else None
+        received = dict(zip(facts["names"], broadcast_tensors(ours, self._mesh.world, device), strict=True))
+        scheduler, guidance = ({name: decoded(value, received) for name, value in facts[key].items()} for key in "sg")
+        return SavedPoint(facts["step"], {}, scheduler, guidance, received["latents"])
 
     def restore(self, denoiser: Stateful) -> None:
-        """Give the denoiser the state that it had at the resume point, after `begin`."""
-        denoiser.load_state(self._guidance_state)
+        """Give the denoiser the state that it had at the resume point, after `begin`.
+
+        Raises:
+            InputError: the state is not that of this guidance.
+        """
+        try:
+            denoiser.load_state(self._guidance_state)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise InputError(
+                f"{self.path}: expected the state of this guidance ({type(error).__name__}: {error}); delete the file"
+            ) from None
 
     def step_done(
         self, step: int, num_steps: int, latents: Tensor, scheduler: Any, denoiser: Stateful, *, stops: bool
@@ -136,7 +163,7 @@ class ResumePoint:
         if self._every_seconds is None or not self._mesh.is_main:
             return
         if step == self.first_step + 1:
-            _encoded(self._changed(scheduler), {})
+            encoded(self._changed(scheduler), {})
         if step == num_steps or time.monotonic() - self._written_at >= self._every_seconds:
             if (problem := self._write(step, latents, scheduler, denoiser)) is not None:
                 self._note(f"no resume point after step {step}: {problem}")
@@ -157,32 +184,21 @@ class ResumePoint:
 
     def _write(self, step: int, latents: Tensor, scheduler: Any, denoiser: Stateful) -> str | None:
         """Write the file; returns why it could not be written, or None."""
-        tensors = {"latents": latents}
+        changed = self._changed(scheduler)
         try:
-            facts = {
-                "statement": self._full_statement(),
-                "step": step,
-                "scheduler": _encoded(self._changed(scheduler), tensors),
-                "guidance": _encoded(denoiser.state(), tensors),
-                "tensors": list(tensors),
-            }
-            write_tensors(self.path, tensors, facts)
+            write_point(self.path, SavedPoint(step, self._full_statement(), changed, denoiser.state(), latents))
         except (S2VideoError, OSError) as error:
             return str(error)
         return None
 
-    def _read(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    def _read(self, scheduler: Any, noise: Tensor) -> SavedPoint | None:
         if not self.path.exists():
-            return None, {}
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                facts = parse_json((file.metadata() or {})[METADATA_KEY], "its header")
-                tensors = {key: file.get_tensor(key) for key in facts["tensors"]}
-            saved = facts["statement"]
-            _move_guidance_state(facts)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path}: expected a resume point of s2video ({error}); delete the file") from None
-        statement = self._full_statement()
+            self._note(f"no resume point {self.path}; starting with the first step")
+            return None
+        point = read_point(self.path)
+        saved, statement = point.statement, self._full_statement()
+        if _NEWER not in saved:  # version 0.1.0 did not record settings files
+            statement = {name: value for name, value in statement.items() if name in saved or name in self._statement}
         for field in sorted(saved.keys() | statement.keys()):
             then, now = saved.get(field), statement.get(field)
             if then != now:
@@ -190,7 +206,8 @@ class ResumePoint:
                     f"{self.path}: belongs to another job: {field} was {_short(then)}, now it is {_short(now)}; "
                     "use the same settings, choose another output, or delete the file"
                 )
-        return facts, tensors
+        check_point(self.path, point, scheduler, noise)
+        return point
 
     def _full_statement(self) -> dict[str, Any]:
         return self._statement | {f"weights of {file}": digest for file, digest in self._weights().items()}
@@ -200,47 +217,15 @@ class ResumePoint:
             say(text)
 
 
-def _encoded(state: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return attributes as JSON, and add the tensors that it names to `tensors`. Raises S2VideoError for others."""
-
-    def encode(name: str, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            key = f"scheduler.{len(tensors)}"
-            tensors[key] = value
-            return {"tensor": key}
-        if isinstance(value, list):
-            return {"list": [encode(name, item) for item in value]}
-        if value is None or type(value) in (bool, int, float, str):
-            return value
-        raise S2VideoError(
-            f"the scheduler's state cannot be stored: expected numbers, text, tensors and lists, got {name} of type "
-            f"{type(value).__name__}; run this scheduler without checkpoint.every_seconds"
-        )
-
-    return {name: encode(name, value) for name, value in state.items()}
-
-
-def _move_guidance_state(facts: dict[str, Any]) -> None:
-    """Older files kept the momentum of APG among the scheduler's attributes."""
-    state = facts.setdefault("guidance", {})
-    if "guidance_momentum" in facts["scheduler"]:
-        state["momentum"] = facts["scheduler"].pop("guidance_momentum")
-
-
-def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return [_decoded(item, tensors) for item in value["list"]]
-    return value
-
-
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_same, a, b))
     return type(a) is type(b) and bool(a == b)
+
+
+_NEWER = "weights of model_index.json"
 
 
 def _short(value: Any) -> str:

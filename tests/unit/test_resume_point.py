@@ -1,17 +1,22 @@
 """Tests of resume points on one rank: restored bitwise, and only for the same job."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from safetensors import safe_open
 from torch import Tensor
 
 from s2video.errors import InputError, S2VideoError, StoppedError
 from s2video.parallel.mesh import Mesh
+from s2video.records import resume_file
 from s2video.records.resume import ResumePoint
+from s2video.records.sidecar import write_tensors
+from s2video.records.sidecar_model import METADATA_KEY
 from s2video.sampling.sampler import sample
 
 NUM_STEPS = 8
@@ -121,6 +126,101 @@ def test_a_damaged_checkpoint_is_named(content: bytes | None, tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-4] if content is None else content)
     with pytest.raises(InputError, match="expected a resume point of s2video"):
         run(euler(), path, resume=True)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], Any], *, sealed: bool) -> None:
+    """Change header or tensors of a file; `sealed` gives it the digest of its new content."""
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()[METADATA_KEY])
+        tensors = {name: file.get_tensor(name) for name in facts["tensors"]}
+    del facts["digest"]
+    change(facts, tensors)
+    digest = resume_file._digest(facts, tensors) if sealed else "0" * 64
+    write_tensors(path, tensors, facts | {"digest": digest})
+
+
+@pytest.mark.parametrize("bit", [0, 7])
+@pytest.mark.parametrize("place", [-1, -40, -800])
+def test_flipped_bits_are_found(bit: int, place: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.checkpoint.safetensors"
+    with pytest.raises(StoppedError):
+        run(unipc(), path, stop_after=3)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="changed since it was written"):
+        run(unipc(), path, resume=True)
+
+
+CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Any]] = {
+    "step 3": lambda facts, tensors: facts.update(step=3),
+    "step -1": lambda facts, tensors: facts.update(step=-1),
+    "step 0": lambda facts, tensors: facts.update(step=0),
+    "step 10**9": lambda facts, tensors: facts.update(step=10**9),
+    "step true": lambda facts, tensors: facts.update(step=True),
+    "step text": lambda facts, tensors: facts.update(step="2"),
+    "no step": lambda facts, tensors: facts.pop("step"),
+    "scheduler attribute": lambda facts, tensors: facts["scheduler"].update(colour=1),
+    "scheduler config": lambda facts, tensors: facts["scheduler"].update(_internal_dict=None),
+    "scheduler method": lambda facts, tensors: facts["scheduler"].update(step=1),
+    "scheduler dunder": lambda facts, tensors: facts["scheduler"].update(__class__="int"),
+    "scheduler type": lambda facts, tensors: facts["scheduler"].update(timesteps="x"),
+    "scheduler list": lambda facts, tensors: facts["scheduler"].update(model_outputs=1),
+    "scheduler nonsense": lambda facts, tensors: facts["scheduler"].update(_step_index={"x": 1}),
+    "scheduler no mapping": lambda facts, tensors: facts.update(scheduler=[]),
+    "statement no mapping": lambda facts, tensors: facts.update(statement=5),
+    "statement": lambda facts, tensors: facts["statement"].update(prompt=["b"]),
+    "no statement": lambda facts, tensors: facts.pop("statement"),
+    "latents shape": lambda facts, tensors: tensors.update(latents=tensors["latents"][:, :2].contiguous()),
+    "latents type": lambda facts, tensors: tensors.update(latents=tensors["latents"].double()),
+    "latents nan": lambda facts, tensors: tensors["latents"].view(-1).__setitem__(0, float("nan")),
+    "latents missing": lambda facts, tensors: [tensors.pop("latents"), facts["tensors"].remove("latents")],
+    "tensor not named": lambda facts, tensors: tensors.update(more=torch.zeros(2)),
+    "tensors no list": lambda facts, tensors: facts.update(tensors=3),
+    "guidance": lambda facts, tensors: facts.update(guidance={"average": {"tensor": "none"}}),
+    "guidance no mapping": lambda facts, tensors: facts.update(guidance="x"),
+}
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_edited_checkpoint_is_one_line(
+    change: str, sealed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even with a digest that is right, a file cannot ask for what a run of the job cannot have."""
+    path = tmp_path / "x.checkpoint.safetensors"
+    with pytest.raises(StoppedError):
+        run(unipc(), path, stop_after=2)
+    rewritten(path, CHANGES[change], sealed=sealed)
+    with pytest.raises(InputError) as caught:
+        run(unipc(), path, resume=True)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    if "statement" not in change or not sealed:  # the batch says so and makes the video from the beginning
+        whole = run(unipc(), tmp_path / "whole")
+        assert torch.equal(run(unipc(), path, resume=True, afresh_if_damaged=True), whole)
+        assert "starting with the first step" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_version_0_1_0_has_no_digest(tmp_path: Path) -> None:
+    path = tmp_path / "x.checkpoint.safetensors"
+    whole = run(unipc(), path)
+    with pytest.raises(StoppedError):
+        run(unipc(), path, stop_after=2)
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()[METADATA_KEY])
+        tensors = {name: file.get_tensor(name) for name in facts["tensors"]}
+    del facts["digest"]
+    write_tensors(path, tensors, facts)
+    assert torch.equal(run(unipc(), path, resume=True), whole)
+
+
+def test_another_settings_file_is_another_job(tmp_path: Path) -> None:
+    path = tmp_path / "x.checkpoint.safetensors"
+    files = {"a": "1", "model_index.json": "1", "transformer/config.json": "1"}
+    with pytest.raises(StoppedError):
+        run(unipc(), path, stop_after=2, weights=files)
+    with pytest.raises(InputError, match=r"weights of transformer/config.json was"):
+        run(unipc(), path, weights=files | {"transformer/config.json": "2"}, resume=True)
 
 
 def test_a_state_that_cannot_be_stored_is_refused_after_the_first_step(tmp_path: Path) -> None:
