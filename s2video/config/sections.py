@@ -106,7 +106,10 @@ class ModelConfig(Section):
         "latents", default="float32", description="precision of the image encoder; diffusers recommends float32"
     )
     vae_dtype: Dtype = setting(
-        "frames", default="float32", description="precision of the VAE; diffusers recommends float32"
+        "frames",
+        default="float32",
+        description="precision of the VAE; diffusers recommends float32, which on a GPU means TF32 in convolutions, as "
+        "in diffusers, unless NVIDIA_TF32_OVERRIDE is 0 in the environment",
     )
     attention_backend: Text | None = setting(
         "latents",

@@ -5,7 +5,7 @@ is a mesh whose axes all have size 1, on the same code path. Knows no model.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -19,6 +19,8 @@ from ..config.sections import ParallelConfig
 from ..errors import AgreementError, InputError, S2VideoError
 from ..system import ranks
 from .watch import Watch, connect
+
+Groups = tuple[tuple[int, ...], ...]  # ranks of each group, ascending; all of the same length
 
 # NCCL counts a collective's time from the moment it is queued, so the limit includes the computation queued before it.
 _LEAST_NCCL_LIMIT = 120.0  # seconds, longer than a step of the largest models on two GPUs
@@ -233,23 +235,39 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
             "expected the same parallel settings on all ranks, got "
             f"{'; '.join(f'rank {r}: {d}' for r, d in enumerate(everyone))}; start every rank with the same settings"
         )
-    grid = torch.arange(size).view(*degrees.values())
-
-    def axis(name: str, groups: str) -> Axis:
-        return _axis(name, rearrange(grid, f"r u b -> {groups}"), parallel.timeout_seconds)
-
-    ring, ulysses = axis("ring", "(u b) r"), axis("ulysses", "(r b) u")
-    sequence = SequenceAxes(ring, ulysses, axis("sequence", "b (r u)"))
-    both = axis("ulysses", "r (u b)") if parallel.branch > 1 else ulysses
+    made: dict[Groups, dist.ProcessGroup | None] = {(tuple(range(size)),): dist.group.WORLD}
+    axes = {name: _axis(name, groups, made, parallel.timeout_seconds) for name, groups in axis_groups(degrees).items()}
+    sequence = SequenceAxes(axes["ring"], axes["ulysses"], axes["sequence"])
+    both = replace(axes["merged"], name="ulysses") if parallel.branch > 1 else axes["ulysses"]
     world = Axis("world", size, rank, dist.group.WORLD)
     return Mesh(
         device=device,
         world=world,
         sequence=sequence,
-        branch=axis("branch", "(r u) b"),
-        merged=SequenceAxes(ring, both, replace(world, name="sequence")),
+        branch=axes["branch"],
+        merged=SequenceAxes(axes["ring"], both, replace(world, name="sequence")),
         backend=dist.get_backend(),
     )
+
+
+def axis_groups(degrees: Mapping[str, int]) -> dict[str, Groups]:
+    """Return the groups of ranks of each axis of a mesh; "merged" joins the Ulysses groups of both branches."""
+    grid = torch.arange(math.prod(degrees.values())).view(degrees["ring"], degrees["ulysses"], degrees["branch"])
+    layouts = {"ring": "(u b) r", "ulysses": "(r b) u", "sequence": "b (r u)", "merged": "r (u b)", "branch": "(r u) b"}
+    return {name: _rows(rearrange(grid, f"r u b -> {layout}")) for name, layout in layouts.items()}
+
+
+def num_communicators(degrees: Mapping[str, int]) -> int:
+    """Return how many groups a rank of a mesh is in; with NCCL each has buffers on the GPU.
+
+    Groups that sharded weights or decoding on some of the ranks need are not counted.
+    """
+    every = {groups for groups in axis_groups(degrees).values() if len(groups[0]) > 1}
+    return len(every | {(tuple(range(math.prod(degrees.values()))),)}) if every else 0
+
+
+def _rows(grid: Tensor) -> Groups:
+    return tuple(tuple(row) for row in grid.tolist())
 
 
 def in_own_group(axis: Axis, timeout_seconds: float) -> Axis:
@@ -258,16 +276,16 @@ def in_own_group(axis: Axis, timeout_seconds: float) -> Axis:
     return replace(axis, group=dist.new_group(members, timeout=_group_limit(timeout_seconds)))
 
 
-def _axis(name: str, groups: Tensor, timeout_seconds: float) -> Axis:
-    """Return this rank's axis: its row of `groups` [G, ranks of a group]. All ranks call it together."""
-    count, size = groups.shape
+def _axis(name: str, groups: Groups, made: dict[Groups, dist.ProcessGroup | None], timeout_seconds: float) -> Axis:
+    """Return this rank's axis. All ranks call it together. Axes of the same groups share one, from `made`."""
+    size = len(groups[0])
     if size == 1:
         return Axis(name)
-    row = next(row for row in groups.tolist() if dist.get_rank() in row)
-    group = dist.group.WORLD
-    if count > 1:
-        group, _ = dist.new_subgroups_by_enumeration(groups.tolist(), timeout=_group_limit(timeout_seconds))
-    return Axis(name, size, row.index(dist.get_rank()), group)
+    if groups not in made:
+        lists = [list(group) for group in groups]
+        made[groups], _ = dist.new_subgroups_by_enumeration(lists, timeout=_group_limit(timeout_seconds))
+    row = next(row for row in groups if dist.get_rank() in row)
+    return Axis(name, size, row.index(dist.get_rank()), made[groups])
 
 
 def first_ranks(name: str, size: int, world: Axis, timeout_seconds: float) -> Axis | None:

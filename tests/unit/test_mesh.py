@@ -8,7 +8,7 @@ from s2video.config.sections import ParallelConfig
 from s2video.errors import InputError
 from s2video.models.limits import CheckpointInfo, check_request
 from s2video.parallel import mesh as mesh_module
-from s2video.parallel.mesh import Mesh, choose_backend, resolve_degrees
+from s2video.parallel.mesh import Mesh, axis_groups, choose_backend, num_communicators, resolve_degrees
 
 CHECKPOINT = CheckpointInfo(num_blocks=6, patch_size=(1, 2, 2), max_positions=64, spatial_factor=8, temporal_factor=4)
 
@@ -152,3 +152,22 @@ def test_nccl_waits_longer_than_the_watch(monkeypatch: pytest.MonkeyPatch) -> No
 def test_one_process_is_a_mesh_of_ones() -> None:
     mesh = Mesh(torch.device("cpu"))
     assert mesh.describe() == {"world_size": 1, "ring": 1, "ulysses": 1, "branch": 1, "backend": None, "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [((1, 1, 1), 0), ((1, 8, 1), 1), ((8, 1, 1), 1), ((2, 4, 1), 3), ((1, 4, 2), 3), ((4, 1, 2), 3), ((2, 2, 2), 6)],
+)
+def test_axes_of_the_same_ranks_share_a_communicator(degrees: tuple[int, int, int], expected: int) -> None:
+    """Each one has hundreds of megabytes of buffers with NCCL."""
+    assert num_communicators(dict(zip(("ring", "ulysses", "branch"), degrees, strict=True))) == expected
+
+
+def test_groups_of_each_axis() -> None:
+    assert axis_groups({"ring": 2, "ulysses": 2, "branch": 2}) == {
+        "ring": ((0, 4), (1, 5), (2, 6), (3, 7)),
+        "ulysses": ((0, 2), (1, 3), (4, 6), (5, 7)),
+        "sequence": ((0, 2, 4, 6), (1, 3, 5, 7)),
+        "merged": ((0, 1, 2, 3), (4, 5, 6, 7)),
+        "branch": ((0, 1), (2, 3), (4, 5), (6, 7)),
+    }

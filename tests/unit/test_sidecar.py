@@ -14,8 +14,10 @@ from sidecar_helpers import NUM_BLOCKS, STEPS, made_video
 
 import s2video
 from s2video.cli.main import main
+from s2video.config.run import RunConfig
+from s2video.engine.statement import rank_statement
 from s2video.errors import InputError
-from s2video.records.sidecar import latents_record
+from s2video.records.sidecar import latents_record, machine_settings
 from s2video.records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
 from s2video.review.inspect import describe
 
@@ -163,3 +165,26 @@ def test_a_sidecar_is_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert main(words) == 2
         said = capsys.readouterr().err
         assert f"got a sidecar; s2video reproduce {path}" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "allowed", "override", "expected"),
+    [
+        ("cpu", True, None, False),
+        ("cuda", True, None, True),
+        ("cuda", True, "0", False),
+        ("cuda", True, "1", True),
+        ("cuda", False, None, False),
+    ],
+)
+def test_tf32_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, device: str, allowed: bool, override: str | None, expected: bool
+) -> None:
+    """float32 on a GPU has 10 bits in convolutions, unless torch or NVIDIA's libraries are told otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    if override is not None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", override)
+    settings = machine_settings(torch.device(device), "native")
+    assert settings == {"attention": "native", "tf32": expected}
+    assert rank_statement(RunConfig(), {}, settings)["machine.tf32"] is expected
