@@ -21,7 +21,7 @@ from ..geometry import Shard, split_evenly
 from ..parallel.collectives import collect_parts, gather_tokens
 from ..parallel.halo import fill_halos
 from ..parallel.mesh import Axis
-from .whole import decode_chunks, denormalize, to_frames
+from .whole import decode_chunks, denormalize, on_cpu, to_frames
 
 ROWS, COLUMNS = -2, -1  # of [..., H, W]
 
@@ -40,14 +40,18 @@ def decode_sharded(vae: AutoencoderKLWan, latents: Tensor, axis: Axis) -> Genera
     own = shards[axis.rank]
     z = denormalize(vae, latents).narrow(dim, own.start, own.length)
     with _sharded(vae.decoder, dim, shards, axis):
-        for chunk in decode_chunks(vae, z):
-            strip = to_frames(chunk)  # [t, h·s, w·s, 3]
-            along, scale = dim - 1, chunk.shape[dim] // own.length
-            shapes = [list(strip.shape) for _ in shards]
-            for shape, shard in zip(shapes, shards, strict=True):
-                shape[along] = shard.length * scale
-            strips = collect_parts([strip], [[shape] for shape in shapes], axis)
-            yield torch.cat([part for (part,) in strips], dim=along).cpu() if strips else None
+        yield from on_cpu((_joined(chunk, dim, shards, axis) for chunk in decode_chunks(vae, z)), vae.device)
+
+
+def _joined(chunk: Tensor, dim: int, shards: Sequence[Shard], axis: Axis) -> Tensor | None:
+    """Return the frames of all strips on rank 0: this rank's [1, 3, t, h, w] -> [t, H·s, W·s, 3]. None on others."""
+    strip = to_frames(chunk)  # [t, h·s, w·s, 3]
+    along, scale = dim - 1, chunk.shape[dim] // shards[axis.rank].length
+    shapes = [list(strip.shape) for _ in shards]
+    for shape, shard in zip(shapes, shards, strict=True):
+        shape[along] = shard.length * scale
+    strips = collect_parts([strip], [[shape] for shape in shapes], axis)
+    return torch.cat([part for (part,) in strips], dim=along) if strips else None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..parallel.collectives import collect_parts
 from ..parallel.mesh import Axis
-from .whole import VideoVae, decode_latent_frame, denormalize, new_cache, to_frames, unpatched
+from .whole import VideoVae, decode_latent_frame, denormalize, new_cache, on_cpu, to_frames, unpatched
 
 Tile = tuple[int, int]  # first latent row and first latent column
 DecodeTile = Callable[[Tile, Tensor], Tensor]  # [1, C, T, h, w] -> [1, C', t, h·scale, w·scale]
@@ -43,8 +43,8 @@ def decode_tiled(vae: VideoVae, latents: Tensor, axis: Axis) -> Generator[Tensor
         pictures = iter([_picture(vae, z, cut, axis, lambda tile, part: vae.decoder(part))])
     else:
         pictures = _pictures(vae, z, cut, axis)
-    for picture in pictures:
-        yield None if picture is None else to_frames(picture).cpu()
+    frames = (None if picture is None else to_frames(picture) for picture in pictures)
+    yield from on_cpu(frames, vae.device)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Dimension letters: C latent channels; T, H, W latent frames, rows, columns; s pi
 of a chunk.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 
 VideoVae: TypeAlias = AutoencoderKLWan | AutoencoderKLHunyuanVideo | AutoencoderKLHunyuanVideo15
 
+_LARGEST_PINNED = 2**28  # bytes; a larger chunk is one of few, and pinning its buffer would take longer than its copy
+
 
 @torch.no_grad()
 def decode_frames(vae: AutoencoderKLWan, latents: Tensor) -> Generator[Tensor, None, None]:
@@ -25,8 +27,7 @@ def decode_frames(vae: AutoencoderKLWan, latents: Tensor) -> Generator[Tensor, N
     Args:
         latents: [1, C, T, H, W] as the transformer uses them; this function denormalizes them.
     """
-    for chunk in decode_chunks(vae, denormalize(vae, latents)):
-        yield to_frames(chunk).cpu()
+    yield from on_cpu(map(to_frames, decode_chunks(vae, denormalize(vae, latents))), vae.device)
 
 
 def decode_chunks(vae: AutoencoderKLWan, z: Tensor) -> Generator[Tensor, None, None]:
@@ -68,6 +69,60 @@ def to_frames(chunk: Tensor) -> Tensor:
     """
     frames = chunk.float().clamp(-1, 1)[0].permute(1, 2, 3, 0)
     return (frames / 2 + 0.5).clamp(0, 1)
+
+
+def on_cpu(chunks: Iterator[Tensor | None], device: torch.device) -> Generator[Any, None, None]:
+    """Yield the chunks in CPU memory, and None for None.
+
+    From a GPU, each chunk is copied while the next one is computed, so the first chunk comes when the second one is
+    queued. Ranks that decode together all do so, because they must take equal steps.
+    """
+    if device.type != "cuda":
+        for chunk in chunks:
+            yield None if chunk is None else chunk.cpu()
+        return
+    copies, before = [_PinnedCopy(), _PinnedCopy()], None
+    for number, chunk in enumerate(chunks):
+        copy = copies[number % 2]
+        copy.start(chunk)
+        if before is not None:
+            yield before.result()
+        before = copy
+    if before is not None:
+        yield before.result()
+
+
+class _PinnedCopy:
+    """A copy from the GPU to a buffer that is used again."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+        self._queued: tuple[Tensor, torch.cuda.Event] | None = None  # the part of the buffer, and when it is filled
+        self._copied: Tensor | None = None
+
+    def start(self, chunk: Tensor | None) -> None:
+        """Queue the copy of a chunk on the current stream."""
+        self._queued = self._copied = None
+        if chunk is None:
+            return
+        if chunk.nbytes > _LARGEST_PINNED:
+            self._copied = chunk.cpu()
+            return
+        if chunk.numel() > self._buffer.numel():
+            self._buffer = torch.empty(chunk.numel(), dtype=chunk.dtype).pin_memory()
+        part = self._buffer[: chunk.numel()].view(chunk.shape)
+        part.copy_(chunk, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        self._queued = part, done
+
+    def result(self) -> Tensor | None:
+        """Wait for the copy, and return the chunk in memory of its own."""
+        if self._queued is None:
+            return self._copied
+        part, done = self._queued
+        done.synchronize()
+        return part.clone()
 
 
 def denormalize(vae: VideoVae, latents: Tensor) -> Tensor:

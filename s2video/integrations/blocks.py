@@ -132,7 +132,7 @@ class Forks:
         def walk(index: int, block: Block, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             if index > fork and index not in dropped:
                 return block(*arguments, **keywords)
-            _skip(block)
+            _skip(block, is_followed=index > fork)
             state = self._states[fork] if index == fork else self._inputs(arguments, keywords)
             return state if len(state) > 1 else state[0]
 
@@ -144,13 +144,33 @@ class Forks:
         return tuple(keywords[name] if name in keywords else arguments[_POSITIONS[name]] for name in names)
 
 
-def _skip(block: Block) -> None:
-    """Run the offloading hooks of a skipped block. In a group, the first block loads all, the last unloads them."""
+def _skip(block: Block, *, is_followed: bool) -> None:
+    """Run the offloading hooks of a skipped block.
+
+    In a group of several blocks, the first block loads all, the last unloads them. With a stream, each block loads the
+    next group while it runs: a skipped one does so too, and frees what was loaded for it in vain.
+
+    Args:
+        is_followed: the next block runs, or is skipped in the same way; False before the fork.
+    """
     registry = vars(block).get("_diffusers_hook")
     hook = None if registry is None else registry.get_hook("group_offloading")
-    if hook is not None and len(hook.group.modules) > 1:
+    if hook is None:
+        return
+    group = hook.group
+    if len(group.modules) > 1:
         hook.pre_forward(block)
         hook.post_forward(block, None)
+    elif group.stream is not None and _is_loaded(group):
+        if is_followed:
+            hook.pre_forward(block)
+        group.offload_()
+
+
+def _is_loaded(group: Any) -> bool:
+    """Return whether a group of diffusers' group offload is on the device where it runs."""
+    parameters = [*(p for module in group.modules for p in module.parameters()), *group.parameters]
+    return bool(parameters) and parameters[0].device != group.offload_device
 
 
 class _WalkedList(nn.ModuleList):
