@@ -7,6 +7,9 @@ S2VideoError            every error that s2video raises on purpose; exit code 1
 └── StoppedError        stopped after a step, by SIGTERM or by the caller; exit code 143
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class S2VideoError(Exception):
     """Base class of all errors of this project. The message is for the person who started the run.
@@ -34,10 +37,36 @@ class StoppedError(S2VideoError):
     """The run stopped on request after a step. The message states how to resume."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out: Python's, torch's on the CPU, which is a plain RuntimeError, or a GPU's."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
+
+
 def out_of_memory(error: BaseException) -> str:
-    """Return the message for a torch.OutOfMemoryError."""
+    """Return the message for an error of which `is_out_of_memory` is true."""
     first_line = str(error).split(". ")[0]
+    if type(error).__name__ != "OutOfMemoryError":
+        first_line = first_line.rpartition("] ")[2].replace("DefaultCPUAllocator: ", "")
+        return (
+            f"this machine is out of memory ({first_line or 'Python could not allocate'}); use fewer ranks, frames or "
+            "pixels, model.dtype bfloat16, or a machine with more memory"
+        )
     return (
         f"the GPU is out of memory ({first_line}); use more GPUs (launch --nproc), fewer frames or pixels, "
         "model.dtype bfloat16, model.offload_text_encoder true, or model.stream_text_encoder true"
     )
+
+
+@contextmanager
+def memory_reported() -> Iterator[None]:
+    """Turn errors of the block that mean "out of memory" into an S2VideoError, which is one line without traceback."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise S2VideoError(out_of_memory(error)) from error

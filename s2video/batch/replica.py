@@ -9,7 +9,6 @@ video is finished before the next one is begun, and only its encoding overlaps i
 from __future__ import annotations
 
 import gc
-import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,19 +23,20 @@ from ..config.run import RunConfig
 from ..config.sections import ParallelConfig
 from ..engine.engine import Engine
 from ..engine.make_video import Denoised, denoise, finish
-from ..errors import S2VideoError, StoppedError, out_of_memory
+from ..errors import S2VideoError, StoppedError, is_out_of_memory, out_of_memory
 from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..parallel.collectives import any_rank, gather_objects
 from ..parallel.mesh import Mesh, build_mesh, init_mesh
 from ..parallel.ring import named_backend
-from ..parallel.watch import shows_a_lost_rank
+from ..parallel.symptoms import shows_a_lost_rank
 from ..planning.plan import resolve_parallel
 from ..system import ranks
 from ..system.files import sha256
 from ..system.locks import held_lock
 from ..system.progress import Style
-from ..system.shutdown import Termination, stop_at_end_of_stdin
+from ..system.roster import own_roster
+from ..system.shutdown import Termination
 from ..system.terminal import say, show_path
 from .gpu_room import GpuRoom
 from .heartbeat import Heartbeat
@@ -71,14 +71,12 @@ def run_replica(
     *,
     overlap: Overlap,
     progress: Style = "auto",
-    follows_stdin: bool = False,
 ) -> None:
     """Join the other ranks of a replica, and make jobs until none waits. Every rank runs this.
 
     Args:
         config: of any job, the same on all ranks; it says how they join.
         owner: the replica's name, which no other has or had.
-        follows_stdin: stop when standard input ends, which happens when the process at its other end is gone.
 
     Raises:
         StoppedError, SystemExit: it was asked to stop; its jobs wait again.
@@ -88,9 +86,6 @@ def run_replica(
     if config.parallel.degrees == "auto":
         model = open_model(*config.model.source)
         config = resolve_parallel(config, model, ranks.world_size())
-    is_main = ranks.is_main_rank()
-    if follows_stdin and is_main:
-        threading.Thread(target=stop_at_end_of_stdin, daemon=True).start()
     with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
         options = _Options(overlap, progress, termination)
         if not mesh.is_main:
@@ -101,7 +96,8 @@ def run_replica(
                 _Replica(store, owner, mesh, config.parallel, open_model, options, heartbeat).make_jobs()
             except (StoppedError, SystemExit, KeyboardInterrupt):
                 heartbeat.held.clear()
-                store.give_back(owner)
+                if not own_roster().lost():  # otherwise the job may have killed a rank, which counts as an attempt
+                    store.give_back(owner)
                 raise
         store.owner_path(owner).unlink(missing_ok=True)
 
@@ -347,7 +343,7 @@ class _Replica:
 
 def _one_line(error: Exception) -> str:
     """The error, as one line."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return out_of_memory(error)
     text = " ".join(str(error).split())
     return text if isinstance(error, S2VideoError) else f"{type(error).__name__}: {text}".removesuffix(": ")

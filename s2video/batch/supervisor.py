@@ -10,17 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
+from functools import partial
 
 from ..errors import InputError, S2VideoError
-from ..system.launcher import LaunchPlan, torchrun_command
+from ..system.launcher import LaunchPlan, held_signals, start_ranks, torchrun_command
+from ..system.processes import IDLENESS, Idleness, kill_tree, look, tree
 from ..system.terminal import say
-from .store import Store
+from .store import LEASE, Store
 
 _INTERVAL = 0.2  # seconds between two checks of the replicas
+_LOOK_INTERVAL = 2.0  # seconds between two looks at what their processes do
 
 
 @dataclass(frozen=True)
@@ -76,35 +77,24 @@ def visible_gpus(device: str) -> list[str]:
 class _Running:
     owner: str
     process: subprocess.Popen[bytes]
+    idleness: Idleness = field(default_factory=lambda: Idleness(_LOOK_INTERVAL))
+    ended_because: str | None = None  # why this process ended it
+
+    def end(self, reason: str) -> None:
+        """End it with all its ranks and encoders, also those that are stopped."""
+        self.ended_because = reason
+        kill_tree(self.process.pid)
 
 
-@dataclass
-class _Signals:
-    """Received signals, and the processes to forward them to."""
-
-    received: list[int] = field(default_factory=list)
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def add(self, process: subprocess.Popen[bytes]) -> None:
-        self.processes.append(process)
-        if self.received:  # received while the process was starting
-            process.send_signal(signal.SIGTERM)
-
-    def pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Forward a signal, also Ctrl-C, as SIGTERM, so that replicas stop after the current step."""
-        self.received.append(number)
-        for process in self.processes:
-            process.send_signal(signal.SIGTERM)
-
-
-def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int | None:
+def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str], *, idleness: float = IDLENESS) -> int | None:
     """Run replicas until no job is waiting or running.
 
     If a replica dies, it is reported, its job goes back into the queue, and it is restarted if it had drawn a job. One
-    that died before is not restarted.
+    that died before is not restarted. One that does nothing, or loses a job because it missed its heartbeat, is ended.
 
     Args:
         arguments: arguments of `s2video` for every replica; its name is added as `--owner NAME`.
+        idleness: seconds for which a replica with all its processes may do nothing.
 
     Returns:
         The signal that stopped the batch, or None.
@@ -115,7 +105,7 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
     running: dict[int, _Running] = {}
     failed_numbers: set[int] = set()
     drew: set[str | None] = set()  # owners
-    with _held_signals() as signals:
+    with held_signals(stops_softly=True) as signals:
         while True:
             drew |= store.owners()
             for number, replica in list(running.items()):
@@ -123,13 +113,12 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
                     continue
                 del running[number]
                 signals.processes.remove(replica.process)
-                if code != 0 and not signals.received:
+                if code != 0 and (not signals.received or replica.ended_because):
                     _report(store, replica, code)
                     if replica.owner not in drew and not store.has_drawn(replica.owner):
                         failed_numbers.add(number)
-            for job in store.release():
-                outcome = f"failed: {job.error}" if job.error else "goes back into the queue"
-                say(f"{job.name} of {job.owner} {outcome} (attempt {job.attempts})")
+            _release(store, running.values())
+            _end_idle(running.values(), idleness)
             states = store.count_open()
             if signals.received:
                 if not running:
@@ -149,29 +138,33 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str]) -> int 
             time.sleep(_INTERVAL)
 
 
+def _release(store: Store, running: Iterable[_Running]) -> None:
+    """Requeue the jobs of replicas that are gone or missed their heartbeat, and end the latter."""
+    for job in store.release():
+        outcome = f"failed: {job.error}" if job.error else "goes back into the queue"
+        say(f"{job.name} of {job.owner} {outcome} (attempt {job.attempts})")
+        for replica in running:
+            if replica.owner == job.owner:
+                replica.end(f"missed its heartbeat for {LEASE:g} s")
+
+
+def _end_idle(running: Iterable[_Running], limit: float) -> None:
+    for replica in running:
+        pid = replica.process.pid
+        if replica.idleness.update(partial(tree, pid)) > limit and replica.ended_because is None:
+            found = look(pid)
+            stopped = ", because it is stopped (SIGSTOP)" if found is not None and found.is_stopped else ""
+            replica.end(f"did nothing for {limit:g} s{stopped}")
+
+
 def _start(plan: ReplicaPlan, number: int, arguments: Sequence[str]) -> _Running:
     owner = f"replica-{number}-{os.urandom(4).hex()}"
-    process = subprocess.Popen(
-        plan.command([*arguments, "--owner", owner]),
-        env=plan.environment(number),
-        stdin=subprocess.PIPE,  # closed when this process ends, which the replica notices
-        start_new_session=True,  # so that Ctrl-C reaches it only through this process
-    )
-    return _Running(owner, process)
+    return _Running(owner, start_ranks(plan.command([*arguments, "--owner", owner]), plan.environment(number)))
 
 
 def _report(store: Store, replica: _Running, code: int) -> None:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+    if replica.ended_because is not None:
+        how = f"{replica.ended_because}, and was ended"
     say(f"{replica.owner} {how}")
-    store.log("replica ended", replica=replica.owner, code=code)
-
-
-@contextmanager
-def _held_signals() -> Iterator[_Signals]:
-    signals = _Signals()
-    before = {number: signal.signal(number, signals.pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    store.log("replica ended", replica=replica.owner, code=code, reason=replica.ended_because)

@@ -27,6 +27,7 @@ from ..models.recipes import recipe_note
 from ..records.replacing import Replaced, sentences
 from ..system import ranks, terminal
 from ..system.locks import held_lock
+from ..system.processes import IDLENESS, has_gpu
 from ..system.terminal import show
 from .arguments import add_command, add_set_argument, path_argument, say, whole_number
 
@@ -147,7 +148,11 @@ def _batch(arguments: argparse.Namespace) -> int:
             command = ["replica", str(batch.folder), "--overlap", batch.overlap, "--progress", style]
             if arguments.shard is not None:
                 command += ["--shard", "/".join(map(str, arguments.shard))]
-            if (number := supervise(store, plan, command)) is not None:
+            settings = jobs[0].config
+            idleness = IDLENESS  # a thread that waits for a GPU need not use the CPU
+            if settings.model.device != "cpu" and has_gpu():
+                idleness = max(IDLENESS, settings.parallel.timeout_seconds)
+            if (number := supervise(store, plan, command, idleness=idleness)) is not None:
                 _stopped(store, number)
         return _verdict(store)
 
@@ -214,7 +219,6 @@ def _replica(arguments: argparse.Namespace) -> int:
         arguments.owner,
         overlap=arguments.overlap,
         progress=arguments.progress,
-        follows_stdin=True,
     )
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..config.run import RunConfig
 from ..engine.job import plan_jobs, read_prompt_file
-from ..errors import InputError, S2VideoError, out_of_memory
+from ..errors import InputError, memory_reported
 from ..media.checks import check_output, check_spec
 from ..media.formats import Codec, codec_for, suffix_of
 from ..media.output_paths import OutputPaths
@@ -159,8 +159,6 @@ def _changes(arguments: argparse.Namespace) -> dict[str, object]:
 
 def generate(checked: Checked) -> int:
     """Make the videos, on this rank; returns the exit code."""
-    import torch
-
     from ..engine.engine import Engine
     from ..engine.make_video import make_video
     from ..engine.statement import jobs_statement
@@ -172,16 +170,14 @@ def generate(checked: Checked) -> int:
         say(note)
     jobs = [resolve_parallel(job, checked.checkpoint, ranks.world_size()) for job in checked.jobs]
     progress: Style = "plain" if checked.plain else "auto"
-    try:
-        with Termination().handled() as termination, init_mesh(jobs[0].parallel, jobs[0].model.device) as mesh:
-            require_agreement(jobs_statement(jobs, resume=checked.resume), mesh.world)
-            engine = Engine(jobs[0], mesh, checkpoint=checked.checkpoint, progress=progress, termination=termination)
-            for job in jobs:
-                written = make_video(engine, job, resume=checked.resume)
-                if written is not None:
-                    show_path(written)
-    except torch.OutOfMemoryError as error:
-        raise S2VideoError(out_of_memory(error)) from error
+    parallel, device = jobs[0].parallel, jobs[0].model.device
+    with Termination().handled() as termination, init_mesh(parallel, device) as mesh, memory_reported():
+        require_agreement(jobs_statement(jobs, resume=checked.resume), mesh.world)
+        engine = Engine(jobs[0], mesh, checkpoint=checked.checkpoint, progress=progress, termination=termination)
+        for job in jobs:
+            written = make_video(engine, job, resume=checked.resume)
+            if written is not None:
+                show_path(written)
     return 0
 
 
@@ -209,17 +205,11 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     for note in sentences([] if replaced is None else [replaced]):
         say(note)
-
-    import torch
-
     from ..engine.decode_latents import decode_latents
 
-    try:
-        with Termination().handled():
-            written = decode_latents(latents, output, config, codec=codec, own=own, say=say)
-            show_path(written)
-    except torch.OutOfMemoryError as error:
-        raise S2VideoError(out_of_memory(error)) from error
+    with Termination().handled(), memory_reported():
+        written = decode_latents(latents, output, config, codec=codec, own=own, say=say)
+        show_path(written)
     return 0
 
 

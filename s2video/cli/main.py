@@ -1,23 +1,29 @@
 """The command line: `s2video COMMAND`, with an exit code for every end.
 
 Everything that can be checked is checked before torch and diffusers are imported and before any process starts. Exit
-codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 130 Ctrl-C, 143 SIGTERM.
+codes: 0 done, 2 the input cannot be used (one line, no traceback), 1 a run that failed, 129 SIGHUP, 130 Ctrl-C, 143
+SIGTERM.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib import metadata
 
 from ..errors import InputError, S2VideoError, StoppedError
 from ..system import ranks
-from ..system.launcher import report_exit_code
+from ..system.launcher import follow_launcher, report_exit_code, report_reason
+from ..system.roster import own_roster
+from ..system.shutdown import Termination
 from ..system.terminal import flush_output, lost_output, prepare_streams, say, say_error
 from ..version import __version__
 from . import batch, catalog, generate, review
 from .arguments import Parser
+
+_FIRST_RANK_LIMIT = 10.0  # seconds that the first rank of a host may take to fail as another one of it did
 
 _EXAMPLES = """examples:
   s2video generate --model shapes-wan --prompt "a large red circle moving left on a gray background"
@@ -29,12 +35,28 @@ _EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `argv` is None for the process's own arguments."""
     prepare_streams()
+    follow_launcher()
+    if not ranks.launched_by_torchrun():
+        return _run(argv)
+    own_roster()
+    with Termination().handled():  # what a command installs handles the rest of its life
+        try:
+            code = _run(argv)
+        except SystemExit as end:  # torchrun stops a rank when another one of its host has ended
+            code = end.code if isinstance(end.code, int) else 1
+            code = _say_lost(code) if code > 128 else code
+    report_exit_code(code)
+    own_roster().write("ended", goodbye=True)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = build_parser().parse_args(sys.argv[1:] if argv is None else list(argv))
         code = int(arguments.run(arguments)) or _code_of_output(arguments.command)
     except InputError as error:
-        if not error.is_reported and (error.is_reported is False or ranks.speaks_for_host()):
-            say_error(error)
+        if not error.is_reported and (error.is_reported is False or ranks.speaks_for_host() or _is_alone()):
+            _say_failure(str(error))
         code = 2
     except StoppedError as error:
         if not error.is_reported:
@@ -42,11 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 128 + signal.SIGTERM
     except S2VideoError as error:
         if not error.is_reported:
-            say_error(f"rank {ranks.shown_rank()}: {error}" if ranks.launched_by_torchrun() else str(error))
+            _say_failure(f"rank {ranks.shown_rank()}: {error}" if ranks.launched_by_torchrun() else str(error))
         code = 1
     except KeyboardInterrupt:
         code = 130
-    report_exit_code(code)
     return code
 
 
@@ -57,6 +78,34 @@ def _code_of_output(command: str) -> int:
     if error is None or command == "replica" or ranks.launched_by_torchrun():
         return 0  # whoever started this process would take another code for a failure of the work
     return 128 + signal.SIGPIPE if isinstance(error, BrokenPipeError) else 1
+
+
+def _say_failure(reason: str, *, seconds_ago: float = 0.0) -> None:
+    say_error(reason)
+    report_reason(reason, seconds_ago=seconds_ago)
+
+
+def _say_lost(code: int) -> int:
+    """Say which rank of this host is lost, if one is; return the exit code. For ranks that have not joined yet."""
+    others, lost = own_roster().others(), own_roster().lost()
+    if not lost:
+        return code
+    if all(ranks.rank() < entry.rank for entry in others if entry not in lost):  # one of them speaks
+        _say_failure(f"{own_roster().describe(lost)}; start again", seconds_ago=_FIRST_RANK_LIMIT)
+    return 1
+
+
+def _is_alone() -> bool:
+    """Whether the first rank of this host does not fail as this one did, so that this one has to speak.
+
+    That rank's end takes this one along: torchrun sends SIGTERM, which must not come before its line.
+    """
+    deadline = time.monotonic() + _FIRST_RANK_LIMIT
+    while (first := own_roster().first()) is not None and not first.said_goodbye and first.is_alive:
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def build_parser() -> Parser:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, S2VideoError, out_of_memory
+from ..errors import InputError, S2VideoError, memory_reported
 from ..media.checks import check_output, check_spec
 from ..media.output_paths import OutputPaths
 from ..media.signature import is_signed
@@ -193,20 +193,15 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     sidecar, job, checkpoint = check_reproduce(arguments, world_size=ranks.world_size())
     video = video_of(arguments.file, find_sidecar(arguments.file), sidecar)
 
-    import torch
-
     from ..engine.engine import Engine
     from ..parallel.mesh import init_mesh
     from ..review.reproduce import judge, make_again
 
     progress: Style = "plain" if arguments.plain else "auto"
-    try:
-        with Termination().handled() as termination, init_mesh(job.parallel, job.model.device) as mesh:
-            engine = Engine(job, mesh, checkpoint=checkpoint, progress=progress, termination=termination)
-            compared = video if mesh.is_main and video.exists() else None
-            remade = make_again(engine, sidecar, arguments.output, video=compared)
-    except torch.OutOfMemoryError as error:
-        raise S2VideoError(out_of_memory(error)) from error
+    with Termination().handled() as termination, init_mesh(job.parallel, job.model.device) as mesh, memory_reported():
+        engine = Engine(job, mesh, checkpoint=checkpoint, progress=progress, termination=termination)
+        compared = video if mesh.is_main and video.exists() else None
+        remade = make_again(engine, sidecar, arguments.output, video=compared)
     if remade is not None:
         show(judge(sidecar, remade))
     return 0

@@ -18,6 +18,8 @@ from torch import Tensor
 from ..config.sections import ParallelConfig
 from ..errors import AgreementError, InputError, S2VideoError
 from ..system import ranks
+from ..system.processes import IDLENESS
+from .statuses import Limits
 from .watch import Watch, connect
 
 Groups = tuple[tuple[int, ...], ...]  # ranks of each group, ascending; all of the same length
@@ -198,24 +200,62 @@ def init_mesh(parallel: ParallelConfig, device: str = "auto") -> Iterator[Mesh]:
     backend = choose_backend(parallel, target)
     if target.type == "cuda":
         torch.cuda.set_device(target)
-    limit = _group_limit(parallel.timeout_seconds, backend)
+    watch: Watch | None = None
     try:
-        dist.init_process_group(backend, timeout=limit, device_id=target if backend == "nccl" else None)
-    except dist.DistError as error:
-        raise S2VideoError(
-            f"could not join the other ranks within {limit.total_seconds():g} s ({str(error).splitlines()[0]}); "
-            "check their errors, and the network between the hosts"
-        ) from error
-    watch = connect(parallel.heartbeat_seconds, parallel.timeout_seconds if backend == "nccl" else None)
-    try:
+        store, watch = _joined_store(parallel, backend)
         with watch:
-            mesh = replace(build_mesh(parallel, target), watch=watch)
-            watch.start()
-            yield mesh
+            _init_process_group(backend, store, watch, parallel.timeout_seconds, target)
+            yield replace(build_mesh(parallel, target), watch=watch)
     finally:
         # without this, a rank may abort at exit, and torchrun reports a finished job as failed
-        dist.destroy_process_group()
-        watch.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if watch is not None:
+            watch.close()
+
+
+def _joined_store(parallel: ParallelConfig, backend: str) -> tuple[dist.Store, Watch]:
+    """Return the run's store, and a watch that uses it. Raises S2VideoError."""
+    limit = timedelta(seconds=parallel.timeout_seconds)
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+        store.set_timeout(limit)
+        watch = connect(rank, size, _rules(parallel, backend))
+    except dist.DistError as error:
+        raise S2VideoError(
+            f"could not join the other ranks within {parallel.timeout_seconds:g} s ({str(error).splitlines()[0]}); "
+            "check their errors, and the network between the hosts"
+        ) from error
+    return store, watch
+
+
+def _rules(parallel: ParallelConfig, backend: str) -> Limits:
+    """Return the time limits of the watch."""
+    if backend != "nccl":
+        return Limits(silence=parallel.heartbeat_seconds)
+    # A thread that waits for a GPU need not use the CPU; whether a rank is idle is not known before that limit.
+    longest = parallel.timeout_seconds
+    return Limits(silence=parallel.heartbeat_seconds, idleness=max(IDLENESS, longest), longest_step=longest)
+
+
+def _init_process_group(
+    backend: str, store: dist.Store, watch: Watch, timeout_seconds: float, target: torch.device
+) -> None:
+    limit = _group_limit(timeout_seconds, backend)
+    try:
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(f"s2video/group/{ranks.attempt()}", store),
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
+            timeout=limit,
+            device_id=target if backend == "nccl" else None,
+        )
+    except dist.DistError as error:
+        raise S2VideoError(
+            f"could not join the other ranks within {limit.total_seconds():g} s ({str(error).splitlines()[0]}): "
+            f"{watch.missing()} is missing; check their errors, and the network between the hosts"
+        ) from error
 
 
 def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:

@@ -184,6 +184,10 @@ class ResumePoint:
 
     def _write(self, step: int, latents: Tensor, scheduler: Any, denoiser: Stateful) -> str | None:
         """Write the file; returns why it could not be written, or None."""
+        with self._mesh.watch.untimed():  # digests of the weights, and a slow disk
+            return self._written(step, latents, scheduler, denoiser)
+
+    def _written(self, step: int, latents: Tensor, scheduler: Any, denoiser: Stateful) -> str | None:
         changed = self._changed(scheduler)
         try:
             write_point(self.path, SavedPoint(step, self._full_statement(), changed, denoiser.state(), latents))

@@ -5,20 +5,26 @@ It knows how ranks are started, not what they do; the command for every rank is 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from ..errors import InputError
+from . import ranks
+from .processes import end_with_parent, end_with_stdin, tied
+from .terminal import say, say_error
 
 _EXIT_CODE_FILE = "S2VIDEO_EXIT_CODE_FILE"
+_FOLLOWS_STDIN = "S2VIDEO_FOLLOWS_STDIN"
 
 
 @dataclass(frozen=True)
@@ -56,25 +62,57 @@ def torchrun_command(plan: LaunchPlan, module_arguments: Sequence[str]) -> list[
 
 
 def launch(plan: LaunchPlan, module_arguments: Sequence[str]) -> int:
-    """Run the ranks until they end. Return 0, the exit code that a worker reported, or torchrun's own."""
+    """Run the ranks until they end. Return 0, the exit code that a worker reported, or torchrun's own.
+
+    If this process ends in any way, torchrun and the ranks are asked to stop.
+    """
     environment = dict(os.environ)
     # torchrun would give each rank one thread; divide the cores instead.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // plan.nproc)))
     with tempfile.TemporaryDirectory(prefix="s2video-launch-") as folder:
         exit_code_file = Path(folder) / "exit-code"
         environment[_EXIT_CODE_FILE] = str(exit_code_file)
-        # A new session, so that Ctrl-C reaches torchrun once, from here, and torchrun ends the workers.
-        with _held_signals() as (received, forward_to):
-            child = subprocess.Popen(torchrun_command(plan, module_arguments), env=environment, start_new_session=True)
-            forward_to.append(child)
-            for number in received:  # those received while the child was starting
-                child.send_signal(number)
+        with held_signals(stops_softly=False) as signals:
+            child = start_ranks(torchrun_command(plan, module_arguments), environment)
+            signals.add(child)
             code = child.wait()
-        if received:
-            return 128 + received[0]
+        if signals.received:
+            return 128 + signals.received[0]
         if code != 0 and exit_code_file.exists():
-            code = int(exit_code_file.read_text(encoding="ascii") or code)
+            return int(exit_code_file.read_text(encoding="ascii") or code)
+    if code != 0:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        say_error(
+            f"torchrun {how}, and no rank could say why; torchrun's own lines above name the rank that ended first: it "
+            "was killed before it had begun, or all were killed at once (out of memory? see dmesg); start again"
+        )
     return code if code >= 0 else 128 - code
+
+
+def start_ranks(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program that is asked to stop when this process ends: by SIGTERM on Linux, and the end of its input.
+
+    Ranks see that end if they call `follow_launcher`. Ctrl-C does not reach the program.
+    """
+    return subprocess.Popen(
+        tied(command, signal.SIGTERM),
+        env={**environment, _FOLLOWS_STDIN: "1"},
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def follow_launcher() -> None:
+    """Stop this rank when the process that started it has ended: torchrun, or whoever called `start_ranks`."""
+
+    def tell() -> None:
+        if ranks.speaks_for_host():
+            say("the program that started this run has ended; stopping")
+
+    if os.environ.get(_FOLLOWS_STDIN):
+        end_with_stdin(tell)
+    if ranks.launched_by_torchrun():
+        end_with_parent(tell)
 
 
 def report_exit_code(code: int) -> None:
@@ -85,20 +123,59 @@ def report_exit_code(code: int) -> None:
             file.write(str(code))
 
 
+def report_reason(reason: str, *, seconds_ago: float = 0.0) -> None:
+    """Leave the reason of a worker's failure for torchrun, which prints it in its own report. Never raises.
+
+    Args:
+        seconds_ago: when it happened. torchrun calls the earliest failure the cause of all.
+    """
+    path = ranks.error_file()
+    if path is None or path.exists():
+        return
+    extra = {"py_callstack": reason, "timestamp": str(int(time.time() - seconds_ago))}
+    temporary = path.with_name(f"{path.name}.part")
+    with suppress(OSError):
+        temporary.write_text(json.dumps({"message": {"message": reason, "extraInfo": extra}}), encoding="ascii")
+        temporary.rename(path)
+
+
+@dataclass
+class HeldSignals:
+    """Received signals, and the processes that they are passed on to.
+
+    Attributes:
+        stops_softly: pass Ctrl-C on as SIGTERM, too.
+    """
+
+    stops_softly: bool = True
+    received: list[int] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        self.processes.append(process)
+        for number in self.received:  # while the process was starting
+            process.send_signal(self._translated(number))
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        for process in self.processes:
+            process.send_signal(self._translated(number))
+
+    def _translated(self, number: int) -> int:
+        """SIGTERM lets ranks stop after the current step; SIGHUP, which torchrun would pass on as it is, does not."""
+        return number if number == signal.SIGINT and not self.stops_softly else signal.SIGTERM
+
+
 @contextmanager
-def _held_signals() -> Iterator[tuple[list[int], list[subprocess.Popen[bytes]]]]:
-    """Collect SIGINT and SIGTERM, and pass each on to the processes in the second list."""
-    received: list[int] = []
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for process in processes:
-            process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+def held_signals(*, stops_softly: bool) -> Iterator[HeldSignals]:
+    """Pass on Ctrl-C, SIGTERM and SIGHUP, which leave this process alive; SIGHUP stays ignored if it is."""
+    signals = HeldSignals(stops_softly)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, signals.pass_on) for number in numbers}
     try:
-        yield received, processes
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """torchrun's environment variables. They are read only here."""
 
 import os
+from pathlib import Path
 
 from ..errors import InputError
 
@@ -67,6 +68,12 @@ def host() -> str:
 def attempt() -> str:
     """Return TORCHELASTIC_RESTART_COUNT, how often torchrun has restarted the ranks."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def error_file() -> Path | None:
+    """Return TORCHELASTIC_ERROR_FILE, where torchrun looks for the reason why this rank failed; None without one."""
+    text = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
+    return Path(text) if text and Path(text).parent.is_dir() else None
 
 
 def store_address() -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Early ends of this process: SIGTERM, handled immediately or deferred, and an exit without unwinding.
+"""Early ends of this process: SIGTERM and SIGHUP, handled immediately or deferred, and an exit without unwinding.
 
 Knows neither ranks, nor steps, nor files. Callers state what a request must wait for, and what to clean up.
 """
@@ -16,10 +16,11 @@ _last_acts: list[Callable[[], None]] = []
 
 
 class Termination:
-    """Handler of SIGTERM that raises SystemExit, so that temporary files and ffmpeg are cleaned up.
+    """Handler of SIGTERM and SIGHUP that raises SystemExit, so that temporary files and ffmpeg are cleaned up.
 
     While `deferred`, a signal is only recorded. The same request may arrive twice, from Slurm and from torchrun. A
-    signal `AGAIN` seconds or more after the first is a new request: it raises immediately, deferred or not.
+    signal `AGAIN` seconds or more after the first is a new request: it raises immediately, deferred or not. SIGHUP
+    stays ignored if it is, as `nohup` wants.
     """
 
     AGAIN = 2.0
@@ -27,6 +28,7 @@ class Termination:
     def __init__(self) -> None:
         self._deferred = False
         self._requested_at: float | None = None
+        self._number = int(signal.SIGTERM)
 
     @property
     def requested(self) -> bool:
@@ -35,18 +37,22 @@ class Termination:
     @contextmanager
     def handled(self) -> Iterator["Termination"]:
         """Install the handler during the block. Main thread only."""
-        before = signal.signal(signal.SIGTERM, self._take)
+        numbers = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._take) for number in numbers}
         try:
             yield self
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Only record a request during the block, which can check `requested`. Exit at its end if there was one.
 
         Raises:
-            SystemExit: with code 143, at the end of a block that succeeded after a request.
+            SystemExit: with code 128 + the signal's number, at the end of a block that succeeded after a request.
         """
         self._deferred = True
         try:
@@ -54,13 +60,13 @@ class Termination:
         finally:
             self._deferred = False
         if self.requested:
-            sys.exit(128 + signal.SIGTERM)
+            sys.exit(128 + self._number)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         is_first = self._requested_at is None
         if self._requested_at is None:
-            self._requested_at = now
+            self._requested_at, self._number = now, number
         if (is_first and not self._deferred) or now - self._requested_at >= self.AGAIN:
             sys.exit(128 + number)
 
@@ -80,13 +86,7 @@ def end_suddenly(code: int) -> NoReturn:
     for act in reversed(_last_acts.copy()):
         with suppress(OSError):
             act()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a terminal that is gone
+            stream.flush()
     os._exit(code)
-
-
-def stop_at_end_of_stdin() -> None:
-    """Send this process SIGTERM when standard input ends, since its parent has then ended. Run this in a thread."""
-    while os.read(0, 1024):  # sys.stdin has a lock that would block Python's shutdown
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)

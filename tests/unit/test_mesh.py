@@ -1,5 +1,7 @@
 """Tests of degrees: the size of each axis, and the errors for degrees that do not fit."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from s2video.errors import InputError
 from s2video.models.limits import CheckpointInfo, check_request
 from s2video.parallel import mesh as mesh_module
 from s2video.parallel.mesh import Mesh, axis_groups, choose_backend, num_communicators, resolve_degrees
+from s2video.parallel.statuses import Limits
+from s2video.parallel.watch import Watch
 
 CHECKPOINT = CheckpointInfo(num_blocks=6, patch_size=(1, 2, 2), max_positions=64, spatial_factor=8, temporal_factor=4)
 
@@ -131,15 +135,18 @@ def test_nccl_waits_longer_than_the_watch(monkeypatch: pytest.MonkeyPatch) -> No
     class Joined(Exception):
         pass
 
-    def connect(silence: float, longest_step: float | None) -> None:
-        watched.append(longest_step)
+    def connect(rank: int, size: int, rules: Limits) -> Watch:
+        watched.append(rules.longest_step)
+        return Watch(store=torch.distributed.HashStore())
+
+    def init_process_group(backend: str, timeout: timedelta, **_: object) -> None:
+        limits.append(timeout.total_seconds())
         raise Joined
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(
-        mesh_module.dist, "init_process_group", lambda backend, timeout, **_: limits.append(timeout.total_seconds())
-    )
+    monkeypatch.setattr(mesh_module.dist, "init_process_group", init_process_group)
+    monkeypatch.setattr(mesh_module.dist, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 0, 2)]))
     monkeypatch.setattr(mesh_module, "connect", connect)
     monkeypatch.setattr(mesh_module.torch.cuda, "set_device", lambda device: None)
     for device in ("cuda", "cpu"):
