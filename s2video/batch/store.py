@@ -90,12 +90,13 @@ class Record(Entry):
 
 @dataclass(frozen=True)
 class Released:
-    """A job whose replica died or lost it. It waits again, or has failed with `error`."""
+    """A job whose replica died or, if it `is_alive`, lost it. It waits again, or has failed with `error`."""
 
     name: str
     owner: str
     attempts: int
     error: str | None
+    is_alive: bool
 
 
 class Store:
@@ -321,7 +322,7 @@ class Store:
                     "UPDATE jobs SET state = ?, lease_until = NULL, error = ? WHERE name = ?",
                     ("waiting" if error is None else "failed", error, row["name"]),
                 )
-                released.append(Released(row["name"], row["owner"], row["attempts"], error))
+                released.append(Released(row["name"], row["owner"], row["attempts"], error, is_alive))
         for job in released:
             self.log("released", job=job.name, replica=job.owner, attempt=job.attempts, error=job.error)
         return released

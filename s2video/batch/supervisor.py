@@ -144,7 +144,7 @@ def _release(store: Store, running: Iterable[_Running]) -> None:
         outcome = f"failed: {job.error}" if job.error else "goes back into the queue"
         say(f"{job.name} of {job.owner} {outcome} (attempt {job.attempts})")
         for replica in running:
-            if replica.owner == job.owner:
+            if replica.owner == job.owner and job.is_alive:
                 replica.end(f"missed its heartbeat for {LEASE:g} s")
 
 

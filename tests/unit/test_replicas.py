@@ -144,8 +144,8 @@ def test_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch, variable: str, co
 def test_a_replica_hears_that_its_starter_is_gone() -> None:
     """The end of its standard input acts as a SIGTERM."""
     code = (
-        "import threading, time; from s2video.system.shutdown import stop_at_end_of_stdin\n"
-        "threading.Thread(target=stop_at_end_of_stdin, daemon=True).start(); print('ready', flush=True); time.sleep(60)"
+        "import time; from s2video.system.processes import end_with_stdin\n"
+        "end_with_stdin(lambda: print('gone')); print('ready', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdin is not None
