@@ -10,8 +10,9 @@ import pytest
 import torch.distributed as dist
 
 from s2video.errors import S2VideoError
+from s2video.parallel import statuses
 from s2video.parallel import watch as module
-from s2video.parallel.statuses import Limits
+from s2video.parallel.statuses import Judge, Limits, Peer, Status
 from s2video.parallel.watch import Watch
 
 SILENCE = 2.0
@@ -187,3 +188,66 @@ def test_a_process_that_stood_still_accuses_nobody(
     while real() < end:
         time.sleep(0.1)
     assert ends == []
+
+
+def test_a_step_that_takes_far_longer_than_the_others(
+    pair: Callable[..., list[Watch]],
+    ends: list[int],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The limit is a multiple of the slowest step of any rank, and not below a floor."""
+    monkeypatch.setattr(statuses, "STEP_FLOOR", 1.0)
+    first, second = pair("a", "a")
+    for step in (1, 2, 3):
+        for watch in (first, second):
+            watch.report("denoising", step, 9)
+        time.sleep(0.2)
+    first.report("denoising", 4, 9)
+    wait_until(lambda: len(ends) == 2)
+    said = capfd.readouterr().err
+    assert re.search(r"a step took longer than [23] s: rank 1 \(last at: denoising step 3 of 9, .* is behind", said), (
+        said
+    )
+    assert "the slowest step so far took 0." in said
+
+
+def test_a_step_has_no_limit_before_the_first_is_measured_or_while_a_file_is_written(
+    pair: Callable[..., list[Watch]], ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statuses, "STEP_FLOOR", 0.5)
+    monkeypatch.setattr(statuses, "STEP_FACTOR", 1.0)
+    first, second = pair("a", "a")
+    for watch in (first, second):
+        watch.report("denoising", 1, 9)
+    time.sleep(0.5 + module._GRACE + SILENCE)
+    assert ends == []
+    with first.untimed():
+        second.report("denoising", 2, 9)
+        time.sleep(0.5 + module._GRACE + SILENCE)
+    assert ends == []
+    first.report("another video", 1, 9)  # its steps may take longer
+    second.report("another video", 1, 9)
+    assert first._own.slowest == second._own.slowest == 0
+
+
+@pytest.mark.parametrize(
+    ("idle", "waits", "expected"), [(61.0, False, True), (61.0, True, False), (59.0, False, False)]
+)
+def test_a_rank_that_does_nothing_is_lost_unless_it_waits(idle: float, waits: bool, expected: bool) -> None:
+    peers = [Peer(Status("a", waits=True, idle=100.0), b"x"), Peer(Status("a", idle=idle, waits=waits), b"x")]
+    verdict = Judge(0, peers, Limits()).idle()
+    assert (verdict is not None) == expected
+    assert verdict is None or verdict.startswith("rank 1 (last at: starting) has done nothing for 60 s, as if asleep")
+
+
+def test_a_terminal_that_is_gone_does_not_keep_a_rank_alive(
+    pair: Callable[..., list[Watch]], ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_terminal(text: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module, "say_error", no_terminal)
+    _, failing = pair("a", "b")
+    failing.leave(S2VideoError("x"))
+    wait_until(lambda: ends)
