@@ -15,7 +15,7 @@ from importlib import metadata
 
 from ..errors import InputError, S2VideoError, StoppedError
 from ..system import ranks
-from ..system.launcher import follow_launcher, report_exit_code, report_reason
+from ..system.launcher import follow_launcher, report_exit_code, report_reason, tell_of_launcher
 from ..system.roster import own_roster
 from ..system.shutdown import Termination
 from ..system.terminal import flush_output, lost_output, prepare_streams, say, say_error
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as end:  # torchrun stops a rank when another one of its host has ended
             code = end.code if isinstance(end.code, int) else 1
             code = _say_lost(code) if code > 128 else code
+    if code > 128:
+        tell_of_launcher()
     report_exit_code(code)
     own_roster().write("ended", goodbye=True)
     return code

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,9 @@ from .terminal import say, say_error
 
 _EXIT_CODE_FILE = "S2VIDEO_EXIT_CODE_FILE"
 _FOLLOWS_STDIN = "S2VIDEO_FOLLOWS_STDIN"
+
+_parents: list[int] = []  # the process id of torchrun, in its ranks
+_untold = threading.Lock()  # free until the user was told of the launcher's end
 
 
 @dataclass(frozen=True)
@@ -104,15 +108,22 @@ def start_ranks(command: Sequence[str], environment: Mapping[str, str]) -> subpr
 
 def follow_launcher() -> None:
     """Stop this rank when the process that started it has ended: torchrun, or whoever called `start_ranks`."""
-
-    def tell() -> None:
-        if ranks.speaks_for_host():
-            say("the program that started this run has ended; stopping")
-
     if os.environ.get(_FOLLOWS_STDIN):
-        end_with_stdin(tell)
+        end_with_stdin(_tell)
     if ranks.launched_by_torchrun():
-        end_with_parent(tell)
+        _parents.append(os.getppid())
+        end_with_parent(_tell)
+
+
+def tell_of_launcher() -> None:
+    """Say that torchrun has ended, if it has, and if that was not said before."""
+    if _parents and os.getppid() != _parents[-1]:
+        _tell()
+
+
+def _tell() -> None:
+    if ranks.speaks_for_host() and _untold.acquire(blocking=False):
+        say("the program that started this run has ended; stopping")
 
 
 def report_exit_code(code: int) -> None:

@@ -239,15 +239,3 @@ def test_a_rank_that_does_nothing_is_lost_unless_it_waits(idle: float, waits: bo
     verdict = Judge(0, peers, Limits()).idle()
     assert (verdict is not None) == expected
     assert verdict is None or verdict.startswith("rank 1 (last at: starting) has done nothing for 60 s, as if asleep")
-
-
-def test_a_terminal_that_is_gone_does_not_keep_a_rank_alive(
-    pair: Callable[..., list[Watch]], ends: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_terminal(text: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(module, "say_error", no_terminal)
-    _, failing = pair("a", "b")
-    failing.leave(S2VideoError("x"))
-    wait_until(lambda: ends)
