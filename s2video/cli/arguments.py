@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,15 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": _Help, "allow_abbrev": False, **keywords})
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a choice that does not exist, and name those that have a help text: others are for the program itself."""
+        public = [str(choice.dest) for choice in getattr(action, "_choices_actions", [])]
+        if public and value not in (action.choices or ()):
+            near = difflib.get_close_matches(str(value), public, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(public)}"
+            raise InputError(f"unknown command {str(value)[:60]!r}; {hint} (see {self.prog} --help)")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments") and "=" in message:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import textwrap
 from typing import Any
 
+from ..config.named import config_names, named_config
 from ..config.reference import Setting, settings_of
 from ..config.run import RunConfig
 from ..config.text import nearest_key
@@ -63,7 +65,21 @@ def _config(arguments: argparse.Namespace) -> int:
     if not found:
         raise InputError(f"config {key!r}: unknown key{nearest_key(key, RunConfig)}")
     show("\n".join(map(_described, found)))
+    general = "    These are general defaults. `s2video config KEY` shows what the configs of models set instead."
+    show(_in_configs(found[0].key) if len(found) == 1 else general)
     return 0
+
+
+def _in_configs(key: str) -> str:
+    """What the configs of models set, as lines: each value, and in which of them."""
+    names: dict[str, list[str]] = {}
+    for name in config_names():
+        value: Any = named_config(name).model_dump(mode="json")
+        for part in key.split("."):
+            value = value[part]
+        names.setdefault(json.dumps(value, ensure_ascii=False), []).append(name)
+    lines = (f"    {value} in the config of {', '.join(found)}" for value, found in names.items())
+    return "\n".join(lines) if len(names) > 1 else f"    {min(names)} in all configs of models"
 
 
 def _described(setting: Setting) -> str:

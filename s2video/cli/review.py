@@ -203,6 +203,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         compared = video if mesh.is_main and video.exists() else None
         remade = make_again(engine, sidecar, arguments.output, video=compared)
     if remade is not None:
+        if arguments.output is not None:
+            show_path(OutputPaths(arguments.output).video)
         show(judge(sidecar, remade))
     return 0
 

@@ -13,6 +13,7 @@ from .run import RunConfig, read_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EMBEDDED_CONFIG = "shapes"
+_OTHER_NAMES = {"shapes-wan": EMBEDDED_CONFIG}  # names of models whose config has another one
 _BATCH = "batch-"  # begins the names of run files
 
 
@@ -27,7 +28,7 @@ def find_config(name: str) -> Path:
     Raises:
         InputError: neither; the nearest names are listed.
     """
-    path = CONFIGS / f"{name}.yaml"
+    path = CONFIGS / f"{_OTHER_NAMES.get(name, name)}.yaml"
     if name == Path(name).name and path.is_file():
         return path
     if Path(name).suffix in (".yaml", ".yml") or user_path(name).is_file():

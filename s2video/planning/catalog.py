@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from ..config.named import config_names, named_config
+from ..config.named import EMBEDDED_CONFIG, config_names, named_config
 from ..errors import InputError
 from .cards import CARDS
 from .forecast import GIGA
@@ -36,6 +36,11 @@ def list_models() -> list[Entry]:
     return [_entry(name) for name in config_names()]
 
 
+def _shown_name(name: str, model: str) -> str:
+    """The model's own name for the embedded one, as documents use it; other names are those of configs."""
+    return model if name == EMBEDDED_CONFIG else name
+
+
 def _entry(name: str) -> Entry:
     config = named_config(name)
     sampling = config.sampling
@@ -43,12 +48,12 @@ def _entry(name: str) -> Entry:
     try:
         checkpoint, is_published = find_json(config)
     except InputError:
-        return Entry(name, config.model.path, (), size, sampling.num_inference_steps)
+        return Entry(_shown_name(name, config.model.path), config.model.path, (), size, sampling.num_inference_steps)
     info = checkpoint.info
     images = (("image", info.image), ("last image", info.last_image))
     plan = plan_for(config.patched({"parallel": {"degrees": "given"}}), 1, CARDS["H200"], checkpoint, is_published)
     return Entry(
-        name,
+        _shown_name(name, config.model.path),
         config.model.path,
         ("text", *(f"{what}{'?' if takes == 'optional' else ''}" for what, takes in images if takes != "none")),
         size,

@@ -26,7 +26,7 @@ def test_every_config_is_listed(entries: dict[str, Entry], capsys: pytest.Captur
 
 
 def test_what_models_take_and_need(entries: dict[str, Entry]) -> None:
-    assert entries["shapes"][1:6] == ("shapes-wan", ("text",), "64x64x17", 30, 12)
+    assert entries["shapes-wan"][1:6] == ("shapes-wan", ("text",), "64x64x17", 30, 12)
     assert entries["wan2.1-flf2v-14b-720p"].inputs == ("text", "image", "last image")
     assert entries["wan2.2-ti2v-5b"].inputs == ("text", "image?")
     large, small = (entries[name].memory_gb or 0 for name in ("wan2.1-t2v-14b-720p", "wan2.1-t2v-1.3b-480p"))
