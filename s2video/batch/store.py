@@ -439,9 +439,7 @@ def find_stores(folder: Path) -> list[Store]:
     """Return the stores in a batch's folder: one, or one per shard. Raises InputError if there is none."""
     stores = []
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: expected the folder of a batch, or its run file, got no such folder; check the path"
-        )
+        raise InputError(f"{folder}: expected the folder of a batch or its run file, got none; check the path")
     for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
         number, _, count = path.name.removeprefix(RESERVED).removesuffix("sqlite").rstrip(".").partition("-of-")
         stores.append(Store(folder, (int(number), int(count)) if number else None))

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"formatter_class": _Help, "allow_abbrev": False, **keywords})
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a choice that does not exist, and name those that have a help text: others are for the program itself."""
+        """Refuse an unknown choice, and name those with a help text: others are for the program itself."""
         public = [str(choice.dest) for choice in getattr(action, "_choices_actions", [])]
         if public and value not in (action.choices or ()):
             near = difflib.get_close_matches(str(value), public, n=1)

@@ -69,9 +69,7 @@ def load_model_config(model: str, overrides: Mapping[str, Any]) -> Loaded:
         hint = f"did you mean {' or '.join(near)}?" if near else "see s2video models"
         raise InputError(f"model: expected a name from s2video models, a folder, or a Hub id, got {model!r}; {hint}")
     if model.startswith(("~", "/", ".")) and not user_path(model, "model").exists():
-        raise InputError(
-            f"model: expected a folder of a checkpoint, got {model!r}, which does not exist; check the path"
-        )
+        raise InputError(f"model: expected a checkpoint's folder, got {model!r}, which does not exist; check the path")
     base, recipe = with_recipe(patch({"model": {"path": model}}, {}))
     config = build_config(base, f"the recipe of {model}").patched(overrides)
     if recipe is None:

@@ -12,8 +12,10 @@ import pytest
 
 import s2video
 from s2video.cli.main import main
+from s2video.config.named import find_config
 from s2video.config.run import RunConfig
 from s2video.engine.job import plan_jobs, read_prompt_file
+from s2video.errors import InputError
 from s2video.media.checks import check_output
 from s2video.system import launcher
 from s2video.system.launcher import LaunchPlan, launch, torchrun_command
@@ -143,3 +145,40 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     finished = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True)
     os.close(pipe)
     assert (finished.returncode, finished.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["genrate"], "unknown command 'genrate'; did you mean 'generate'?"),
+        (["x"], "unknown command 'x'; expected one of generate, decode, "),
+        (["status", "nowhere"], "nowhere: expected the folder of a batch or its run file, got none"),
+        (
+            ["generate", "--prompt", "a", "--model", "~/no model"],
+            "model: expected a checkpoint's folder, got '~/no model'",
+        ),
+    ],
+)
+def test_one_line_says_what_is_wrong(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and "replica" not in error
+
+
+def test_config_says_what_models_set_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "guidance.cfg_scale"]) == 0
+    assert "2.0 in the config of shapes\n" in capsys.readouterr().out
+    assert main(["config", "guidance"]) == 0
+    assert "These are general defaults" in capsys.readouterr().out
+
+
+def test_the_config_of_the_embedded_model_has_its_name_too() -> None:
+    assert find_config("shapes-wan") == find_config("shapes")
+
+
+def test_an_unknown_codec_is_one_problem() -> None:
+    with pytest.raises(
+        InputError, match=r"output\.codec: expected 'h264', .* 'exr' or 'auto', got 'proress'"
+    ) as caught:
+        RunConfig().patched({"output.codec": "proress"})
+    assert str(caught.value).count("got") == 1
