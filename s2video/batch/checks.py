@@ -16,7 +16,7 @@ from ..models.checkpoint import OpenModel
 from ..models.family import CheckpointInfo
 from ..models.images import read_images
 from ..models.limits import check_images, check_request
-from ..models.prompts import cut_prompts, cut_warning
+from ..models.prompts import TextReader, cut_prompts, cut_warning, text_readers
 from ..records.replacing import check_inputs_kept, inputs_of
 from .run_file import RESERVED, BatchJob
 from .store import recorded_run_file
@@ -92,10 +92,15 @@ def find_cut_prompts(jobs: Sequence[BatchJob], open_model: OpenModel) -> Iterato
     """Yield a sentence for each prompt that is longer than its model reads. Loads tokenizers, and no weights."""
     from ..models.loading import load_tokenizer
 
-    tokenizer = cache(lambda source: load_tokenizer(open_model(*source)))
+    @cache
+    def readers(source: ModelSource) -> list[TextReader]:
+        checkpoint = open_model(*source)
+        names = [name for name in checkpoint.family.components if name.startswith("tokenizer")]
+        return text_readers(checkpoint.family, {name: load_tokenizer(checkpoint, name) for name in names})
+
     said = set()
     for job in jobs:
-        for cut in cut_prompts(job.config, tokenizer(job.config.model.source)):
+        for cut in cut_prompts(job.config, readers(job.config.model.source)):
             sentence = f"{job.where}: {cut_warning(cut)}"
             if sentence not in said:
                 said.add(sentence)

@@ -279,11 +279,14 @@ def _check_report(output: Path, arguments: argparse.Namespace, videos: Sequence[
 
 
 def _caption(video: Path, title: str) -> Caption:
-    """The title, and prompt and seed where a sidecar tells them."""
+    """The title, and prompt and seed where a sidecar tells them of this very file."""
     from ..review.captions import Caption
 
     try:
         sidecar = read_sidecar(find_sidecar(video))
     except InputError:
+        return Caption(title)
+    if (state := video_state(sidecar.output, video)) != UNCHANGED:
+        say(f"{video}: {state}; it gets no prompt and seed from its sidecar")
         return Caption(title)
     return Caption(title, f"seed {sidecar.seed}: {sidecar.prompt}")

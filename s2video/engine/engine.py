@@ -34,7 +34,7 @@ from ..models.loading import load_conditioners, load_scheduler, load_vae
 from ..models.lora import AppliedLora, load_loras, lora_digests
 from ..models.noise_levels import noise_levels
 from ..models.parts import place_transformer
-from ..models.prompts import cut_prompts
+from ..models.prompts import cut_prompts, cut_warning
 from ..models.text import TextEncoder
 from ..parallel.agreement import require_agreement
 from ..parallel.attention import attention_kernel
@@ -102,6 +102,7 @@ class Engine:
             # gigabytes to hash, while the ranks load and compute; for the sidecar, and to compare hosts
             self._digests = ThreadPoolExecutor(1).submit(self.checkpoint.weight_digests)
         self._value_digests: dict[str, str] = {}
+        self._said: set[tuple[str, str]] = set()  # shared by copies of this engine, as the one before
         self._decoders: dict[int, FrameDecoder] = {}
         self._load_vae = cache(lambda: load_vae(self.checkpoint, getattr(torch, config.model.vae_dtype), mesh.device))
         # Copies of this engine share these. A batch decodes in one thread and denoises in another, so there are two;
@@ -290,6 +291,7 @@ class Engine:
             | {"resume": resume_point is not None and resume_point.resume},
             self.mesh.world,
         )
+        self._warn_of_cut_prompts(batch)
         check_images(
             self.checkpoint.info, image=images is not None, last_image=images is not None and bool(images.last)
         )
@@ -394,8 +396,18 @@ class Engine:
 
     def cut_prompts(self) -> list[dict[str, Any]]:
         """Return which prompts of the config are longer than the model reads; main rank only, none on others."""
-        tokenizer = self._encode_text.tokenizer
-        return [] if tokenizer is None else cut_prompts(self.config, tokenizer)
+        return cut_prompts(self.config, self._encode_text.readers)
+
+    def _warn_of_cut_prompts(self, batch: Batch) -> None:
+        """Say once for each prompt that the model reads only its beginning."""
+        for prompt in dict.fromkeys(batch.prompts):
+            texts = {"prompt": prompt, "negative_prompt": batch.negative_prompt}
+            config = self.config.model_copy(update=texts)
+            for cut in cut_prompts(config, self._encode_text.readers):
+                sentence = cut_warning(cut)
+                if (sentence, texts[cut["field"]]) not in self._said:
+                    self._said.add((sentence, texts[cut["field"]]))
+                    say(f"warning: {sentence}")
 
     def weight_digests(self) -> dict[str, str]:
         """Return SHA-256 of the weight files, and of LoRAs. Main rank only."""

@@ -18,7 +18,6 @@ from ..errors import InputError
 from ..media.output_paths import OutputPaths
 from ..media.video_queue import write_video_meanwhile
 from ..models.images import Images, read_images
-from ..models.prompts import cut_warning
 from ..parallel.collectives import gather_objects
 from ..parallel.mesh import Mesh
 from ..records.replacing import latents_were_kept
@@ -211,8 +210,6 @@ def _denoised(
     assert job.prompt is not None, "a job has a prompt"
     if engine.mesh.is_main and (warning := job.guidance.reuse_warning()) is not None:
         _warn_once(warning)
-    for cut in facts["cut_prompts"]:
-        say(f"warning: {cut_warning(cut)}")
     latents = engine.sample(
         [job.prompt],
         [job.sampling.seed],

@@ -6,6 +6,7 @@ Reports a missing or incomplete download before any weights are loaded. Imports 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from functools import cached_property
@@ -162,7 +163,18 @@ class Checkpoint:
 
     def digests(self) -> dict[str, str]:
         """Return names of all files of the components (weights, configurations, tokenizers) -> their SHA-256."""
-        return self.weight_digests() | self._small_digests
+        return self.weight_digests() | self._small_digests | self._index_digest()
+
+    def _index_digest(self) -> dict[str, str]:
+        """The digest of what model_index.json sets, such as where the second transformer starts; empty if nothing."""
+        settings = {
+            key: value
+            for key, value in self.family.index.values.items()
+            if not key.startswith("_") and not isinstance(value, list) and value not in (None, False)
+        }
+        if not settings:
+            return {}
+        return {"model_index.json": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}
 
     def settings_digests(self) -> dict[str, str]:
         """Return names of all files but weights -> their SHA-256, with model_index.json; each file is read once."""

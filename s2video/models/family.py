@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from ..decoding.kinds import WAN_VAE
 from ..errors import InputError
@@ -101,6 +101,20 @@ class Prompts:
     is_negative: bool = False
 
 
+class SecondText(NamedTuple):
+    """What a second text encoder reads of a prompt.
+
+    Attributes:
+        encoder: its name.
+        limit: tokens that it reads, as the pipeline sets it.
+        only_quoted: it reads only text in quotes.
+    """
+
+    encoder: Literal["CLIP", "ByT5"]
+    limit: int
+    only_quoted: bool = False
+
+
 class Family(ABC):
     """One checkpoint of one diffusers pipeline.
 
@@ -118,6 +132,7 @@ class Family(ABC):
             and then `s2video.enable` refuses the pipeline.
         components: folders of this checkpoint -> their classes.
         text_sees_image: whether the text encoder sees the first image together with the prompt.
+        second_text: what a second text encoder reads of a prompt; None without one.
 
     Raises:
         InputError: if a component is missing or has another class.
@@ -130,6 +145,7 @@ class Family(ABC):
     block_returns: ClassVar[tuple[str, ...]] = ("hidden_states",)
     cond_context: ClassVar[str | None] = "cond"
     text_sees_image: ClassVar[bool] = False
+    second_text: ClassVar[SecondText | None] = None
 
     @classmethod
     def claims(cls, index: JsonFile) -> bool:

@@ -18,6 +18,7 @@ from ..parallel.offload import Offloaded, keep_on_cpu
 from .base import Conditioning
 from .family import Family, Prompts
 from .images import Images
+from .prompts import TextReader, text_readers
 from .tokens import pad_text
 
 _CACHED = 16  # cached embeddings, on every rank's device: 4 MiB each for Wan in bfloat16
@@ -62,9 +63,12 @@ class TextEncoder:
                 self._offloaded = [keep_on_cpu(encoder, mesh.device, pins_from=2) for encoder in self._encoders]
 
     @property
-    def tokenizer(self) -> Any:
-        """The first tokenizer, on the main rank; None on the others."""
-        return None if self._pipeline is None else self._pipeline.tokenizer
+    def readers(self) -> list[TextReader]:
+        """How the encoders read prompts, on the main rank; empty on the others."""
+        if self._pipeline is None:
+            return []
+        names = [name for name in self._family.components if name.startswith("tokenizer")]
+        return text_readers(self._family, {name: getattr(self._pipeline, name) for name in names})
 
     def __call__(
         self,

@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 METADATA_KEY = "s2video"  # in headers of safetensors, which map strings to strings; ours is one JSON document
 MAX_BLOCKS = 10_000
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -67,8 +67,13 @@ class CutPrompt(_Part):
     """A prompt that was longer than the model reads."""
 
     field: Literal["prompt", "negative_prompt"] = Field(description="which one")
-    kept: Count = Field(description="tokens that the model read: config.sampling.max_sequence_length")
+    kept: Count = Field(
+        description="tokens that the encoder read: config.sampling.max_sequence_length for the first encoder"
+    )
     tokens: Count = Field(description="tokens of the prompt, without any template around it")
+    encoder: Literal["CLIP", "ByT5"] | None = Field(
+        default=None, description="the text encoder; null: the first. ByT5 reads only text in quotes"
+    )
 
 
 class LoraRecord(_Part):
@@ -188,7 +193,7 @@ class Sidecar(_Part):
     latents: LatentsRecord = Field(description="the denoised latents, before decoding")
     output: OutputRecord = Field(description="the video file or sequence")
     resumed_after_step: int | None = Field(
-        description="step of the resume point that the run continued from; null if uninterrupted"
+        ge=1, le=MAX_STEPS, description="step of the resume point that the run continued from; null if uninterrupted"
     )
     mesh: MeshRecord = Field(description="the ranks that made the video")
     machine: MachineRecord = Field(description="the machine of the main rank")

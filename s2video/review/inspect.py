@@ -8,6 +8,7 @@ from ..records.sidecar_model import Sidecar
 from ..system.terminal import printable
 
 _WIDTH = 16  # width of the column of names
+_MOST_CELLS = 200_000  # blocks × steps of a grid of masks
 
 
 def describe(sidecar: Sidecar, video: Path) -> str:
@@ -71,6 +72,8 @@ def _drawn_masks(sidecar: Sidecar) -> list[str]:
     """Return a grid of blocks (rows) and steps (columns); a digit counts the draws of the step that skip the block."""
     if not sidecar.masks:
         return [f"{'masks':<{_WIDTH}}none: no S²-Guidance"]
+    if sidecar.num_blocks * sidecar.steps_taken > _MOST_CELLS:
+        return [f"{'masks':<{_WIDTH}}{len(sidecar.masks)}, of {sidecar.num_blocks} blocks: too many to draw"]
     steps = range(sidecar.steps_taken)
     count = {(block, step): 0 for block in range(sidecar.num_blocks) for step in steps}
     for mask in sidecar.masks:

@@ -14,6 +14,7 @@ from ..batch.run_file import RESERVED
 from ..batch.store import find_stores
 from ..errors import InputError
 from ..media.signature import sign
+from ..records.integrity import UNCHANGED, video_state
 from ..records.sidecar_model import MadeVideo, Sidecar
 from ..system.files import atomic_path
 from .groups import Settings, group_videos, settings_of, split_settings
@@ -101,7 +102,7 @@ def read_failures(folder: Path) -> list[Failure]:
 def write_page(
     videos: Sequence[MadeVideo], failures: Sequence[Failure], path: Path, *, title: str, embed_below: int = 8_000_000
 ) -> None:
-    """Write the page. A video that is missing although its sidecar exists counts as failed.
+    """Write the page. A video that is missing, or was changed, although its sidecar exists, counts as failed.
 
     Args:
         embed_below: bytes; a video file below this size is part of the page, others are linked, relative to it.
@@ -109,9 +110,16 @@ def write_page(
     Raises:
         InputError: nothing to show, or a path that cannot be used.
     """
-    gone = [video for video in videos if not video.path.exists()]
-    videos = [video for video in videos if video.path.exists()]
-    failures = [*failures, *(Failure(video.path.name, "its sidecar exists, the video is missing") for video in gone)]
+    states = [video_state(video.sidecar.output, video.path) for video in videos]
+    failures = [
+        *failures,
+        *(
+            Failure(video.path.name, f"its sidecar exists, the video is {state}")
+            for video, state in zip(videos, states, strict=True)
+            if state != UNCHANGED
+        ),
+    ]
+    videos = [video for video, state in zip(videos, states, strict=True) if state == UNCHANGED]
     if not videos and not failures:
         raise InputError(f"no videos for {path}: expected a folder of videos with their sidecars next to them")
     shared, _ = split_settings([settings_of(video.sidecar) for video in videos])

@@ -155,6 +155,10 @@ def test_a_prompt_that_is_cut_is_said_and_recorded(
 ) -> None:
     video = engine("red circle " * 300)
     assert "warning: prompt: the model reads" in capsys.readouterr().err
+    engine("red circle " * 300, seed=5)
+    assert capsys.readouterr().err == "", "once for a prompt, not for each seed"
+    engine._engine.sample(["blue circle " * 300, "blue circle " * 300], [1, 2], mask_seed=0)
+    assert capsys.readouterr().err.count("warning: prompt: the model reads") == 1
     record = read_sidecar(find_sidecar(video.save(tmp_path / "long.mp4")))
     (cut,) = record.cut_prompts
     assert (cut.field, cut.kept) == ("prompt", engine.config.sampling.max_sequence_length) and cut.tokens > cut.kept

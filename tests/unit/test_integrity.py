@@ -257,6 +257,68 @@ def test_a_kill_between_the_two_renames_leaves_no_video_that_its_sidecar_calls_g
     assert not path.exists() or pair(path, path) == "mixed", "the digest tells"
 
 
+def test_a_changed_video_is_shown_without_the_words_of_its_sidecar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "bad"):
+        made_video(tmp_path / f"{name}.mp4", prompt=f"a {name} wall")
+    replaced(tmp_path / "bad.mp4")
+    shutil.rmtree(tmp_path / "other")
+    assert main(["page", str(tmp_path)]) == 0
+    page = (tmp_path / "index.html").read_text()
+    assert "a good wall" in page and "a bad wall" not in page and "bad.mp4" in page
+    assert "its sidecar exists, the video is changed since it was written" in page
+    words = [str(tmp_path / "good.mp4"), str(tmp_path / "bad.mp4"), "-o", str(tmp_path / "both.png")]
+    capsys.readouterr()
+    assert main(["sheet", *words]) == 0
+    err = capsys.readouterr().err
+    assert err.count("it gets no prompt and seed") == 1 and "bad.mp4: changed" in err
+
+
+def test_the_largest_grid_of_masks_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_video(tmp_path / "clip.mp4")
+    path = tmp_path / "clip.json"
+    values = json.loads(path.read_text())
+    values["num_blocks"] = values["num_steps"] = 10_000
+    path.write_text(json.dumps(values | {"record_sha256": None}))
+    assert main(["inspect", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "of 10000 blocks: too many to draw" in out and len(out) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("config", "guidance", "num_draws"), 10**9),
+        (("config", "sampling", "num_inference_steps"), 10**9),
+        (("config", "sampling", "num_frames"), 10**12),
+        (("config", "sampling", "width"), 10**12),
+        (("resumed_after_step",), -1),
+        (("resumed_after_step",), 10**9),
+        (("latents", "shape"), [1, 4, 2, 8, 10**30]),
+        (("seed",), 10**30),
+        (("mesh", "world_size"), 10**30),
+        (("output", "bytes"), 10**30),
+        (("num_blocks",), 10**9),
+        (("num_steps",), 10**9),
+    ],
+)
+def test_numbers_in_a_sidecar_have_bounds(
+    keys: tuple[str, ...], value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_video(tmp_path / "clip.mp4")
+    path = tmp_path / "clip.json"
+    values = json.loads(path.read_text())
+    part = values
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    path.write_text(json.dumps(values))
+    assert main(["inspect", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and keys[-1] in err
+
+
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     loaded = s2video.load("shapes-wan", sampling={"num_frames": 1, "num_inference_steps": 1}, **{"model.device": "cpu"})

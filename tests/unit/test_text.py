@@ -1,5 +1,6 @@
 """Tests of text encoding: each prompt once, a bounded cache, and encoders that leave the device after use."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from s2video.models import text
 from s2video.models.base import Conditioning
 from s2video.models.checkpoint import Checkpoint
 from s2video.models.loading import load_conditioners, load_tokenizer
-from s2video.models.prompts import cut_prompts, cut_warning
+from s2video.models.prompts import cut_prompts, cut_warning, text_readers
 from s2video.models.text import TextEncoder
 from s2video.parallel.mesh import Mesh
 
@@ -104,15 +105,17 @@ def test_a_streamed_encoder_is_a_whole_one_to_the_bit_and_leaves_the_device_empt
 
 def test_prompts_that_are_cut_are_counted(tiny_checkpoint: Path) -> None:
     """Where uncond is not computed, a long negative prompt costs nothing."""
-    tokenizer = load_tokenizer(Checkpoint(tiny_checkpoint))
+    checkpoint = Checkpoint(tiny_checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
+    readers = text_readers(checkpoint.family, {"tokenizer": tokenizer})
     config = tiny_config(tiny_checkpoint, cfg_scale=5).patched({"prompt": "red " * 90, "negative_prompt": "blue"})
-    (cut,) = cut_prompts(config, tokenizer)
+    (cut,) = cut_prompts(config, readers)
     assert cut == {"field": "prompt", "kept": MAX_SEQUENCE_LENGTH, "tokens": len(tokenizer("red " * 90).input_ids)}
     assert cut["tokens"] > MAX_SEQUENCE_LENGTH
     assert f"reads {MAX_SEQUENCE_LENGTH} of its {cut['tokens']} tokens" in cut_warning(cut)
     fits = config.patched({"prompt": "a cat", "negative_prompt": "red " * 90})
-    assert [cut["field"] for cut in cut_prompts(fits, tokenizer)] == ["negative_prompt"]
-    assert cut_prompts(fits.patched({"guidance.cfg_scale": 1}), tokenizer) == []
+    assert [cut["field"] for cut in cut_prompts(fits, readers)] == ["negative_prompt"]
+    assert cut_prompts(fits.patched({"guidance.cfg_scale": 1}), readers) == []
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
@@ -120,9 +123,40 @@ def test_every_familys_tokenizer_counts(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     folder = family.build_checkpoint(tmp_path / name)
     config = family.config(folder).patched({"prompt": "red " * 900})
-    (cut,) = cut_prompts(config, load_tokenizer(Checkpoint(folder)))
-    assert cut["tokens"] >= 900
-    assert cut_prompts(config.patched({"prompt": "red"}), load_tokenizer(Checkpoint(folder))) == []
+    checkpoint = Checkpoint(folder)
+    names = [name for name in checkpoint.family.components if name.startswith("tokenizer")]
+    readers = text_readers(checkpoint.family, {name: load_tokenizer(checkpoint, name) for name in names})
+    cut, *others = cut_prompts(config, readers)
+    assert cut["tokens"] >= 900 and "encoder" not in cut
+    assert [other["encoder"] for other in others] == (
+        ["CLIP"] if checkpoint.family.second_text == ("CLIP", 77, False) else []
+    )
+    assert cut_prompts(config.patched({"prompt": "red"}), readers) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "encoder", "limit"),
+    [
+        ("hunyuan-video", "red " * 90, "CLIP", 77),
+        ("hunyuan-video-1.5", f'a sign that says "{"red " * 90}"', "ByT5", 256),
+        ("hunyuan-video-1.5", f"a sign that says “{'red ' * 90}”", "ByT5", 256),
+    ],
+)
+def test_a_second_text_encoder_has_a_limit_of_its_own(
+    checkpoint_of: Callable[[str], Path], name: str, prompt: str, encoder: str, limit: int
+) -> None:
+    """Each is counted by its own tokenizer: CLIP the whole prompt, ByT5 what is in quotes."""
+    checkpoint = Checkpoint(checkpoint_of(name))
+    tokenizers = {key: load_tokenizer(checkpoint, key) for key in ("tokenizer", "tokenizer_2")}
+    readers = text_readers(checkpoint.family, tokenizers)
+    config = FAMILIES[name].config(checkpoint.folder).patched({"prompt": prompt})
+    (cut,) = [cut for cut in cut_prompts(config, readers) if cut.get("encoder")]
+    assert (cut["field"], cut["encoder"], cut["kept"]) == ("prompt", encoder, limit) and cut["tokens"] > limit
+    assert f"{encoder}, the model's second text encoder, reads {limit} of its {cut['tokens']} tokens" in cut_warning(
+        cut
+    )
+    plain = config.patched({"prompt": "red " * (10 if encoder == "CLIP" else 90)})
+    assert not any(cut.get("encoder") for cut in cut_prompts(plain, readers))
 
 
 def test_encoders_stay_for_all_prompts_of_a_video(tiny_checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...decoding.kinds import HUNYUAN_VAE
 from ...errors import InputError
 from ..costs import TransformerCosts
-from ..family import CheckpointInfo, Family, JsonFile, Prompts
+from ..family import CheckpointInfo, Family, JsonFile, Prompts, SecondText
 from .costs import HunyuanVideoCosts
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class HunyuanVideo(Family):
     published: ClassVar[str] = "hunyuanvideo-community/HunyuanVideo"
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     block_returns = ("hidden_states", "encoder_hidden_states")
+    second_text = SecondText("CLIP", 77)
     classes: ClassVar[Mapping[str, str]] = {
         # model_index.json names LlamaTokenizerFast; in transformers 5, that class ignores tokenizer.json and splits
         # text as for Llama 1 and 2, which is wrong for Llama 3

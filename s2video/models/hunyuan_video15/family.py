@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...decoding.kinds import HUNYUAN15_VAE
 from ...errors import InputError
 from ..costs import TransformerCosts
-from ..family import CheckpointInfo, Family, JsonFile, Prompts
+from ..family import CheckpointInfo, Family, JsonFile, Prompts, SecondText
 from ..hunyuan_video.family import set_even_sigmas
 from .costs import HunyuanVideo15Costs
 
@@ -28,6 +28,7 @@ class HunyuanVideo15(Family):
     block_lists = ("transformer_blocks",)
     block_returns = ("hidden_states", "encoder_hidden_states")
     cond_context = "pred_cond"  # the name that guiders use
+    second_text = SecondText("ByT5", 256, only_quoted=True)
     classes: ClassVar[Mapping[str, str]] = {
         "tokenizer": "Qwen2Tokenizer",
         "text_encoder": "Qwen2_5_VLTextModel",
