@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ..config.sections import ModelSource
+from ..engine.space import check_space
 from ..errors import InputError
 from ..media.checks import check_output, check_spec
 from ..media.formats import VideoSpec
@@ -46,6 +47,7 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
             return str(error)
         return None
 
+    usable = []
     for job in jobs:
         config, output = job.config, Path(job.config.output.path)
         found = model(config.model.source)
@@ -62,8 +64,13 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
             sampling = config.sampling
             if (problem := spec_problem(config.output.spec(output), sampling.width, sampling.height)) is not None:
                 yield f"{job.where}: {problem}"
+            usable.append((config, found))
         except InputError as error:
             yield f"{job.where}: {error}"
+    try:
+        check_space(usable)
+    except InputError as error:
+        yield str(error)
 
 
 def check_folder(folder: Path, shard: tuple[int, int] | None, run_file: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..config.run import RunConfig
 from ..engine.job import plan_jobs, read_prompt_file
+from ..engine.space import check_space
 from ..errors import InputError, memory_reported
 from ..media.checks import check_output, check_spec
 from ..media.formats import Codec, codec_for, suffix_of
@@ -123,6 +124,7 @@ def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked
     check_images(checkpoint.info, image=config.image is not None, last_image=config.last_image is not None)
     if ranks.is_main_rank():
         check_spec(spec, config.sampling.width, config.sampling.height)
+        check_space((job, checkpoint.info) for job in jobs)
     notes = () if arguments.resume else tuple(sentences(replaced))  # --resume keeps a video that is made already
     return Checked(jobs, checkpoint, arguments.plain, arguments.resume, notes)
 

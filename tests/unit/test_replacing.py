@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +16,16 @@ from tiny import MAX_SEQUENCE_LENGTH, SIZE
 
 from s2video.cli.generate import Checked, check_generate
 from s2video.cli.main import build_parser, main
+from s2video.config.run import RunConfig
+from s2video.engine.space import least_space
 from s2video.errors import InputError, S2VideoError
 from s2video.media.output_paths import OutputPaths
 from s2video.media.signature import is_signed, sign
+from s2video.models.checkpoint import open_checkpoint
 from s2video.records.replacing import check_inputs_kept, check_replacing, sentences
 from s2video.records.sidecar import save_latents
 from s2video.system.claims import Claim, check_unclaimed
+from s2video.system.files import size
 
 LATENTS = torch.zeros(1, 2, 1, 2, 2)
 
@@ -156,6 +161,60 @@ def test_generate_keeps_the_rule(check: Callable[..., Checked], tmp_path: Path) 
     five = ["--output", str(tmp_path / "v.mp4"), "--num-videos", "5"]
     assert check(*five).notes[0].startswith("5 videos will be replaced: ") and len(check(*five).notes) == 1
     assert check(*five, "--resume").notes == ()
+
+
+def test_another_process_that_makes_the_video_is_found_before_the_model_is_loaded(
+    check: Callable[..., Checked], tmp_path: Path
+) -> None:
+    files = OutputPaths(tmp_path / "x.mp4")
+    with (
+        Claim(files.lock, files.all),
+        pytest.raises(InputError, match=r"x\.mp4: process \d+ on .* is making this video"),
+    ):
+        check("--output", str(files.output))
+    check("--output", str(files.output))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".latents.safetensors", ".checkpoint.safetensors", ".mp4"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a device", "link to nothing"])
+def test_what_would_be_found_after_hours_is_found_at_once(
+    check: Callable[..., Checked], tmp_path: Path, suffix: str, kind: str
+) -> None:
+    path = (tmp_path / "x.mp4").with_suffix(suffix)
+    {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "link to a device": lambda: path.symlink_to("/dev/null"),
+        "link to nothing": lambda: path.symlink_to(tmp_path / "nothing"),
+    }[kind]()
+    for words in ([], ["--overwrite"]):
+        with pytest.raises(InputError, match=rf"cannot write .*x{suffix}: expected a regular file or none, got a "):
+            check("--output", str(tmp_path / "x.mp4"), *words)
+
+
+def test_a_disk_that_is_full_is_found_at_once(
+    check: Callable[..., Checked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr("s2video.engine.space.shutil.disk_usage", lambda path: free)
+    check("--output", str(tmp_path / "new" / "x.mp4"))
+    many = ["--output", str(tmp_path / "new" / "x.mp4"), "--num-videos", "100", "--keep-latents"]
+    with pytest.raises(InputError, match=r"expected at least \d\.\d MB free, a low estimate .* got 0\.1 MB; free some"):
+        check(*many)
+    monkeypatch.undo()
+    check(*many)
+
+
+def test_low_estimates_are_low(tmp_path: Path) -> None:
+    config = RunConfig().patched({"output.path": str(tmp_path / "x.mp4"), "sampling.num_frames": 5})
+    info = open_checkpoint("shapes-wan").info
+    for suffix in (".mp4", ".mov", ".png", ".exr"):
+        job = config.patched({"output.path": str(tmp_path / f"x{suffix}")})
+        made = made_video(Path(job.output.path)).path
+        kept, peak = least_space(job, info)
+        assert 0 <= kept <= size(made) and peak - kept == 4 * 16 * 2 * 8 * 8
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
+        (tmp_path / "x.json").unlink()
 
 
 def test_reproduce_does_not_replace_what_it_reproduces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
