@@ -3,12 +3,14 @@
 Weights do not change, so nothing is ever copied back: after use, the copy on the device is freed.
 """
 
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from .weights import PIECE, aligned
+
+_PLAIN: tuple[type, ...] = (nn.Parameter, Tensor)  # a quantized tensor has parts that only its own class can move
 
 
 class Offloaded(Protocol):
@@ -30,8 +32,8 @@ def keep_on_cpu(module: nn.Module, device: torch.device, *, pins_from: int = 1) 
             not pinned, and makes each later copy several times as fast; 2 suits a module that may be used only once.
     """
     tensors = [*module.parameters(), *module.buffers()]
-    is_plain = all(type(tensor) in (nn.Parameter, Tensor) for tensor in tensors)
-    if device.type == "cpu" or not is_plain:  # a quantized tensor has parts that only its class can move
+    is_plain = all(type(tensor) in _PLAIN for tensor in tensors)
+    if device.type == "cpu" or not is_plain:
         return _Moved(module, device)
     return Copied(module, device, pins_from=pins_from)
 
@@ -67,10 +69,10 @@ class Copied:
         self._pins_from = pins_from
         self._uses = 0
         self._is_here = False
-        # tensors that several modules share are listed once
-        self._tensors: list[Tensor] = list(dict.fromkeys([*module.parameters(), *module.buffers()]))
-        self._layout = [(tensor.dtype, tensor.shape, tensor.nbytes) for tensor in self._tensors]
-        self._pieces = self._packed()
+        self._slots = _slots(module)
+        tensors = [slots[0][0][slots[0][1]] for slots in self._slots]
+        self._layout = [(tensor.dtype, tensor.shape, tensor.nbytes) for tensor in tensors]
+        self._pieces = self._packed(tensors)
 
     def bring(self) -> None:
         """See `Offloaded.bring`. The copy is queued on the current stream."""
@@ -83,24 +85,32 @@ class Copied:
         for target, piece in zip(flat.split(PIECE), self._pieces, strict=True):
             target.copy_(piece, non_blocking=True)
         offset = 0
-        for tensor, (dtype, shape, size) in zip(self._tensors, self._layout, strict=True):
-            tensor.data = flat[offset : offset + size].view(dtype).view(shape)
+        for number, (dtype, shape, size) in enumerate(self._layout):
+            self._put(number, flat[offset : offset + size].view(dtype).view(shape))
             offset += aligned(size)
         self._is_here = True
 
     def release(self) -> None:
         """See `Offloaded.release`. Memory is reused in the order of the stream, so nothing has to be waited for."""
-        for tensor in self._tensors if self._is_here else ():
-            _empty(tensor)
+        for number, (dtype, _, _) in enumerate(self._layout if self._is_here else ()):
+            self._put(number, torch.empty(0, dtype=dtype))
         self._is_here = False
 
-    def _packed(self) -> list[Tensor]:
-        """Return all tensors' bytes in pieces; each tensor is emptied as soon as it is packed."""
+    def _put(self, number: int, value: Tensor) -> None:
+        """Put a value into all slots of a tensor."""
+        slots = self._slots[number]
+        if isinstance(slots[0][0][slots[0][1]], nn.Parameter):
+            value = nn.Parameter(value, requires_grad=False)
+        for tensors, name in slots:
+            tensors[name] = value
+
+    def _packed(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return all tensors' bytes in pieces. Each tensor is taken from the list and freed as soon as it is packed."""
         size = sum(aligned(size) for _, _, size in self._layout)
         pieces = [torch.empty(min(PIECE, size - start), dtype=torch.uint8) for start in range(0, size, PIECE)]
         offset = 0
-        for tensor in self._tensors:
-            content = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        for number, (dtype, _, _) in enumerate(self._layout):
+            content = tensors.pop(0).detach().contiguous().view(-1).view(torch.uint8)
             start = 0
             while start < len(content):
                 index, at = divmod(offset + start, PIECE)
@@ -108,7 +118,7 @@ class Copied:
                 pieces[index][at : at + len(part)] = part
                 start += len(part)
             offset += aligned(len(content))
-            _empty(tensor)
+            self._put(number, torch.empty(0, dtype=dtype))
         return pieces
 
     def _pin(self) -> None:
@@ -116,5 +126,15 @@ class Copied:
             self._pieces[index] = piece.pin_memory()
 
 
-def _empty(tensor: Tensor) -> None:
-    tensor.data = torch.empty(0, dtype=tensor.dtype)
+Slot = tuple[dict[str, Any], str]  # the parameters or buffers of a module, and the name of one of them
+
+
+def _slots(module: nn.Module) -> list[list[Slot]]:
+    """Return the slots of each tensor of a module and its submodules; some share a tensor."""
+    found: dict[int, list[Slot]] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), []).append((cast(dict[str, Any], tensors), name))
+    return list(found.values())

@@ -11,7 +11,10 @@ from fake_cuda.device import CALLS, fake_gpu
 from fake_cuda.published import published_engine
 from fake_cuda.ranks import fake_mesh
 from fake_cuda.watchdog import place
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from s2video.parallel import offload
 
 aten = torch.ops.aten
 KERNELS = {
@@ -37,8 +40,7 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("model", ["wan2.1-t2v-1.3b-480p", "hunyuanvideo-720p"])
-@pytest.mark.parametrize("mesh", ["ulysses", "ring"])
+@pytest.mark.parametrize(("model", "mesh"), [("wan2.1-t2v-1.3b-480p", "ulysses"), ("hunyuanvideo-720p", "ring")])
 def test_hopper_runs_cudnn_on_the_video(model: str, mesh: str) -> None:
     """cuDNN's kernel is called directly: diffusers would switch all other kernels off for the whole process."""
     with (
@@ -58,6 +60,7 @@ def test_hopper_runs_cudnn_on_the_video(model: str, mesh: str) -> None:
 
 def test_offloaded_experts_take_turns_without_a_copy_back() -> None:
     with (
+        patch.object(offload, "_PLAIN", (torch.nn.Parameter, torch.Tensor, FakeTensor)),
         fake_mesh() as mesh,
         fake_gpu() as watchdog,
         published_engine("wan2.2-t2v-a14b", mesh, **{"model.offload_experts": True}) as engine,
