@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint
 from .family import PROCESSORS
 from .foreign import check_encoder, one_line
 from .layout import Layout, read_layout, whole_state
-from .tensors import check_layout, load_checked
+from .tensors import check_layout, check_loaded, load_checked
 
 if TYPE_CHECKING:  # the command line checks checkpoints before it spends seconds on importing torch
     import torch
@@ -37,15 +37,7 @@ def load_transformer(
         model = empty_component(checkpoint, component, dtype)
         fill_component(model, layout, device)
         return model
-    kind = diffusers_class(checkpoint, component)
-    model = kind.from_pretrained(
-        checkpoint.folder,
-        subfolder=component,
-        dtype=dtype,
-        device_map={"": str(device)},
-        use_safetensors=True,
-        **_variant(checkpoint, component),
-    )
+    model = _from_pretrained(checkpoint, component, dtype=dtype, device_map={"": str(device)})
     return model.eval().requires_grad_(False)
 
 
@@ -57,11 +49,22 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
         vae = empty_component(checkpoint, "vae", dtype)
         fill_component(vae, layout, device)
         return vae
-    kind = diffusers_class(checkpoint, "vae")
-    vae = kind.from_pretrained(
-        checkpoint.folder, subfolder="vae", dtype=dtype, use_safetensors=True, **_variant(checkpoint, "vae")
-    )
+    vae = _from_pretrained(checkpoint, "vae", dtype=dtype)
     return vae.to(device).eval().requires_grad_(False)
+
+
+def _from_pretrained(checkpoint: Checkpoint, component: str, **options: Any) -> Any:
+    """Load a transformer or VAE as diffusers does, and refuse tensors that diffusers would fill at random."""
+    model, info = diffusers_class(checkpoint, component).from_pretrained(
+        checkpoint.folder,
+        subfolder=component,
+        use_safetensors=True,
+        output_loading_info=True,
+        **_variant(checkpoint, component),
+        **options,
+    )
+    check_loaded(info, checkpoint.source(component))  # of quantized weights only diffusers knows the names
+    return model
 
 
 @one_line("text_encoder")
@@ -144,7 +147,8 @@ def encoder_layout(checkpoint: Checkpoint, name: str) -> Layout | None:
 def check_component(checkpoint: Checkpoint, component: str) -> Layout | None:
     """Return where a transformer's or VAE's tensors are, after holding them against its class on the meta device.
 
-    Returns None for weights that diffusers quantized: diffusers gives their tensors other names and checks them.
+    Returns None for weights that diffusers quantized: diffusers gives their tensors other names, so what it reports is
+    looked at after loading.
 
     Raises:
         InputError: if tensors are missing, of another shape, or not of this model.

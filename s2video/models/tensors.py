@@ -54,6 +54,17 @@ def check_layout(layout: Layout, module: nn.Module, source: object) -> None:
     _refuse(source, missing, unexpected, wrong, whole, look)
 
 
+def check_loaded(info: Mapping[str, Any], source: Path) -> None:
+    """Raise InputError if diffusers reports that a module lacks tensors, or that some have another shape.
+
+    Args:
+        info: the loading info of `from_pretrained`.
+        source: the component's folder or file, for the message.
+    """
+    wrong = [str(entry[0] if isinstance(entry, (tuple, list)) else entry) for entry in info["mismatched_keys"]]
+    _refuse(source, sorted(info["missing_keys"]), [], wrong)
+
+
 def load_checked(load: Callable[..., tuple[Any, Mapping[str, Any]]], folder: Path) -> Any:
     """Return a transformers model that took every tensor it needs from its files.
 
