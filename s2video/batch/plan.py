@@ -58,7 +58,7 @@ def predict_seconds(
             return None
         degrees = _degrees(config, world_size)
         chosen = next((c for c in plan.candidates if c.degrees == degrees), plan.best)
-        return chosen.forecast.seconds * config.sampling.num_inference_steps
+        return chosen.forecast.seconds * config.sampling.expected_steps
 
     return [predicted(_without_texts(job.config).model_dump_json()) for job in jobs]
 

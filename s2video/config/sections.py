@@ -6,6 +6,7 @@ The section `guidance` is in `guidance.py`.
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -140,6 +141,19 @@ class ModelConfig(Section):
         return ModelSource(self.path, self.revision, self.variant, files)
 
 
+HEUN = "FlowMatchHeunDiscreteScheduler"
+SchedulerName = Literal[
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DEISMultistepScheduler",
+    "SASolverScheduler",
+]
+Sigma = Annotated[Number, Field(gt=0, le=1)]
+
+
 class SamplingConfig(Section):
     """Size and length of the video, and how it is denoised."""
 
@@ -174,6 +188,27 @@ class SamplingConfig(Section):
         gt=0,
         description="shift of the flow schedule; null: that of the checkpoint's scheduler",
     )
+    scheduler: SchedulerName | None = setting(
+        "latents",
+        newer=True,
+        default=None,
+        description="diffusers' scheduler for the steps, with the checkpoint's shift; null: the checkpoint's own",
+    )
+    scheduler_options: Annotated[dict[str, bool | int | float | str | None], Field(max_length=50)] = setting(
+        "latents",
+        newer=True,
+        default={},
+        description="options of sampling.scheduler by diffusers' names, such as {use_beta_sigmas: true}",
+    )
+    sigmas: Annotated[tuple[Sigma, ...], BeforeValidator(read_list)] | None = setting(
+        "latents",
+        newer=True,
+        default=None,
+        min_length=1,
+        max_length=MAX_STEPS,
+        description="noise level at which each step begins, descending, before flow_shift, as in diffusers' pipelines; "
+        "as many as num_inference_steps. null: the scheduler's",
+    )
     max_sequence_length: Whole = setting(
         "latents",
         default=512,
@@ -181,6 +216,23 @@ class SamplingConfig(Section):
         le=MAX_TOKENS,
         description="text tokens, padding included; Wan attends to padding, so this changes its videos",
     )
+
+    @model_validator(mode="after")
+    def _as_many_sigmas_as_steps(self) -> SamplingConfig:
+        if self.sigmas is not None:
+            if len(self.sigmas) != self.num_inference_steps:
+                raise ValueError(
+                    f"expected as many sigmas as num_inference_steps, got {len(self.sigmas)} and "
+                    f"{self.num_inference_steps}: change one of the two"
+                )
+            if any(after >= before for before, after in pairwise(self.sigmas)):
+                raise ValueError(f"expected sigmas in descending order, got {list(self.sigmas)}: sort them")
+        return self
+
+    @property
+    def expected_steps(self) -> int:
+        """Steps of the run, as far as the config tells: Heun's scheduler takes two for each but the last."""
+        return 2 * self.num_inference_steps - 1 if self.scheduler == HEUN else self.num_inference_steps
 
 
 class ParallelConfig(Section):

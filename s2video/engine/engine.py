@@ -35,6 +35,7 @@ from ..models.lora import AppliedLora, load_loras, lora_digests
 from ..models.noise_levels import noise_levels
 from ..models.parts import place_transformer
 from ..models.prompts import cut_prompts, cut_warning
+from ..models.schedulers import choose_scheduler, set_steps, step_noise
 from ..models.text import TextEncoder
 from ..parallel.agreement import require_agreement
 from ..parallel.attention import attention_kernel
@@ -53,6 +54,7 @@ from ..system.shutdown import Termination
 from ..system.terminal import say
 from .statement import Batch, latents_statement, rank_statement
 
+_OF_SCHEDULER = ("flow_shift", "scheduler", "scheduler_options", "sigmas")
 OnStep = Callable[[int, int], object]
 Around = Callable[[Denoiser, Tensor, Tensor, int], Tensor]
 
@@ -109,7 +111,7 @@ class Engine:
         # whoever has both took the first one first. They can be taken again by `on_step`.
         self._denoising, self._decoding = RLock(), RLock()
         self._load_encoders()
-        self._scheduler = load_scheduler(self.checkpoint, config.sampling.flow_shift)
+        self._scheduler = self._choose_scheduler()
         self.loras: list[AppliedLora] = []
         boundary = self.checkpoint.info.boundary_ratio
         self._experts = Experts(
@@ -174,8 +176,8 @@ class Engine:
         check_request(config, self.checkpoint.info, world_size=self.mesh.world.size)
         other = copy.copy(self)
         other.config = config
-        if config.sampling.flow_shift != self.config.sampling.flow_shift:
-            other._scheduler = load_scheduler(self.checkpoint, config.sampling.flow_shift)
+        if any(getattr(config.sampling, key) != getattr(self.config.sampling, key) for key in _OF_SCHEDULER):
+            other._scheduler = other._choose_scheduler()
         return other
 
     def with_guidance(self, **changes: Any) -> "Engine":
@@ -303,7 +305,7 @@ class Engine:
             resume_point.restore(denoiser)
         else:
             latents = fixed.start(latents)
-        latents = self._denoise(denoiser, latents, scheduler, first_step, resume_point, on_step, around)
+        latents = self._denoise(denoiser, latents, scheduler, first_step, resume_point, on_step, around, seeds)
         self.s2_scales = denoiser.s2_scales()
         return fixed.with_frames(latents)
 
@@ -316,6 +318,7 @@ class Engine:
         resume_point: ResumePoint | None,
         on_step: OnStep | None,
         around: Around | None,
+        seeds: Sequence[int],
     ) -> Tensor:
         """Run the sampler's loop, and between its steps look at progress, requests to stop, and the resume point."""
         num_steps = len(scheduler.timesteps)
@@ -335,7 +338,8 @@ class Engine:
 
         progress = Progress("denoising", self._progress, first=first_step)
         with progress, torch.no_grad(), self._termination.deferred():
-            return sample(denoise, latents, scheduler, first_step=first_step, on_step=step_done)
+            noise = step_noise(scheduler, seeds)
+            return sample(denoise, latents, scheduler, first_step=first_step, on_step=step_done, noise=noise)
 
     def _denoiser(
         self, batch: Batch, masks: MaskSchedule, images: Images | None, latents: Tensor
@@ -455,10 +459,15 @@ class Engine:
         """Return what each step computes and forecasts under these masks."""
         return step_passes(self.config.guidance, masks)
 
+    def _choose_scheduler(self) -> Any:
+        sampling = self.config.sampling
+        own = load_scheduler(self.checkpoint, None if sampling.scheduler else sampling.flow_shift)
+        return choose_scheduler(own, sampling)
+
     def _timed_scheduler(self) -> Any:
         """Return a scheduler before its first step; it keeps state from step to step, so each batch has its own."""
         scheduler = copy.deepcopy(self._scheduler)
-        self._family.set_timesteps(scheduler, self.config.sampling.num_inference_steps, self.mesh.device)
+        set_steps(scheduler, self.config.sampling, self._family.set_timesteps, self.mesh.device)
         scheduler.set_begin_index(0)
         return scheduler
 

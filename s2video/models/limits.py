@@ -38,6 +38,10 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
         )
     if config.parallel.decode == "sharded" and not VAES[checkpoint.vae_class].is_causal:
         raise InputError(f"parallel.decode: sharded needs {WAN_VAE}, got {checkpoint.vae_class}; use tiled or auto")
+    if config.sampling.scheduler is not None or config.sampling.scheduler_options:
+        from .schedulers import check_scheduler
+
+        check_scheduler(config.sampling)
     if config.model.lora:
         _check_loras(config, checkpoint)
     # These checks import torch, so they run only if needed.
@@ -160,11 +164,20 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
 
 
 def _check_reuse(config: RunConfig) -> None:
-    steps = config.sampling.num_inference_steps
+    steps = config.sampling.expected_steps
     if not config.guidance.reuse.spec().is_exact and steps < LEAST_STEPS:
         raise InputError(
             f"guidance.reuse: expected at least {LEAST_STEPS} sampling.num_inference_steps, got {steps}: with so few, "
             "predictions change too much from step to step to be forecast; use more steps, or reuse exact"
+        )
+
+
+def check_lora_weights(config: RunConfig) -> None:
+    """Raise InputError if there are LoRAs, and the weights are not placed so that they can be added."""
+    if config.model.lora and config.parallel.weights != "replicated":
+        raise InputError(
+            f"model.lora: needs parallel.weights replicated, got {config.parallel.weights}; set that, or leave the "
+            "LoRA out"
         )
 
 
@@ -176,11 +189,7 @@ def _check_loras(config: RunConfig, checkpoint: CheckpointInfo) -> None:
             "model.lora: expected none, because diffusers loads no LoRA for this checkpoint's pipeline; leave it out"
         )
     require_peft()
-    if config.parallel.weights != "replicated":
-        raise InputError(
-            f"model.lora: needs parallel.weights replicated, got {config.parallel.weights}; set that, or leave the "
-            "LoRA out"
-        )
+    check_lora_weights(config)
     for lora in config.model.lora:
         if lora.component == "transformer_2" and checkpoint.boundary_ratio is None:
             raise InputError(

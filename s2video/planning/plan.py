@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..geometry import LatentShape
 from ..guidance.reuse import StepPasses
 from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint
-from ..models.limits import check_request
+from ..models.limits import check_lora_weights, check_request
 from ..models.registry import read_costs
 from ..models.weight_files import read_json
 from ..system import ranks
@@ -158,11 +158,12 @@ def plan_for(
     info = checkpoint.info
     # Check the request without device and mesh: the run may use another machine, and each mesh is checked below. The
     # weights setting restricts other settings; zero3 is checked as fsdp, because it would require DeepSpeed here.
-    model = config.model.model_copy(update={"device": "auto"})
+    check_lora_weights(config)
+    model = config.model.model_copy(update={"device": "auto", "lora": ()})  # a LoRA's file need not be here
     weights = "fsdp" if config.parallel.weights == "zero3" else config.parallel.weights
     parallel = ParallelConfig(weights=weights)
     check_request(config.model_copy(update={"parallel": parallel, "model": model}), info)
-    num_steps = config.sampling.num_inference_steps
+    num_steps = config.sampling.expected_steps
     sub = _sub_work(config.guidance, info.num_blocks)
     passes = planned_passes(
         config.guidance,

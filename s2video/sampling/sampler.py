@@ -10,6 +10,7 @@ from ..errors import NumericalError
 
 Denoise = Callable[[Tensor, Tensor, int], Tensor]
 OnStep = Callable[[int, int, Tensor], None]
+StepNoise = Callable[[int], list[torch.Generator]]
 
 
 class Scheduler(Protocol):
@@ -17,11 +18,19 @@ class Scheduler(Protocol):
 
     timesteps: Tensor
 
-    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = ...) -> Any: ...
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = ..., **random: Any
+    ) -> Any: ...
 
 
 def sample(
-    denoise: Denoise, latents: Tensor, scheduler: Scheduler, *, first_step: int = 0, on_step: OnStep | None = None
+    denoise: Denoise,
+    latents: Tensor,
+    scheduler: Scheduler,
+    *,
+    first_step: int = 0,
+    on_step: OnStep | None = None,
+    noise: StepNoise | None = None,
 ) -> Tensor:
     """Denoise noise to clean latents.
 
@@ -31,6 +40,7 @@ def sample(
         scheduler: a scheduler after `set_timesteps`; it keeps its own state.
         first_step: number of steps already done; the scheduler's state must be the one after them.
         on_step: called with (steps done, total steps, latents) after each step.
+        noise: maps a step to the generators of the noise that the scheduler adds in it; None if it takes none.
 
     Raises:
         NumericalError: the latents became NaN or infinite; the message names the step.
@@ -38,7 +48,8 @@ def sample(
     timesteps = scheduler.timesteps
     for step, timestep in enumerate(timesteps[first_step:], first_step):
         prediction = denoise(latents, timestep, step)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        random = {} if noise is None else {"generator": noise(step)}
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **random)[0]
         if not torch.isfinite(latents).all():
             raise NumericalError(
                 f"step {step + 1} of {len(timesteps)} (timestep {float(timestep):g}): the latents became NaN or "

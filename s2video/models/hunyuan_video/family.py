@@ -164,7 +164,15 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
 
 
 def set_even_sigmas(scheduler: Any, num_steps: int, device: torch.device) -> None:
-    """Set n = `num_steps` evenly spaced sigmas from 1 to 1/n, before the scheduler shifts them."""
+    """Set n = `num_steps` evenly spaced sigmas from 1 to 1/n, before the scheduler shifts them.
+
+    A scheduler that takes no sigmas, such as Heun's, sets its own.
+    """
+    import inspect
+
     import numpy as np
 
+    if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
+        scheduler.set_timesteps(num_steps, device=device)
+        return
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)
