@@ -60,7 +60,8 @@ def row(name: str) -> str:
         f"{alone.best.forecast.passes:.2f}",
         memory(alone),
         memory(planned(name, 8)),
-        memory(planned(name, 8, "parallel.weights=fsdp")),
+        # a LoRA is added to whole weights only
+        "–" if read_config(CONFIGS / f"{name}.yaml").model.lora else memory(planned(name, 8, "parallel.weights=fsdp")),
     )
     return f"| {' | '.join(cells)} |"
 
