@@ -15,7 +15,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 from ..errors import InputError, S2VideoError
 from ..system.files import atomic_path
@@ -239,8 +240,9 @@ class Store:
                 (owner, self._ticks() + LEASE, self._clock(), row["name"]),
             )
             drawn = connection.execute("SELECT * FROM jobs WHERE name = ?", (row["name"],)).fetchone()
-        self.log("drawn", job=drawn["name"], replica=owner, attempt=drawn["attempts"])
-        return _record(drawn)
+            record = _record(drawn)
+        self.log("drawn", job=record.name, replica=owner, attempt=record.attempts)
+        return record
 
     def renew(self, owner: str) -> set[str]:
         """Renew the leases of a replica, and return the jobs that it still owns."""
@@ -310,6 +312,7 @@ class Store:
         now, released = self._ticks(), []
         with self._transaction() as connection:
             for row in connection.execute("SELECT * FROM jobs WHERE state = 'running'").fetchall():
+                _record(row)
                 is_alive = is_held(self.owner_path(row["owner"]))
                 if is_alive and row["lease_until"] > now:
                     continue
@@ -398,7 +401,12 @@ class Store:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        """Open a connection. Raises S2VideoError for errors of SQLite, such as a full disk or a damaged file."""
+        """Open a connection.
+
+        Raises:
+            InputError: the file is damaged, or is not that of a batch.
+            S2VideoError: other errors of SQLite, such as a full disk.
+        """
         try:
             connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             try:
@@ -408,6 +416,8 @@ class Store:
             finally:
                 connection.close()
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _FOREIGN:
+                raise _not_ours(self.path, error) from error
             raise S2VideoError(f"{self.path}: {error}; check the disk and its free space") from error
 
     @contextmanager
@@ -422,7 +432,30 @@ class Store:
             connection.execute("COMMIT")
 
 
+_FOREIGN = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT)
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "place", "models", "config", "key"), str),
+    **dict.fromkeys(("work", "started", "seconds", "lease_until"), (int, float, NoneType)),
+    **dict.fromkeys(("owner", "error"), (str, NoneType)),
+    "attempts": int,
+}
+
+
+def _not_ours(path: Path, reason: object) -> InputError:
+    return InputError(
+        f"{path}: expected the state of a batch, got another or a damaged file ({reason}); restore it, or choose "
+        "another folder"
+    )
+
+
 def _record(row: sqlite3.Row) -> Record:
+    """Return a row as a record. Raises sqlite3.DatabaseError for values of other types, which SQLite allows."""
+    for name, kinds in _KINDS.items():
+        if not isinstance(row[name], kinds):
+            raise sqlite3.DatabaseError(f"{name} of a job has the type {type(row[name]).__name__}")
+    is_owned = row["owner"] is not None and row["lease_until"] is not None
+    if row["state"] not in get_args(State) or (row["state"] == "running" and not is_owned):
+        raise sqlite3.DatabaseError("a job in no state that jobs have")
     return Record(**{name: row[name] for name in Record.__dataclass_fields__})
 
 

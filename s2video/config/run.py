@@ -129,7 +129,7 @@ def parse_override(item: str, schema: type[BaseModel] = RunConfig) -> dict[str, 
         raise InputError(f"--set {item!r}: expected key=value, such as guidance.s2_scale=0.3")
     if key not in dotted_keys(schema):
         raise InputError(f"--set {item!r}: unknown key {key!r}{nearest_key(key, schema)}")
-    return {key: parse_yaml(text, f"--set {item[:100]}")}
+    return {key: parse_yaml(text, f"--set {' '.join(item[:100].split())}")}
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ MAX_LAYERS = 512  # the largest published model has 60
 MAX_POSITIONS = 2**21
 MAX_VALUES = 100_000  # in all of one config.json
 _LAYERS = re.compile(r"(^|_)(layers|blocks|num_layers|depth|layers_per_block|res_blocks)(_|$)")
-_POSITIONS = re.compile(r"(seq_len|max_position|positions)")
+_POSITIONS = re.compile(r"(seq_len|max_position|positions|num_train_timesteps)")
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -6,6 +6,7 @@ load reads safetensors, because other formats of weights can contain code.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -107,7 +108,9 @@ def load_tokenizer(checkpoint: Checkpoint, name: str = "tokenizer") -> Any:
 
     # padding after the text: every pipeline here relies on it
     kind = getattr(transformers, checkpoint.class_of(name))
-    return kind.from_pretrained(checkpoint.folder / name, padding_side="right")
+    tokenizer = kind.from_pretrained(checkpoint.folder / name, padding_side="right")
+    tokenizer("a word")  # junk in its settings shows when it is used
+    return tokenizer
 
 
 def _encoder_load(checkpoint: Checkpoint, name: str, kind: Any, dtype: torch.dtype) -> Callable[..., Any]:
@@ -261,6 +264,7 @@ def load_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> A
             "download the checkpoint again, whole"
         )
     scheduler = kind.from_pretrained(checkpoint.folder, subfolder="scheduler")
+    _try_schedule(checkpoint, scheduler)
     if flow_shift is None:
         return scheduler
     fields = [field for field in ("flow_shift", "shift") if field in scheduler.config]
@@ -270,6 +274,13 @@ def load_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> A
             "leave it out"
         )
     return kind.from_config(scheduler.config, **{fields[0]: flow_shift})
+
+
+def _try_schedule(checkpoint: Checkpoint, scheduler: Any) -> None:
+    """Set timesteps on a copy: junk in a scheduler's settings shows when it is used, which is long after loading."""
+    import torch
+
+    checkpoint.family.set_timesteps(copy.deepcopy(scheduler), 4, torch.device("cpu"))
 
 
 def diffusers_class(checkpoint: Checkpoint, component: str) -> Any:

@@ -293,7 +293,10 @@ def find_sidecar(path: Path) -> Path:
         raise InputError(
             f"{path}: expected a video, its sidecar X.json, or its X.latents.safetensors, got no file; check the path"
         )
+    path = path if path.name else path.resolve()  # "." has no name
     stem = path.name if path.is_dir() else path.stem
+    if not stem:
+        raise InputError(f"{path}: expected a video, its sidecar X.json, or its X.latents.safetensors, got a folder")
     sidecar = path.with_name(f"{stem.removesuffix('.latents')}.json")
     if not sidecar.is_file():
         raise InputError(f"{path}: expected its sidecar {sidecar.name} next to it, got none; keep both in one folder")

@@ -35,6 +35,8 @@ def user_path(path: str | Path, field: str = "") -> Path:
         InputError: there is no such user, or no system has files of this name: it is too long, or has a NUL.
     """
     source = f"{field} {str(path)[:80]!r}".strip()
+    if "\0" in str(path):
+        raise InputError(f"{source}: expected a path, got one with a NUL character; remove it")
     try:
         expanded = Path(path).expanduser()
         parts = [os.fsencode(part) for part in expanded.parts]
@@ -42,8 +44,6 @@ def user_path(path: str | Path, field: str = "") -> Path:
         raise InputError(f"{source}: expected the name of a user after ~, or nothing; write the whole path") from None
     except UnicodeEncodeError:
         raise InputError(f"{source}: expected a path, got text that no file name can hold; change it") from None
-    if any(b"\0" in part for part in parts):
-        raise InputError(f"{source}: expected a path, got one with a NUL character; remove it")
     if max(map(len, parts), default=0) > MAX_NAME or sum(map(len, parts)) + len(parts) > MAX_PATH:
         raise InputError(
             f"{source}: too long: expected names of at most {MAX_NAME} bytes in a path of at most {MAX_PATH}; shorten "

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 # C0, DEL, C1, line separators, bidirectional overrides, and surrogates, which no terminal can show.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+MAX_LINE = 3000  # characters of a line about an input, which it can hold whole
 _CONTROL_IN_LINES = re.compile(f"(?!\n){_CONTROL.pattern}")
 
 
@@ -65,8 +66,13 @@ def flush_output() -> None:
 
 
 def say(text: object) -> None:
-    """Print a line for the user on standard error. If that is closed or full, there is no place to say so."""
-    say_plain(f"s2video: {printable(text)}")
+    """Print a line for the user on standard error; one of more than `MAX_LINE` characters is cut.
+
+    If standard error is closed or full, there is no place to say so.
+    """
+    line = printable(text)
+    cut = "" if len(line) <= MAX_LINE else f"… ({len(line)} characters)"
+    say_plain(f"s2video: {line[:MAX_LINE]}{cut}")
 
 
 def say_plain(line: str) -> None:

@@ -1,0 +1,1 @@
+"""The parts of fuzz.py: what is fed (targets), how it is changed (mutations), and what came of it (trial)."""
