@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fuzzing.trial import Outcome, Target, limited_memory, peak, try_input
+from fuzzing.trial import Outcome, Target, clean, limited_memory, peak, try_input
 
 MAX_CORPUS = 400  # inputs of a target
 WORKER_BYTES = 3 << 30  # a worker that has grown to this is replaced, so that the growth of one input can be seen
@@ -91,7 +91,7 @@ class Worker:
         self.args = args
         self.rng = random.Random(args.seed)
         self.report = read_report(args.folder)
-        self.targets = [t for t in all_targets() if args.targets is None or t.name in args.targets]
+        self.targets = all_targets(args.targets)
         self.corpus = {target.name: self._read_corpus(target) for target in self.targets}
         self.seen: dict[str, set[str]] = {target.name: set() for target in self.targets}
 
@@ -135,8 +135,6 @@ class Worker:
                     file.write_bytes(data)
 
     def _try(self, target: Target, data: bytes, scratch: Path, stuck: Any) -> Outcome:
-        from fuzzing.file_targets import clean
-
         clean(scratch)
         (self.args.folder / "current").write_bytes(target.name.encode() + b"\n" + data)
         return try_input(target, data, scratch, stuck=stuck)
@@ -163,11 +161,20 @@ class Worker:
         return [*target.seeds, *kept]
 
 
-def all_targets() -> list[Target]:
-    from fuzzing.file_targets import file_targets
+def all_targets(names: Sequence[str] | None = None) -> list[Target]:
+    """Return the targets of these names, or all. Raises SystemExit for a name that no target has."""
     from fuzzing.text_targets import text_targets
 
-    return [*text_targets(), *file_targets()]
+    targets = text_targets()
+    if names is None or not set(names) <= {target.name for target in targets}:
+        from fuzzing.file_targets import file_targets  # here, because it imports torch
+
+        targets += file_targets()
+    if unknown := set(names or ()) - {target.name for target in targets}:
+        raise SystemExit(
+            f"fuzz: no target {min(unknown)!r}; expected of {', '.join(target.name for target in targets)}"
+        )
+    return [target for target in targets if names is None or target.name in names]
 
 
 def write_finding(folder: Path, target: str, data: bytes, outcome: Outcome) -> None:

@@ -52,6 +52,15 @@ def caption_bar(
     Raises:
         InputError: if the font cannot be read, or lacks a letter of a title.
     """
+    try:
+        return _drawn(captions, total_width, size, font, centred=centred)
+    except OSError as error:  # FreeType finds damage in a font when it draws a letter
+        raise InputError(f"font {font}: expected a font, got an error ({error}); use a .ttf or .otf file") from None
+
+
+def _drawn(
+    captions: Sequence[tuple[Caption, int, int]], total_width: int, size: int, font: Path | None, *, centred: bool
+) -> NDArray[np.uint8]:
     small = max(11, round(size * 0.7))
     wrapped = [_wrapped(caption.text, _load(font, small), columns) for caption, _, columns in captions]
     text_height = round(max(map(len, wrapped)) * small * LINE_SPACING)

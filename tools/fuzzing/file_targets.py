@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
@@ -325,12 +324,3 @@ def _lora_file() -> bytes:
         state[f"transformer.blocks.0.attn1.{layer}.lora_A.weight"] = torch.rand(2, 12)
         state[f"transformer.blocks.0.attn1.{layer}.lora_B.weight"] = torch.rand(12, 2)
     return save(state, {"format": "pt"})
-
-
-def clean(folder: Path) -> None:
-    """Remove what a target has written."""
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Changes of an input: bytes, JSON values, words of a command line. The same random numbers give the same changes."""
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -107,6 +108,11 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
     return dumped(value)[:MAX_INPUT]
 
 
+def hostile(rng: random.Random) -> Any:
+    """Return one of `HOSTILE`, as a copy that can be changed."""
+    return copy.deepcopy(rng.choice(HOSTILE))
+
+
 def changed_value(value: Any, rng: random.Random) -> Any:
     """Return a JSON value with one change somewhere inside."""
     places: list[tuple[Any, Any]] = []
@@ -119,12 +125,12 @@ def changed_value(value: Any, rng: random.Random) -> Any:
 
     visit(value)
     if not places or rng.random() < 0.03:
-        return rng.choice(HOSTILE)
+        return hostile(rng)
     parent, key = rng.choice(places)
     old = parent[key]
     match rng.randrange(9):
         case 0 | 1 | 2:
-            parent[key] = rng.choice(HOSTILE)
+            parent[key] = hostile(rng)
         case 3:
             del parent[key]
         case 4:
@@ -142,7 +148,7 @@ def changed_value(value: Any, rng: random.Random) -> Any:
         case 8 if isinstance(parent, list) and len(parent) < 5000:
             parent += [old] * rng.choice((1, 3, 40))
         case _:
-            parent[key] = rng.choice(HOSTILE)
+            parent[key] = hostile(rng)
     return value
 
 
@@ -188,9 +194,9 @@ def mutate_words(words: Sequence[str]) -> Mutate:
                 case 2:
                     line[at : at + 1] = []
                 case 3:
-                    line[at : at + 1] = [str(rng.choice(HOSTILE))]
+                    line[at : at + 1] = [str(hostile(rng))]
                 case _ if at < len(line) and "=" in line[at]:
-                    line[at] = f"{line[at].partition('=')[0]}={rng.choice(HOSTILE)}"
+                    line[at] = f"{line[at].partition('=')[0]}={hostile(rng)}"
         return dumped(line)
 
     return mutate

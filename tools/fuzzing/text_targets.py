@@ -45,9 +45,10 @@ sampling: &size {num_inference_steps: 2}
 folder: out
 shots:
   - a red circle
-  - {prompt: a blue square, shot: two, guidance.s2_scale: 0.5, fields.version: 3}
+  - {prompt: a blue square, shot: two, guidance.drop_ratio: 0.2, fields.version: 3}
   - &third {prompt: a green triangle, sampling: {seed: 5}}
-sweep: {guidance.s2_scale: [0, 0.25], sampling.seed: [1, 2]}
+sweep: {guidance.s2_scale: [0, 0.25]}
+seeds: 2
 name: "{shot}{variant}_s{seed}.{ext}"
 fields: {show: abc}
 """

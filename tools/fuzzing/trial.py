@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import re
 import resource
+import shutil
 import sys
 import time
 import traceback
@@ -126,3 +127,12 @@ def _shape(text: str) -> str:
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "'", text)
     text = re.sub(r"/\S*", "/", text)
     return re.sub(r"\d+", "0", text)[:120]
+
+
+def clean(folder: Path) -> None:
+    """Remove what a target has written."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
