@@ -450,6 +450,8 @@ def _not_ours(path: Path, reason: object) -> InputError:
 
 def _record(row: sqlite3.Row) -> Record:
     """Return a row as a record. Raises sqlite3.DatabaseError for values of other types, which SQLite allows."""
+    if missing := {*_KINDS, "state"} - set(row.keys()):
+        raise sqlite3.DatabaseError(f"a job has no {min(missing)}")
     for name, kinds in _KINDS.items():
         if not isinstance(row[name], kinds):
             raise sqlite3.DatabaseError(f"{name} of a job has the type {type(row[name]).__name__}")

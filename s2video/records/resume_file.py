@@ -125,8 +125,11 @@ def _impossible(point: SavedPoint, scheduler: Any, noise: Tensor) -> str | None:
 
 def _can_become(fresh: Any, value: Any) -> bool:
     """Whether an attribute that has the value `fresh` before the first step can have `value` after some steps."""
+    if isinstance(value, list):
+        before = fresh if isinstance(fresh, list) and len(fresh) == len(value) else [None] * len(value)
+        return isinstance(fresh, list | None) and all(map(_can_become, before, value))
     if fresh is None or value is None:
-        return True
+        return not isinstance(value, str)  # None is followed by numbers, tensors and lists of them
     if isinstance(fresh, float):
         return type(value) in (int, float)
     return isinstance(value, Tensor) if isinstance(fresh, Tensor) else type(value) is type(fresh)

@@ -4,12 +4,13 @@ import errno
 import io
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from s2video.batch import store as batch_store
 from s2video.batch.heartbeat import Heartbeat
 from s2video.batch.status import as_json, as_text, read_status
 from s2video.batch.store import LEASE, MAX_ATTEMPTS, Entry, Store, find_stores
+from s2video.cli.main import main
 from s2video.errors import InputError, S2VideoError
 from s2video.system.locks import held_lock, is_held
 
@@ -387,3 +389,40 @@ def test_a_full_disk_leaves_the_checksums_as_they_were(store: Store, monkeypatch
     monkeypatch.undo()
     assert store.checksums_path.read_text() == before
     assert states(store)["b"] == "running"
+
+
+def columns(change: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(change)
+
+    return damage
+
+
+FOREIGN: dict[str, Callable[[Path], None]] = {
+    "junk": lambda path: path.write_bytes(b"junk" * 1000) and None,
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:5000]) and None,
+    "another database": columns("DROP TABLE jobs"),
+    "another table": columns("ALTER TABLE jobs RENAME COLUMN key TO other"),
+    "a state that is none": columns("UPDATE jobs SET state = 'x'"),
+    "running without owner": columns("UPDATE jobs SET state = 'running', owner = NULL"),
+    "work a word": columns("UPDATE jobs SET work = 'x'"),
+    "attempts a blob": columns("UPDATE jobs SET attempts = x'ff'"),
+    "a name that is no text": columns("UPDATE jobs SET name = x'ff' WHERE position = 0"),
+    "text that is not UTF-8": columns("UPDATE jobs SET error = CAST(x'ff' AS TEXT)"),
+}
+
+
+@pytest.mark.parametrize("damage", FOREIGN.values(), ids=FOREIGN.keys())
+def test_a_foreign_or_damaged_file(
+    damage: Callable[[Path], None], store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(store.path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")  # all of it in one file
+    damage(store.path)
+    assert main(["status", str(store.folder)]) == 2
+    assert main(["page", str(store.folder)]) == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert re.search(r"batch\.sqlite: expected the state of a batch, got another or a damaged file \(.*\); ", line)
+    with pytest.raises(InputError, match="damaged file"):
+        store.records()

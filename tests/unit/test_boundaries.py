@@ -295,3 +295,14 @@ def test_the_bound_of_pixels_is_below_pillows(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="not a regular file"):
         read_images(tmp_path / "pipe", None)
+
+
+@pytest.mark.parametrize("path", [".", "/", "..", "x/.."])
+def test_folders_have_no_sidecar(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", path]) == 2
+    assert "s2video: error: " in capsys.readouterr().err
+
+
+def test_a_long_message_is_cut_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "p", "--set", "guidance.s2_scale=" + "x" * 100_000]) == 2
+    assert all(len(line) < 3200 for line in capsys.readouterr().err.splitlines())

@@ -107,6 +107,16 @@ def test_titles_the_font_does_not_have(tmp_path: Path, pair: tuple[Path, Path]) 
     assert os.listdir(tmp_path) == []
 
 
+def test_a_font_that_is_damaged_inside(tmp_path: Path) -> None:
+    """FreeType opens it, and finds the damage when it draws."""
+    content = bytearray(ImageFont.load_default(20).path.getvalue())
+    start = int.from_bytes(content[content.index(b"glyf") + 8 :][:4], "big")
+    content[start : start + 60_000] = b"\xff" * 60_000
+    (tmp_path / "x.ttf").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.ttf: expected a font, got an error"):
+        caption_bar([(Caption("a"), 0, 100)], 100, size=20, font=tmp_path / "x.ttf")
+
+
 def test_a_font_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.ttf").write_bytes(b"none")
     with pytest.raises(InputError, match=r"x\.ttf"):

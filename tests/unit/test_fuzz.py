@@ -56,8 +56,8 @@ def test_every_boundary_answers_in_one_line(tmp_path: Path) -> None:
     assert not found, f"{len(found)} findings\n" + "\n\n".join(found[:5])
     assert sum(map(len, tried.values())) > 1000
     for name, kinds in tried.items():
-        assert "refused" in kinds, name
-        assert "accepted" in kinds or name in ("sound",), name  # otherwise its inputs do not get far
+        assert "accepted" in kinds, name  # otherwise its inputs do not get far
+        assert "refused" in kinds or name == "font", name  # FreeType draws nearly anything
 
 
 def nothing(data: bytes, rng: random.Random) -> bytes:
