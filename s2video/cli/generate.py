@@ -38,7 +38,10 @@ from .arguments import (
     say,
     whole_number,
 )
+from .probe import add_probe_arguments, check_probe
 from .review import add_reproduce_arguments, check_reproduce
+
+_OTHER_TASKS = ("reproduce", "probe", "selftest")  # of launch: commands under their own names
 
 
 def add_commands(commands: Any) -> None:
@@ -85,8 +88,8 @@ def add_commands(commands: Any) -> None:
     starter.add_argument("--nnodes", type=whole_number, default=1, metavar="N", help="hosts")
     starter.add_argument("--node-rank", type=whole_number, default=0, metavar="R", help="this host's number, from 0")
     starter.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the hosts meet")
-    starter.add_argument("task", choices=["t2v", "i2v", "reproduce", "selftest"], help="t2v and i2v: generate")
-    starter.add_argument("arguments", nargs=argparse.REMAINDER, help="of generate, reproduce or selftest")
+    starter.add_argument("task", choices=["t2v", "i2v", *_OTHER_TASKS], help="t2v and i2v: generate")
+    starter.add_argument("arguments", nargs=argparse.REMAINDER, help="of generate, reproduce, probe or selftest")
     starter.set_defaults(run=_launch)
 
 
@@ -223,7 +226,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Check the arguments of the task here, so that bad input starts no process, and start it."""
     plan = LaunchPlan(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint)
     task = Parser(prog=f"s2video launch --nproc N {arguments.task}")
-    command = arguments.task if arguments.task in ("selftest", "reproduce") else "generate"
+    command = arguments.task if arguments.task in _OTHER_TASKS else "generate"
     if command == "selftest":
         add_selftest_arguments(task)
         task.parse_args(arguments.arguments)
@@ -233,6 +236,11 @@ def _launch(arguments: argparse.Namespace) -> int:
         parsed = task.parse_args(arguments.arguments)
         plan.check()
         check_reproduce(parsed, world_size=plan.world_size)
+    elif command == "probe":
+        add_probe_arguments(task)
+        parsed = task.parse_args(arguments.arguments)
+        plan.check()
+        check_probe(parsed, world_size=plan.world_size)
     else:
         add_generate_arguments(task)
         parsed = task.parse_args(arguments.arguments)

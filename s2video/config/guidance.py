@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ..guidance.reuse import LARGE_SCALE, MEASURED_AT_5, PRESETS, Preset, ReuseSpec
+from ..guidance.reuse import LARGE_SCALE, MEASURED_AT_5, PRESETS, SAFE_START, Preset, ReuseSpec
 from .fields import MAX_DRAWS, Index, Number, Section, Share, Switch, Whole, setting
 from .text import read_list
 
@@ -269,13 +269,13 @@ class GuidanceConfig(Section):
         return self.cfg_scale, self.cfg_scale if self.cfg_scale_2 is None else self.cfg_scale_2
 
     def reuse_warning(self) -> str | None:
-        """Return the line that a user reads if forecasts of cond − uncond are multiplied by a large λ."""
+        """Return the line for a user whose forecasts of cond − uncond are multiplied by a large λ from early on."""
         spec, largest = self.reuse.spec(), max(self.cfg_scales)
-        if spec.uncond_every == 1 or largest < LARGE_SCALE:
+        if spec.uncond_every == 1 or largest < LARGE_SCALE or spec.start >= SAFE_START:
             return None
         return (
             f"guidance.reuse {self.reuse.preset} at cfg_scale {largest:g}: {MEASURED_AT_5}; guidance.reuse deviation "
-            "is safer, or a smaller cfg_scale"
+            f"is safer, and so is guidance.reuse.start {SAFE_START:g}"
         )
 
     def mask_spec(self) -> MaskSpec:

@@ -16,6 +16,7 @@ from s2video.engine.engine import Engine
 from s2video.engine.make_video import make_video
 from s2video.errors import StoppedError
 from s2video.parallel.mesh import Mesh
+from s2video.probe.measure import probe
 from s2video.records.resume import ResumePoint
 from s2video.records.sidecar_model import read_sidecar
 from s2video.review.inspect import describe
@@ -111,3 +112,16 @@ def test_the_sidecar_records_what_was_computed(tiny_checkpoint: Path, tmp_path: 
     said = describe(sidecar, tmp_path / "clip.mp4").splitlines()
     assert any(line.split() == ["sub", "··#·#·#·········", "3"] for line in said)
     assert any(line.startswith("s2_scale ") and " 2: " in line for line in said)
+
+
+def probed(mesh: Mesh | None, config: RunConfig) -> Any:
+    figures = probe(Engine(config, mesh, progress="none"), [PROMPT], points=1, draws=2, images=None)
+    return None if figures is None else figures.as_json()
+
+
+def test_a_probe_on_two_ranks(ranks: Ranks, tiny_checkpoint: Path) -> None:
+    config = tiny_config(tiny_checkpoint).patched({"sampling.num_inference_steps": 4, "sampling.num_frames": 5})
+    alone, (main, other) = probed(None, config), ranks(2).run(probed, config)
+    assert other is None and main["steps"] == alone["steps"]
+    for block, same in zip(main["blocks"], alone["blocks"], strict=True):
+        assert block == pytest.approx(same, abs=1e-3)

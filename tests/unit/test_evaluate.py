@@ -223,7 +223,6 @@ def test_real_engine_is_driven_as_it_is(tiny_checkpoint: Path, tmp_path: Path) -
         ("evaluate", "scipy"),
         ("study", "matplotlib"),
         ("study_report", "matplotlib"),
-        ("scan_blocks", "scipy"),
         ("toy", "matplotlib"),
     ],
 )
