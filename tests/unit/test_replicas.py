@@ -24,10 +24,14 @@ from pathlib import Path
 from s2video.batch.store import Store
 from s2video.system.locks import held_lock
 
+from s2video.batch import store as stores
+stores.LEASE = float(os.environ.get("PLAYED_LEASE", stores.LEASE))
 folder, owner = Path(sys.argv[1]), sys.argv[3]
 store = Store(folder)
 if (folder / "broken").exists():
     sys.exit("out of order")
+if (folder / "asleep").exists():
+    time.sleep(1000)
 with held_lock(store.owner_path(owner)):
     while (job := store.draw(owner, None)) is not None:
         if job.name.startswith("kills"):
@@ -38,6 +42,10 @@ with held_lock(store.owner_path(owner)):
                 time.sleep(60)
             finally:
                 store.give_back(owner)
+        if job.name.startswith(("stops", "sleeps")) and job.attempts == 1:
+            if job.name.startswith("stops"):
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(1000)
         if job.name.startswith("fails"):
             store.fail(job.name, owner, "its own fault")
             sys.exit(1)
@@ -99,7 +107,44 @@ def test_replicas_that_never_draw_a_job_are_not_started_for_ever(tmp_path: Path)
         supervise(store, PlayedPlan(2, 1), [str(tmp_path)])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("stops", "did nothing for 3 s, because it is stopped (SIGSTOP), and was ended"),
+        ("sleeps", "did nothing for 3 s, and"),
+    ],
+)
+def test_a_replica_that_does_nothing_is_ended_and_its_job_made_by_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str
+) -> None:
+    store = store_of(tmp_path, name, "job")
+    assert supervise(store, PlayedPlan(1, 1), [str(tmp_path)], idleness=3.0) is None
+    assert states(store) == {name: "done", "job": "done"}
+    said = capsys.readouterr().err
+    assert reason in said and f"{name} of replica-1-" in said and "goes back into the queue (attempt 1)" in said
+
+
+def test_replicas_that_do_nothing_before_they_draw_a_job_end_the_batch(tmp_path: Path) -> None:
+    """As one that hangs while it loads its models."""
+    store = store_of(tmp_path, "job")
+    (tmp_path / "asleep").touch()
+    with pytest.raises(S2VideoError, match="1 videos are waiting, but every replica exited before"):
+        supervise(store, PlayedPlan(1, 1), [str(tmp_path)], idleness=3.0)
+
+
+def test_a_replica_that_lost_its_job_is_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped for longer than its lease."""
+    monkeypatch.setattr("s2video.batch.store.LEASE", 2.0)
+    store = store_of(tmp_path, "stops")
+    monkeypatch.setenv("PLAYED_LEASE", "2")
+    assert supervise(store, PlayedPlan(1, 1), [str(tmp_path)]) is None
+    assert states(store) == {"stops": "done"}
+    assert "missed its heartbeat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_is_passed_on(tmp_path: Path, number: signal.Signals) -> None:
     store = store_of(tmp_path, "long")
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +16,11 @@ from torch import Tensor
 from video_helpers import RED, SPEC, noise, solid
 
 from s2video.errors import InputError, NumericalError, S2VideoError
+from s2video.media import ffmpeg as ffmpeg_module
 from s2video.media.video import VideoSpec, write_video
 from s2video.review.captions import Caption
 from s2video.review.compare import compare_videos
+from s2video.system.processes import look
 
 
 @pytest.fixture
@@ -145,6 +149,57 @@ def test_ffmpeg_that_fails(
         write_video(noise(60), tmp_path / "clip.mp4", SPEC, metadata={})
     assert os.listdir(tmp_path) == []
     assert all(process.returncode is not None for process in started)
+
+
+def test_an_ffmpeg_that_does_nothing_is_ended(
+    tmp_path: Path, started: list[subprocess.Popen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write into its pipe would block for ever."""
+    monkeypatch.setattr(ffmpeg_module, "_STALL", 2.0)
+
+    def producer() -> Iterator[Tensor]:
+        yield from noise(3)
+        os.kill(started[-1].pid, signal.SIGSTOP)
+        yield from noise(200)
+
+    with pytest.raises(S2VideoError, match="ffmpeg did nothing for 2 s, as if it was stopped, and was ended"):
+        write_video(producer(), tmp_path / "clip.mp4", SPEC, metadata={})
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_ffmpeg_that_waits_for_frames_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ffmpeg_module, "_STALL", 3.0)
+
+    def producer() -> Iterator[Tensor]:
+        yield from noise(3)
+        time.sleep(5)
+        yield from noise(3)
+
+    assert write_video(producer(), tmp_path / "clip.mp4", SPEC, metadata={}).num_frames == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_an_encoder_ends_with_the_process_that_feeds_it(tmp_path: Path, number: signal.Signals) -> None:
+    """Also one that reads its input to the end first, or is stopped."""
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
+    program.chmod(0o755)
+    code = (
+        "import sys, numpy; from s2video.media.ffmpeg import Ffmpeg\n"
+        "with Ffmpeg([]) as ffmpeg:\n    ffmpeg.send(numpy.zeros(10**8, dtype=numpy.uint8))"
+    )
+    environment = {**os.environ, "IMAGEIO_FFMPEG_EXE": str(program), "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith("\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    encoder = int((tmp_path / "pid").read_text())
+    process.send_signal(number)
+    process.wait(60)
+    while (found := look(encoder)) is not None and found.state != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_file_with_fewer_frames_is_not_accepted(
