@@ -19,7 +19,7 @@ import imageio_ffmpeg
 from numpy.typing import NDArray
 
 from ..errors import InputError, S2VideoError
-from ..system.processes import Idleness, helper, look, tied
+from ..system.processes import Idleness, helper, look, only_looks, tied
 from ..system.shutdown import at_sudden_end
 from .formats import VideoSpec
 
@@ -119,6 +119,7 @@ class Ffmpeg:
             self._has_work = False
 
     def _end_if_stalled(self) -> None:
+        only_looks()
         idleness, waited = Idleness(), 0.0
         while not self._ended.wait(1.0):
             before = idleness.seconds

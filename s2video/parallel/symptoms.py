@@ -14,7 +14,7 @@ from ..system.roster import Entry
 _PACKAGE = str(Path(__file__).parent)
 _COLLECTIVES = (
     f"{Path(dist.__file__).parent}{os.sep}",
-    *(f"{_PACKAGE}{os.sep}{name}.py" for name in ("collectives", "halo", "ring", "lead", "watch", "mesh")),
+    *(f"{_PACKAGE}{os.sep}{name}.py" for name in ("collectives", "halo", "ring", "lead", "watch", "mesh", "weights")),
 )
 
 
@@ -38,7 +38,8 @@ def main_thread() -> tuple[bool, str]:
     if frame is None:
         return False, ""
     file = frame.f_code.co_filename
-    return file.startswith(_COLLECTIVES), f"{Path(file).name}:{frame.f_lineno}"
+    waits = file.startswith(_COLLECTIVES) or f"{os.sep}deepspeed{os.sep}" in file
+    return waits, f"{Path(file).name}:{frame.f_lineno}"
 
 
 def is_stopped(entry: Entry) -> bool:

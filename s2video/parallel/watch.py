@@ -28,7 +28,7 @@ import torch.distributed as dist
 from ..errors import S2VideoError
 from ..system import ranks
 from ..system.launcher import report_exit_code, report_reason
-from ..system.processes import Idleness
+from ..system.processes import Idleness, only_looks
 from ..system.roster import Entry, Roster, own_roster
 from ..system.shutdown import end_suddenly
 from ..system.terminal import say_error
@@ -224,6 +224,7 @@ class Watch:
     def _exchange(self) -> None:
         """Thread that writes this rank's heartbeat and reads those of the others."""
         assert self._store is not None
+        only_looks()
         beat, idleness = 0, Idleness()
         while not self._closed.is_set():
             beat += 1
@@ -264,6 +265,7 @@ class Watch:
 
     def _judge(self) -> None:
         """Thread that ends the process when another rank or the store is lost."""
+        only_looks()
         since: float | None = None
         while not self._closed.wait(self._interval):
             entries = self._roster.others()

@@ -41,6 +41,7 @@ except OSError as error:
 """
 
 _helpers: set[int] = set()  # processes that work for this one
+_watchers: set[int] = set()  # threads of this process that only look
 
 
 def tied(command: Sequence[str | bytes | Path], number: signal.Signals) -> list[str | bytes | Path]:
@@ -101,6 +102,11 @@ def helper(pid: int) -> Iterator[None]:
         yield
     finally:
         _helpers.discard(pid)
+
+
+def only_looks() -> None:
+    """Do not count what this thread does as work of this process. On a busy host it may often want to run."""
+    _watchers.add(threading.get_native_id())
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ class Idleness:
         A pause of this process, in which it could not look, counts as two intervals at most.
 
         Args:
-            pids: None for this process and its helpers, without the thread that looks.
+            pids: None for this process and its helpers.
         """
         passed = time.monotonic() - self._looked_at
         if passed < self._interval:
@@ -201,16 +207,16 @@ class Idleness:
 
 
 def _work_of(pids: Sequence[int]) -> tuple[float, set[tuple[int, int]]]:
-    """Return the CPU seconds of processes, and their threads that are at work, without this one."""
+    """Return the CPU seconds of processes, and their threads that are at work, without those that only look."""
     if not _IS_LINUX:  # of this process; where the others cannot be seen they count as working
         return time.process_time() if pids == [os.getpid()] else time.monotonic(), set()
-    used, working, own = 0.0, set[tuple[int, int]](), threading.get_native_id()
+    used, working = 0.0, set[tuple[int, int]]()
     for pid in pids:
         process = look(pid)
         used += 0.0 if process is None else process.seconds
         for path in (_PROC / str(pid)).glob("task/*/stat"):
             thread = int(path.parent.name)
-            found = None if thread == own else _look(path)
+            found = None if thread in _watchers else _look(path)
             if found is not None and found.works:
                 working.add((pid, thread))
     return used, working
