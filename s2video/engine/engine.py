@@ -339,7 +339,9 @@ class Engine:
         progress = Progress("denoising", self._progress, first=first_step)
         with progress, torch.no_grad(), self._termination.deferred():
             noise = step_noise(scheduler, seeds)
-            return sample(denoise, latents, scheduler, first_step=first_step, on_step=step_done, noise=noise)
+            latents = sample(denoise, latents, scheduler, first_step=first_step, on_step=step_done, noise=noise)
+        self.mesh.watch.report("denoised")  # what comes now is no step, and has no limit
+        return latents
 
     def _denoiser(
         self, batch: Batch, masks: MaskSchedule, images: Images | None, latents: Tensor
