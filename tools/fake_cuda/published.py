@@ -208,7 +208,7 @@ def fake_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> A
     return getattr(diffusers, kind)(**_SCHEDULERS[kind])
 
 
-def _empty_transformer(*args: Any) -> nn.Module:
+def _empty_component(*args: Any) -> nn.Module:
     with unset_fake_temporarily():  # see `_empty`
         model = _REAL_EMPTY(*args)
     for part in model.modules():
@@ -221,14 +221,11 @@ def _empty_transformer(*args: Any) -> nn.Module:
     return model
 
 
-_REAL_EMPTY = parts._empty_transformer
+_REAL_EMPTY = parts.empty_component
 
 
 class _NoFiles:
-    """Stands for `models.parts._TensorParts`: tensors of the right number of elements, read from nowhere."""
-
-    def __init__(self, files: Any) -> None:
-        pass
+    """Stands for a component's weight files: tensors of the right number of elements, read from nowhere."""
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         return torch.empty(stop - start, dtype=torch.bfloat16)
@@ -264,9 +261,8 @@ def published_engine(
             (engine_module, "load_conditioners", conditioners),
             (engine_module, "load_scheduler", fake_scheduler),
             (parts, "load_transformer", fake_transformer),
-            (parts, "_empty_transformer", _empty_transformer),
-            (parts, "check_files", lambda *_: None),
-            (parts, "_TensorParts", _NoFiles),
+            (parts, "empty_component", _empty_component),
+            (parts, "check_component", lambda *_: _NoFiles()),
         ):
             stack.enter_context(patch.object(module, attribute, double))
         if tokenizers is None:
