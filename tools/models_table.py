@@ -9,8 +9,8 @@ from pathlib import Path
 
 from s2video.config.run import read_config
 from s2video.planning.cards import CARDS
-from s2video.planning.forecast import GIGA
 from s2video.planning.plan import Plan, make_plan
+from s2video.planning.step import GIGA
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SPECIAL = {

@@ -13,8 +13,8 @@ from ..config.run import RunConfig
 from ..errors import InputError
 from ..models.checkpoint import OpenModel
 from ..planning.cards import Card
-from ..planning.forecast import Degrees
 from ..planning.plan import plan_for, this_card
+from ..planning.step import Degrees
 from ..system.terminal import printable
 from .run_file import BatchJob
 

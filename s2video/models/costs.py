@@ -49,6 +49,7 @@ class TransformerCosts(Protocol):
         in_channels: latent channels, C.
         patch_channels: channels of one token's prediction, p_t·p_h·p_w·C_out.
         joint_text: whether text passes through the blocks together with the video.
+        num_single: number of blocks that compute attention and feed-forward side by side (HunyuanVideo 1.0).
         time_per_token: whether the timestep is embedded for each token.
     """
 
@@ -68,6 +69,8 @@ class TransformerCosts(Protocol):
     def patch_channels(self) -> int: ...
     @property
     def joint_text(self) -> bool: ...
+    @property
+    def num_single(self) -> int: ...
     @property
     def time_per_token(self) -> bool: ...
     def num_text(self, max_sequence_length: int) -> int:

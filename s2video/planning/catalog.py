@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ..config.named import EMBEDDED_CONFIG, config_names, named_config
 from ..errors import InputError
 from .cards import CARDS
-from .forecast import GIGA
 from .plan import find_json, plan_for
+from .step import GIGA
 
 
 class Entry(NamedTuple):

@@ -15,10 +15,6 @@ Comparison with published figures (H100, bfloat16, per step; only those include 
 
 The H100's two shares in `cards` are fitted to the first figure of each model; this project measured none of them.
 
-Memory is a rough sum of weights, states of the active branches, the working set of one block, and on the main rank the
-VAE with its decoding peak, or the text encoder. The factors of the working set and of the decoding peak are peaks of
-diffusers' modules, traced on the meta device; they exclude allocator fragmentation.
-
 Dimension letters as in `models.costs`. Batch size is 1.
 """
 
@@ -27,93 +23,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from ..geometry import split_evenly
-from ..models.costs import Share, TransformerCosts, Work, whole_pass
-from ..parallel.traffic import ring_minimum, ulysses_minimum
+from ..models.costs import Work, whole_pass
 from .cards import Card
+from .memory import Phase, memory_of
 from .passes import Kind
+from .step import GIGA, Degrees, Layout, Step, block_weights, layouts
 from .work import SubWork
 
-Weights = Literal["replicated", "fsdp", "zero3", "streamed"]
-Phase = Literal["text encoding", "denoising", "decoding"]
-
-GIGA = 1e9
 _TRANSFER_SLOWDOWN = 1.05  # an estimate; sending and receiving use a part of the card
-
-
-class Degrees(NamedTuple):
-    """The sizes of a mesh's axes, slowest varying first."""
-
-    ring: int
-    ulysses: int
-    branch: int
-
-    @property
-    def world_size(self) -> int:
-        return self.ring * self.ulysses * self.branch
-
-    def __str__(self) -> str:
-        return " × ".join(map(str, self))
-
-
-@dataclass(frozen=True)
-class Step:
-    """The properties of a step, apart from mesh and card, that determine its cost.
-
-    Attributes:
-        num_tokens, num_text: L and M.
-        item_bytes: bytes of one number in the transformer's dtype.
-        has_uncond: whether there is an uncond pass; with two transformers, whether at least one has it.
-        sub: the sub branches of a step in the window.
-        window_share: fraction of the steps that are in the window.
-        kinds: the steps of a run that forecasts some of its predictions; empty if every step computes all that it uses.
-        kept_predictions: predictions that are kept for forecasts.
-        weights: the setting `parallel.weights`.
-        num_transformers: transformers on the device at a time, one of which is active.
-        vae_bytes, decoding_bytes: weights of the VAE, and further memory for decoding, on the main rank.
-        text_encoder_bytes: weights of the text encoder, on the main rank.
-        keeps_text_encoder: whether they stay on the device while denoising.
-    """
-
-    model: TransformerCosts
-    num_tokens: int
-    num_text: int
-    item_bytes: int
-    has_uncond: bool
-    sub: SubWork
-    window_share: float = 1.0
-    kinds: tuple[Kind, ...] = ()
-    kept_predictions: int = 0
-    weights: Weights = "replicated"
-    num_transformers: int = 1
-    vae_bytes: float = 0.0
-    decoding_bytes: float = 0.0
-    text_encoder_bytes: float = 0.0
-    keeps_text_encoder: bool = False
-
-    @property
-    def carried_text(self) -> int:
-        """The number of text tokens that run through the blocks with the video."""
-        return self.num_text if self.model.joint_text else 0
-
-    @property
-    def prediction_bytes(self) -> int:
-        """The bytes of one branch's whole prediction."""
-        return self.num_tokens * self.model.patch_channels * self.item_bytes
-
-    def full_passes(self, degrees: Degrees) -> int:
-        """Return the passes of one rank: cond and uncond, or one of them if they run in parallel."""
-        return 2 if self.has_uncond and degrees.branch == 1 else 1
-
-    @property
-    def kinds_of_run(self) -> tuple[Kind, ...]:
-        """All steps by what they compute; without reuse, outside and inside the window."""
-        outside, inside = 1 - self.window_share, self.window_share
-        uncond = self.has_uncond
-        return self.kinds or (Kind(outside, True, uncond, False), Kind(inside, True, uncond, True))
 
 
 @dataclass(frozen=True)
@@ -135,54 +54,6 @@ class Forecast:
     seconds_in_window: float
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Ranks that share the tokens of one branch, as in the engine: ulysses varies fastest, shards may be uneven."""
-
-    ring: int
-    ulysses: int
-    tokens: tuple[int, ...]
-    heads: tuple[int, ...]
-
-    @cached_property
-    def groups(self) -> tuple[int, ...]:
-        """The number of tokens of each Ulysses group, in ring order."""
-        return tuple(sum(self.tokens[i : i + self.ulysses]) for i in range(0, len(self.tokens), self.ulysses))
-
-    @cached_property
-    def busiest(self) -> Share:
-        return Share(max(self.tokens), max(self.heads), max(self.groups), sum(self.tokens))
-
-    def block_bytes(self, rank: int, step: Step) -> dict[str, int]:
-        """Return the bytes that a rank of this layout sends in one block of one branch, by kind."""
-        model, (group, member) = step.model, divmod(rank, self.ulysses)
-        own = self.tokens[group * self.ulysses : (group + 1) * self.ulysses]
-        width = self.heads[member] * model.head_dim
-        exchanged = ulysses_minimum(own, self.heads, model.head_dim, shared=step.carried_text)[member]
-        return {
-            "all_to_all": exchanged * step.item_bytes,
-            "send": ring_minimum(self.groups, width)[group] * step.item_bytes,
-            # the text's outputs and log-sum-exps, in float32
-            "all_gather": step.carried_text * (width + self.heads[member]) * 4 * (self.ring - 1),
-        }
-
-    def gather_bytes(self, step: Step) -> int:
-        """Return the bytes that a rank sends to gather a branch's prediction: the longest shard, to each other rank."""
-        return max(self.tokens) * step.model.patch_channels * step.item_bytes * (len(self.tokens) - 1)
-
-
-def layouts(degrees: Degrees, step: Step) -> tuple[_Layout, _Layout]:
-    """Return the layouts of cond (and uncond) and of sub; they are the same without a branch axis."""
-    shards = [shard.length for shard in split_evenly(step.num_tokens, degrees.ring * degrees.ulysses)]
-    parts = [part.length for shard in shards for part in split_evenly(shard, degrees.branch)]
-
-    def layout(ulysses: int, tokens: list[int]) -> _Layout:
-        heads = split_evenly(step.model.num_heads, ulysses)
-        return _Layout(degrees.ring, ulysses, tuple(tokens), tuple(shard.length for shard in heads))
-
-    return layout(degrees.ulysses, shards), layout(degrees.ulysses * degrees.branch, parts)
-
-
 def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[str, float]:
     """Return the bytes that a rank of the world sends in one step with these sub branches, by kind of collective."""
     model, sub = step.model, step.sub
@@ -198,16 +69,12 @@ def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[str, float]:
         if rank % 2 == 0:  # cond's ranks send tokens to their partners
             sent["send"] += sub.forks * _fork_bytes(merged.tokens[rank + 1], step)
     if step.weights in ("fsdp", "zero3"):
-        sent["weights"] = _block_weights(step) * (degrees.world_size - 1) / degrees.world_size
+        sent["weights"] = block_weights(step) * (degrees.world_size - 1) / degrees.world_size
     return sent
 
 
 def _fork_bytes(tokens: int, step: Step) -> int:
     return (tokens + step.carried_text) * step.model.width * step.item_bytes
-
-
-def _block_weights(step: Step) -> int:
-    return sum(map(step.model.block_parameters, range(step.model.num_blocks))) * step.item_bytes
 
 
 def forecast(degrees: Degrees, step: Step, card: Card) -> Forecast:
@@ -223,12 +90,12 @@ def forecast(degrees: Degrees, step: Step, card: Card) -> Forecast:
         seconds = max(cost.seconds, fetched)
         longest = max(longest, seconds)
         means = [mean + kind.share * x for mean, x in zip(means, (cost.work, sent, seconds), strict=True)]
-    memory, phase = _memory(degrees, step, card)
+    memory = memory_of(degrees, step)
     return Forecast(
         passes=means[0] / whole_pass(step.model, step.num_tokens, step.num_text).total,
         sent_bytes=means[1],
-        memory_bytes=memory,
-        phase=phase,
+        memory_bytes=card.reserved_gb * GIGA + memory.peak,
+        phase=memory.phase,
         seconds=means[2],
         seconds_in_window=longest,
     )
@@ -271,7 +138,7 @@ def _step_cost(degrees: Degrees, step: Step, card: Card) -> _Cost:
 
 
 def _pass_cost(
-    degrees: Degrees, layout: _Layout, runs: Sequence[float], projections: float, step: Step, card: Card
+    degrees: Degrees, layout: Layout, runs: Sequence[float], projections: float, step: Step, card: Card
 ) -> _Cost:
     """Return the cost of running block i `runs[i]` times, and of projections gathered on all ranks of the layout."""
     model, busiest = step.model, layout.busiest
@@ -297,9 +164,7 @@ def _rates(step: Step, card: Card) -> tuple[float, float]:
     return peak * card.matmul_share, peak * card.attention_share
 
 
-def _block_seconds(
-    degrees: Degrees, layout: _Layout, part: Work, sent: dict[str, int], step: Step, card: Card
-) -> float:
+def _block_seconds(degrees: Degrees, layout: Layout, part: Work, sent: dict[str, int], step: Step, card: Card) -> float:
     local = _local_cost(part, 1, step, card).seconds
     if layout.ulysses > 1:  # two all-to-alls; each of four tensors is copied into a buffer and out of one
         group = _link(card, degrees.ulysses * degrees.branch, degrees)
@@ -332,51 +197,10 @@ def _transfer(count: float, bandwidth: float, card: Card) -> float:
 
 def _fetch_seconds(degrees: Degrees, step: Step, card: Card) -> float:
     """Return the seconds to fetch a step's weights; each block is fetched while the previous one is computed."""
-    weights = _block_weights(step)
+    weights = block_weights(step)
     if step.weights == "replicated":
         return 0.0
     if step.weights == "streamed":
         return weights / (card.host_gbs * GIGA * card.link_share)
     others = (degrees.world_size - 1) / degrees.world_size
     return _transfer(weights * others, _link(card, degrees.world_size, degrees), card)
-
-
-def _memory(degrees: Degrees, step: Step, card: Card) -> tuple[float, Phase]:
-    """Return the main rank's peak memory in bytes, including VAE and text encoder, and the phase of the peak."""
-    kept = step.text_encoder_bytes if step.keeps_text_encoder else 0.0
-    phases: dict[Phase, float] = {
-        "denoising": kept + _activation_bytes(degrees, step),
-        "text encoding": step.text_encoder_bytes,
-        "decoding": kept + step.decoding_bytes,
-    }
-    phase = max(phases, key=lambda name: phases[name])
-    return card.reserved_gb * GIGA + _weight_bytes(degrees, step) + step.vae_bytes + phases[phase], phase
-
-
-def _weight_bytes(degrees: Degrees, step: Step) -> float:
-    """Return the bytes of all transformers on one rank. Fetched weights have two whole blocks each at a time."""
-    root, blocks = step.model.root_parameters() * step.item_bytes, _block_weights(step)
-    if step.weights == "replicated":
-        return step.num_transformers * (root + blocks)
-    two = 2 * max(map(step.model.block_parameters, range(step.model.num_blocks))) * step.item_bytes
-    return step.num_transformers * (root + two + (0 if step.weights == "streamed" else blocks / degrees.world_size))
-
-
-def _activation_bytes(degrees: Degrees, step: Step) -> float:
-    """Return the bytes of states, one block's working set, rotary tables, and predictions in float32.
-
-    The working set, in bytes per token and channel, with b bytes per number: 12 + 5b around the rotary embedding of
-    Q and K, 15b around an all-to-all, (2·D_mlp/D + 3.4)·b in the feed-forward. A timestep per token adds 6b for every
-    pass and 24 for the block that runs.
-    """
-    model, size, text = step.model, step.item_bytes, step.carried_text
-    full, merged = layouts(degrees, step)
-    states = step.full_passes(degrees) * (max(full.tokens) + text) + step.sub.count * (max(merged.tokens) + text)
-    feed_forward = (2 * model.mlp_width / model.width + 3.4) * size
-    working = max(12 + 5 * size, 15 * size if merged.ulysses > 1 else 0, feed_forward)
-    modulation = 0
-    if model.time_per_token:
-        modulation = 6 * (step.full_passes(degrees) * size + 4) * max(full.tokens)
-    rotary = 2 * step.num_tokens * model.head_dim * 4
-    predictions = (4 + 2 * step.sub.count + step.kept_predictions) * step.num_tokens * model.patch_channels * 4
-    return (states * size + (max(full.tokens) + text) * working + modulation) * model.width + rotary + predictions

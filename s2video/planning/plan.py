@@ -6,6 +6,7 @@ checkpoint, the values in `assets/published`. Imports torch and diffusers only t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +14,19 @@ from typing import Any
 from ..config.guidance import GuidanceConfig
 from ..config.run import RunConfig
 from ..config.sections import ParallelConfig
-from ..decoding.kinds import VAES
 from ..errors import InputError
 from ..geometry import LatentShape
 from ..guidance.reuse import StepPasses
 from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint
 from ..models.limits import check_lora_weights, check_request
 from ..models.registry import read_costs
-from ..models.weight_files import read_json
 from ..system import ranks
 from ..system.files import user_path
 from .cards import CARDS, Card, guess_card
-from .forecast import GIGA, Degrees, Forecast, Step, forecast
+from .components import Components, item_bytes
+from .forecast import Forecast, forecast
 from .passes import kinds, other_ways, planned_passes
+from .step import GIGA, Degrees, Step
 from .work import SubWork
 
 _PUBLISHED = ASSETS / "published"
@@ -183,12 +184,12 @@ def plan_for(
     )
     transformer = checkpoint.config("transformer")
     costs = read_costs(transformer.values | {"expand_timesteps": info.time_per_token}, transformer.path)
-    sizes = _num_parameters(checkpoint, is_published)
+    parts = Components(config, checkpoint, is_published)
     step = Step(
         model=costs,
         num_tokens=shape.tokens(info.patch_size).num_tokens,
         num_text=costs.num_text(sampling.max_sequence_length),
-        item_bytes=_item_bytes(config.model.dtype),
+        item_bytes=item_bytes(config.model.dtype),
         has_uncond=config.guidance.cfg_scales != (1, 1),
         sub=sub,
         window_share=computed["sub"] / num_steps,
@@ -196,15 +197,10 @@ def plan_for(
         kept_predictions=_kept_predictions(config.guidance),
         weights=config.parallel.weights,
         num_transformers=1 if info.boundary_ratio is None or config.model.offload_experts else 2,
-        vae_bytes=sizes["vae"] * _item_bytes(config.model.vae_dtype),
-        decoding_bytes=_decoding_bytes(
-            config,
-            info.vae_class,
-            checkpoint.config("vae").values,
-            max(shape.height, shape.width),
-            world_size,
-        ),
-        text_encoder_bytes=_encoder_bytes(config, sizes),
+        vae_bytes=parts.vae_bytes,
+        decoding_bytes=parts.decoding_bytes(shape, world_size),
+        text_encoder_bytes=parts.encoder_bytes,
+        image_encoding_bytes=parts.image_encoding_bytes,
         keeps_text_encoder=not (config.model.offload_text_encoder or config.model.stream_text_encoder),
     )
     candidates, refused = [], []
@@ -257,6 +253,8 @@ def _meshes(config: RunConfig, world_size: int) -> Iterator[tuple[Any, str | Non
 
 
 def _ring_refusal(config: RunConfig) -> str | None:
+    if config.model.attention_backend is None and not os.environ.get("DIFFUSERS_ATTN_BACKEND"):
+        return None  # without torch
     from ..parallel.ring import check_backend, named_backend
 
     try:
@@ -289,51 +287,3 @@ def _candidate(degrees: Degrees, step: Step, card: Card, given: dict[str, int]) 
     if degrees.world_size > card.node_size and card.node_size % (degrees.ulysses * degrees.branch):
         notes.append("all-to-all between nodes")
     return Candidate(degrees, predicted, fits, tuple(notes))
-
-
-def _num_parameters(checkpoint: Checkpoint, is_published: bool) -> dict[str, int]:
-    """Return the parameter counts of the VAE, of all text encoders together, and of the image encoder, if any."""
-    if is_published:
-        return {name: int(count) for name, count in read_json(checkpoint.folder / "parameters.json").items()}
-    weighted = checkpoint.family.weighted
-    sizes = {name: checkpoint.num_parameters(name) for name in weighted if name in ("vae", "image_encoder")}
-    encoders = (checkpoint.num_parameters(name) for name in weighted if name.startswith("text_encoder"))
-    return sizes | {"text_encoder": sum(encoders)}
-
-
-def _encoder_bytes(config: RunConfig, sizes: Mapping[str, int]) -> float:
-    """Return the bytes of text and image encoders while they encode. If offloaded, one is on the device at a time."""
-    model = config.model
-    # if streamed, one layer at a time is on the device
-    text = 0 if model.stream_text_encoder else sizes["text_encoder"] * _item_bytes(model.text_encoder_dtype)
-    images = sizes.get("image_encoder", 0) * _item_bytes(model.image_encoder_dtype)
-    return max(text, images) if model.offload_text_encoder else text + images
-
-
-def _decoding_bytes(config: RunConfig, vae_class: str, vae: dict[str, Any], longer_side: int, world_size: int) -> float:
-    """Return the peak memory in bytes that a decoding rank needs in addition to the VAE's weights.
-
-    Wan's decoder, one latent frame at a time, needs 51 numbers for each pixel and channel of its widest stage, for the
-    whole picture, a strip of its `longer_side` (in latents), or a tile. HunyuanVideo's, always with tiles of 256 × 256
-    pixels, needs 9.2 such numbers for each of a tile's 17 frames, or 6 in version 1.5, where a tile has all frames.
-    With tiles, the main rank also holds the frames twice.
-    """
-    sampling, size, mode = config.sampling, _item_bytes(config.model.vae_dtype), config.parallel.decode
-    pixels = sampling.width * sampling.height
-    tile, frames = min(pixels, 256**2), 2 * 3 * pixels * sampling.num_frames
-    kind = VAES[vae_class]
-    if not kind.is_causal:
-        channels = vae.get("block_out_channels", [128])[0]
-        num_frames = sampling.num_frames
-        each = 6.0 * num_frames if kind.tile_frames is None else 9.2 * min(num_frames, kind.tile_frames)
-        return (each * channels * tile + frames) * size
-    channels = vae.get("decoder_base_dim") or vae.get("base_dim", 96)
-    each = 51 * channels / (vae.get("patch_size") or 1) ** 2
-    if mode == "tiled":
-        return (each * tile + frames) * size
-    num_ranks = 1 if mode == "serial" else min(world_size, longer_side)
-    return each * pixels * -(-longer_side // num_ranks) / longer_side * size
-
-
-def _item_bytes(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from .forecast import GIGA
 from .plan import Plan
+from .step import GIGA
 
 
 def as_table(plan: Plan) -> str:

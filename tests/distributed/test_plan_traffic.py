@@ -21,8 +21,9 @@ from s2video.models.registry import read_costs
 from s2video.models.wan.blocks import WanBlockModel
 from s2video.parallel.mesh import Mesh
 from s2video.parallel.traffic import count_traffic
-from s2video.planning.forecast import Degrees, Step, sent_bytes
+from s2video.planning.forecast import sent_bytes
 from s2video.planning.plan import resolve_parallel
+from s2video.planning.step import Degrees, Step
 from s2video.planning.work import SubWork
 from s2video.sampling.forward import predict
 

@@ -18,6 +18,7 @@ class ToyCosts(Derived):
     num_heads: int = 1
     patch_size: tuple[int, int, int] = (1, 1, 1)
     joint_text = False
+    num_single = 0
     time_per_token = False
 
     @classmethod

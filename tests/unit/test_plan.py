@@ -23,8 +23,9 @@ from s2video.models.limits import check_request
 from s2video.models.registry import read_costs
 from s2video.parallel.mesh import resolve_degrees
 from s2video.planning.cards import CARDS, Card, guess_card, read_card
-from s2video.planning.forecast import Degrees, Step, forecast
+from s2video.planning.forecast import forecast
 from s2video.planning.plan import Plan, make_plan, resolve_parallel
+from s2video.planning.step import Degrees, Step
 from s2video.planning.work import SubWork
 
 ROOT = Path(s2video.__file__).resolve().parents[1]
@@ -169,10 +170,29 @@ def test_weights_and_decoding_are_as_the_config_says() -> None:
     assert {mode: plan.step.decoding_bytes for mode, plan in plans.items()} == {
         "serial": picture,
         "auto": picture * (side // 8) / side,
-        "tiled": (51 * 96 * 256**2 + 6 * 1280 * 720 * 81) * 4,
+        # seven by four tiles, of which a rank has at most four: three others keep their features
+        "tiled": ((51 + 3 * 20) * 96 * 256**2 + 6 * 1280 * 720 * 4) * 4,
     }
     fsdp, replicated = planned(8, "parallel.weights=fsdp").best.forecast, plans["auto"].best.forecast
     assert fsdp.memory_bytes < replicated.memory_bytes - 20e9 and fsdp.sent_bytes > replicated.sent_bytes + 20e9
+
+
+def test_the_residual_vae_needs_more_than_the_other() -> None:
+    """TI2V 5B: 84 numbers for each pixel of 256 channels, in patches of 2 × 2 pixels."""
+    config = ROOT / "configs" / "wan2.2-ti2v-5b.yaml"
+    plan = planned(1, config=config)
+    assert plan.step.decoding_bytes == 84 * 256 / 4 * 1280 * 704 * 4
+    assert planned(8, config=config).step.decoding_bytes == plan.step.decoding_bytes / 8
+
+
+def test_images_are_encoded_before_denoising() -> None:
+    """Wan's encoder gets a whole video for one image; on eight ranks this can be the peak of the first one."""
+    overrides = ("model.stream_text_encoder=true", "parallel.weights=streamed")
+    config = ROOT / "configs" / "wan2.1-i2v-14b-720p.yaml"
+    step = planned(8, *overrides, config=config).step
+    assert step.image_encoding_bytes == (37 * 96 + 3 * 81) * 1280 * 720 * 4 + 632076800 * 4
+    assert planned(8, *overrides, config=config).best.forecast.phase == "image encoding"
+    assert planned(8, *overrides).step.image_encoding_bytes == 0
 
 
 # meshes
@@ -326,12 +346,12 @@ def test_a_time_for_each_token_is_planned() -> None:
     plan = planned(8, config=ROOT / "configs" / "wan2.2-ti2v-5b.yaml")
     assert plan.published and plan.step.num_tokens == 27280 and plan.step.model.time_per_token
     model: Any = plan.step.model
-    denoising = replace(plan.step, decoding_bytes=0, text_encoder_bytes=0)
+    denoising = replace(plan.step, decoding_bytes=0, text_encoder_bytes=0, image_encoding_bytes=0)
     each, once = (
         forecast(Degrees(1, 1, 1), replace(denoising, model=replace(model, time_per_token=x)), H100)
         for x in (True, False)
     )
-    modulation = 6 * (2 * 2 + 4) * 27280 * 3072  # two branches in bfloat16, and one block in float32
+    modulation = (7 * 2 * 2 + 24) * 27280 * 3072  # two branches in bfloat16, and one block in float32
     assert each.memory_bytes - once.memory_bytes == pytest.approx(modulation)
     assert 1.003 < each.seconds / once.seconds < 1.01
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from s2video.engine.engine import Engine
 from s2video.guidance.equations import needs_uncond
 from s2video.models.base import Conditioning, ImageConditioning
+from s2video.planning.cards import CARDS
+from s2video.planning.plan import plan_for
+from s2video.planning.step import Step
 from s2video.sampling.denoiser import Denoiser
 from s2video.sampling.sampler import sample
 
@@ -99,3 +103,25 @@ def guided_steps(engine: Engine, num_steps: int = 2) -> Callable[[], Tensor]:
 def unexpected(counts: dict[str, int], allowed: dict[str, str]) -> dict[str, int]:
     """Return the entries, "item() at PLACE" or "PLACE", whose place is not allowed."""
     return {name: count for name, count in counts.items() if name.split(" at ")[-1] not in allowed}
+
+
+def planned(engine: Engine, world_size: int) -> Step:
+    """Return the plan's step for the engine's config, with as many blocks as its transformers have."""
+    return plan_for(engine.config, world_size, CARDS["H100"], engine.checkpoint, is_published=True).step
+
+
+def decode(engine: Engine, num_chunks: int | None = None) -> Callable[[], int]:
+    """Return a function that decodes a video of the engine's size and returns its number of chunks.
+
+    Args:
+        num_chunks: end after so many; None for the whole video.
+    """
+    info, shape = engine.checkpoint.info, engine.latent_shape
+    latents = torch.empty(1, info.latent_channels, shape.frames, shape.height, shape.width, device=GPU)
+    decoder = engine._decoder
+
+    def run() -> int:
+        # without the agreement of ranks after each chunk, which asks for values
+        return sum(1 for _ in islice(decoder._chunks(latents), num_chunks))
+
+    return run

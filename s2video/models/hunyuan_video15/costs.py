@@ -35,6 +35,7 @@ class HunyuanVideo15Costs(JointAttention):
     num_glyphs: int
     num_image: int
     token_replace = False
+    num_single = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HunyuanVideo15Costs:

@@ -35,6 +35,7 @@ class WanCosts(Derived):
     image_dim: int
     num_images: int
     joint_text = False
+    num_single = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> WanCosts:

@@ -1,0 +1,172 @@
+"""Run every published model, whole, on a pretended GPU, and compare the most bytes of its tensors with the plan.
+
+    python tools/fake_cuda_run.py --json tools/results/fake-cuda.jsonl               # takes up to an hour
+    python tools/fake_cuda_run.py --show tools/results/fake-cuda.jsonl               # the table of docs/evidence/gpu.md
+    python tools/fake_cuda_run.py --models wan2.1-t2v-1.3b-480p --blocks 2           # takes a minute
+
+For each model, two guided S² steps at full depth in the sampler's loop, on one rank and on four meshes of eight, with
+whole, sharded and streamed weights; and the decoding of a whole video, serial and on eight ranks. Needs no GPU and no
+weights. Every case is written at once; a second call with the same file runs only the cases that are missing.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fake_cuda.cases import ALLOWED_SYNCS, ALLOWED_UPLOADS, decode, guided_steps, planned, unexpected
+from fake_cuda.device import fake_gpu, pretend_cuda
+from fake_cuda.published import FakeCheckpoint, published_engine
+from fake_cuda.ranks import fake_mesh
+
+from s2video.config.named import config_names, named_config
+from s2video.planning.memory import activation_bytes, weight_bytes
+from s2video.planning.step import Degrees
+
+GIB = 2**30
+MESHES: tuple[dict[str, int], ...] = (
+    {},
+    {"ulysses": 8},
+    {"ring": 8},
+    {"ring": 2, "ulysses": 4},
+    {"ring": 2, "ulysses": 2, "branch": 2},
+)
+
+
+class Case(NamedTuple):
+    """One run: a model's steps on a mesh, or its decoding."""
+
+    model: str
+    what: str  # "step", or the setting parallel.decode
+    weights: str
+    degrees: Degrees
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}, {self.what}, {self.weights}, {self.degrees}"
+
+
+def cases(models: list[str]) -> Iterator[Case]:
+    """Yield all cases of the models, cheap ones first."""
+    for model in models:
+        has_uncond = named_config(model).guidance.cfg_scales != (1, 1)
+        for given in MESHES:
+            degrees = Degrees(*(given.get(name, 1) for name in ("ring", "ulysses", "branch")))
+            if degrees.branch == 1 or has_uncond:
+                yield Case(model, "step", "replicated", degrees)
+        yield Case(model, "step", "fsdp", Degrees(1, 8, 1))
+        yield Case(model, "step", "streamed", Degrees(1, 1, 1))
+    for degrees in (Degrees(1, 8, 1), Degrees(1, 1, 1)):
+        for model in _of_different_videos(models):
+            yield Case(model, "auto", "replicated", degrees)
+
+
+def _of_different_videos(models: list[str]) -> Iterator[str]:
+    """Yield the first of the models that have the same VAE, size and number of frames."""
+    seen = set()
+    for model in models:
+        config, checkpoint = named_config(model), FakeCheckpoint(model)
+        vae = checkpoint.info.vae_class, checkpoint.config("vae").values.get("is_residual")
+        sampling = config.sampling
+        video = (*vae, config.model.vae_dtype, sampling.width, sampling.height, sampling.num_frames)
+        if video not in seen:
+            yield model
+        seen.add(video)
+
+
+def run(case: Case, num_blocks: int | None) -> dict[str, Any]:
+    """Run one case and return its row."""
+    start = time.monotonic()
+    degrees = {name: d for name, d in case.degrees._asdict().items() if d > 1}
+    with (
+        fake_mesh(0, **degrees) as mesh,
+        fake_gpu() as watchdog,
+        published_engine(
+            case.model, mesh, num_blocks=2 if case.what != "step" else num_blocks, **{"parallel.weights": case.weights}
+        ) as engine,
+    ):
+        step = planned(engine, case.degrees.world_size)
+        if case.what == "step":
+            body = guided_steps(engine)
+            expected = {
+                "weights": weight_bytes(case.degrees, step),
+                "beside": activation_bytes(case.degrees, step),
+            }
+        else:
+            body = decode(engine)
+            expected = {"weights": step.vae_bytes, "beside": step.decoding_bytes}
+            before = watchdog.live - step.vae_bytes  # of the transformer and the latents
+        faults = dict(watchdog.faults)
+        watchdog.clear()
+        body()
+        peak = watchdog.peak - (0 if case.what == "step" else before)
+    total = expected["weights"] + expected["beside"]
+    return {
+        **case._asdict(),
+        "degrees": str(case.degrees),
+        "peak": peak,
+        "planned": total,
+        "planned_weights": expected["weights"],
+        "faults": faults | dict(watchdog.faults),
+        "syncs": unexpected(watchdog.syncs, ALLOWED_SYNCS) if case.what == "step" else dict(watchdog.syncs),
+        "uploads": unexpected(watchdog.uploads, ALLOWED_UPLOADS) if case.what == "step" else {},
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows in Markdown."""
+    lines = [
+        "| model | what | weights | ring × ulysses × branch | peak, GiB | plan, GiB | plan / peak | faults |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = len(row["faults"]) + (len(row["syncs"]) + len(row["uploads"]) if row["what"] == "step" else 0)
+        what = "step" if row["what"] == "step" else "decoding"
+        lines.append(
+            f"| {row['model']} | {what} | {row['weights']} | {row['degrees']} | {row['peak'] / GIB:.2f} | "
+            f"{row['planned'] / GIB:.2f} | {row['planned'] / row['peak']:.2f} | {found} |"
+        )
+    return "\n".join(lines)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [name for name in config_names() if name != "shapes"]
+    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help="names of configs")
+    parser.add_argument("--blocks", type=int, help="blocks of each list of a transformer; all, if left out")
+    parser.add_argument("--json", type=Path, metavar="FILE.jsonl", help="write every row there, and skip those it has")
+    parser.add_argument("--show", type=Path, metavar="FILE.jsonl", help="print the table of such a file instead")
+    args = parser.parse_args(argv)
+    if args.show:
+        print(table(read_rows(args.show)))
+        return 0
+    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+    pretend_cuda()
+    rows = read_rows(args.json) if args.json else []
+    done = {", ".join((r["model"], r["what"], r["weights"], r["degrees"])) for r in rows}
+    for case in cases(args.models):
+        if case.key in done:
+            continue
+        row = run(case, args.blocks)
+        rows.append(row)
+        print(f"{case.key}: {row['seconds']} s", file=sys.stderr)
+        if args.json:
+            with args.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    print(table(rows))
+    return int(any(row["faults"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
