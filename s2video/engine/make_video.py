@@ -20,7 +20,7 @@ from ..media.video_queue import write_video_meanwhile
 from ..models.images import Images, read_images
 from ..parallel.collectives import gather_objects
 from ..parallel.mesh import Mesh
-from ..records.replacing import latents_were_kept
+from ..records.replacing import latents_were_kept, was_interrupted
 from ..records.resume import ResumePoint
 from ..records.sidecar import container_metadata, job_facts, run_facts, save_latents, sidecar_beside, why_not_made
 from ..system.claims import Claim
@@ -100,6 +100,8 @@ def denoise(
     with ExitStack() as until_finish:
         claim = _claimed(files, mesh, until_finish)
         if gather_objects(resume and _is_made(engine, files, facts), mesh.world)[0]:
+            if mesh.is_main:
+                _remove_unneeded(files)
             return None
         resume_point = ResumePoint(
             files.resume_point,
@@ -176,6 +178,13 @@ def _claimed(files: OutputPaths, mesh: Mesh, until: ExitStack) -> Claim | None:
     if problem is not None:
         raise InputError(problem)
     return claim
+
+
+def _remove_unneeded(files: OutputPaths) -> None:
+    """Remove what a run has left that was killed when the video was complete, and before it removed these itself."""
+    files.resume_point.unlink(missing_ok=True)
+    if was_interrupted(files):
+        files.latents.unlink(missing_ok=True)
 
 
 def _check_unchanged(claim: Claim | None, paths: Iterable[Path], remedy: str) -> None:
