@@ -9,19 +9,20 @@ video is finished before the next one is begun, and only its encoding overlaps i
 from __future__ import annotations
 
 import gc
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Literal, TypeVar
 
 import torch
 
 from ..config.run import RunConfig
 from ..config.sections import ParallelConfig
-from ..engine.engine import Engine
+from ..engine.engine import Engine, OnStep
 from ..engine.make_video import Denoised, denoise, finish
 from ..errors import S2VideoError, StoppedError, is_out_of_memory, out_of_memory
 from ..media.output_paths import OutputPaths
@@ -43,6 +44,7 @@ from .heartbeat import Heartbeat
 from .store import Record, Store
 
 Overlap = Literal["auto", "always", "never"]
+_IDLE = 0.2  # seconds between two looks for new jobs of a replica that stays
 _TOGETHER = 30.0  # seconds in which all ranks must leave a job that failed on one of them
 
 T = TypeVar("T")
@@ -71,12 +73,14 @@ def run_replica(
     *,
     overlap: Overlap,
     progress: Style = "auto",
+    stays: bool = False,
 ) -> None:
     """Join the other ranks of a replica, and make jobs until none waits. Every rank runs this.
 
     Args:
         config: of any job, the same on all ranks; it says how they join.
         owner: the replica's name, which no other has or had.
+        stays: wait for new jobs when none is left, with the models loaded; then only a signal ends it.
 
     Raises:
         StoppedError, SystemExit: it was asked to stop; its jobs wait again.
@@ -87,7 +91,7 @@ def run_replica(
         model = open_model(*config.model.source)
         config = resolve_parallel(config, model, ranks.world_size())
     with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
-        options = _Options(overlap, progress, termination)
+        options = _Options(overlap, progress, termination, stays)
         if not mesh.is_main:
             _Replica(store, owner, mesh, config.parallel, open_model, options).make_jobs()
             return
@@ -104,11 +108,13 @@ def run_replica(
 
 @dataclass(frozen=True)
 class _Options:
-    """How a replica works: whether decoding overlaps denoising, how progress is shown, and how SIGTERM is handled."""
+    """How a replica works: whether decoding overlaps denoising, how progress is shown, how SIGTERM is handled, and
+    whether it waits for new jobs when none is left."""
 
     overlap: Overlap
     progress: Style
     termination: Termination
+    stays: bool = False
 
 
 class _Replica:
@@ -134,15 +140,21 @@ class _Replica:
         self._heartbeat = heartbeat
         self._room = GpuRoom(mesh.device)
         self._engine: Engine | None = None
+        self._models: str | None = None  # the group of the last job, whose models are loaded
 
     def make_jobs(self) -> None:
-        """Draw and make jobs until none waits."""
+        """Draw and make jobs until none waits; where the replica stays, until it is stopped."""
+        self._make_all()
+        while self._options.stays:
+            time.sleep(_IDLE)
+            self._make_all()
+
+    def _make_all(self) -> None:
         halfway: _Halfway | None = None
-        models: str | None = None
         with ThreadPoolExecutor(1, "decoder", initializer=self._room.enter_thread) as thread:
-            while (drawn := self._draw(models)) is not None:
+            while (drawn := self._draw(self._models)) is not None:
                 record, job, resume = drawn
-                models = record.models
+                self._models = record.models
                 if halfway is not None and self._overlaps(halfway, job):
                     halfway = self._denoise_beside(halfway, thread, record, job, resume)
                 else:
@@ -213,7 +225,9 @@ class _Replica:
             resolved = self._resolved(job)
             engine = self._engine_for(resolved)
             with self._room.measured("denoising", job) if is_alone else nullcontext():
-                denoised = denoise(engine, resolved, resume=resume, afresh_if_damaged=True)
+                denoised = denoise(
+                    engine, resolved, resume=resume, afresh_if_damaged=True, on_step=self._step_of(record)
+                )
             if denoised is not None:
                 return _Halfway(record, denoised)
             self._record_files(record, resolved)
@@ -286,7 +300,11 @@ class _Replica:
         try:
             result = act()
         except StoppedError:
-            raise
+            if any_rank(self._options.termination.requested, self._mesh.world, self._mesh.device):
+                raise
+            self._forget(record)  # a client has deleted the job
+            self._mesh.watch.meet()
+            return None
         except Exception as error:
             if shows_a_lost_rank(error):
                 raise
@@ -330,6 +348,17 @@ class _Replica:
         self._let_go(record)
         if self._store.fail(record.name, self._owner, _one_line(error), rank=self._mesh.world.rank, traceback=trace):
             say(f"failed: {record.name}: {_one_line(error)}")
+
+    def _step_of(self, record: Record) -> OnStep | None:
+        """Return what reports the job's steps to the store, and stops it when the store says so; main rank only."""
+        if not self._mesh.is_main:
+            return None
+        return partial(self._store.step_done, record.name)
+
+    def _forget(self, record: Record) -> None:
+        if self._mesh.is_main:
+            self._let_go(record)
+            self._store.forget(record.name)
 
     def _let_go(self, record: Record) -> None:
         if self._heartbeat is not None:

@@ -307,6 +307,14 @@ class Store:
             self.log("given back", job=name, replica=owner)
         return names
 
+    def step_done(self, name: str, step: int, steps: int) -> bool:
+        """Take note that a step of a job is done; return False if the job has to stop. A batch's jobs never have."""
+        return True
+
+    def forget(self, name: str) -> None:
+        """Remove a job that was stopped because `step_done` said so."""
+        raise NotImplementedError("a batch stops no single job")
+
     def release(self) -> list[Released]:
         """Requeue the jobs of replicas that died or missed a renewal; fail those after `MAX_ATTEMPTS` attempts."""
         now, released = self._ticks(), []

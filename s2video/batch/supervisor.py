@@ -86,7 +86,9 @@ class _Running:
         kill_tree(self.process.pid)
 
 
-def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str], *, idleness: float = IDLENESS) -> int | None:
+def supervise(
+    store: Store, plan: ReplicaPlan, arguments: Sequence[str], *, idleness: float = IDLENESS, stays: bool = False
+) -> int | None:
     """Run replicas until no job is waiting or running.
 
     If a replica dies, it is reported, its job goes back into the queue, and it is restarted if it had drawn a job. One
@@ -95,6 +97,7 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str], *, idle
     Args:
         arguments: arguments of `s2video` for every replica; its name is added as `--owner NAME`.
         idleness: seconds for which a replica with all its processes may do nothing.
+        stays: go on when no job is left, because new ones may come; then only a signal ends it.
 
     Returns:
         The signal that stopped the batch, or None.
@@ -118,7 +121,7 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str], *, idle
                     if replica.owner not in drew and not store.has_drawn(replica.owner):
                         failed_numbers.add(number)
             _release(store, running.values())
-            _end_idle(running.values(), idleness)
+            _end_idle([r for r in running.values() if not stays or _has_work(store, r.owner)], idleness)
             states = store.count_open()
             if signals.received:
                 if not running:
@@ -133,7 +136,7 @@ def supervise(store: Store, plan: ReplicaPlan, arguments: Sequence[str], *, idle
                 for number in free[: states["waiting"]]:
                     running[number] = _start(plan, number, arguments)
                     signals.add(running[number].process)
-            elif "running" not in states and not running:
+            elif "running" not in states and not running and not stays:
                 return None
             time.sleep(_INTERVAL)
 
@@ -146,6 +149,11 @@ def _release(store: Store, running: Iterable[_Running]) -> None:
         for replica in running:
             if replica.owner == job.owner and job.is_alive:
                 replica.end(f"missed its heartbeat for {LEASE:g} s")
+
+
+def _has_work(store: Store, owner: str) -> bool:
+    """Return whether a replica that stays makes a job or has still to start; else there may be nothing to do."""
+    return owner in store.owners() or not store.has_drawn(owner)
 
 
 def _end_idle(running: Iterable[_Running], limit: float) -> None:

@@ -75,6 +75,7 @@ def add_commands(commands: Any) -> None:
     replica.add_argument("--overlap", choices=["auto", "always", "never"], required=True)
     replica.add_argument("--progress", choices=["auto", "plain", "none"], required=True)
     replica.add_argument("--owner", required=True)
+    replica.add_argument("--serve", action="store_true")  # wait for jobs of a server
     replica.set_defaults(run=_replica)
 
 
@@ -212,13 +213,21 @@ def _replica(arguments: argparse.Namespace) -> int:
     from ..batch.replica import run_replica
 
     store = Store(arguments.folder, arguments.shard)
-    config = RunConfig.model_validate_json(store.records()[0].config)
+    if arguments.serve:
+        from ..server.queue import JobQueue
+
+        store = JobQueue(arguments.folder)
+    records = store.records()
+    if not records:  # the only one was deleted meanwhile
+        return 0
+    config = RunConfig.model_validate_json(records[0].config)
     run_replica(
         store,
         config,
         arguments.owner,
         overlap=arguments.overlap,
         progress=arguments.progress,
+        stays=arguments.serve,
     )
     return 0
 

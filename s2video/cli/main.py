@@ -20,7 +20,7 @@ from ..system.roster import own_roster
 from ..system.shutdown import Termination
 from ..system.terminal import flush_output, lost_output, prepare_streams, say, say_error
 from ..version import __version__
-from . import batch, catalog, generate, probe, review
+from . import batch, catalog, generate, probe, review, serve
 from .arguments import Parser
 
 _FIRST_RANK_LIMIT = 10.0  # seconds that the first rank of a host may take to fail as another one of it did
@@ -118,6 +118,7 @@ def build_parser() -> Parser:
     generate.add_commands(commands)
     batch.add_commands(commands)
     review.add_commands(commands)
+    serve.add_commands(commands)
     catalog.add_commands(commands)
     probe.add_commands(commands)
     return parser

@@ -65,7 +65,8 @@ def decode_latents(
     spec = _spec(config, output, codec)
     height, width = (size * info.spatial_factor for size in saved.latents.shape[3:])
     check_spec(spec, width, height)
-    beside = _renewed_sidecar(saved, output, config.for_output(output), checkpoint)
+    written = config.model_copy(update={"output": config.output.model_copy(update={"codec": spec.codec})})
+    beside = _renewed_sidecar(saved, output, written, checkpoint)
     device = resolve_device(config.model.device)
     dtype: torch.dtype = getattr(torch, config.model.vae_dtype)
     decode = FrameDecoder(

@@ -1,0 +1,131 @@
+"""The command of the server: serve."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..batch.supervisor import ReplicaPlan, visible_gpus
+from ..config.named import EMBEDDED_CONFIG
+from ..config.run import RunConfig
+from ..errors import InputError, StoppedError
+from ..models.checkpoint import open_checkpoint
+from ..models.recipes import load_config_with_note, load_model_config
+from ..system.files import user_path
+from .arguments import add_command, add_set_argument, path_argument, say, whole_number
+
+KEY_VARIABLE = "S2VIDEO_API_KEY"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def add_commands(commands: Any) -> None:
+    """Add the parser to those of the other commands."""
+    serve = add_command(
+        commands,
+        "serve",
+        "Serve videos over HTTP, as the openai client asks for them",
+        examples="s2video serve\ns2video serve --model wan=wan2.1-t2v-14b-720p --replicas 2 --nproc 4",
+    )
+    models = serve.add_argument_group("models")
+    models.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="[NAME=]M",
+        help="a name of `s2video models`, a YAML file, a folder or a Hub id, and the name by which clients choose it; "
+        "repeat it for more models; without it, the embedded model",
+    )
+    models.add_argument("--lora", action="append", default=[], metavar="NAME=FILE", help="that clients can choose")
+    add_set_argument(models)
+    where = serve.add_argument_group("where")
+    where.add_argument("--folder", type=path_argument, default=Path("runs/serve"), help="of jobs and videos")
+    where.add_argument("--host", default="127.0.0.1", help=f"address; beyond this machine it needs {KEY_VARIABLE}")
+    where.add_argument("--port", type=whole_number, default=8000)
+    where.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="another name of this server")
+    machines = serve.add_argument_group("machines")
+    machines.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="that draw from one queue")
+    machines.add_argument("--nproc", type=whole_number, default=1, metavar="N", help="ranks of each replica")
+    limits = serve.add_argument_group("limits")
+    limits.add_argument("--max-pixels", type=whole_number, default=1280 * 720, metavar="N", help="of a frame")
+    limits.add_argument("--max-frames", type=whole_number, default=257, metavar="N", help="of a video")
+    limits.add_argument("--max-steps", type=whole_number, default=200, metavar="N", help="of denoising")
+    limits.add_argument("--max-queue", type=whole_number, default=1000, metavar="N", help="videos that may wait")
+    serve.add_argument("--plain", action="store_true", help="print the progress of steps")
+    serve.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        from ..server.app import Server
+        from ..server.guards import LOOPBACK, Rules
+        from ..server.queue import JobQueue
+        from ..server.serve import Address, serve
+        from ..server.video_request import Limits, Models
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs {error.name}: pip install 's2video[serve]'") from None
+    key = os.environ.get(KEY_VARIABLE) or None
+    if arguments.host not in _LOOPBACK and key is None:
+        raise InputError(
+            f"--host {arguments.host}: other machines could make videos here; set {KEY_VARIABLE} to a secret that "
+            "clients send, or listen on 127.0.0.1"
+        )
+    if not 0 < arguments.port < 65536:
+        raise InputError(f"--port: expected 1 to 65535, got {arguments.port}")
+    models = Models(_configs(arguments), _loras(arguments.lora), open_checkpoint)
+    device = next(iter(models.configs.values())).model.device
+    plan = ReplicaPlan(arguments.replicas, arguments.nproc, visible_gpus(device) if arguments.replicas > 1 else ())
+    plan.check()
+    for config in models.configs.values():
+        models.open(*config.model.source)
+    limits = Limits(
+        pixels=arguments.max_pixels,
+        frames=arguments.max_frames,
+        steps=arguments.max_steps,
+        waiting=arguments.max_queue,
+    )
+    hosts = () if arguments.host not in _LOOPBACK and not arguments.allow_host else (*LOOPBACK, *arguments.allow_host)
+    server = Server(JobQueue(arguments.folder.resolve()), models, limits, arguments.nproc)
+    address = Address(arguments.host, arguments.port)
+    number = serve(server, Rules(hosts, key, limits.body), address, plan, plain=arguments.plain)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise StoppedError("the server stopped; jobs that it was making go on from their checkpoints at the next start")
+
+
+def _configs(arguments: argparse.Namespace) -> Mapping[str, RunConfig]:
+    """Return the settings of each --model by its name."""
+    from ..config.run import parse_override
+
+    overrides: dict[str, Any] = {}
+    for item in arguments.set:
+        overrides |= parse_override(item)
+    found: dict[str, RunConfig] = {}
+    for text in arguments.model or [EMBEDDED_CONFIG]:
+        name, separator, model = text.partition("=")
+        model = model if separator else text
+        name = name if separator else Path(text).stem if text.endswith((".yaml", ".yml")) else text.rpartition("/")[2]
+        if name in found:
+            raise InputError(f"--model: expected different names, got {name} twice; write NAME={model}")
+        if model.endswith((".yaml", ".yml")):
+            loaded = load_config_with_note(model, arguments.set)
+        else:
+            loaded = load_model_config(model, overrides)
+        if loaded.note:
+            say(loaded.note)
+        found[name] = loaded.config
+    return found
+
+
+def _loras(items: list[str]) -> dict[str, Path]:
+    found = {}
+    for item in items:
+        name, separator, text = item.partition("=")
+        path = user_path(text, "--lora")
+        if not (separator and name and path.exists()):
+            raise InputError(f"--lora: expected NAME=FILE with a file that exists, got {item[:200]!r}")
+        found[name] = path.resolve()
+    return found

@@ -1,0 +1,318 @@
+"""The HTTP interface: videos as the `openai` client speaks it, and what this project has beside it.
+
+POST /v1/videos, GET and DELETE /v1/videos/ID, GET /v1/videos, GET /v1/videos/ID/content are OpenAI's. Beside them:
+/v1/videos/ID/sidecar, /latents and /events, /v1/models, /health, /ready and /metrics. Errors have OpenAI's form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from ..errors import InputError, S2VideoError
+from ..media.formats import FORMATS
+from ..media.output_paths import OutputPaths
+from ..version import __version__
+from .files import CONTENT_TYPES, as_one_file, decoded_data_url, in_format, picture, save_image
+from .guards import BodyError, Guards, Rules, problem
+from .metrics import metrics
+from .queue import FullError, Job, JobQueue, OtherRequestError
+from .video_request import FieldError, Limits, Models, read_request
+
+_POLL_AFTER = "1000"  # ms; the header with which the client's polling is slowed down or sped up
+_EVENT_EVERY = 0.5  # seconds between two looks at a job for /events
+_MOST_FIELDS = 200
+_STATUS = {"waiting": "queued", "running": "in_progress", "done": "completed", "failed": "failed"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the endpoints work on.
+
+    Attributes:
+        world_size: ranks of a replica.
+        is_ready: whether replicas are being supervised.
+    """
+
+    queue: JobQueue
+    models: Models
+    limits: Limits
+    world_size: int = 1
+    is_ready: Callable[[], bool] = lambda: True
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the jobs' files."""
+        return self.queue.folder
+
+
+def build_app(server: Server, rules: Rules) -> Guards:
+    """Return the ASGI application."""
+    app = FastAPI(title="s2video", version=__version__, docs_url=None, redoc_url=None)
+    _add_errors(app)
+    _add_videos(app, server)
+    _add_files(app, server)
+    _add_service(app, server)
+    return Guards(cast(Any, app), rules)
+
+
+def as_video(job: Job) -> dict[str, Any]:
+    """Return a job as the client's `Video` object; fields beyond OpenAI's are this project's own."""
+    error = None if job.error is None else {"code": "video_generation_failed", "message": job.error}
+    return {
+        **job.shown,
+        "id": job.id,
+        "object": "video",
+        "model": job.model,
+        "status": _STATUS[job.state],
+        "progress": job.progress,
+        "created_at": int(job.created),
+        "completed_at": None if job.ended is None or job.state != "done" else int(job.ended),
+        "expires_at": None,
+        "remixed_from_video_id": None,
+        "error": error,
+        "phase": job.phase,
+        "step": job.step,
+        "seconds_left": None if job.seconds_left is None else round(job.seconds_left, 1),
+        "ahead": job.ahead,
+    }
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(InputError)
+    def refused(request: Request, error: InputError) -> Response:
+        param = error.field or None if isinstance(error, FieldError) else None
+        return problem(400, str(error), code="invalid_value", param=param)
+
+    @app.exception_handler(S2VideoError)
+    def failed(request: Request, error: S2VideoError) -> Response:
+        return problem(500, str(error), code="failed")
+
+    @app.exception_handler(BodyError)
+    def too_much(request: Request, error: BodyError) -> Response:
+        return problem(error.status, str(error), code="bad_body")
+
+    @app.exception_handler(HTTPException)
+    def other(request: Request, error: HTTPException) -> Response:
+        code = "not_found" if error.status_code == 404 else "refused"
+        return problem(error.status_code, str(error.detail), code=code)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return problem(400, f"{name}: {first['msg']}", code="invalid_value", param=name)
+
+    @app.exception_handler(Exception)
+    def unexpected(request: Request, error: Exception) -> Response:
+        return problem(500, "an error of the server; its log has the details", code="internal_error")
+
+
+def _add_videos(app: FastAPI, server: Server) -> None:
+    @app.post("/v1/videos")
+    async def create(request: Request) -> Response:
+        fields, image = await _fields_of(request)
+        key = request.headers.get("idempotency-key")
+        if key is not None and not 0 < len(key) <= 200:
+            return problem(400, "Idempotency-Key: expected 1 to 200 characters", code="invalid_value")
+        return await run_in_threadpool(_create, server, fields, image, key)
+
+    @app.get("/v1/videos")
+    def listed(after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc") -> dict[str, Any]:
+        if not 1 <= limit <= 100:
+            raise FieldError("limit", f"limit: expected 1 to 100, got {limit}")
+        jobs, more = server.queue.page(after=after, limit=limit, order=order)
+        data = [as_video(job) for job in jobs]
+        ids = [job.id for job in jobs]
+        edges = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
+        return {"object": "list", "data": data, **edges, "has_more": more}
+
+    @app.get("/v1/videos/{name}")
+    def retrieve(name: str) -> Response:
+        return JSONResponse(as_video(_found(server, name)), headers={"openai-poll-after-ms": _POLL_AFTER})
+
+    @app.delete("/v1/videos/{name}")
+    def delete(name: str) -> dict[str, Any]:
+        job = server.queue.remove(name)
+        if job is None:
+            raise HTTPException(404, f"no video {name[:80]!r}")
+        return {"id": job.id, "object": "video.deleted", "deleted": True}
+
+    @app.get("/v1/videos/{name}/events")
+    async def events(name: str) -> Response:
+        job = await run_in_threadpool(_found, server, name)
+        return StreamingResponse(
+            _events(server, job), media_type="text/event-stream", headers={"cache-control": "no-cache"}
+        )
+
+
+def _create(server: Server, fields: Mapping[str, Any], image: bytes | None, key: str | None) -> Response:
+    folder, limits = server.folder, server.limits
+    path = None if image is None else save_image(image, folder)
+    request = read_request(fields, server.models, folder, limits, image=path, world_size=server.world_size)
+    try:
+        job = server.queue.submit(replace(request, idempotency_key=key), most=limits.waiting)
+    except FullError:
+        return problem(
+            429, f"{limits.waiting} videos wait already; try again later", code="queue_full", retry_after="30"
+        )
+    except OtherRequestError:
+        return problem(422, "Idempotency-Key: this key came with another request", code="idempotency_key_reused")
+    return JSONResponse(as_video(job), headers={"openai-poll-after-ms": _POLL_AFTER})
+
+
+async def _fields_of(request: Request) -> tuple[dict[str, Any], bytes | None]:
+    """Return the fields of a JSON body or a form, names in brackets as mappings, and the image that came with them."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        try:
+            body = json.loads(await request.body())
+        except (ValueError, RecursionError):
+            raise InputError("expected a JSON object, got other text") from None
+        if not isinstance(body, dict):
+            raise InputError(f"expected a JSON object, got {type(body).__name__}")
+        return _without_image(body, None)
+    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raise HTTPException(415, f"expected multipart/form-data or application/json, got {kind[:80] or 'nothing'}")
+    fields: dict[str, Any] = {}
+    upload: bytes | None = None
+    async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                if name != "input_reference":
+                    raise FieldError(name, f"{name[:80]}: expected no file; input_reference takes an image")
+                upload = await value.read()
+            else:
+                _put(fields, name, value)
+    return _without_image(fields, upload)
+
+
+def _put(fields: dict[str, Any], name: str, value: str) -> None:
+    """Set a field of a form; "guidance[s2_scale]" is a setting of the mapping `guidance`. The last of a name counts."""
+    outer, bracket, inner = name.partition("[")
+    if not bracket:
+        fields[name] = value
+        return
+    section = fields.setdefault(outer, {})
+    if not (inner.endswith("]") and isinstance(section, dict)):
+        raise FieldError(name, f"{name[:80]}: expected a name such as guidance[s2_scale]")
+    section[inner.removesuffix("]")] = value
+
+
+def _without_image(fields: dict[str, Any], upload: bytes | None) -> tuple[dict[str, Any], bytes | None]:
+    reference = fields.pop("input_reference", None)
+    if isinstance(reference, Mapping):
+        reference = reference.get("image_url")
+    if not reference:
+        return fields, upload
+    if upload is not None or not isinstance(reference, str):
+        raise FieldError("input_reference", "input_reference: expected one image, as a file or as a data URL")
+    return fields, decoded_data_url(reference)
+
+
+def _found(server: Server, name: str) -> Job:
+    job = server.queue.find(name)
+    if job is None:
+        raise HTTPException(404, f"no video {name[:80]!r}")
+    return job
+
+
+async def _events(server: Server, job: Job) -> AsyncIterator[str]:
+    """Yield the job as an event whenever it changes, until it ends or is deleted."""
+    last = None
+    while True:
+        shown = json.dumps(as_video(job))
+        if shown != last:
+            yield f"event: {_STATUS[job.state]}\ndata: {shown}\n\n"
+            last = shown
+        if job.state in ("done", "failed"):
+            return
+        await asyncio.sleep(_EVENT_EVERY)
+        found = await run_in_threadpool(server.queue.find, job.id)
+        if found is None:
+            yield f'event: deleted\ndata: {{"id": "{job.id}"}}\n\n'
+            return
+        job = found
+
+
+def _add_files(app: FastAPI, server: Server) -> None:
+    def finished(name: str) -> tuple[Job, OutputPaths]:
+        job = _found(server, name)
+        if job.state != "done":
+            raise HTTPException(404, f"the video is not ready: it is {_STATUS[job.state]}")
+        return job, OutputPaths(server.folder / job.job)
+
+    @app.get("/v1/videos/{name}/content")
+    def content(
+        name: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video", codec: str | None = None
+    ) -> Response:
+        job, files = finished(name)
+        if variant != "video":
+            return Response(
+                picture(files.video, variant), media_type=f"image/{'webp' if variant == 'thumbnail' else 'jpeg'}"
+            )
+        if codec is None:
+            return _file(files.video)
+        if codec not in FORMATS:
+            raise FieldError("codec", f"codec: expected one of {', '.join(FORMATS)}, got {codec[:40]!r}")
+        return _file(in_format(job.job, server.folder, codec))
+
+    @app.get("/v1/videos/{name}/sidecar")
+    def sidecar(name: str) -> Response:
+        return FileResponse(finished(name)[1].sidecar, media_type="application/json")
+
+    @app.get("/v1/videos/{name}/latents")
+    def latents(name: str) -> Response:
+        return _file(finished(name)[1].latents)
+
+
+def _file(path: Path) -> Response:
+    """Return a file for download."""
+    one = as_one_file(path)
+    return FileResponse(one, media_type=CONTENT_TYPES.get(one.suffix, "application/octet-stream"), filename=one.name)
+
+
+def _add_service(app: FastAPI, server: Server) -> None:
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        data = [
+            {
+                "id": name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "s2video",
+                "size": f"{config.sampling.width}x{config.sampling.height}",
+                "frames": config.sampling.num_frames,
+                "fps": str(config.output.fps),
+                "steps": config.sampling.num_inference_steps,
+                "cfg_scale": config.guidance.cfg_scale,
+                "s2_scale": config.guidance.s2_scale,
+            }
+            for name, config in server.models.configs.items()
+        ]
+        return {"object": "list", "data": data, "loras": list(server.models.loras)}
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    def ready() -> Response:
+        if server.is_ready():
+            return JSONResponse({"status": "ready"})
+        return problem(503, "the server is starting or stopping", code="not_ready")
+
+    @app.get("/metrics")
+    def measured() -> Response:
+        return PlainTextResponse(metrics(server.queue), media_type="text/plain; version=0.0.4")

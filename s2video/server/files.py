@@ -1,0 +1,104 @@
+"""The files of jobs: images that clients send, and what is made of finished videos."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+from ..errors import InputError, S2VideoError
+from ..media.formats import FORMATS, Codec, place_of
+from ..media.output_paths import OutputPaths
+from ..models.images import read_images
+from ..review.sheet import strip
+from ..system.files import atomic_path
+from .video_request import FieldError
+
+IMAGES = "images"  # the folder of clients' images, below the server's
+CONTENT_TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".zip": "application/zip"}
+_THUMBNAIL, _SPRITES = 320, 12  # px; frames of a spritesheet
+_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
+_decoding = threading.Lock()  # one after the other: each loads a VAE
+
+
+def save_image(content: bytes, folder: Path) -> Path:
+    """Save an image that a client sent under the name of its digest, after it was decoded within bounds.
+
+    Raises:
+        FieldError: not an image of a known format, damaged, or too large.
+    """
+    path = folder / IMAGES / hashlib.sha256(content).hexdigest()
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+        try:
+            read_images(temporary, None)
+        except InputError as error:
+            reason = str(error).removeprefix(f"image {temporary}: ")
+            raise FieldError("input_reference", f"input_reference: {reason}") from None
+    return path
+
+
+def decoded_data_url(text: str) -> bytes:
+    """Return the bytes of an image given as a data URL. Raises FieldError for every other URL: nothing is fetched."""
+    head = _DATA_URL.match(text)
+    if head is None:
+        raise FieldError(
+            "input_reference", "input_reference: expected a file, or a URL data:image/…;base64,…; nothing is fetched"
+        )
+    try:
+        return base64.b64decode(text[head.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise FieldError(
+            "input_reference", "input_reference: expected base64 after the comma, got other text"
+        ) from None
+
+
+def picture(video: Path, variant: str) -> bytes:
+    """Return a thumbnail as WebP, or a spritesheet of 12 frames in a row as JPEG."""
+    image = strip(video, columns=1 if variant == "thumbnail" else _SPRITES, width=_THUMBNAIL)
+    content = io.BytesIO()
+    image.save(content, "WEBP" if variant == "thumbnail" else "JPEG", quality=85)
+    return content.getvalue()
+
+
+def as_one_file(path: Path) -> Path:
+    """Return a video's file; for the folder of a sequence a ZIP of its frames, without compression, made once."""
+    if not path.is_dir():
+        return path
+    archive = path.with_name(f"{path.name}.zip")
+    if not archive.exists():
+        with atomic_path(archive) as temporary, zipfile.ZipFile(temporary, "w") as file:
+            for frame in sorted(path.iterdir()):
+                file.write(frame, f"{path.name}/{frame.name}")
+    return archive
+
+
+def in_format(job: str, folder: Path, codec: Codec) -> Path:
+    """Return a job's video in another format, decoded once from its latents by a process of its own.
+
+    Raises:
+        InputError: its latents are gone, or the format does not suit its size.
+        S2VideoError: decoding failed.
+    """
+    files = OutputPaths(folder / job)
+    output = files.output.with_name(f"{files.output.stem}.{codec}{FORMATS[codec].suffix}")
+    with _decoding:
+        if not place_of(output).exists():
+            command = [sys.executable, "-m", "s2video", "decode", str(files.latents), "--output", str(output)]
+            done = subprocess.run(
+                [*command, "--codec", codec], capture_output=True, text=True, stdin=subprocess.DEVNULL
+            )
+            if done.returncode != 0:
+                lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                raise (InputError if done.returncode == 2 else S2VideoError)(lines[-1].removeprefix("s2video: error: "))
+    return place_of(output)

@@ -1,0 +1,125 @@
+"""What every request passes before it is looked at: its size, its Host and Origin, its key.
+
+A page of another site can post forms to a server on this machine, and a name that first pointed elsewhere can be made
+to point here. So a server without a key answers only to the names of this machine, and a request with an Origin has to
+come from the page of this very server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.responses import JSONResponse, Response
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_OPEN = ("/health", "/ready")  # for load balancers, which know no key; they tell nothing
+_BODY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who is answered.
+
+    Attributes:
+        hosts: names in the Host header that are answered; empty means any.
+        key: of the header "Authorization: Bearer KEY"; None for no key.
+        most: bytes of a body.
+    """
+
+    hosts: Collection[str] = LOOPBACK
+    key: str | None = None
+    most: int = 32 * 2**20
+
+
+def problem(status: int, message: str, *, code: str, param: str | None = None, **headers: str) -> Response:
+    """Return an error in the form of OpenAI's API."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    content = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return JSONResponse(content, status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+class Guards:
+    """An ASGI application that refuses what breaks the rules, and passes the rest on."""
+
+    def __init__(self, app: App, rules: Rules) -> None:
+        self._app, self._rules = app, rules
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, _Bounded(receive, self._rules.most), send)
+
+    def _refusal(self, scope: Message, headers: dict[str, str]) -> Response | None:
+        host = headers.get("host", "")
+        if self._rules.hosts and _name_of(host) not in self._rules.hosts:
+            return problem(403, f"the host {host[:80]!r} is not this server's; use localhost", code="wrong_host")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return problem(403, f"requests from pages of {origin[:80]!r} are not answered", code="wrong_origin")
+        if self._rules.key is not None and scope["path"] not in _OPEN and not self._knows_key(headers):
+            return problem(
+                401, "expected the header Authorization: Bearer KEY with this server's key", code="invalid_api_key"
+            )
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > self._rules.most:
+            return problem(413, f"expected a body of at most {self._rules.most} bytes", code="too_large")
+        return None
+
+    def _knows_key(self, headers: dict[str, str]) -> bool:
+        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        return hmac.compare_digest(given.encode(), (self._rules.key or "").encode())
+
+
+class BodyError(Exception):
+    """A body that is larger than is allowed, whatever its headers said, or comes too slowly. `status` says which."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Bounded:
+    """Receives a body that must not pass a number of bytes and of seconds."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._left = receive, most
+        self._until: float | None = time.monotonic() + _BODY_SECONDS
+
+    async def __call__(self) -> Message:
+        if self._until is None:  # the body is whole; what follows is that the client leaves
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
+        except TimeoutError:
+            raise BodyError(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from None
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise BodyError(413, "the body is larger than this server takes")
+        if not message.get("more_body", False):
+            self._until = None
+        return message
+
+
+def _name_of(host: str) -> str:
+    """Return the name in a Host header, without port and brackets; empty if it is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,326 @@
+"""The server's jobs: a batch's store, with a second table of what clients asked for and how far it is.
+
+The store decides what is drawn, by whom, and whether it is done; this module adds ids, progress and cancellation. All
+of it is in one SQLite file, so a restart loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..batch.store import Entry, State, Store
+from ..errors import InputError
+
+Phase = Literal["waiting", "loading", "denoising", "decoding", "done", "failed"]
+Order = Literal["asc", "desc"]
+
+_PROGRESS_EVERY = 0.5  # seconds between two writes of a job's progress
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS requests (
+    id TEXT PRIMARY KEY,            -- what clients call it, and the name of its files; ids sort by arrival
+    job TEXT NOT NULL,              -- name in the table jobs
+    created REAL NOT NULL,          -- seconds since the epoch
+    ended REAL,
+    model TEXT NOT NULL,            -- the name that the operator gave it
+    shown TEXT NOT NULL,            -- JSON: what a client reads back, such as prompt, size, seconds
+    digest TEXT NOT NULL,           -- of the whole request
+    idempotency_key TEXT UNIQUE,
+    step INTEGER NOT NULL DEFAULT 0,
+    steps INTEGER NOT NULL DEFAULT 0,
+    first_step INTEGER,             -- of this attempt, which may have resumed
+    first_step_at REAL,
+    last_step_at REAL,
+    is_cancelled INTEGER NOT NULL DEFAULT 0
+);
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked for, before it is queued."""
+
+    id: str
+    model: str
+    entry: Entry
+    shown: Mapping[str, Any]
+    steps: int
+    digest: str
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A queued request and its state.
+
+    Attributes:
+        ahead: number of jobs that are drawn before this one; 0 unless it waits.
+        seconds_left: of denoising, by the pace so far; None while that is not known.
+    """
+
+    id: str
+    job: str
+    created: float
+    ended: float | None
+    model: str
+    shown: Mapping[str, Any]
+    state: State
+    error: str | None
+    step: int
+    steps: int
+    ahead: int
+    seconds_left: float | None
+    config: str
+
+    @property
+    def phase(self) -> Phase:
+        """What is happening to it."""
+        if self.state == "waiting":
+            return "waiting"
+        if self.state == "running":
+            return "loading" if self.step == 0 else "denoising" if self.step < self.steps else "decoding"
+        return self.state
+
+    @property
+    def progress(self) -> int:
+        """Per cent: denoising is 0 to 95 by its steps, decoding 95 to 100."""
+        if self.state == "done":
+            return 100
+        return 95 * self.step // self.steps if self.state == "running" and self.steps else 0
+
+
+def new_id() -> str:
+    """Return an id for a request; later ones sort after earlier ones."""
+    return f"video_{time.time_ns():016x}{secrets.token_hex(6)}"
+
+
+class FullError(Exception):
+    """The queue holds as many jobs as it may."""
+
+
+class OtherRequestError(Exception):
+    """An idempotency key came back with another request."""
+
+
+class JobQueue(Store):
+    """The store of a server's folder. As with `Store`, any thread and process can call every method."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._written: dict[str, float] = {}
+
+    def create(self) -> None:
+        """Create the tables if they are missing. Raises InputError if this is impossible."""
+        super().create()
+        with self._connected() as connection:
+            connection.executescript(_SCHEMA)
+
+    def submit(self, request: Request, *, most: int) -> Job:
+        """Queue a request; return the earlier job of the same idempotency key, if there is one.
+
+        Args:
+            most: number of jobs that may wait.
+
+        Raises:
+            FullError: so many wait already.
+            OtherRequestError: the key belongs to another request.
+        """
+        with self._transaction() as connection:
+            known = connection.execute(
+                "SELECT id, digest FROM requests WHERE idempotency_key = ?", (request.idempotency_key,)
+            ).fetchone()
+            if known is None:
+                self._insert(connection, request, most)
+            elif known["digest"] != request.digest:
+                raise OtherRequestError
+        found = self.find(request.id if known is None else known["id"])
+        if found is None:  # a deletion came between
+            raise InputError("the job was deleted while it was queued")
+        return found
+
+    def _insert(self, connection: sqlite3.Connection, request: Request, most: int) -> None:
+        (waiting,) = connection.execute("SELECT COUNT(*) FROM jobs WHERE state = 'waiting'").fetchone()
+        if waiting >= most:
+            raise FullError
+        (position,) = connection.execute("SELECT COALESCE(MAX(position), 0) + 1 FROM jobs").fetchone()
+        e = request.entry
+        connection.execute(
+            "INSERT INTO jobs (name, position, place, models, config, key, work) VALUES (?,?,?,?,?,?,?)",
+            (e.name, position, e.place, e.models, e.config, e.key, e.work),
+        )
+        connection.execute(
+            "INSERT INTO requests (id, job, created, model, shown, digest, idempotency_key, steps) "
+            "VALUES (?,?,?,?,?,?,?,?)",
+            (
+                *(request.id, e.name, time.time(), request.model, json.dumps(dict(request.shown))),
+                *(request.digest, request.idempotency_key, request.steps),
+            ),
+        )
+
+    def find(self, name: str) -> Job | None:
+        """Return a job by its id; None if there is none, or it was cancelled."""
+        with self._connected() as connection:
+            row = connection.execute(
+                f"{_SELECT} WHERE requests.id = ? AND NOT requests.is_cancelled", (name,)
+            ).fetchone()
+            return None if row is None else _job(connection, row)
+
+    def page(self, *, after: str | None, limit: int, order: Order) -> tuple[list[Job], bool]:
+        """Return up to `limit` jobs by the order of their arrival, and whether more follow.
+
+        Args:
+            after: id of the last job of the page before, which may have been deleted meanwhile.
+        """
+        sign = ">" if order == "asc" else "<"
+        with self._connected() as connection:
+            rows = connection.execute(
+                f"{_SELECT} WHERE NOT requests.is_cancelled AND (? IS NULL OR requests.id {sign} ?) "
+                f"ORDER BY requests.id {order} LIMIT ?",
+                (after, after, limit + 1),
+            ).fetchall()
+            return [_job(connection, row) for row in rows[:limit]], len(rows) > limit
+
+    def remove(self, name: str) -> Job | None:
+        """Cancel a job, or forget one that has ended; return it as it was, None if there is none.
+
+        One that runs is stopped by its replica after the step; its row and its files go then.
+        """
+        found = self.find(name)
+        if found is None:
+            return None
+        with self._transaction() as connection:
+            (state,) = connection.execute("SELECT state FROM jobs WHERE name = ?", (found.job,)).fetchone()
+            if state == "running":
+                connection.execute("UPDATE requests SET is_cancelled = 1, idempotency_key = NULL WHERE id = ?", (name,))
+            else:
+                _forget(connection, found.job)
+        if state != "running":
+            _remove_files(found.job, self.folder)
+        self.log("removed", job=found.job, state=state)
+        return found
+
+    def count(self) -> dict[State, int]:
+        """Return the number of jobs in each state."""
+        with self._connected() as connection:
+            counts: dict[State, int] = {"waiting": 0, "running": 0, "done": 0, "failed": 0}
+            counts |= dict(map(tuple, connection.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state")))
+            return counts
+
+    def totals(self) -> tuple[int, float]:
+        """Return the denoising steps of all jobs, and the seconds that those took which are done."""
+        with self._connected() as connection:
+            (steps,) = connection.execute("SELECT COALESCE(SUM(step), 0) FROM requests").fetchone()
+            (seconds,) = connection.execute(
+                "SELECT COALESCE(SUM(seconds), 0) FROM jobs WHERE state = 'done'"
+            ).fetchone()
+            return int(steps), float(seconds)
+
+    def step_done(self, name: str, step: int, steps: int) -> bool:
+        """Record a job's progress; return False if it was cancelled and has to stop."""
+        now = time.time()
+        if 0 < step < steps and now - self._written.get(name, 0.0) < _PROGRESS_EVERY:
+            return True
+        self._written = {name: now}
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE requests SET step = ?, steps = ?, last_step_at = ?, first_step = COALESCE(first_step, ?), "
+                "first_step_at = COALESCE(first_step_at, ?) WHERE job = ?",
+                (step, steps, now, step, now, name),
+            )
+            return not _is_cancelled(connection, name)
+
+    def is_cancelled(self, name: str) -> bool:
+        """Return whether a client has deleted the job."""
+        with self._connected() as connection:
+            return _is_cancelled(connection, name)
+
+    def forget(self, name: str) -> None:
+        """Remove a job that was cancelled and has stopped."""
+        with self._transaction() as connection:
+            _forget(connection, name)
+        _remove_files(name, self.folder)
+        self.log("cancelled", job=name)
+
+    def release(self) -> list[Any]:
+        """Requeue the jobs of dead replicas, as `Store.release`; those that were cancelled are forgotten instead."""
+        released = super().release()
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT job FROM requests JOIN jobs ON jobs.name = requests.job "
+                "WHERE is_cancelled AND jobs.state != 'running'"
+            ).fetchall()
+            for row in rows:
+                _forget(connection, row["job"])
+            connection.execute(
+                "UPDATE requests SET step = 0, first_step = NULL, first_step_at = NULL WHERE first_step IS NOT NULL "
+                "AND job IN (SELECT name FROM jobs WHERE state = 'waiting')"
+            )
+            connection.execute(
+                "UPDATE requests SET ended = ? WHERE ended IS NULL "
+                "AND job IN (SELECT name FROM jobs WHERE state IN ('done', 'failed'))",
+                (time.time(),),
+            )
+        forgotten = {row["job"] for row in rows}
+        for name in forgotten:
+            _remove_files(name, self.folder)
+        return [job for job in released if job.name not in forgotten]
+
+
+_SELECT = (
+    "SELECT requests.*, jobs.state, jobs.error, jobs.started, jobs.seconds, jobs.position, jobs.config "
+    "FROM requests JOIN jobs ON jobs.name = requests.job"
+)
+
+
+def _job(connection: sqlite3.Connection, row: sqlite3.Row) -> Job:
+    ahead = 0
+    if row["state"] == "waiting":
+        (ahead,) = connection.execute(
+            "SELECT COUNT(*) FROM jobs WHERE state = 'waiting' AND position < ?", (row["position"],)
+        ).fetchone()
+    left = None
+    done = row["step"] - (row["first_step"] or 0)
+    if row["state"] == "running" and done > 0:
+        left = (row["last_step_at"] - row["first_step_at"]) / done * (row["steps"] - row["step"])
+    ended = row["ended"]
+    if row["state"] in ("done", "failed"):
+        ended = ended or (row["started"] or row["created"]) + (row["seconds"] or 0.0)
+    plain = {name: row[name] for name in ("id", "job", "created", "model", "state", "error", "config")}
+    return Job(
+        **plain,
+        ended=ended,
+        shown=json.loads(row["shown"]),
+        step=row["step"],
+        steps=row["steps"],
+        ahead=ahead,
+        seconds_left=left,
+    )
+
+
+def _is_cancelled(connection: sqlite3.Connection, name: str) -> bool:
+    row = connection.execute("SELECT is_cancelled FROM requests WHERE job = ?", (name,)).fetchone()
+    return row is None or bool(row["is_cancelled"])
+
+
+def _forget(connection: sqlite3.Connection, name: str) -> None:
+    connection.execute("DELETE FROM requests WHERE job = ?", (name,))
+    connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
+
+
+def _remove_files(job: str, folder: Path) -> None:
+    """Remove all files of a job. `job` is the name of its video below the server's folder."""
+    video = folder / job
+    for path in sorted(video.parent.glob(f"{video.stem}*")):
+        if path.is_dir():
+            for frame in path.iterdir():
+                frame.unlink(missing_ok=True)
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)

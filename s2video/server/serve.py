@@ -1,0 +1,126 @@
+"""The process of the server: HTTP in a thread, replicas under supervision in the main thread.
+
+SIGTERM ends both: replicas save the checkpoint of what they are making, and the next start goes on with it.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+import uvicorn
+
+from ..batch.supervisor import ReplicaPlan, supervise
+from ..errors import InputError, S2VideoError
+from ..system.locks import held_lock
+from ..system.terminal import say
+from .app import Server, build_app
+from .guards import Rules
+
+_LOOK_EVERY = 0.2  # seconds between two looks for a first job
+_MOST_STARTS = 5  # in a row of replicas that all die before they draw a job
+_GRACE = 5.0  # seconds for answers that are under way at the end
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+    @property
+    def url(self) -> str:
+        """The address as one types it."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def serve(server: Server, rules: Rules, address: Address, plan: ReplicaPlan, *, plain: bool) -> int | None:
+    """Serve until a signal arrives; return its number.
+
+    Raises:
+        InputError: another server has the folder, or the address cannot be used.
+        S2VideoError: replicas die before they make anything.
+    """
+    queue, state = server.queue, threading.Event()
+    queue.create()
+    with held_lock(queue.lock_path) as is_ours:
+        if not is_ours:
+            raise InputError(f"{queue.folder}: another process serves this folder or makes its batch; choose another")
+        queue.begin()
+        app = build_app(Server(queue, server.models, server.limits, server.world_size, state.is_set), rules)
+        http = _Http(app, address)
+        http.start()
+        try:
+            say(f"serving {', '.join(server.models.configs)} at {address.url}, jobs in {queue.folder}")
+            state.set()
+            return _supervise(server, plan, "plain" if plain else "none", http)
+        finally:
+            state.clear()
+            http.stop()
+
+
+def _supervise(server: Server, plan: ReplicaPlan, progress: str, http: _Http) -> int | None:
+    """Run replicas whenever jobs wait, until a signal arrives."""
+    arguments = ["replica", str(server.folder), "--serve", "--overlap", "auto", "--progress", progress]
+    deaths = 0
+    while http.is_alive():
+        ended = server.queue.count()
+        try:
+            number = supervise(server.queue, plan, arguments, stays=True)
+        except S2VideoError:
+            now = server.queue.count()
+            deaths = 0 if now["done"] + now["failed"] > ended["done"] + ended["failed"] else deaths + 1
+            if deaths >= _MOST_STARTS:
+                raise
+            time.sleep(2.0**deaths)
+            continue
+        return number
+    raise S2VideoError("the HTTP server ended; see the messages above")
+
+
+class _Http:
+    """uvicorn in a thread."""
+
+    def __init__(self, app: object, address: Address) -> None:
+        config = uvicorn.Config(
+            app,  # type: ignore[arg-type]  # uvicorn's own protocol for ASGI is narrower than ASGI
+            host=address.host,
+            port=address.port,
+            log_level="warning",
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(_GRACE),
+            h11_max_incomplete_event_size=64 * 1024,
+            limit_concurrency=1000,
+            server_header=False,
+        )
+        self._address = address
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    def start(self) -> None:
+        """Start to listen. Raises InputError if that is impossible."""
+        host, port = self._address.host, self._address.port
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            self._socket = socket.create_server((host, port), family=family, backlog=1024)
+        except OSError as error:
+            raise InputError(
+                f"{self._address.url}: expected a free address of this machine, got an error "
+                f"({error.strerror or error}); choose another --host or --port"
+            ) from None
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End, after the answers that are under way."""
+        self._server.should_exit = True
+        self._thread.join(2 * _GRACE)
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._socket])
