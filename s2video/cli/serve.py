@@ -88,7 +88,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         waiting=arguments.max_queue,
     )
     hosts = () if arguments.host not in _LOOPBACK and not arguments.allow_host else (*LOOPBACK, *arguments.allow_host)
-    server = Server(JobQueue(arguments.folder.resolve()), models, limits, arguments.nproc)
+    queue = JobQueue(arguments.folder.resolve())
+    server = Server(queue, models, limits, world_size=arguments.nproc, replicas=arguments.replicas)
     address = Address(arguments.host, arguments.port)
     number = serve(server, Rules(hosts, key, limits.body), address, plan, plain=arguments.plain)
     if number == signal.SIGINT:

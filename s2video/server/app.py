@@ -18,17 +18,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from ..errors import InputError, S2VideoError
 from ..media.formats import FORMATS
 from ..media.output_paths import OutputPaths
 from ..version import __version__
+from . import page
 from .files import CONTENT_TYPES, as_one_file, decoded_data_url, in_format, picture, save_image
-from .guards import BodyError, Guards, Rules, problem
+from .guards import COOKIE, BodyError, Guards, Rules, problem, session_of
 from .metrics import metrics
 from .queue import FullError, Job, JobQueue, OtherRequestError
 from .video_request import FieldError, Limits, Models, read_request
+from .video_request import Request as VideoRequest
 
 _POLL_AFTER = "1000"  # ms; the header with which the client's polling is slowed down or sped up
 _EVENT_EVERY = 0.5  # seconds between two looks at a job for /events
@@ -42,6 +44,7 @@ class Server:
 
     Attributes:
         world_size: ranks of a replica.
+        replicas: number of them.
         is_ready: whether replicas are being supervised.
     """
 
@@ -49,6 +52,7 @@ class Server:
     models: Models
     limits: Limits
     world_size: int = 1
+    replicas: int = 1
     is_ready: Callable[[], bool] = lambda: True
 
     @property
@@ -64,6 +68,7 @@ def build_app(server: Server, rules: Rules) -> Guards:
     _add_videos(app, server)
     _add_files(app, server)
     _add_service(app, server)
+    _add_page(app, server, rules)
     return Guards(cast(Any, app), rules)
 
 
@@ -128,6 +133,11 @@ def _add_videos(app: FastAPI, server: Server) -> None:
             return problem(400, "Idempotency-Key: expected 1 to 200 characters", code="invalid_value")
         return await run_in_threadpool(_create, server, fields, image, key)
 
+    @app.post("/v1/videos/estimate")
+    async def estimated(request: Request) -> dict[str, Any]:
+        fields, image = await _fields_of(request)
+        return await run_in_threadpool(_estimate, server, fields, image)
+
     @app.get("/v1/videos")
     def listed(after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc") -> dict[str, Any]:
         if not 1 <= limit <= 100:
@@ -157,10 +167,18 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         )
 
 
+def _read(server: Server, fields: Mapping[str, Any], image: bytes | None) -> VideoRequest:
+    path = None if image is None else save_image(image, server.folder)
+    return read_request(fields, server.models, server.folder, server.limits, image=path, world_size=server.world_size)
+
+
+def _estimate(server: Server, fields: Mapping[str, Any], image: bytes | None) -> dict[str, Any]:
+    request = _read(server, fields, image)
+    return page.estimate(request, server.queue, server.models, world_size=server.world_size, replicas=server.replicas)
+
+
 def _create(server: Server, fields: Mapping[str, Any], image: bytes | None, key: str | None) -> Response:
-    folder, limits = server.folder, server.limits
-    path = None if image is None else save_image(image, folder)
-    request = read_request(fields, server.models, folder, limits, image=path, world_size=server.world_size)
+    request, limits = _read(server, fields, image), server.limits
     try:
         job = server.queue.submit(replace(request, idempotency_key=key), most=limits.waiting)
     except FullError:
@@ -316,3 +334,25 @@ def _add_service(app: FastAPI, server: Server) -> None:
     @app.get("/metrics")
     def measured() -> Response:
         return PlainTextResponse(metrics(server.queue), media_type="text/plain; version=0.0.4")
+
+
+def _add_page(app: FastAPI, server: Server, rules: Rules) -> None:
+    headers = {"cache-control": "no-store", "x-content-type-options": "nosniff", "x-frame-options": "DENY"}
+
+    @app.get("/")
+    def index(request: Request) -> Response:
+        knows = rules.knows({name.lower(): value for name, value in request.headers.items()})
+        html = page.page(server.queue, server.models, server.limits) if knows else page.key_page()
+        return HTMLResponse(html, headers=headers)
+
+    @app.get("/history")
+    def history() -> Response:
+        return HTMLResponse(page.history(server.queue), headers=headers)
+
+    @app.post("/session")
+    def session(request: Request) -> Response:
+        """Answer a request with the right key with a cookie, for pages, whose videos cannot send a header."""
+        answer = JSONResponse({"status": "ok"})
+        if rules.key is not None:
+            answer.set_cookie(COOKIE, session_of(rules.key), httponly=True, samesite="strict", path="/")
+        return answer

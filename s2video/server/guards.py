@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +25,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_OPEN = ("/health", "/ready")  # for load balancers, which know no key; they tell nothing
+COOKIE = "s2video"
+# Load balancers know no key; the page asks for it.
+_OPEN = ("/health", "/ready", "/")
 _BODY_SECONDS = 60.0
 
 
@@ -40,6 +44,23 @@ class Rules:
     hosts: Collection[str] = LOOPBACK
     key: str | None = None
     most: int = 32 * 2**20
+
+    def knows(self, headers: Mapping[str, str]) -> bool:
+        """Return whether a request has the key, in its header or as the cookie of a page; names are in lower case."""
+        if self.key is None:
+            return True
+        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        cookies = SimpleCookie()
+        with suppress(CookieError):
+            cookies.load(headers.get("cookie", ""))
+        cookie = cookies[COOKIE].value if COOKIE in cookies else ""
+        is_key = hmac.compare_digest(given.encode(), self.key.encode())
+        return hmac.compare_digest(cookie.encode(), session_of(self.key).encode()) or is_key
+
+
+def session_of(key: str) -> str:
+    """Return the value of the cookie for a key, from which the key cannot be found."""
+    return hmac.digest(key.encode(), b"s2video session", "sha256").hex()
 
 
 def problem(status: int, message: str, *, code: str, param: str | None = None, **headers: str) -> Response:
@@ -73,7 +94,7 @@ class Guards:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return problem(403, f"requests from pages of {origin[:80]!r} are not answered", code="wrong_origin")
-        if self._rules.key is not None and scope["path"] not in _OPEN and not self._knows_key(headers):
+        if scope["path"] not in _OPEN and not self._rules.knows(headers):
             return problem(
                 401, "expected the header Authorization: Bearer KEY with this server's key", code="invalid_api_key"
             )
@@ -81,10 +102,6 @@ class Guards:
         if not length.isdecimal() or int(length[:20]) > self._rules.most:
             return problem(413, f"expected a body of at most {self._rules.most} bytes", code="too_large")
         return None
-
-    def _knows_key(self, headers: dict[str, str]) -> bool:
-        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        return hmac.compare_digest(given.encode(), (self._rules.key or "").encode())
 
 
 class BodyError(Exception):
@@ -100,11 +117,14 @@ class _Bounded:
 
     def __init__(self, receive: Receive, most: int) -> None:
         self._receive, self._left = receive, most
-        self._until: float | None = time.monotonic() + _BODY_SECONDS
+        self._until: float | None = None
+        self._is_whole = False
 
     async def __call__(self) -> Message:
-        if self._until is None:  # the body is whole; what follows is that the client leaves
+        if self._is_whole:  # what follows is that the client leaves
             return await self._receive()
+        if self._until is None:  # an answer that takes long may ask for the first time at its end
+            self._until = time.monotonic() + _BODY_SECONDS
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
         except TimeoutError:
@@ -112,8 +132,7 @@ class _Bounded:
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             raise BodyError(413, "the body is larger than this server takes")
-        if not message.get("more_body", False):
-            self._until = None
+        self._is_whole = not message.get("more_body", False)
         return message
 
 

@@ -10,7 +10,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -212,6 +212,21 @@ class JobQueue(Store):
             counts: dict[State, int] = {"waiting": 0, "running": 0, "done": 0, "failed": 0}
             counts |= dict(map(tuple, connection.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state")))
             return counts
+
+    def pace(self, model: str, work: Callable[[Mapping[str, Any]], float]) -> float | None:
+        """Return the seconds per unit of work of a model's last finished videos; None if there are none.
+
+        Args:
+            work: takes what a job shows.
+        """
+        with self._connected() as connection:
+            rows = connection.execute(
+                "SELECT shown, seconds FROM requests JOIN jobs ON jobs.name = requests.job "
+                "WHERE state = 'done' AND model = ? ORDER BY id DESC LIMIT 5",
+                (model,),
+            ).fetchall()
+        paces = sorted(row["seconds"] / work(json.loads(row["shown"])) for row in rows)
+        return paces[len(paces) // 2] if paces else None
 
     def totals(self) -> tuple[int, float]:
         """Return the denoising steps of all jobs, and the seconds that those took which are done."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvicorn
 
@@ -50,7 +50,7 @@ def serve(server: Server, rules: Rules, address: Address, plan: ReplicaPlan, *, 
         if not is_ours:
             raise InputError(f"{queue.folder}: another process serves this folder or makes its batch; choose another")
         queue.begin()
-        app = build_app(Server(queue, server.models, server.limits, server.world_size, state.is_set), rules)
+        app = build_app(replace(server, is_ready=state.is_set), rules)
         http = _Http(app, address)
         http.start()
         try:

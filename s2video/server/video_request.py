@@ -287,6 +287,8 @@ def _shown(config: RunConfig, model: str) -> dict[str, Any]:
     return {
         "model": model,
         "prompt": config.prompt,
+        "negative_prompt": config.negative_prompt,
+        "image": None if config.image is None else Path(config.image).name,
         "size": f"{sampling.width}x{sampling.height}",
         "seconds": f"{float(sampling.num_frames / config.output.fps):.3f}".rstrip("0").rstrip("."),
         "frames": sampling.num_frames,

@@ -51,6 +51,7 @@ RUN_BY = {
     "s2video config": ("tests/unit/test_catalog.py", '"config"'),
     "s2video plan": ("tests/unit/test_plan.py", '"plan"'),
     "s2video selftest": ("tests/distributed/test_selftest.py", "selftest"),
+    "s2video serve": ("tests/server/running.py", '"serve"'),
     "s2video launch": ("tests/e2e/test_multinode.py", '"launch"'),
     "python -m": ("tests/unit/test_architecture.py", '"-m"'),
     "python tools/bench.py": ("tests/unit/test_bench.py", "bench.main("),
