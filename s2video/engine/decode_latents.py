@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from ..config.run import RunConfig, build_config
+from ..config.sections import FILE_SETTINGS
 from ..decoding.decoder import FrameDecoder
 from ..errors import InputError
 from ..geometry import LatentShape
@@ -113,7 +114,9 @@ def _stored_config(saved: SavedLatents, path: Path, own: Mapping[str, Any], say:
     if "config" not in saved.facts:
         raise InputError(f"{path}: no settings are stored with these latents; name the model with --config")
     stored = build_config(saved.facts["config"], str(path))
-    without_inputs = {"image": None, "last_image": None, "model.lora": ()}  # decoding does not need them
+    # decoding does not need these
+    without_inputs = {"image": None, "last_image": None, "model.lora": ()}
+    without_inputs |= {f"model.{name}": None for name in FILE_SETTINGS if name != "vae"}
     config, notes = config_from_file(stored.patched(without_inputs), path, own)
     for note in notes.values():
         say(note)

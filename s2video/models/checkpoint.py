@@ -143,11 +143,11 @@ class Checkpoint:
         for name in (*self.family.components, "scheduler"):
             if not (self.folder / name).is_dir():
                 raise InputError(f"{self.folder}: expected a folder {name}/, got none; {AGAIN}")
-            self.config(name)
             for path in sorted((self.folder / name).iterdir()):
                 is_weights = path.suffix in (".safetensors", ".gguf")  # looked at below, if they are used
                 if path.is_file() and not is_weights and path.stat().st_size < _POINTER_BYTES:
                     refuse_pointer(path)
+            self.config(name)
             if name in self.family.weighted:
                 self.files(name)
         weighted = [name for name in self.family.weighted if name not in self._named]

@@ -164,7 +164,7 @@ def encoded(state: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, A
             key = f"scheduler.{len(tensors)}"
             tensors[key] = value
             return {"tensor": key}
-        if isinstance(value, list):
+        if isinstance(value, list | torch.Size):  # a shape, such as FlowMatchLCMScheduler keeps, comes back as a list
             return {"list": [encode(name, item) for item in value]}
         if value is None or type(value) in (bool, int, float, str):
             return value

@@ -24,6 +24,13 @@ def describe(sidecar: Sidecar, video: Path) -> str:
         "picture": f"{config.sampling.width}x{config.sampling.height} px, {config.sampling.num_frames} frames, "
         f"{config.output.fps} a second",
     }
+    for component, how in sidecar.conversions.items():
+        lines[component] = how
+    for number, lora in enumerate(sidecar.loras, 1):
+        left_out = "".join(f"; not applied: {len(names)} {reason}" for reason, names in lora.not_applied.items())
+        lines[f"LoRA {number}"] = (
+            f"{lora.applied} of {lora.tensors} tensors on {lora.component}, scale {lora.scale:g}{left_out}"
+        )
     for section in ("sampling", "guidance", "parallel"):
         lines[section] = ", ".join(f"{key} {_short(value)}" for key, value in _settings(sidecar, section))
     lines["mesh"] = ", ".join(f"{key} {_short(value)}" for key, value in sidecar.mesh.model_dump().items())

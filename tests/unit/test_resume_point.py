@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler
 from safetensors import safe_open
 from torch import Tensor
 
 from s2video.errors import InputError, S2VideoError, StoppedError
+from s2video.models.schedulers import step_noise
 from s2video.parallel.mesh import Mesh
 from s2video.records import resume_file
 from s2video.records.resume import ResumePoint
@@ -30,6 +31,11 @@ def unipc() -> Any:
 
 def euler() -> Any:
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def lcm() -> Any:
+    """Adds noise in each step."""
+    return FlowMatchLCMScheduler(shift=3.0)
 
 
 class Guidance:
@@ -68,10 +74,10 @@ def run(
     def on_step(done: int, total: int, latents: Tensor) -> None:
         point.step_done(done, total, latents, scheduler, guidance, stops=done == stop_after)
 
-    return sample(denoise, latents, scheduler, first_step=first, on_step=on_step)
+    return sample(denoise, latents, scheduler, first_step=first, on_step=on_step, noise=step_noise(scheduler, [3]))
 
 
-@pytest.mark.parametrize("make", [unipc, euler])
+@pytest.mark.parametrize("make", [unipc, euler, lcm])
 @pytest.mark.parametrize("step", [1, 2, 5, NUM_STEPS])
 def test_an_interrupted_run_ends_bitwise_where_a_whole_one_does(make: Any, step: int, tmp_path: Path) -> None:
     path = tmp_path / "x.checkpoint.safetensors"

@@ -15,7 +15,9 @@ import tiny
 import torch
 import yaml
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from families import FAMILIES
 from original_names import State
+from safetensors.torch import load_file
 from shapes.caption_encoder import build_tokenizer
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT
 from tiny_hunyuan import tiny_config as hunyuan_config
@@ -25,12 +27,14 @@ from torch import Tensor, nn
 from s2video.cli.main import main
 from s2video.config.run import RunConfig, build_config
 from s2video.config.sections import ParallelConfig
+from s2video.engine.decode_latents import decode_latents
 from s2video.engine.engine import Engine
 from s2video.errors import InputError
 from s2video.models.checkpoint import Checkpoint, open_checkpoint
 from s2video.models.loading import load_conditioners, load_transformer, load_vae
 from s2video.models.parts import place_transformer
 from s2video.parallel.mesh import Mesh
+from s2video.records.sidecar import save_latents
 from s2video.records.sidecar_model import read_sidecar
 
 SIZE = {"width": 32, "height": 32, "num_frames": 1, "num_inference_steps": 2}
@@ -277,6 +281,51 @@ def test_hunyuan_video(tiny_hunyuan_checkpoint: Path, form: str, tmp_path: Path)
     torch.testing.assert_close(got, Engine(config).sample([PROMPT], [3]), atol=1e-4, rtol=0)
 
 
+ORIGINAL = {"WanTransformer3DModel": original.wan_transformer}
+ORIGINAL["HunyuanVideoTransformer3DModel"] = original.hunyuan_transformer
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_family_takes_its_transformer_from_a_file(
+    name: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In its original names, where diffusers converts them; else in diffusers' names, and the others are refused."""
+    folder = checkpoint_of(name)
+    expected = load_transformer(Checkpoint(folder), torch.float32, CPU)
+    state, names = expected.state_dict(), ORIGINAL.get(type(expected).__name__, same)
+    file = original.write(names(state), tmp_path / "x.safetensors", "diffusion_model.")
+    found = load_transformer(open_checkpoint(str(folder), files=(("transformer", str(file)),)), torch.float32, CPU)
+    assert all(torch.equal(value, state[key]) for key, value in found.state_dict().items())
+    if names is same:
+        file = original.write(
+            {f"double_blocks.0.{key}": value for key, value in state.items()}, tmp_path / "y.safetensors"
+        )
+        with pytest.raises(InputError, match=r"missing.*not of this model"):
+            load_transformer(open_checkpoint(str(folder), files=(("transformer", str(file)),)), torch.float32, CPU)
+
+
+@pytest.mark.parametrize("form", ["plain", "scaled"])
+@pytest.mark.parametrize("name", ["hunyuan-video", "hunyuan-video-image", "hunyuan-video-1.5"])
+def test_text_encoders_of_other_families(
+    name: str, form: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """LLaMA with the prefix of its language model, LLaVA and Qwen2.5-VL as their folders have them."""
+    folder = checkpoint_of(name)
+    expected = load_conditioners(Checkpoint(folder), torch.float32)["text_encoder"].state_dict()
+    stored = load_file(folder / "text_encoder" / "model.safetensors")
+    if name == "hunyuan-video":
+        stored = {f"model.{key}": value for key, value in stored.items()}
+    file = original.write(stored if form == "plain" else original.fp8_scaled(stored), tmp_path / "x.safetensors")
+    opened = open_checkpoint(str(folder), files=(("text_encoder", str(file)),))
+    found = load_conditioners(opened, torch.float32)["text_encoder"].state_dict()
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        if form == "plain":
+            assert torch.equal(value, expected[key]), key
+        else:
+            assert (value - expected[key]).norm() <= 0.05 * expected[key].norm(), key
+
+
 def test_the_vae_of_wan_22(tmp_path: Path) -> None:
     vae = tiny.build_vae(residual=True)
     from s2video.models.conversion import converter_for, trace
@@ -369,6 +418,22 @@ def test_a_line_and_the_sidecar_say_what_was_loaded(
         "of layers that this model lacks": ("transformer.blocks.7.attn1.to_q.diff_b",)
     }
     assert "transformer/file 1 of 1" in sidecar.weights
+    assert main(["inspect", str(tmp_path / "a.mp4")]) == 0
+    shown = capsys.readouterr().out
+    assert "fp8 tensors with scales, dequantized" in shown
+    assert f"{len(lora) - 1} of {len(lora)} tensors on transformer, scale 0.5; not applied: 1 of layers" in shown
+
+
+def test_decoding_needs_none_of_the_files_of_denoising(wide: Wide, tmp_path: Path) -> None:
+    file = original.write(wide.states["transformer"], tmp_path / "x.safetensors")
+    vae = original.write(original.wan_vae(wide.states["vae"]), tmp_path / "vae.safetensors")
+    config = wide.config(transformer=str(file), vae=str(vae)).patched({"prompt": PROMPT})
+    save_latents(wide.latents, tmp_path / "a.latents.safetensors", {"config": config.model_dump(mode="json")})
+    file.unlink()
+    written = decode_latents(
+        tmp_path / "a.latents.safetensors", tmp_path / "a.mp4", own={"model.path": str(wide.folder)}
+    )
+    assert written.stat().st_size > 0
 
 
 def nvfp4(state: State) -> State:
@@ -463,6 +528,14 @@ def test_a_file_as_model_path_is_told_what_it_is(
         with pytest.raises(InputError, match=rf"^model\.path: .*{said}.*set model\.path to") as caught:
             open_checkpoint(str(path))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "transformer/config.json"])
+def test_pointers_among_small_files(wide: Wide, name: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(wide.folder, tmp_path / "wan"))
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(InputError, match=rf"{name}: .*git lfs pull"):
+        open_checkpoint(str(copy))
 
 
 def test_a_component_as_model_path(wide: Wide) -> None:
