@@ -20,6 +20,7 @@ from ..media.video_queue import write_video_meanwhile
 from ..models.images import Images, read_images
 from ..parallel.collectives import gather_objects
 from ..parallel.mesh import Mesh
+from ..records.identity import audio_digest
 from ..records.replacing import latents_were_kept, was_interrupted
 from ..records.resume import ResumePoint
 from ..records.sidecar import container_metadata, job_facts, run_facts, save_latents, sidecar_beside, why_not_made
@@ -153,6 +154,8 @@ def _write(denoised: Denoised, files: OutputPaths, *, alone: bool) -> Path:
     def all_facts() -> dict[str, Any]:
         remedy = f"s2video decode {files.latents} --output, with another name, makes this video"
         _check_unchanged(claim, (files.video, files.sidecar), remedy)  # immediately before they are replaced
+        if audio_digest(job) != facts["audio_sha256"]:
+            raise InputError(f"output.audio: {job.output.audio} changed while the video was made; {remedy}")
         return denoised.all_facts(time.monotonic() - start)
 
     spec = job.output.spec(files.output)

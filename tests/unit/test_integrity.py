@@ -409,6 +409,23 @@ def test_resume_keeps_no_video_with_other_sound(
     assert "audio_sha256 was" in capsys.readouterr().err
 
 
+def test_sound_that_changes_meanwhile_is_not_recorded_as_another(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = tmp_path / "a.wav"
+    write_sound(sound, 440)
+    decode = Engine.decode
+
+    def changing(self: Engine, latents: torch.Tensor, **options: Any) -> Any:
+        write_sound(sound, 880)
+        return decode(self, latents, **options)
+
+    monkeypatch.setattr(Engine, "decode", changing)
+    with pytest.raises(InputError, match=r"output\.audio: .* changed while the video was made"):
+        make_video(engine, job(engine, tmp_path / "clip.mp4", **{"output.audio": str(sound)}))
+    assert not (tmp_path / "clip.mp4").exists() and not (tmp_path / "clip.json").exists()
+
+
 def write_sound(path: Path, hertz: int) -> None:
     import wave
 
