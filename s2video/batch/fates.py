@@ -51,6 +51,23 @@ class Fate:
     is_kept: bool = False
 
 
+TO_MAKE = frozenset({"make", "make again", "continue"})
+
+
+def outlook(fate: Fate, state: str | None) -> str:
+    """Return what a start would do with a job, in a word or two.
+
+    Args:
+        fate: of a job that may start.
+        state: of the job in the batch's state; None if it is new.
+    """
+    if fate.is_kept:
+        return "kept"
+    if fate.again is not None:
+        return "make again"
+    return {"done": "done", "failed": "failed", "running": "continue"}.get(state or "", "make")
+
+
 def fate_of(
     job: BatchJob,
     key: str,

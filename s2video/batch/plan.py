@@ -6,6 +6,7 @@ Imports torch only to read the name of a GPU.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -16,6 +17,7 @@ from ..planning.cards import Card
 from ..planning.plan import plan_for, this_card
 from ..planning.step import Degrees
 from ..system.terminal import printable
+from .fates import TO_MAKE
 from .run_file import BatchJob
 
 
@@ -79,22 +81,40 @@ def _degrees(config: RunConfig, world_size: int) -> Degrees | None:
     return Degrees(ring, parallel.ulysses or rest // ring, parallel.branch)
 
 
-def describe(jobs: Sequence[BatchJob], seconds: Sequence[float | None], *, replicas: int, world_size: int) -> str:
-    """Return the output of `--dry-run`: a line for each job, and the total."""
+def describe(
+    jobs: Sequence[BatchJob],
+    seconds: Sequence[float | None],
+    outlooks: Sequence[str],
+    *,
+    replicas: int,
+    world_size: int,
+) -> str:
+    """Return the output of `--dry-run`: a line for each job, and the total of those that would be made.
+
+    Args:
+        seconds: predicted time of each job.
+        outlooks: what would become of each job; see `fates.outlook`.
+    """
     lines = []
-    for number, (job, predicted) in enumerate(zip(jobs, seconds, strict=True), 1):
+    width = max(map(len, outlooks), default=0)
+    for number, (job, predicted, outlook) in enumerate(zip(jobs, seconds, outlooks, strict=True), 1):
         sampling = job.config.sampling
         size = f"{sampling.width}x{sampling.height}x{sampling.num_frames}, {sampling.num_inference_steps} steps"
         prompt = " ".join((job.config.prompt or "").split())
         shown = prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
         lines.append(
-            f"{number:4d}  {job.config.output.path}  {size}, seed {sampling.seed}, {spoken(predicted)}  {shown}"
+            f"{number:4d}  {outlook:<{width}}  {job.config.output.path}  {size}, seed {sampling.seed}, "
+            f"{spoken(predicted)}  {shown}"
         )
-    known = [s for s in seconds if s is not None]
+    to_make = [predicted for predicted, outlook in zip(seconds, outlooks, strict=True) if outlook in TO_MAKE]
+    known = [predicted for predicted in to_make if predicted is not None]
     cards = ", ".join(sorted({this_card(job.config.model.device).name for job in jobs}))
-    total = spoken(sum(known) / replicas if known else None)
+    total = spoken(sum(known) / replicas if known or not to_make else None)
+    counts = Counter(outlooks)
+    others = "".join(f", {counts[outlook]} {outlook}" for outlook in sorted(counts.keys() - TO_MAKE))
     lines.append(
-        f"{len(jobs)} videos, {total} in total on {replicas} x {world_size} x {cards}; predicted by the cost model for "
+        f"{len(jobs)} videos, {len(to_make)} to make{others}; "
+        f"{total} in total on {replicas} x {world_size} x {cards}; predicted by the cost model for "
         "denoising only, not measured" + (" (a rough guess for the CPU)" if "cpu" in cards else "")
     )
     return "\n".join(map(printable, lines))

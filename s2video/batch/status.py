@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from ..system.locks import is_held
 from ..system.terminal import printable
 from .plan import spoken
-from .store import Record, Store, find_stores
+from .store import Record, State, Store, find_stores
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Status:
 
     def count(self, state: str) -> int:
         return sum(record.state == state for record in self.records)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of jobs in each state, those without jobs too."""
+        return {state: self.count(state) for state in get_args(State)}
 
 
 def read_status(folder: Path, *, now: float | None = None) -> Status:
@@ -98,7 +103,7 @@ def as_json(status: Status) -> str:
     return json.dumps(
         {
             "folder": str(status.folder),
-            "counts": {state: status.count(state) for state in ("waiting", "running", "done", "failed")},
+            "counts": status.counts(),
             "replicas": status.alive,
             "seconds_left": status.seconds_left,
             "jobs": [

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import signal
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batch.checks import check_folder, find_cut_prompts, find_problems
-from ..batch.fates import Again
+from ..batch.fates import Again, outlook
 from ..batch.plan import describe, predict_seconds
 from ..batch.register import judge, refuse, register
 from ..batch.run_file import RESERVED, Batch, BatchJob, load_batch
@@ -30,6 +31,8 @@ from ..system.locks import held_lock
 from ..system.processes import IDLENESS, has_gpu
 from ..system.terminal import show
 from .arguments import add_command, add_set_argument, path_argument, say, whole_number
+
+_WATCH_SECONDS = 2.0  # between two looks of `status --watch`
 
 
 def add_commands(commands: Any) -> None:
@@ -67,6 +70,12 @@ def add_commands(commands: Any) -> None:
     status = add_command(commands, "status", "Print what of a batch is done, what runs, and what failed")
     status.add_argument("folder", type=path_argument, metavar="RUN", help="the batch's folder, or its run file")
     status.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    status.add_argument(
+        "--watch", action="store_true", help="print it again when it changes, until nothing is left to make"
+    )
+    status.add_argument(
+        "--exit-code", action="store_true", help="1: something failed; 3: not finished; without it, 0 for any state"
+    )
     status.set_defaults(run=_status)
 
     replica = commands.add_parser("replica")  # without help: started by the supervisor
@@ -81,9 +90,21 @@ def add_commands(commands: Any) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     is_run_file = arguments.folder.suffix in (".yaml", ".yml")
-    status = read_status(load_batch(arguments.folder).folder if is_run_file else arguments.folder)
-    show(as_json(status) if arguments.json else as_text(status))
-    return 0
+    folder = load_batch(arguments.folder).folder if is_run_file else arguments.folder
+    shown = None
+    while True:
+        status = read_status(folder)
+        counts = status.counts()
+        if counts != shown:
+            show(as_json(status) if arguments.json else as_text(status))
+            shown = counts
+        is_finished = not counts["waiting"] and not counts["running"]
+        if is_finished or not arguments.watch:
+            break
+        time.sleep(_WATCH_SECONDS)
+    if not (arguments.exit_code or arguments.watch):
+        return 0
+    return 1 if counts["failed"] else 0 if is_finished else 3
 
 
 def _shard(text: str) -> tuple[int, int] | None:
@@ -130,7 +151,9 @@ def _batch(arguments: argparse.Namespace) -> int:
             for sentence in find_cut_prompts(jobs, open_model):
                 say(f"warning: {sentence}")
             seconds = predict_seconds(jobs, open_model, world_size=world_size)
-            show(describe(jobs, seconds, replicas=plan.count, world_size=world_size))
+            states = {record.name: record.state for record in store.records()} if store.path.exists() else {}
+            outlooks = [outlook(each.fate, states.get(each.job.name)) for each in judged]
+            show(describe(jobs, seconds, outlooks, replicas=plan.count, world_size=world_size))
         return 0
     if not jobs:
         terminal.say("no videos for this shard")

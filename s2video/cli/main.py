@@ -7,6 +7,8 @@ SIGTERM.
 
 from __future__ import annotations
 
+import argparse
+import json
 import signal
 import sys
 import time
@@ -18,7 +20,7 @@ from ..system import ranks
 from ..system.launcher import follow_launcher, report_exit_code, report_reason, tell_of_launcher
 from ..system.roster import own_roster
 from ..system.shutdown import Termination
-from ..system.terminal import flush_output, lost_output, prepare_streams, say, say_error
+from ..system.terminal import flush_output, lost_output, prepare_streams, say, say_error, show_json
 from ..version import __version__
 from . import batch, catalog, generate, probe, review, serve
 from .arguments import Parser
@@ -53,12 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    arguments: argparse.Namespace | None = None
     try:
         arguments = build_parser().parse_args(sys.argv[1:] if argv is None else list(argv))
         code = int(arguments.run(arguments)) or _code_of_output(arguments.command)
     except InputError as error:
         if not error.is_reported and (error.is_reported is False or ranks.speaks_for_host() or _is_alone()):
             _say_failure(str(error))
+            _show_error(arguments, str(error), 2)
         code = 2
     except StoppedError as error:
         if not error.is_reported:
@@ -67,6 +71,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except S2VideoError as error:
         if not error.is_reported:
             _say_failure(f"rank {ranks.shown_rank()}: {error}" if ranks.launched_by_torchrun() else str(error))
+            _show_error(arguments, str(error), 1)
         code = 1
     except KeyboardInterrupt:
         code = 130
@@ -80,6 +85,12 @@ def _code_of_output(command: str) -> int:
     if error is None or command == "replica" or ranks.launched_by_torchrun():
         return 0  # whoever started this process would take another code for a failure of the work
     return 128 + signal.SIGPIPE if isinstance(error, BrokenPipeError) else 1
+
+
+def _show_error(arguments: argparse.Namespace | None, message: str, code: int) -> None:
+    """Answer a command with --json in JSON, for a program that reads nothing else."""
+    if getattr(arguments, "json", False):
+        show_json(json.dumps({"error": {"message": message, "exit_code": code}}))
 
 
 def _say_failure(reason: str, *, seconds_ago: float = 0.0) -> None:

@@ -336,7 +336,8 @@ class Engine:
             elif stops:
                 raise StoppedError(f"stopped on request after step {done} of {total}")
 
-        progress = Progress("denoising", self._progress, first=first_step)
+        what = "denoising" if resume_point is None else f"denoising {resume_point.name}"
+        progress = Progress(what, self._progress, first=first_step)
         with progress, torch.no_grad(), self._termination.deferred():
             noise = step_noise(scheduler, seeds)
             latents = sample(denoise, latents, scheduler, first_step=first_step, on_step=step_done, noise=noise)

@@ -129,6 +129,11 @@ class ResumePoint:
         scheduler, guidance = ({name: decoded(value, received) for name, value in facts[key].items()} for key in "sg")
         return SavedPoint(facts["step"], {}, scheduler, guidance, received["latents"])
 
+    @property
+    def name(self) -> str:
+        """Name of the video, without its suffix."""
+        return self.path.name.removesuffix(RESUME_SUFFIX)
+
     def restore(self, denoiser: Stateful) -> None:
         """Give the denoiser the state that it had at the resume point, after `begin`.
 

@@ -14,7 +14,9 @@ Style = Literal["auto", "bar", "plain", "none"]
 
 
 class Progress:
-    """Display of steps done, seconds per step, and time left. The first update sets the length of the loop.
+    """Display of steps done, seconds per step, and time left; lines begin with the time of day.
+
+    The first update sets the length of the loop.
 
     Args:
         name: label in front of the count.
@@ -49,7 +51,8 @@ class Progress:
         if due > self._printed or done == total:
             self._printed = due
             pace = (time.monotonic() - self._start) / (done - self._first)
-            say_plain(f"{self._name}: step {done}/{total}, {pace:.2f} s/step, {pace * (total - done):.0f} s left")
+            now = time.strftime("%H:%M:%S")
+            say_plain(f"{now} {self._name}: step {done}/{total}, {pace:.2f} s/step, {pace * (total - done):.0f} s left")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -6,6 +6,7 @@ title or hide what stands before them. Everything that is printed goes through t
 
 import errno
 import io
+import logging
 import os
 import re
 import sys
@@ -76,7 +77,9 @@ def say(text: object) -> None:
 
 
 def say_plain(line: str) -> None:
-    """Print a line on standard error as it is, and otherwise as `say`."""
+    """Print a line on standard error as it is, and otherwise as `say`. The logger `s2video` gets it too."""
+    is_error = line.startswith("s2video: error: ")
+    logging.getLogger("s2video").log(logging.ERROR if is_error else logging.INFO, line.removeprefix("s2video: "))
     with suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
