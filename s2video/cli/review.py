@@ -22,12 +22,14 @@ from ..system.claims import check_unclaimed
 from ..system.progress import Style
 from ..system.shutdown import Termination
 from ..system.terminal import show, show_json, show_path
-from .arguments import add_command, add_overwrite_argument, path_argument, say
+from .arguments import add_command, add_overwrite_argument, path_argument, say, whole_number
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..records.sidecar_model import Sidecar
     from ..review.captions import Caption
+
+MAX_COLUMNS = 200  # frames of each video in a sheet
 
 
 def add_commands(commands: Any) -> None:
@@ -81,7 +83,7 @@ def add_commands(commands: Any) -> None:
     sheet.add_argument(
         "videos", type=path_argument, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs, or videos"
     )
-    sheet.add_argument("--columns", type=int, default=6, metavar="N", help="frames of each video")
+    sheet.add_argument("--columns", type=whole_number, default=6, metavar="N", help="frames of each video")
     sheet.add_argument("-o", "--output", type=path_argument, required=True, metavar="X.png", help="or X.jpg")
     _add_font_argument(sheet)
     add_overwrite_argument(sheet)
@@ -210,7 +212,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    left, right = map(_existing, arguments.videos)
+    left, right = (_existing(video, sequence=True) for video in arguments.videos)
     _check_report(arguments.output, arguments, arguments.videos)
     titles = arguments.labels or [path.stem for path in arguments.videos]
     captions = (_caption(left, titles[0]), _caption(right, titles[1]))
@@ -227,14 +229,20 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _sheet(arguments: argparse.Namespace) -> int:
+    from ..review.sequences import FRAMES, other_videos
     from ..review.sheet import contact_sheet
 
-    if arguments.columns < 1:
-        raise InputError(f"--columns: expected a value >= 1, got {arguments.columns}")
+    if not 1 <= arguments.columns <= MAX_COLUMNS:
+        raise InputError(f"--columns: expected a value from 1 to {MAX_COLUMNS}, got {arguments.columns}")
     videos: list[Path] = []
     for path in arguments.videos:
-        is_run = path.is_dir() and not path.with_name(f"{path.name}.json").is_file()
-        videos += [made.path for made in videos_in(path)] if is_run else [_existing(path, sequence=True)]
+        is_run = path.is_dir() and not (path.name and path.with_name(f"{path.name}.json").is_file())
+        if is_run:
+            made = [video.path for video in videos_in(path)]
+            is_sequence = not made and any(file.suffix in FRAMES for file in path.iterdir())
+            videos += [path] if is_sequence else [*made, *other_videos(path, made)]
+        else:
+            videos.append(_existing(path, sequence=True))
     _check_report(arguments.output, arguments, videos)
     captioned = [(video, _caption(video, video.stem)) for video in videos]
     contact_sheet(captioned, arguments.output, columns=arguments.columns, font=arguments.font)
@@ -244,16 +252,20 @@ def _sheet(arguments: argparse.Namespace) -> int:
 
 def _page(arguments: argparse.Namespace) -> int:
     from ..review.page import read_failures, write_page
+    from ..review.sequences import other_videos
 
     folder: Path = arguments.folder
     if not folder.is_dir():
         raise InputError(f"{folder}: expected the folder of a run, found none")
     output = arguments.output or folder / "index.html"
     title = arguments.title or folder.resolve().name
+    if not 0 <= arguments.embed_below <= 1e6:
+        raise InputError(f"--embed-below: expected megabytes from 0 to 1e6, got {arguments.embed_below}")
     embed_below = round(arguments.embed_below * 1e6)
     videos = videos_in(folder)
-    _check_report(output, arguments, [video.path for video in videos])
-    write_page(videos, read_failures(folder), output, title=title, embed_below=embed_below)
+    others = list(other_videos(folder, [video.path for video in videos]))
+    _check_report(output, arguments, [*(video.path for video in videos), *others])
+    write_page(videos, read_failures(folder), output, title=title, embed_below=embed_below, others=others)
     show_path(output)
     return 0
 

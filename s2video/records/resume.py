@@ -132,7 +132,7 @@ class ResumePoint:
     @property
     def name(self) -> str:
         """Name of the video, without its suffix."""
-        return self.path.name.removesuffix(RESUME_SUFFIX)
+        return self.path.name.removesuffix(".checkpoint.safetensors")
 
     def restore(self, denoiser: Stateful) -> None:
         """Give the denoiser the state that it had at the resume point, after `begin`.

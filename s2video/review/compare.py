@@ -14,6 +14,7 @@ from ..media.signature import sign
 from ..media.video import VideoInfo, probe_video
 from ..system.files import atomic_path
 from .captions import Caption, caption_bar
+from .sequences import open_source
 
 MIN_HEIGHT = 384  # px; smaller videos are enlarged by an integer factor up to this height
 GAP = 8  # px between two videos
@@ -32,8 +33,9 @@ def compare_videos(
 ) -> VideoInfo:
     """Write one MP4 of two videos.
 
-    They can differ in size, frame rate and length: the lower one is enlarged to the other's height, the slower one
-    repeats frames, and the shorter one holds its last frame. Small videos are enlarged by repeating pixels.
+    Each is a file, or a sequence's folder. They can differ in size, frame rate and length: the lower one is enlarged to
+    the other's height, the slower one repeats frames, and the shorter one holds its last frame. Small videos are
+    enlarged by repeating pixels.
 
     Args:
         mode: "side" puts them next to each other; "wipe" moves a vertical line to the right edge and back, once in the
@@ -45,7 +47,8 @@ def compare_videos(
         S2VideoError: if ffmpeg fails.
     """
     codec_for(path, "h264")
-    infos = (probe_video(left), probe_video(right))
+    sources = (open_source(left), open_source(right))
+    infos = tuple(source.info for source in sources)
     for info in infos:
         if not (info.fps > 0 and info.num_frames > 0):
             raise InputError(f"{info.path}: expected a video with frames and a frame rate, got none; use another file")
@@ -55,8 +58,8 @@ def compare_videos(
     fps = max(info.fps for info in infos)
     num_frames = max(round(info.num_frames * fps / info.fps) for info in infos)
     placed = [
-        f"[{number}:v]setpts=PTS-STARTPTS,fps={fps},{_enlarged(info, width, height)}"
-        for number, (info, width) in enumerate(zip(infos, widths, strict=True))
+        f"[{number}:v]setpts=PTS-STARTPTS,fps={fps},{source.filters}{_enlarged(source.info, width, height)}"
+        for number, (source, width) in enumerate(zip(sources, widths, strict=True))
     ]
     if mode == "side":
         starts, columns, total_width = (0, widths[0] + GAP), widths, sum(widths) + GAP
@@ -83,7 +86,7 @@ def compare_videos(
             f"[both][captions]overlay=0:0:eof_action=repeat,{TAG_BT709}[out]",
         ]
     )
-    inputs = ["-i", f"file:{left}", "-i", f"file:{right}", *raw_input("rgb24", total_width, len(bar), fps)]
+    inputs = [*sources[0].arguments, *sources[1].arguments, *raw_input("rgb24", total_width, len(bar), fps)]
     chosen = ["-filter_complex", graph, "-map", "[out]", "-map_metadata", "-1"]
     with atomic_path(path) as temporary:
         with Ffmpeg([*inputs, *chosen, *h264_mp4(VideoSpec.crf), f"file:{temporary}"]) as ffmpeg:

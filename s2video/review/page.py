@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from ..batch.run_file import RESERVED
 from ..batch.store import find_stores
-from ..errors import InputError
+from ..errors import InputError, S2VideoError
 from ..media.signature import sign
+from ..media.video import probe_video
 from ..records.integrity import UNCHANGED, video_state
 from ..records.sidecar_model import MadeVideo, Sidecar
 from ..system.files import atomic_path
@@ -54,6 +55,16 @@ class Media:
         return "small" if self.width < SMALL else "tall" if self.height > self.width else "large"
 
 
+class Size(NamedTuple):
+    """What a player has to know of a video: pixels, frames, rate, sound."""
+
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    has_sound: bool
+
+
 class MaskPicture(NamedTuple):
     """The blocks that sub passes left out, each (step, block) once."""
 
@@ -81,7 +92,7 @@ class Group(NamedTuple):
     """Videos that play in step, or a single one; `settings` are common to them and not to all of the page."""
 
     prompt: str
-    seed: int
+    seed: int | None
     cards: list[Card]
     settings: Settings
 
@@ -100,11 +111,18 @@ def read_failures(folder: Path) -> list[Failure]:
 
 
 def write_page(
-    videos: Sequence[MadeVideo], failures: Sequence[Failure], path: Path, *, title: str, embed_below: int = 8_000_000
+    videos: Sequence[MadeVideo],
+    failures: Sequence[Failure],
+    path: Path,
+    *,
+    title: str,
+    embed_below: int = 8_000_000,
+    others: Sequence[Path] = (),
 ) -> None:
     """Write the page. A video that is missing, or was changed, although its sidecar exists, counts as failed.
 
     Args:
+        others: video files without a sidecar, shown by their names. One that cannot be read counts as failed.
         embed_below: bytes; a video file below this size is part of the page, others are linked, relative to it.
 
     Raises:
@@ -120,14 +138,17 @@ def write_page(
         ),
     ]
     videos = [video for video, state in zip(videos, states, strict=True) if state == UNCHANGED]
-    if not videos and not failures:
+    foreign = [_foreign(other, path, embed_below) for other in others]
+    failures = [*failures, *(card for card in foreign if isinstance(card, Failure))]
+    if not videos and not foreign and not failures:
         raise InputError(f"no videos for {path}: expected a folder of videos with their sidecars next to them")
     shared, _ = split_settings([settings_of(video.sidecar) for video in videos])
     groups = [_group(members, shared, path, embed_below) for members in group_videos(videos)]
+    groups += [Group(card.name, None, [card], {}) for card in foreign if isinstance(card, Card)]
     text = render(
         "run.html",
         title=title,
-        num_videos=len(videos),
+        num_videos=sum(len(group.cards) for group in groups),
         failures=failures,
         groups=[group for group in groups if len(group.cards) > 1],
         singles=[group for group in groups if len(group.cards) == 1],
@@ -169,7 +190,7 @@ def _card(video: MadeVideo, differs: Settings, page: Path, embed_below: int, *, 
     return Card(
         name=video.path.name,
         link=relative_link(video.path, page),
-        media=_media(video, page, embed_below),
+        media=_media(video.path, _size_of(video), page, embed_below),
         prompt=sidecar.prompt,
         seeds=", ".join(seeds),
         named=dict(list(differs.items())[:num_named]),
@@ -179,9 +200,36 @@ def _card(video: MadeVideo, differs: Settings, page: Path, embed_below: int, *, 
     )
 
 
-def _media(video: MadeVideo, page: Path, embed_below: int) -> Media:
-    path, config = video.path, video.sidecar.config
-    size, kind = config.sampling, _KINDS.get(path.suffix)
+def _size_of(video: MadeVideo) -> Size:
+    sampling, output = video.sidecar.config.sampling, video.sidecar.config.output
+    fps, has_sound = float(output.fps), output.audio is not None
+    return Size(sampling.width, sampling.height, sampling.num_frames, fps, has_sound)
+
+
+def _foreign(path: Path, page: Path, embed_below: int) -> Card | Failure:
+    """Return the card of a video without a sidecar, which says what the file itself tells."""
+    try:
+        info = probe_video(path)
+        size = Size(info.width, info.height, info.num_frames, float(info.fps), has_sound=True)
+        media = _media(path, size, page, embed_below)
+    except (InputError, S2VideoError) as error:
+        return Failure(path.name, " ".join(str(error).split()))
+    about = {"size": f"{info.width}x{info.height} px", "frames": str(info.num_frames), "fps": str(info.fps)}
+    return Card(
+        name=path.name,
+        link=relative_link(path, page),
+        media=media,
+        prompt=path.name,
+        seeds="no sidecar",
+        named={},
+        settings=about,
+        masks=None,
+        record={},
+    )
+
+
+def _media(path: Path, size: Size, page: Path, embed_below: int) -> Media:
+    kind = _KINDS.get(path.suffix)
     embedded = kind is not None and path.stat().st_size < embed_below
     poster = None if embedded else _first_frame(path, min(POSTER_WIDTH, size.width))
     if kind is None:
@@ -196,8 +244,8 @@ def _media(video: MadeVideo, page: Path, embed_below: int) -> Media:
         width=size.width,
         height=size.height,
         num_frames=size.num_frames,
-        fps=float(config.output.fps),
-        has_sound=config.output.audio is not None,
+        fps=size.fps,
+        has_sound=size.has_sound,
     )
 
 

@@ -6,22 +6,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, S2VideoError
 from ..media.ffmpeg import Ffmpeg
 from ..media.signature import sign
 from ..media.video import VideoInfo, probe_video
 from ..system.files import atomic_path
 from .captions import Caption, caption_bar
+from .sequences import FRAMES, TO_SRGB
 
 THUMBNAIL_WIDTH = 240  # px
 MARGIN = 8  # px
 CAPTION_SIZE = 20  # px
 MAX_JPEG = 65_500  # px, along each side
 SUFFIXES = (".png", ".jpg", ".jpeg")
-
-# EXR files hold linear light; screens need sRGB (IEC 61966-2-1).
-_CURVE = "if(lt(val/maxval,0.0031308),12.92*val,maxval*(1.055*pow(val/maxval,1/2.4)-0.055))"
-_TO_SRGB = ":".join(f"{channel}='{_CURVE}'" for channel in "rgb")
 
 
 def contact_sheet(
@@ -79,7 +76,7 @@ def _strip_height(video: Path, width: int) -> int:
     """Return the height of a video's `strip`, within 2 px, without decoding a frame; 0 for a folder without any."""
     first: Path | None = video
     if video.is_dir():
-        first = min((file for file in video.iterdir() if file.suffix in (".png", ".exr")), default=None)
+        first = min((file for file in video.iterdir() if file.suffix in FRAMES), default=None)
     if first is None:
         return 0
     info = probe_video(first)
@@ -93,12 +90,11 @@ def strip(video: Path, *, columns: int, width: int) -> Image.Image:
         video: a file, or a sequence's folder.
 
     Raises:
-        InputError: if it is not a video, or has no frames.
-        S2VideoError: if ffmpeg fails.
+        InputError: if it is not a video, is damaged, or has no frames.
     """
     if not video.is_dir():
         return _tiled(video, _spread(probe_video(video).num_frames, columns, video), width)
-    files = sorted(file for file in video.iterdir() if file.suffix in (".png", ".exr"))
+    files = sorted(file for file in video.iterdir() if file.suffix in FRAMES)
     stills = [_tiled(files[number], [0], width) for number in _spread(len(files), columns, video)]
     joined = Image.new("RGB", (len(stills) * (width + MARGIN) - MARGIN, stills[0].height))
     for number, still in enumerate(stills):
@@ -114,14 +110,19 @@ def _spread(num_frames: int, columns: int, video: Path) -> list[int]:
 
 def _tiled(file: Path, numbers: Sequence[int], width: int) -> Image.Image:
     select = "+".join(f"eq(n,{number})" for number in numbers)
-    light = f"format=gbrp16,lutrgb={_TO_SRGB}," if file.suffix == ".exr" else ""
+    light = f"format=gbrp16,lutrgb={TO_SRGB}," if file.suffix == ".exr" else ""
     filters = f"select='{select}',{light}{_thumbnail(probe_video(file), width)},format=rgb24"
     filters += f",tile={len(numbers)}x1:padding={MARGIN}"
     with tempfile.TemporaryDirectory(prefix="s2video-") as folder:
         picture = Path(folder) / "strip.png"
         output = ["-vf", filters, "-frames:v", "1", "-update", "1", f"file:{picture}"]
-        with Ffmpeg(["-i", f"file:{file}", *output]):
-            pass
+        try:
+            with Ffmpeg(["-i", f"file:{file}", *output]):
+                pass
+            if not picture.exists():
+                raise S2VideoError("it has no such frames")
+        except S2VideoError as error:
+            raise InputError(f"{file}: its frames cannot be read ({error}); use another file") from None
         with Image.open(picture) as image:
             return image.convert("RGB")
 

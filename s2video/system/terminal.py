@@ -12,6 +12,8 @@ import re
 import sys
 from contextlib import suppress
 
+logging.getLogger("s2video").addHandler(logging.NullHandler())  # prints nothing unless a program asks for it
+
 # C0, DEL, C1, line separators, bidirectional overrides, and surrogates, which no terminal can show.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 MAX_LINE = 3000  # characters of a line about an input, which it can hold whole

@@ -77,7 +77,7 @@ def test_status_and_dry_run() -> None:
     assert is_harmless(as_text(status)) and as_text(status).count("\n") == 1
     assert is_harmless(as_json(status))
     job = BatchJob("x", "y", RunConfig(prompt=EVIL).patched({"output.path": EVIL, "model.device": "cpu"}))
-    assert is_harmless(describe_batch([job], [None], replicas=1, world_size=1))
+    assert is_harmless(describe_batch([job], [None], ["make"], replicas=1, world_size=1))
 
 
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
