@@ -51,7 +51,7 @@ def test_a_list_holds_what_is_marked(key: str, kind: Changes) -> None:
     assert key in marked_settings(BASE, frozenset({kind}))
     assert (key in marked_settings(BASE, PIXELS)) == (kind in PIXELS)
     is_agreed = kind in ("frames", "rounding") and not key.startswith("output.")
-    assert (key in rank_statement(RunConfig(), {}, {})) == is_agreed
+    assert (key in rank_statement(RunConfig(), {}, {}, {})) == is_agreed
 
 
 def test_a_newer_setting_counts_where_it_is_set() -> None:

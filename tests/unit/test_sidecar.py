@@ -187,4 +187,4 @@ def test_tf32_is_recorded(
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", override)
     settings = machine_settings(torch.device(device), "native")
     assert settings == {"attention": "native", "tf32": expected}
-    assert rank_statement(RunConfig(), {}, settings)["machine.tf32"] is expected
+    assert rank_statement(RunConfig(), {}, {}, settings)["machine.tf32"] is expected
