@@ -47,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as end:  # torchrun stops a rank when another one of its host has ended
             code = end.code if isinstance(end.code, int) else 1
             code = _say_lost(code) if code > 128 else code
+        finally:
+            own_roster().write("ended", goodbye=True)  # also before a traceback, which is a message
     if code > 128:
         tell_of_launcher()
     report_exit_code(code)
-    own_roster().write("ended", goodbye=True)
     return code
 
 

@@ -32,6 +32,10 @@ def run(arguments):
     tell(f"rank {rank} is {os.getpid()}.")
     if way == "early":
         time.sleep(1000)
+    if way == "input" and rank == 1 or way == "inputs":
+        from s2video.errors import InputError
+        time.sleep(2 * (1 - rank))  # rank 1 fails first, and torchrun ends rank 0
+        raise InputError("expected a circle, got a square")
     import torch
     import torch.distributed as dist
     from s2video.config.sections import ParallelConfig
@@ -166,6 +170,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Job]]:
         "kill": [torchrun("steps")],
         "memory": [torchrun("memory")],
         "early": [torchrun("early")],
+        "input": [torchrun("input")],
+        "inputs": [torchrun("inputs")],
         "unjoined": [torchrun("unjoined")],
         "term": [torchrun("steps")],
         "agent": [torchrun("steps")],
@@ -246,6 +252,14 @@ def test_a_lost_rank_is_named_and_ends_the_job(jobs: dict[str, Job], name: str, 
     # torchrun's own report calls it the cause
     cause = job.said().partition("Root Cause")[2]
     assert line.removeprefix("rank 1: ").partition("; rank")[0] in cause, cause
+
+
+@pytest.mark.parametrize("name", ["input", "inputs"])
+def test_input_that_one_rank_or_all_refuse_is_reported_once(jobs: dict[str, Job], name: str) -> None:
+    """The first rank of a host speaks for all; torchrun would end it before that if another one had ended first."""
+    job = jobs[name]
+    assert job.codes() == [1]
+    assert job.errors() == ["expected a circle, got a square"]
 
 
 def test_a_host_that_is_gone(jobs: dict[str, Job]) -> None:
