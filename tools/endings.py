@@ -193,7 +193,8 @@ def _commands(case: Case, folder: Path) -> list[list[str]]:
                 f"127.0.0.1:{probe.getsockname()[1]}",
             ]
         nodes = ["--nnodes", "2", "--nproc-per-node", "1", *meet]
-        return [[*torchrun, "--node-rank", str(number), *nodes, *rank] for number in range(2)]
+        hosts = [["--rdzv-conf", f"is_host={1 - number}"] for number in range(2)]
+        return [[*torchrun, *hosts[number], *nodes, *rank] for number in range(2)]
     run_file = folder / "run.yaml"
     shots = {"model": {"path": "shapes-wan"}, "folder": str(folder / "made"), "shots": [PROMPT]}
     run_file.write_text(json.dumps(shots), encoding="utf-8")
@@ -211,7 +212,6 @@ def _environment(case: Case, folder: Path) -> dict[str, str]:
 def _strike(case: Case, tops: list[subprocess.Popen[bytes]], processes: list[int]) -> None:
     """Do what the rank itself cannot do."""
     if case.way.startswith("stop the host"):
-        # The torchrun that started first holds the store.
         top = tops["store" not in case.way]
         for pid in [pid for pid in processes if pid == top.pid or _parent(pid) == top.pid]:
             os.kill(pid, signal.SIGSTOP)
@@ -222,16 +222,16 @@ def _strike(case: Case, tops: list[subprocess.Popen[bytes]], processes: list[int
 
 
 def _ending(case: Case, fault_at: float, tops: list[subprocess.Popen[bytes]], log: Path, folder: Path) -> Ending:
-    said_before, line_seconds = len(_lines(log)), None
+    line_seconds = None
     stopped_host = tops["store" not in case.way].pid if case.way.startswith("stop the host") else None
     while time.monotonic() < fault_at + MOST_SECONDS:
-        if line_seconds is None and len(_lines(log)) > said_before:
+        if line_seconds is None and _lines(log):
             line_seconds = round(time.monotonic() - fault_at, 1)
         left = [pid for pid in _tagged(folder) if stopped_host not in (pid, _parent(pid))]
         if not left and all(top.poll() is not None for top in tops if top.pid != stopped_host):
             break
         time.sleep(0.1)
-    lines = _lines(log)[said_before:]
+    lines = [line.replace(str(folder), "FOLDER") for line in _lines(log)]
     top = next(top for top in tops if top.pid != stopped_host)
     code = top.poll()
     end = round(time.monotonic() - fault_at, 1)

@@ -24,7 +24,7 @@ from ..config.run import RunConfig
 from ..config.sections import ParallelConfig
 from ..engine.engine import Engine, OnStep
 from ..engine.make_video import Denoised, denoise, finish
-from ..errors import S2VideoError, StoppedError, is_out_of_memory, out_of_memory
+from ..errors import S2VideoError, StoppedError, is_out_of_memory, memory_reported, out_of_memory
 from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..parallel.collectives import any_rank, gather_objects
@@ -90,7 +90,8 @@ def run_replica(
     if config.parallel.degrees == "auto":
         model = open_model(*config.model.source)
         config = resolve_parallel(config, model, ranks.world_size())
-    with Termination().handled() as termination, init_mesh(config.parallel, config.model.device) as mesh:
+    parallel, device = config.parallel, config.model.device
+    with Termination().handled() as termination, init_mesh(parallel, device) as mesh, memory_reported():
         options = _Options(overlap, progress, termination, stays)
         if not mesh.is_main:
             _Replica(store, owner, mesh, config.parallel, open_model, options).make_jobs()

@@ -245,12 +245,17 @@ class Store:
         return record
 
     def renew(self, owner: str) -> set[str]:
-        """Renew the leases of a replica, and return the jobs that it still owns."""
+        """Renew the leases of a replica, and return the jobs that it still owns.
+
+        They include those that failed on another one of its ranks, which this one may not know yet.
+        """
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET lease_until = ? WHERE state = 'running' AND owner = ?", (self._ticks() + LEASE, owner)
             )
-            rows = connection.execute("SELECT name FROM jobs WHERE state = 'running' AND owner = ?", (owner,))
+            rows = connection.execute(
+                "SELECT name FROM jobs WHERE state IN ('running', 'failed') AND owner = ?", (owner,)
+            )
             return {row["name"] for row in rows}
 
     def finish(self, name: str, owner: str, digests: Mapping[str, str]) -> bool:

@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from ..errors import S2VideoError
 from ..system import ranks
-from ..system.launcher import report_exit_code, report_reason
+from ..system.launcher import end_hanging_torchrun, report_exit_code, report_reason
 from ..system.processes import Idleness, only_looks
 from ..system.roster import Entry, Roster, own_roster
 from ..system.shutdown import end_suddenly
@@ -296,6 +296,8 @@ class Watch:
             lost = f"no answer for {self._silence:g} s"
         if lost is not None:
             return rules.store_lost(lost)
+        for entry in entries:  # fresher than the store, where a rank that stops has not written its last activity yet
+            self._peers[entry.rank].status.activity = entry.activity
         verdict = rules.silent(now, [e.rank for e in entries if is_stopped(e)]) or rules.left_early()
         verdict = verdict or rules.overdue() or rules.idle()
         # by now, a dead rank has missed its heartbeat, and a rank in the same collective has failed too
@@ -310,6 +312,8 @@ class Watch:
             is_reported = any(s.failure == verdict and s.host == self._own.host for s in others)
         if not is_reported and self._should_report():
             say_error(verdict)
+            if any(status.host != self._own.host for status in others):
+                end_hanging_torchrun()
         # before the lost rank's own entry, which says no more than the number of a signal
         report_reason(verdict, seconds_ago=_BEFORE_TORCHRUN)
         report_exit_code(1)

@@ -21,11 +21,32 @@ from types import FrameType
 
 from ..errors import InputError
 from . import ranks
-from .processes import end_with_parent, end_with_stdin, tied
+from .processes import end_with_parent, end_with_stdin, start_time, tied
 from .terminal import say, say_error
 
 _EXIT_CODE_FILE = "S2VIDEO_EXIT_CODE_FILE"
 _FOLLOWS_STDIN = "S2VIDEO_FOLLOWS_STDIN"
+
+_TORCHRUN_LIMIT = 120.0  # seconds; its store's time limit is 60 s, and that of its other ranks 30 s
+
+# Ends with torchrun at the latest.
+_END_HANGING = """
+import os, signal, sys, time
+pid, age, limit = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+deadline = time.monotonic() + limit
+while True:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            if file.read().rpartition(")")[2].split()[19] != age:
+                break
+    except OSError:
+        break
+    if time.monotonic() > deadline:
+        print(f"s2video: torchrun did not end within {limit:.0f} s after its ranks, and was killed", file=sys.stderr)
+        os.kill(pid, signal.SIGKILL)
+        break
+    time.sleep(0.5)
+"""
 
 _parents: list[int] = []  # the process id of torchrun, in its ranks
 _untold = threading.Lock()  # free until the user was told of the launcher's end
@@ -124,6 +145,18 @@ def tell_of_launcher() -> None:
 def _tell() -> None:
     if ranks.speaks_for_host() and _untold.acquire(blocking=False):
         say("the program that started this run has ended; stopping")
+
+
+def end_hanging_torchrun() -> None:
+    """End torchrun if it does not end by itself, now that this rank fails. Returns at once; does nothing without /proc.
+
+    If the host of torchrun's own store is gone without closing its connections, torchrun waits for it without end.
+    """
+    parent = _parents[-1] if _parents else 0
+    if parent == os.getppid() and (age := start_time(parent)) is not None:
+        command = [sys.executable, "-I", "-S", "-c", _END_HANGING, str(parent), age, str(_TORCHRUN_LIMIT)]
+        with suppress(OSError):
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def report_exit_code(code: int) -> None:

@@ -140,6 +140,14 @@ def _look(path: Path) -> Look | None:
     return Look(fields[0].decode("ascii"), int(fields[1]), (int(fields[11]) + int(fields[12])) * _TICK)
 
 
+def start_time(pid: int) -> str | None:
+    """Return when a process started, which tells it from a later one with the same number; None if unknown."""
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
 def tree(pid: int) -> list[int]:
     """Return a process and all that it started, directly or not; only `pid` where this is not Linux."""
     children: dict[int, list[int]] = {}

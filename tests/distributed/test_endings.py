@@ -149,6 +149,7 @@ def torchrun(way: str, *arguments: str) -> list[str]:
 
 def node(way: str, number: int, port: int) -> list[str]:
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "two"]
+    meet += ["--rdzv-conf", f"is_host={1 - number}"]  # the first one holds the store
     return torchrun(way, "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number), *meet)
 
 

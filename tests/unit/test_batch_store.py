@@ -112,6 +112,14 @@ def test_a_job_is_done_with_its_files(store: Store, clock: Clock, alive: ExitSta
     assert events(store) == ["drawn", "done"]
 
 
+def test_a_job_that_failed_on_another_rank_of_its_replica_is_not_lost(store: Store, alive: ExitStack) -> None:
+    """The main rank learns of it from the store before it learns of it from that rank."""
+    store.draw("r1", "")
+    store.fail("a", "r1", "no memory")
+    assert store.renew("r1") == {"a"}
+    assert store.renew("r2") == set()
+
+
 def test_a_lease_holds_while_it_is_renewed(store: Store, clock: Clock, alive: ExitStack) -> None:
     store.draw("r1", None)
     clock.now += LEASE - 1
