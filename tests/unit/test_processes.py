@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from s2video.system import launcher
 from s2video.system import processes as module
 from s2video.system.launcher import HeldSignals, held_signals, report_reason, start_ranks
-from s2video.system.processes import Idleness, kill_tree, look, tied, tree
+from s2video.system.processes import Idleness, kill_tree, look, start_time, tied, tree
 from s2video.system.roster import Roster
 
 SLEEP = "import time; print('ready', flush=True); time.sleep(1000)"
@@ -232,3 +233,20 @@ def test_an_ignored_hangup_stays_ignored() -> None:
         assert signals == HeldSignals(True)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("age", ["own", "another"])
+def test_a_torchrun_that_hangs_is_ended_and_no_other_process(
+    start: Callable[..., subprocess.Popen[str]], age: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its number may belong to another process by then, which began at another time."""
+    torchrun = start(SLEEP)
+    said(torchrun)
+    began = start_time(torchrun.pid) if age == "own" else "1"
+    command = [sys.executable, "-I", "-S", "-c", launcher._END_HANGING, str(torchrun.pid), str(began), "1"]
+    subprocess.run(command, check=True, timeout=60)
+    if age == "own":
+        assert torchrun.wait(60) == -signal.SIGKILL
+        assert "torchrun did not end within 1 s after its ranks, and was killed" in capfd.readouterr().err
+    else:
+        assert torchrun.poll() is None
