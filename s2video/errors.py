@@ -4,6 +4,7 @@ S2VideoError            every error that s2video raises on purpose; exit code 1
 ├── InputError          the user's input cannot be used; exit code 2
 ├── AgreementError      ranks do not run the same job
 ├── NumericalError      NaN or infinity where finite numbers were expected
+├── FollowUpError       another rank failed, and says why
 └── StoppedError        stopped after a step, by SIGTERM or by the caller; exit code 143
 """
 
@@ -31,6 +32,10 @@ class AgreementError(S2VideoError):
 
 class NumericalError(S2VideoError):
     """A tensor has NaN or infinite values. The message names the step."""
+
+
+class FollowUpError(S2VideoError):
+    """A rank ends because another one failed, whose own error says why."""
 
 
 class StoppedError(S2VideoError):

@@ -24,7 +24,7 @@ from ..config.run import RunConfig
 from ..config.sections import ParallelConfig
 from ..engine.engine import Engine, OnStep
 from ..engine.make_video import Denoised, denoise, finish
-from ..errors import S2VideoError, StoppedError, is_out_of_memory, memory_reported, out_of_memory
+from ..errors import FollowUpError, S2VideoError, StoppedError, is_out_of_memory, memory_reported, out_of_memory
 from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..parallel.collectives import any_rank, gather_objects
@@ -347,6 +347,8 @@ class _Replica:
         """On any rank; the first failure is recorded."""
         trace = "" if isinstance(error, S2VideoError) else "".join(traceback.format_exception(error))
         self._let_go(record)
+        if isinstance(error, FollowUpError):  # the other rank records the reason
+            return
         if self._store.fail(record.name, self._owner, _one_line(error), rank=self._mesh.world.rank, traceback=trace):
             say(f"failed: {record.name}: {_one_line(error)}")
 

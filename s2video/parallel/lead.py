@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from ..errors import S2VideoError
+from ..errors import FollowUpError
 from .mesh import Axis
 
 Step = TypeVar("Step")
@@ -34,7 +34,7 @@ def in_step(steps: Generator[Step | None, None, None], axis: Axis, device: torch
             no part in the steps.
 
     Raises:
-        S2VideoError: on the other ranks, if rank 0's reader stopped before the end.
+        FollowUpError: on the other ranks, if rank 0's reader stopped before the end.
     """
     with closing(steps):
         if axis.rank == 0:
@@ -60,7 +60,7 @@ def _follow(steps: Iterator[Step | None], axis: Axis, device: torch.device) -> N
     while (signal := _share_signal(_Signal.MORE, axis, device)) is _Signal.MORE:
         next(steps, None)
     if signal is _Signal.STOPPED:
-        raise S2VideoError("rank 0 stopped before the last frame; see its own error for the reason")
+        raise FollowUpError("rank 0 stopped before the last frame; see its own error for the reason")
 
 
 def _share_signal(signal: _Signal, axis: Axis, device: torch.device) -> _Signal:

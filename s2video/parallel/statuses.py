@@ -154,11 +154,8 @@ class Judge:
         """Return why the run has to end if a rank does nothing, although it waits for no other."""
         for rank, peer in enumerate(self.peers):
             status = peer.status
-            if (
-                peer.answer
-                and status.idle > self.limits.idleness
-                and not (status.waits or status.waited or status.ended)
-            ):
+            seconds = min(status.idle, peer.unchanged)  # a rank that looks for work now and then reports it each time
+            if peer.answer and seconds > self.limits.idleness and not (status.waits or status.waited or status.ended):
                 return (
                     f"{self._activities([rank])} has done nothing for {self.limits.idleness:g} s, as if asleep; "
                     f"{self._here}; {_AGAIN}"

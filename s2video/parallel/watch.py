@@ -25,7 +25,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from ..errors import S2VideoError
+from ..errors import FollowUpError, S2VideoError
 from ..system import ranks
 from ..system.launcher import end_hanging_torchrun, report_exit_code, report_reason
 from ..system.processes import Idleness, only_looks
@@ -171,6 +171,8 @@ class Watch:
                     self._closed.wait()
                     return
         elif isinstance(error, Exception):
+            if isinstance(error, FollowUpError):  # `_judge` ends the process as soon as the other rank has failed
+                self._closed.wait(_UNWINDING)
             reports = self._should_report()
             if isinstance(error, S2VideoError):
                 error.is_reported = not reports

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from s2video.errors import S2VideoError
+from s2video.errors import FollowUpError, S2VideoError
 from s2video.parallel import statuses
 from s2video.parallel import watch as module
 from s2video.parallel.statuses import Judge, Limits, Peer, Status
@@ -231,11 +231,28 @@ def test_a_step_has_no_limit_before_the_first_is_measured_or_while_a_file_is_wri
     assert first._own.slowest == second._own.slowest == 0
 
 
+def test_a_rank_that_only_follows_lets_the_other_one_speak(
+    pair: Callable[..., list[Watch]], ends: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second = pair("a", "a")
+    threading.Thread(target=second.leave, args=(FollowUpError("see rank 0"),), daemon=True).start()
+    time.sleep(0.5)
+    error = S2VideoError("no space")
+    first.leave(error)
+    wait_until(lambda: ends)
+    assert error.is_reported is False and "see rank 0" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("idle", "waits", "expected"), [(61.0, False, True), (61.0, True, False), (59.0, False, False)]
+    ("idle", "unchanged", "waits", "expected"),
+    [(61.0, 61.0, False, True), (61.0, 61.0, True, False), (59.0, 61.0, False, False), (61.0, 1.0, False, False)],
 )
-def test_a_rank_that_does_nothing_is_lost_unless_it_waits(idle: float, waits: bool, expected: bool) -> None:
-    peers = [Peer(Status("a", waits=True, idle=100.0), b"x"), Peer(Status("a", idle=idle, waits=waits), b"x")]
+def test_a_rank_that_does_nothing_is_lost_unless_it_waits(
+    idle: float, unchanged: float, waits: bool, expected: bool
+) -> None:
+    """Or looks for work from time to time, as in a replica that stays."""
+    other = Peer(Status("a", idle=idle, waits=waits), b"x", unchanged=unchanged)
+    peers = [Peer(Status("a", waits=True, idle=100.0), b"x", unchanged=100.0), other]
     verdict = Judge(0, peers, Limits()).idle()
     assert (verdict is not None) == expected
     assert verdict is None or verdict.startswith("rank 1 (last at: starting) has done nothing for 60 s, as if asleep")
