@@ -8,7 +8,7 @@ S2VideoError            every error that s2video raises on purpose; exit code 1
 └── StoppedError        stopped after a step, by SIGTERM or by the caller; exit code 143
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -51,8 +51,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(error: BaseException) -> str:
-    """Return the message for an error of which `is_out_of_memory` is true."""
+def out_of_memory(error: BaseException, advice: str = "") -> str:
+    """Return the message for an error of which `is_out_of_memory` is true.
+
+    Args:
+        advice: its end for a GPU, such as settings that would fit (`planning.fits.advice`).
+    """
     first_line = str(error).split(". ")[0]
     if type(error).__name__ != "OutOfMemoryError":
         first_line = first_line.rpartition("] ")[2].replace("DefaultCPUAllocator: ", "")
@@ -62,16 +66,20 @@ def out_of_memory(error: BaseException) -> str:
         )
     return (
         f"the GPU is out of memory ({first_line}); use more GPUs (launch --nproc), fewer frames or pixels, "
-        "model.dtype bfloat16, model.offload_text_encoder true, or model.stream_text_encoder true"
+        f"model.dtype bfloat16, model.offload_text_encoder true, or model.stream_text_encoder true{advice}"
     )
 
 
 @contextmanager
-def memory_reported() -> Iterator[None]:
-    """Turn errors of the block that mean "out of memory" into an S2VideoError, which is one line without traceback."""
+def memory_reported(advise: Callable[[], str] = str) -> Iterator[None]:
+    """Turn errors of the block that mean "out of memory" into an S2VideoError, which is one line without traceback.
+
+    Args:
+        advise: returns the `advice` of `out_of_memory`.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise S2VideoError(out_of_memory(error)) from error
+        raise S2VideoError(out_of_memory(error, advise())) from error

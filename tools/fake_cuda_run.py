@@ -51,15 +51,16 @@ class Case(NamedTuple):
 
 
 def cases(models: list[str]) -> Iterator[Case]:
-    """Yield all cases of the models, cheap ones first."""
-    for model in models:
-        has_uncond = named_config(model).guidance.cfg_scales != (1, 1)
-        for given in MESHES:
-            degrees = Degrees(*(given.get(name, 1) for name in ("ring", "ulysses", "branch")))
-            if degrees.branch == 1 or has_uncond:
+    """Yield all cases, every model once for each mesh, so that a run that is cut off has some of each."""
+    for given in MESHES:
+        degrees = Degrees(*(given.get(name, 1) for name in ("ring", "ulysses", "branch")))
+        for model in models:
+            if degrees.branch == 1 or named_config(model).guidance.cfg_scales != (1, 1):
                 yield Case(model, "step", "replicated", degrees)
-        yield Case(model, "step", "fsdp", Degrees(1, 8, 1))
-        yield Case(model, "step", "streamed", Degrees(1, 1, 1))
+    for model in models:
+        if not named_config(model).model.lora:  # which needs whole weights
+            yield Case(model, "step", "fsdp", Degrees(1, 8, 1))
+            yield Case(model, "step", "streamed", Degrees(1, 1, 1))
     for degrees in (Degrees(1, 8, 1), Degrees(1, 1, 1)):
         for model in _of_different_videos(models):
             yield Case(model, "auto", "replicated", degrees)

@@ -89,12 +89,15 @@ def _described(setting: Setting) -> str:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from ..planning.cards import read_card
-    from ..planning.plan import make_plan
+    from ..planning.fits import ways_to_run
+    from ..planning.plan import find_json, make_plan
     from ..planning.tables import as_json, as_table
 
     config = read_model_arguments(arguments)
-    plan = make_plan(config, arguments.world, read_card(arguments.card, arguments.set_card))
-    show(as_json(plan) if arguments.json else as_table(plan))
+    card = read_card(arguments.card, arguments.set_card)
+    plan = make_plan(config, arguments.world, card)
+    ways = ways_to_run(config, arguments.world, *find_json(config), reserved_gb=card.reserved_gb)
+    show(as_json(plan, ways) if arguments.json else as_table(plan, ways))
     return 0
 
 

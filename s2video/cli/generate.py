@@ -169,6 +169,7 @@ def generate(checked: Checked) -> int:
     from ..engine.statement import jobs_statement
     from ..parallel.agreement import require_agreement
     from ..parallel.mesh import init_mesh
+    from ..planning.fits import advice_for
     from ..planning.plan import resolve_parallel
 
     for note in checked.notes:
@@ -176,7 +177,11 @@ def generate(checked: Checked) -> int:
     jobs = [resolve_parallel(job, checked.checkpoint, ranks.world_size()) for job in checked.jobs]
     progress: Style = "plain" if checked.plain else "auto"
     parallel, device = jobs[0].parallel, jobs[0].model.device
-    with Termination().handled() as termination, init_mesh(parallel, device) as mesh, memory_reported():
+    with (
+        Termination().handled() as termination,
+        init_mesh(parallel, device) as mesh,
+        memory_reported(lambda: advice_for(jobs[0], mesh.world.size, mesh.device)),
+    ):
         require_agreement(jobs_statement(jobs, resume=checked.resume), mesh.world)
         engine = Engine(jobs[0], mesh, checkpoint=checked.checkpoint, progress=progress, termination=termination)
         for job in jobs:

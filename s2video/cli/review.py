@@ -197,10 +197,15 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
     from ..engine.engine import Engine
     from ..parallel.mesh import init_mesh
+    from ..planning.fits import advice_for
     from ..review.reproduce import judge, make_again
 
     progress: Style = "plain" if arguments.plain else "auto"
-    with Termination().handled() as termination, init_mesh(job.parallel, job.model.device) as mesh, memory_reported():
+    with (
+        Termination().handled() as termination,
+        init_mesh(job.parallel, job.model.device) as mesh,
+        memory_reported(lambda: advice_for(job, mesh.world.size, mesh.device)),
+    ):
         engine = Engine(job, mesh, checkpoint=checkpoint, progress=progress, termination=termination)
         compared = video if mesh.is_main and video.exists() else None
         remade = make_again(engine, sidecar, arguments.output, video=compared)

@@ -7,7 +7,7 @@ checkpoint, the values in `assets/published`. Imports torch and diffusers only t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +156,38 @@ def plan_for(
     Raises:
         InputError: a setting that the checkpoint cannot serve.
     """
+    step, passes = step_of(config, world_size, checkpoint, is_published)
+    candidates, refused = [], []
+    given = _given_degrees(config.parallel)
+    for degrees, reason in _meshes(config, world_size):
+        if reason is None:
+            candidates.append(_candidate(degrees, step, card, given))
+        else:
+            refused.append((degrees, reason))
+    if given and not any(_AS_CONFIGURED in candidate.notes for candidate in candidates):
+        configured = " × ".join(f"{name} {degree}" for name, degree in given.items())
+        refused.append((configured, f"the config's degrees form no legal mesh of {world_size} ranks"))
+    candidates.sort(key=lambda c: (not c.fits, c.forecast.seconds, c.degrees))
+    num_steps, num_blocks = config.sampling.expected_steps, checkpoint.info.num_blocks
+    return Plan(
+        world_size=world_size,
+        card=card,
+        model=config.model.path,
+        published=is_published,
+        step=step,
+        num_steps=num_steps,
+        computed=_computed(passes),
+        other_ways=other_ways(config.guidance, num_blocks, num_steps),
+        note=config.guidance.reuse_warning() or "",
+        candidates=tuple(candidates),
+        refused=tuple(refused),
+    )
+
+
+def step_of(
+    config: RunConfig, world_size: int, checkpoint: Checkpoint, is_published: bool = False
+) -> tuple[Step, Sequence[StepPasses]]:
+    """Return what a plan computes with, and the passes of each step of the run. Raises as `plan_for`."""
     info = checkpoint.info
     # Check the request without device and mesh: the run may use another machine, and each mesh is checked below. The
     # weights setting restricts other settings; zero3 is checked as fsdp, because it would require DeepSpeed here.
@@ -173,7 +205,6 @@ def plan_for(
         flow_shift=config.sampling.flow_shift,
         boundary_ratio=info.boundary_ratio,
     )
-    computed = {name: sum(getattr(p, name) == "computed" for p in passes) for name in StepPasses._fields}
     sampling = config.sampling
     shape = LatentShape.from_pixels(
         num_frames=sampling.num_frames,
@@ -192,7 +223,7 @@ def plan_for(
         item_bytes=item_bytes(config.model.dtype),
         has_uncond=config.guidance.cfg_scales != (1, 1),
         sub=sub,
-        window_share=computed["sub"] / num_steps,
+        window_share=_computed(passes)["sub"] / num_steps,
         kinds=() if config.guidance.reuse.spec().is_exact else kinds(passes),
         kept_predictions=_kept_predictions(config.guidance),
         weights=config.parallel.weights,
@@ -203,30 +234,17 @@ def plan_for(
         image_encoding_bytes=parts.image_encoding_bytes,
         keeps_text_encoder=not (config.model.offload_text_encoder or config.model.stream_text_encoder),
     )
-    candidates, refused = [], []
-    given = _given_degrees(config.parallel)
-    for degrees, reason in _meshes(config, world_size):
-        if reason is None:
-            candidates.append(_candidate(degrees, step, card, given))
-        else:
-            refused.append((degrees, reason))
-    if given and not any(_AS_CONFIGURED in candidate.notes for candidate in candidates):
-        configured = " × ".join(f"{name} {degree}" for name, degree in given.items())
-        refused.append((configured, f"the config's degrees form no legal mesh of {world_size} ranks"))
-    candidates.sort(key=lambda c: (not c.fits, c.forecast.seconds, c.degrees))
-    return Plan(
-        world_size=world_size,
-        card=card,
-        model=config.model.path,
-        published=is_published,
-        step=step,
-        num_steps=num_steps,
-        computed=computed,
-        other_ways=other_ways(config.guidance, info.num_blocks, num_steps),
-        note=config.guidance.reuse_warning() or "",
-        candidates=tuple(candidates),
-        refused=tuple(refused),
-    )
+    return step, passes
+
+
+def _computed(passes: Sequence[StepPasses]) -> dict[str, int]:
+    """Return the number of steps that compute cond, uncond and sub."""
+    return {name: sum(getattr(p, name) == "computed" for p in passes) for name in StepPasses._fields}
+
+
+def legal_meshes(config: RunConfig, world_size: int) -> list[Degrees]:
+    """Return every mesh of `world_size` ranks that this run can have."""
+    return [degrees for degrees, reason in _meshes(config, world_size) if reason is None]
 
 
 def _meshes(config: RunConfig, world_size: int) -> Iterator[tuple[Any, str | None]]:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from .cards import Card
+from .fits import SIZES_GB, Way, fitting
 from .plan import Plan
 from .step import GIGA
 
 
-def as_table(plan: Plan) -> str:
-    """Return a table for people: the run, the legal meshes in aligned columns, and the refused ones."""
+def as_table(plan: Plan, ways: list[Way] | None = None) -> str:
+    """Return a table for people: the run, the legal meshes in aligned columns, and the refused ones.
+
+    Args:
+        ways: how the run can be placed in memory, from `ways_to_run`; adds what fits into which card.
+    """
     step, card = plan.step, plan.card
     passes = f"cond in {plan.computed['cond']}, uncond in {plan.computed['uncond']}, "
     passes += f"sub ({step.sub.passes:.3g} of a pass) in {plan.computed['sub']} of {plan.num_steps} steps"
@@ -48,6 +54,9 @@ def as_table(plan: Plan) -> str:
     ]
     lines += [f"  {mesh}: {reason}" for mesh, reason in plan.refused]
     lines.append(f"  any other degrees: ring × ulysses × branch must equal {plan.world_size}, with branch 1 or 2")
+    if ways:
+        lines += ["", "What fits, with the mesh that needs least memory and settings for --set:"]
+        lines += [f"  {size:g} GB: {_fitting(ways, size)}" for size in _sizes(card)]
     if plan.other_ways:
         lines += [
             "",
@@ -57,7 +66,19 @@ def as_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def as_json(plan: Plan) -> str:
+def _sizes(card: Card) -> list[float]:
+    return sorted({*SIZES_GB, *([] if card.memory_gb is None else [card.memory_gb])})
+
+
+def _fitting(ways: list[Way], size: float) -> str:
+    way = fitting(ways, size)
+    if way is None:
+        least = min(ways, key=lambda way: way.memory_gb)
+        return f"nothing; {least} needs least, {least.memory_gb:.1f} GB while {least.phase}"
+    return f"{way} ({way.memory_gb:.1f} GB while {way.phase}; {way.degrees})"
+
+
+def as_json(plan: Plan, ways: list[Way] | None = None) -> str:
     """Return the same facts for programs, as one JSON object in SI units."""
     step = plan.step
     return json.dumps(
@@ -77,6 +98,11 @@ def as_json(plan: Plan) -> str:
             "meshes": [
                 {**c.degrees._asdict(), **asdict(c.forecast), "fits": c.fits, "notes": list(c.notes)}
                 for c in plan.candidates
+            ],
+            "fits": [
+                {"memory_gb": size, "settings": None if way is None else dict(way.settings)}
+                for size in _sizes(plan.card)
+                for way in (fitting(ways or [], size),)
             ],
             "refused": [{"mesh": str(mesh), "reason": reason} for mesh, reason in plan.refused],
         },

@@ -1,6 +1,6 @@
 """The mesh of any rank in a world of any size, with torch's fake process group: nobody else is there.
 
-A fake collective returns at once and fills nothing in. It checks that the sizes on its own rank fit together.
+A fake collective returns at once and fills nothing in. The watchdog checks that sizes on its own rank fit together.
 """
 
 from collections.abc import Iterator

@@ -92,7 +92,7 @@ class Watchdog(TorchDispatchMode):
         if operation is aten.nonzero and on_gpu:
             self.syncs[f"nonzero at {place()}"] += 1
             return torch.empty(self.num_nonzero, tensors[0].ndim, dtype=torch.int64, device=tensors[0].device)
-        self._check_dtypes(func, operation, tensors)
+        self._check_dtypes(func, operation, tensors, args)
         if operation is aten.copy_ and len(tensors) == 2:
             self._check_copy(*tensors)
         result = func(*args, **kwargs)  # FakeTensorMode itself raises where devices are mixed
@@ -119,14 +119,23 @@ class Watchdog(TorchDispatchMode):
                 pass
         return self.answers.get(place(), True if tensor.dtype == torch.bool else 1)
 
-    def _check_dtypes(self, func: Any, operation: Any, tensors: list[Tensor]) -> None:
+    def _check_dtypes(self, func: Any, operation: Any, tensors: list[Tensor], args: Any) -> None:
         if operation in ONE_DTYPE or func.namespace in COLLECTIVES:
             dtypes = {t.dtype for t in tensors if t.is_floating_point()}
             if len(dtypes) > 1:
                 names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
                 self.faults[f"{func.name()} of {names} at {place()}"] += 1
+        if operation is torch.ops.c10d.alltoall_base_:
+            self._check_sizes(func, args)
         if func.namespace == "c10d" and any(t.device.type == "cpu" for t in tensors):
             self.faults[f"{func.name()} of a CPU tensor at {place()}"] += 1
+
+    def _check_sizes(self, func: Any, args: Any) -> None:
+        """Find splits of an all-to-all that do not add up to its tensors; a fake process group does not look."""
+        output, given, _, *splits = args
+        for tensor, sizes in zip((output, given), splits, strict=False):
+            if isinstance(sizes, list | tuple) and sizes and sum(sizes) != tensor.shape[0]:
+                self.faults[f"{func.name()} of other sizes at {place()}"] += 1
 
     def _check_copy(self, target: Tensor, source: Tensor) -> None:
         if target.device.type == "cuda" and source.device.type == "cpu":
