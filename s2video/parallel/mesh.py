@@ -297,15 +297,6 @@ def axis_groups(degrees: Mapping[str, int]) -> dict[str, Groups]:
     return {name: _rows(rearrange(grid, f"r u b -> {layout}")) for name, layout in layouts.items()}
 
 
-def num_communicators(degrees: Mapping[str, int]) -> int:
-    """Return how many groups a rank of a mesh is in; with NCCL each has buffers on the GPU.
-
-    Groups that sharded weights or decoding on some of the ranks need are not counted.
-    """
-    every = {groups for groups in axis_groups(degrees).values() if len(groups[0]) > 1}
-    return len(every | {(tuple(range(math.prod(degrees.values()))),)}) if every else 0
-
-
 def _rows(grid: Tensor) -> Groups:
     return tuple(tuple(row) for row in grid.tolist())
 
