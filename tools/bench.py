@@ -40,6 +40,7 @@ class Entry(NamedTuple):
 SECTIONS = {
     "step": Entry("S²/CFG, seconds of a step", step.by_the_clock),
     "run": Entry("S²/CFG, seconds of a run", whole_runs.runs),
+    "reuse": Entry("S² with reuse / CFG, seconds of a run", whole_runs.with_reuse),
     "flops": Entry("S²/CFG, FLOPs of a step and of a run", step.in_flops),
     "memory": Entry("S²/CFG, peak memory of a step", step.in_memory),
     "engine": Entry("CFG here / diffusers' `WanPipeline`", whole_runs.against_diffusers),

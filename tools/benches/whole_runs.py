@@ -1,16 +1,26 @@
-"""Whole runs of the embedded model: S² against CFG, and this engine against diffusers' pipeline."""
+"""Whole runs: S² against CFG, with reuse too, and this engine against diffusers' pipeline."""
 
 import torch
 from diffusers import WanPipeline
 
 from benches.rows import Section, measured
-from benches.workloads import Options, s2_over_cfg, take_turns
+from benches.workloads import CPU, Options, s2_over_cfg, scaled_step, take_turns
+from s2video.config.guidance import GuidanceConfig
 from s2video.config.run import RunConfig, build_config
 from s2video.engine.engine import Engine
-from s2video.guidance.masks import step_masks
+from s2video.guidance.masks import MaskSchedule, step_masks
+from s2video.guidance.reuse import PRESETS
+from s2video.models.base import ImageConditioning
+from s2video.models.experts import Expert, Experts
+from s2video.parallel.mesh import Mesh
+from s2video.parallel.weights import WHOLE
+from s2video.planning.work import SubWork
+from s2video.sampling.denoiser import Denoiser
+from s2video.sampling.passes import step_passes
 
 PROMPT = "a small red circle moving left and a large blue square moving up on a gray background"
 PAPER_SECONDS = 1.38  # Table 5: 28 steps, text to image
+REUSE_GOALS = {"deviation": 1.10, "light": 1.00, "fast": 0.72}  # seconds of a run over plain CFG's
 
 
 def config(options: Options) -> RunConfig:
@@ -47,6 +57,42 @@ def runs(options: Options) -> Section:
         f"{drawn:.3f} for the masks drawn, {expected:.3f} expected; the paper's {PAPER_SECONDS} for its own setting",
     )
     return Section([row], {"masks": by_step, "seconds": times})
+
+
+def with_reuse(options: Options) -> Section:
+    """All steps of a run from random inputs, without text, scheduler and decoding, which are the same for all."""
+    step, num_steps = scaled_step(quick=options.quick), 16 if options.quick else 30
+    levels = tuple(1 - i / num_steps for i in range(num_steps))
+    experts = Experts([Expert(step.model, WHOLE, step.model.transformer)])
+    blocks = step.model.num_blocks
+
+    def denoiser(guidance: GuidanceConfig) -> tuple[Denoiser, MaskSchedule]:
+        masks = guidance.mask_schedule(num_blocks=blocks, seed=0, num_steps=num_steps, levels=levels)
+        conditionings = {"cond": step.cond, "uncond": step.uncond, "images": ImageConditioning()}
+        return Denoiser(experts, Mesh(CPU), guidance, dtype=torch.float32, masks=masks, **conditionings), masks
+
+    @torch.no_grad()
+    def run(guidance: GuidanceConfig) -> None:
+        made, _ = denoiser(guidance)
+        for number, level in enumerate(levels):
+            made(step.latents, torch.tensor(1000 * level), number)
+
+    settings = {"cfg": GuidanceConfig(s2_scale=0.0)} | {name: GuidanceConfig(reuse=name) for name in PRESETS}
+    times = take_turns(
+        {name: lambda guidance=guidance: run(guidance) for name, guidance in settings.items()}, options.repeats
+    )
+    rows = []
+    for name in PRESETS:
+        masks = denoiser(settings[name])[1]
+        passes = step_passes(settings[name], masks)
+        full = sum((p.cond == "computed") + (p.uncond == "computed") for p in passes)
+        subs = sum(SubWork.of_masks(masks.step(i), blocks).passes for i in range(num_steps))
+        held = f"{(full + subs) / (2 * num_steps):.3f} for the masks drawn"
+        if name in REUSE_GOALS:
+            held += f"; at most {REUSE_GOALS[name]:.2f}"
+        what = f"S², reuse {name} / CFG, seconds of {num_steps} steps, Wan 1.3B scaled down ({blocks} blocks)"
+        rows.append(measured(what, times[name], times["cfg"], held))
+    return Section(rows, {"seconds": times})
 
 
 def against_diffusers(options: Options) -> Section:
