@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,15 @@ def test_whole_runs() -> None:
     assert [len(draws) for draws in section.raw["masks"]] == [1, 1, 1]  # all three steps are in the window
     assert section.raw["seconds"].keys() == {"s2", "cfg"}
     assert whole_runs.against_diffusers(QUICK).raw["bitwise_equal"]
+
+
+def test_runs_with_reuse() -> None:
+    """Of 16 steps with 6 blocks: light computes cond in all, uncond in 9 and sub in 6; fast cond and uncond in 9."""
+    section = whole_runs.with_reuse(replace(QUICK, repeats=1))
+    exact, deviation, light, fast = (float(row.held_against.split()[0]) for row in section.rows)
+    assert exact > 1 > light > fast and deviation > 1
+    assert 25 / 32 < light < 31 / 32 and 18 / 32 < fast < 21 / 32
+    assert set(section.raw["seconds"]) == {"cfg", "exact", "deviation", "light", "fast"}
 
 
 def test_streamed_weights(tmp_path: Path) -> None:
