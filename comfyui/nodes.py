@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from comfy_api.latest import ComfyExtension, io
+import comfy.model_management
+import comfy.utils
+from comfy_api.latest import ComfyExtension, InputImpl, io
 
 from .guidance import S2Error, Settings, guide
 from .masks import MaskSpec
+from .server import make_video
 
 _LARGEST_SEED = 2**64 - 1
 
@@ -116,12 +119,63 @@ class S2Guidance(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
+class S2Server(io.ComfyNode):
+    """Makes a video on a server of s2video, which may have several GPUs, and returns it as VIDEO."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the node's inputs and outputs."""
+        return io.Schema(
+            node_id="S2VideoServer",
+            display_name="S²-Guidance on a server",
+            category="sampling/guidance",
+            description="Sends the prompt to `s2video serve`, on this machine or another one, and waits for the video. "
+            "A key comes from the environment variable S2VIDEO_API_KEY.",
+            inputs=[
+                io.String.Input("server", default="http://127.0.0.1:8000", tooltip="Address of s2video serve."),
+                io.String.Input("prompt", multiline=True),
+                io.String.Input("negative_prompt", multiline=True, default=""),
+                io.String.Input("model", default="", tooltip="One of the server's names. Empty: its first."),
+                io.Int.Input("width", default=832, min=16, max=8192, step=16),
+                io.Int.Input("height", default=480, min=16, max=8192, step=16),
+                io.Float.Input("seconds", default=5.0, min=0.05, max=3600.0, step=0.05),
+                io.Int.Input("steps", default=30, min=1, max=1000),
+                io.Float.Input("cfg_scale", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="λ; 1 is no CFG."),
+                io.Float.Input("s2_scale", default=0.25, min=0.0, max=10.0, step=0.01, tooltip="ω; 0 is no S²."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True),
+            ],
+            outputs=[io.Video.Output()],
+        )
+
+    @classmethod
+    def execute(cls, server: str, **asked: Any) -> io.NodeOutput:
+        """Return the video.
+
+        Raises:
+            ServerError: the server refused the request, failed, or does not answer.
+        """
+        fields = {
+            "prompt": asked["prompt"],
+            "negative_prompt": asked["negative_prompt"],
+            "size": f"{asked['width']}x{asked['height']}",
+            "seconds": asked["seconds"],
+            "seed": asked["seed"],
+            "sampling": {"num_inference_steps": asked["steps"]},
+            "guidance": {"cfg_scale": asked["cfg_scale"], "s2_scale": asked["s2_scale"]},
+        }
+        if asked["model"]:
+            fields["model"] = asked["model"]
+        bar = comfy.utils.ProgressBar(100)
+        check = comfy.model_management.throw_exception_if_processing_interrupted
+        return io.NodeOutput(InputImpl.VideoFromFile(make_video(server, fields, bar.update_absolute, check)))
+
+
 class S2Extension(ComfyExtension):
     """Tells ComfyUI the nodes of this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes."""
-        return [S2Guidance]
+        return [S2Guidance, S2Server]
 
 
 async def comfy_entrypoint() -> S2Extension:

@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,18 @@ def install() -> None:
         made.__dict__.update(content)
         return made
 
-    kinds = {kind: SimpleNamespace(Input=_Socket, Output=_Socket) for kind in ("Model", "Float", "Int", "String")}
+    kinds = {
+        kind: SimpleNamespace(Input=_Socket, Output=_Socket) for kind in ("Model", "Float", "Int", "String", "Video")
+    }
     io = SimpleNamespace(ComfyNode=object, Schema=SimpleNamespace, NodeOutput=lambda *values: values, **kinds)
-    latest = module("comfy_api.latest", io=io, ComfyExtension=object)
+    implementations = SimpleNamespace(VideoFromFile=lambda file: file)
+    latest = module("comfy_api.latest", io=io, ComfyExtension=object, InputImpl=implementations)
     module("comfy_api", latest=latest)
     samplers = module("comfy.samplers", calc_cond_batch=calc_cond_batch)
     patcher = module("comfy.model_patcher", set_model_options_patch_replace=set_model_options_patch_replace)
-    module("comfy", samplers=samplers, model_patcher=patcher)
+    management = module("comfy.model_management", throw_exception_if_processing_interrupted=lambda: None)
+    utils = module("comfy.utils", ProgressBar=_ProgressBar)
+    module("comfy", samplers=samplers, model_patcher=patcher, model_management=management, utils=utils)
 
 
 def load_pack(folder: Path = PACK) -> ModuleType:
@@ -45,6 +50,16 @@ def load_pack(folder: Path = PACK) -> ModuleType:
     sys.modules["s2_pack"] = pack
     spec.loader.exec_module(pack)
     return pack
+
+
+class _ProgressBar:
+    shown: ClassVar[list[int]] = []
+
+    def __init__(self, total: int) -> None:
+        self.shown.clear()
+
+    def update_absolute(self, value: int) -> None:
+        self.shown.append(value)
 
 
 class _Socket(SimpleNamespace):

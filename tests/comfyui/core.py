@@ -46,7 +46,7 @@ PACK = Path(__file__).resolve().parents[2] / "comfyui"
 SPEC = importlib.util.spec_from_file_location("s2_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
 sys.modules["s2_pack"] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(sys.modules["s2_pack"])
-(S2Guidance,) = asyncio.run(asyncio.run(sys.modules["s2_pack"].comfy_entrypoint()).get_node_list())
+S2Guidance, _ = asyncio.run(asyncio.run(sys.modules["s2_pack"].comfy_entrypoint()).get_node_list())
 
 from s2video.guidance.masks import MaskSpec, step_masks  # noqa: E402
 

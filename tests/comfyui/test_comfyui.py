@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy_stub as stub
 import pytest
@@ -19,6 +22,7 @@ from s2video.guidance.masks import MaskSpec, dropped_blocks
 stub.install()
 PACK = stub.load_pack()
 S2Guidance = sys.modules["s2_pack.nodes"].S2Guidance
+S2Server = sys.modules["s2_pack.nodes"].S2Server
 S2Error = sys.modules["s2_pack.guidance"].S2Error
 step_of = sys.modules["s2_pack.guidance"].step_of
 
@@ -195,8 +199,8 @@ class NoBlocks(torch.nn.Module):
 def test_the_schema_and_the_function_agree() -> None:
     names = [socket.name for socket in S2Guidance.define_schema().inputs]
     assert set(names) == {"model", *SETTINGS, "steps_before", "total_steps"}
-    (node,) = asyncio.run(asyncio.run(PACK.comfy_entrypoint()).get_node_list())
-    assert node is S2Guidance
+    first, second = asyncio.run(asyncio.run(PACK.comfy_entrypoint()).get_node_list())
+    assert (first, second) == (S2Guidance, S2Server)
 
 
 @pytest.mark.parametrize("path", sorted((stub.PACK / "workflows").glob("*.json")), ids=lambda path: path.stem)
@@ -211,6 +215,100 @@ def test_workflows_use_inputs_that_exist(path: Path) -> None:
         assert all(link[0] in graph for link in links)
     for node in ours:
         assert set(node["inputs"]) == names
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """A server that makes a video in three looks, refuses the prompt "bad" and fails at "broken"."""
+
+    seen: ClassVar[list[tuple[str, str, Any, str | None]]] = []
+    states: ClassVar[list[dict[str, Any]]] = []
+
+    def _answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.seen.append(("POST", self.path, body, self.headers.get("authorization")))
+        if body["prompt"] == "bad":
+            self._answer(400, json.dumps({"error": {"message": "size: expected another"}}).encode())
+            return
+        end = {"status": "completed", "progress": 100}
+        if body["prompt"] == "broken":
+            end = {"status": "failed", "progress": 0, "error": {"message": "out of memory"}}
+        self.states[:] = [{"status": "in_progress", "progress": 40}, end]
+        self._answer(200, b'{"id": "video_1", "status": "queued", "progress": 0}')
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/content?codec=h264"):
+            self._answer(200, b"the video")
+        else:
+            self._answer(200, json.dumps({"id": "video_1", **self.states.pop(0)}).encode())
+
+    def do_DELETE(self) -> None:
+        self.seen.append(("DELETE", self.path, None, None))
+        self._answer(200, b"{}")
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(sys.modules["s2_pack.server"], "_POLL", 0.0)
+    _Answers.seen.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+class TestServer:
+    ASKED: ClassVar[dict[str, Any]] = {
+        **{"prompt": "a fox", "negative_prompt": "", "model": "", "width": 64, "height": 32, "seconds": 1.0},
+        **{"steps": 5, "cfg_scale": 2.0, "s2_scale": 0.5, "seed": 7},
+    }
+
+    def test_it_sends_a_prompt_and_returns_the_video(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("S2VIDEO_API_KEY", "secret")
+        (video,) = S2Server.execute(server=address + "/", **self.ASKED)
+        assert video.read() == b"the video"
+        ((_, path, body, key),) = _Answers.seen
+        assert (path, key) == ("/v1/videos", "Bearer secret")
+        assert body == {
+            **{"prompt": "a fox", "negative_prompt": "", "size": "64x32", "seconds": 1.0, "seed": 7},
+            **{"sampling": {"num_inference_steps": 5}, "guidance": {"cfg_scale": 2.0, "s2_scale": 0.5}},
+        }
+        assert sys.modules["comfy.utils"].ProgressBar.shown == [40, 100]
+
+    def test_its_fields_are_those_of_the_server(self) -> None:
+        from s2video.server.video_request import FIELDS, SECTIONS, allowed
+
+        assert {"prompt", "negative_prompt", "size", "seconds", "seed", "model"} <= set(FIELDS)
+        assert "num_inference_steps" in allowed("sampling") and {"cfg_scale", "s2_scale"} <= set(allowed("guidance"))
+        assert set(SECTIONS) == {"sampling", "guidance"}
+        assert [socket.name for socket in S2Server.define_schema().inputs] == ["server", *self.ASKED]
+
+    @pytest.mark.parametrize(("prompt", "message"), [("bad", "size: expected another"), ("broken", "out of memory")])
+    def test_what_the_server_says_is_shown(self, address: str, prompt: str, message: str) -> None:
+        with pytest.raises(RuntimeError, match=message):
+            S2Server.execute(server=address, **{**self.ASKED, "prompt": prompt})
+
+    def test_no_server(self) -> None:
+        with pytest.raises(RuntimeError, match="start it with: s2video serve"):
+            S2Server.execute(server="http://127.0.0.1:9", **self.ASKED)
+        with pytest.raises(RuntimeError, match="expected an address"):
+            S2Server.execute(server="file:///etc/passwd", **self.ASKED)
+
+    def test_an_interrupted_graph_stops_the_job(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted() -> None:
+            raise KeyboardInterrupt
+
+        management = sys.modules["comfy.model_management"]
+        monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            S2Server.execute(server=address, **self.ASKED)
+        assert [(method, path) for method, path, *_ in _Answers.seen][1:] == [("DELETE", "/v1/videos/video_1")]
 
 
 LOAD_ALONE = """

@@ -1,0 +1,74 @@
+"""A client of `s2video serve` with nothing but the standard library: makes one video and returns its file."""
+
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+KEY_VARIABLE = "S2VIDEO_API_KEY"
+_POLL = 1.0  # seconds
+_TIMEOUT = 60.0  # seconds for one answer
+
+
+class ServerError(RuntimeError):
+    """The server refused the request, failed, or does not answer. ComfyUI shows the message at the node."""
+
+
+def make_video(
+    url: str, fields: Mapping[str, Any], progress: Callable[[int], None], check: Callable[[], None]
+) -> io.BytesIO:
+    """Queue a video, wait for it and return its MP4 file.
+
+    Args:
+        url: of the server, such as http://127.0.0.1:8000.
+        fields: of POST /v1/videos, see docs/serving.md.
+        progress: takes per cent.
+        check: called between two looks at the job; an exception of it stops the job, and is raised again.
+
+    Raises:
+        ServerError: no video was made; the message says why.
+    """
+    base = url.rstrip("/")
+    if not base.startswith(("http://", "https://")):
+        raise ServerError(f"server: expected an address such as http://127.0.0.1:8000, got {url[:80]!r}")
+    job = json.loads(_ask(f"{base}/v1/videos", method="POST", body=fields))
+    place = f"{base}/v1/videos/{job['id']}"
+    try:
+        while job["status"] in ("queued", "in_progress"):
+            check()
+            time.sleep(_POLL)
+            job = json.loads(_ask(place))
+            progress(job["progress"])
+    except BaseException:
+        _ask(place, method="DELETE")  # nobody waits for it any more
+        raise
+    if job["status"] != "completed":
+        raise ServerError(f"{base}: {job['error']['message']}")
+    return io.BytesIO(_ask(f"{place}/content?codec=h264"))
+
+
+def _ask(url: str, *, method: str = "GET", body: Mapping[str, Any] | None = None) -> bytes:
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(KEY_VARIABLE):
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(dict(body)).encode()
+    request = urllib.request.Request(url, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        raise ServerError(f"{url}: {_message(error)}") from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise ServerError(f"{url}: the server does not answer ({reason}); start it with: s2video serve") from None
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.loads(error.read())["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.code} {error.reason}"
