@@ -114,6 +114,7 @@ class Forks:
         self._transformer = transformer
         self._structure = _structure(transformer)
         self._states: dict[int, tuple[Tensor, ...]] = {min(mask): () for mask in masks}
+        self._unused = {min(mask) for mask in masks}  # forks that no sub prediction has reached
 
     def recording(self) -> "_Walking":
         """Return a context for the conditional call, which stores the states at the forks."""
@@ -133,10 +134,29 @@ class Forks:
             if index > fork and index not in dropped:
                 return block(*arguments, **keywords)
             _skip(block, is_followed=index > fork)
+            if index == fork:
+                self._unused.discard(fork)
             state = self._states[fork] if index == fork else self._inputs(arguments, keywords)
             return state if len(state) > 1 else state[0]
 
         return _Walking(self._transformer, self._structure.lists, walk)
+
+    def require_recorded(self) -> None:
+        """Raise InputError if the conditional call did not run the blocks where sub predictions fork."""
+        self._require({index for index, state in self._states.items() if not state})
+
+    def require_used(self) -> None:
+        """Raise InputError if a sub prediction did not reach its fork, so that it is that of cond."""
+        self._require(self._unused)
+
+    def _require(self, unreached: set[int]) -> None:
+        """Whatever the cause: a cache or another wrapper that runs the blocks, or leaves them out, by itself."""
+        missing = sorted(unreached)
+        if missing:
+            raise InputError(
+                f"S²-Guidance: expected the transformer to run each of its blocks, got a call that left out block "
+                f"{missing[0]}; remove the cache or wrapper that is on its blocks, or call s2video.disable(pipe)"
+            )
 
     def _inputs(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor, ...]:
         """Return the states among a block's arguments, in the order in which the block returns them."""

@@ -103,10 +103,12 @@ class Control:
         forks = Forks(transformer, masks)
         with forks.recording():
             output = forward(*arguments, **keywords)
+        forks.require_recorded()
         subs = []
         for mask in masks:
             with forks.replaying(mask):
                 subs.append(self._cond_half(_sample(forward(*arguments, **keywords))))
+        forks.require_used()
         return output, Predictions(self._cond_half(_sample(output)), None, tuple(subs))
 
     def _uncond(self, forward: Callable[..., Any], arguments: Any, keywords: dict[str, Any]) -> Any:

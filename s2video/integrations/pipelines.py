@@ -6,6 +6,7 @@ and ω(sub − cond) is stored; when it steps its scheduler, it is subtracted. T
 λ = 1, embedded guidance and rescaling work as before.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -52,8 +53,8 @@ def enable(
     """Turn on S²-Guidance for a diffusers pipeline. Its other settings are kept. Call again to change the S² settings.
 
     Args:
-        pipe: a pipeline of a class in `known_pipelines()`. Its schedulers can be replaced later, its transformers
-            cannot.
+        pipe: a pipeline of a class in `known_pipelines()`. Its schedulers and transformers can be replaced later, and
+            shared with other pipelines: each call guides those that the pipeline has then.
         s2_scale: ω ≥ 0 of Eq. 4; 0 makes no sub prediction.
         drop_ratio: share of the blocks that the sub prediction skips, 0 … 1; `drop_count` overrides it.
         never_drop, band: blocks that are never skipped, and the first and last that can be; indices count all block
@@ -92,24 +93,65 @@ def enable(
             f"enable: guidance.reuse: expected exact or deviation for {type(pipe).__name__}, which computes cond and "
             f"uncond in one call, got {guidance.reuse.preset}; use one of these"
         )
-    transformers = [t for t in (getattr(pipe, name, None) for name in family.transformers) if t is not None]
-    spec = guidance.mask_spec()
-    for transformer in transformers:
-        check(pipe, transformer, spec)
-    disable(pipe)
     control = Control(pipe, family, guidance)
-    for transformer in transformers:
-        transformer.__dict__[_ATTRIBUTE] = control
-        transformer.__class__ = _guided_class(type(transformer))
+    for transformer in _transformers(pipe, family):
+        check(pipe, transformer, guidance.mask_spec())
+    disable(pipe)
+    pipe.__dict__[_ATTRIBUTE] = control
+    pipe.__class__ = _guided_pipeline(type(pipe))
 
 
 def disable(pipe: Any) -> None:
     """Restore the pipeline to its state before `enable`. Does nothing if it was not enabled."""
-    for name in _known(pipe).transformers:
-        transformer = getattr(pipe, name, None)
-        if transformer is not None and _ATTRIBUTE in transformer.__dict__:
-            transformer.__dict__.pop(_ATTRIBUTE).release()
+    _known(pipe)
+    if _ATTRIBUTE in pipe.__dict__:
+        pipe.__dict__.pop(_ATTRIBUTE).release()
+        pipe.__class__ = type(pipe).__bases__[0]
+
+
+def _transformers(pipe: Any, family: PipelineKind) -> list[Any]:
+    return [t for t in (getattr(pipe, name, None) for name in family.transformers) if t is not None]
+
+
+def _guided_pipeline(base: type) -> type:
+    """Return a subclass of the same name whose calls are guided. Transformers are changed during a call only.
+
+    So a transformer can be exchanged, compiled, shared with other pipelines or given to `from_pipe` between calls.
+    """
+
+    class Guided(base):
+        @functools.wraps(base.__call__)
+        def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+            control = self.__dict__.get(_ATTRIBUTE)  # not in a pipeline that `from_pipe` makes of this class
+            if control is None:
+                return super().__call__(*arguments, **keywords)
+            with _guiding(_transformers(self, control.family), control):
+                return super().__call__(*arguments, **keywords)
+
+    Guided.__name__, Guided.__qualname__, Guided.__module__ = base.__name__, base.__qualname__, base.__module__
+    return Guided
+
+
+@contextmanager
+def _guiding(transformers: Sequence[Any], control: Control) -> Iterator[None]:
+    """Let calls of these transformers go through a control. Raises InputError for one that cannot be guided."""
+    for transformer in transformers:
+        check(control.pipe, transformer, control.guidance.mask_spec())
+        if _ATTRIBUTE in transformer.__dict__:
+            raise InputError(
+                "pipe: expected a transformer that no other call is using, got one that another enabled pipeline "
+                "shares and is calling now; call one after the other"
+            )
+    for transformer in transformers:
+        transformer.__dict__[_ATTRIBUTE] = control
+        transformer.__class__ = _guided_class(type(transformer))
+    try:
+        yield
+    finally:
+        for transformer in transformers:
+            del transformer.__dict__[_ATTRIBUTE]
             transformer.__class__ = type(transformer).__bases__[0]
+        control.release()
 
 
 def _known(pipe: Any) -> PipelineKind:

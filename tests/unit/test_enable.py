@@ -198,7 +198,7 @@ def test_a_step_that_was_interrupted_leaves_nothing_to_the_next_video(
     with pytest.raises(KeyboardInterrupt):
         run(pipe, arguments)
     hook.remove()
-    assert pipe.transformer.__dict__["_s2video"].pushed is not None
+    assert pipe.__dict__["_s2video"].pushed is None
     assert torch.equal(run(pipe, arguments), expected)
 
 
@@ -214,6 +214,79 @@ def test_another_scheduler_is_followed(pipe_and_arguments: tuple[Any, dict[str, 
     s2video.disable(pipe)
     s2video.enable(fresh, s2_scale=SCALE)
     assert torch.equal(run(fresh, arguments), exchanged)
+
+
+def test_another_transformer_is_guided_by_the_next_call(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
+    pipe, arguments = pipe_and_arguments
+    s2video.enable(pipe, s2_scale=SCALE)
+    expected = run(pipe, arguments, num_steps=4)
+    own = pipe.transformer
+    pipe.transformer = copy.deepcopy(own)
+    assert torch.equal(run(pipe, arguments, num_steps=4), expected)
+    pipe.register_modules(transformer=copy.deepcopy(own))
+    assert torch.equal(run(pipe, arguments, num_steps=4), expected)
+    pipe.transformer = torch.compile(own, backend="eager")
+    with pytest.raises(InputError, match="expected an uncompiled transformer"):
+        run(pipe, arguments, num_steps=4)
+    s2video.disable(pipe)
+    pipe.transformer = own
+    assert not torch.equal(run(pipe, arguments, num_steps=4), expected)
+
+
+def test_pipelines_that_share_a_transformer_keep_their_own_settings(
+    pipe_and_arguments: tuple[Any, dict[str, Any]],
+) -> None:
+    """Enabling or disabling one changes nothing for the other, or for one that was never enabled."""
+    pipe, arguments = pipe_and_arguments
+    plain, other = (WanPipeline(**pipe.components) for _ in range(2))
+    untouched = run(plain, arguments, num_steps=4)
+    s2video.enable(pipe, s2_scale=SCALE)
+    expected = run(pipe, arguments, num_steps=4)
+    s2video.enable(other, s2_scale=2 * SCALE)
+    assert torch.equal(run(pipe, arguments, num_steps=4), expected)
+    assert not torch.equal(run(other, arguments, num_steps=4), expected)
+    assert torch.equal(run(plain, arguments, num_steps=4), untouched)
+    s2video.disable(plain)
+    s2video.disable(other)
+    assert torch.equal(run(pipe, arguments, num_steps=4), expected)
+    assert torch.equal(run(other, arguments, num_steps=4), untouched)
+
+
+def test_other_pipelines_are_made_from_an_enabled_one(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
+    pipe, arguments = pipe_and_arguments
+    untouched = run(pipe, arguments, num_steps=4)
+    s2video.enable(pipe, s2_scale=SCALE)
+    expected = run(pipe, arguments, num_steps=4)
+    assert WanVideoToVideoPipeline.from_pipe(pipe).transformer is pipe.transformer
+    assert torch.equal(run(WanPipeline.from_pipe(pipe), arguments, num_steps=4), untouched)
+    assert torch.equal(run(type(pipe).from_pipe(pipe), arguments, num_steps=4), untouched)
+    assert torch.equal(run(pipe, arguments, num_steps=4), expected)
+
+
+@pytest.mark.parametrize("calls_before", [0, 1], ids=["always", "from-the-second-call-on"])
+def test_blocks_that_another_wrapper_runs_are_noticed(
+    pipe_and_arguments: tuple[Any, dict[str, Any]], calls_before: int
+) -> None:
+    """A step cache of another package that runs its own list of blocks would make sub equal to cond."""
+    pipe, arguments = pipe_and_arguments
+    transformer, calls = pipe.transformer, 0
+    blocks, forward = transformer.blocks, transformer.forward
+
+    def cached(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        given = transformer._modules["blocks"]
+        transformer._modules["blocks"] = blocks if calls > calls_before else given
+        try:
+            return forward(*arguments, **keywords)
+        finally:
+            transformer._modules["blocks"] = given
+
+    transformer.forward = cached
+    s2video.enable(pipe, s2_scale=SCALE, window=(0, 1))
+    with pytest.raises(InputError, match="expected the transformer to run each of its blocks"):
+        run(pipe, arguments, num_steps=2)
+    assert transformer.blocks is blocks
 
 
 @pytest.mark.parametrize(
