@@ -147,7 +147,11 @@ def _batch(arguments: argparse.Namespace) -> int:
             check_folder(batch.folder, arguments.shard, path)
             judged = judge(jobs, store, open_model, wanted, all_keys=False)
             refuse([each.fate for each in judged])
-            _say_fates([each.fate.replaced for each in judged], [each.job.name for each in judged if each.fate.is_kept])
+            _say_fates(
+                [each.fate.replaced for each in judged],
+                [each.job.name for each in judged if each.fate.is_kept],
+                wanted,
+            )
             for sentence in find_cut_prompts(jobs, open_model):
                 say(f"warning: {sentence}")
             seconds = predict_seconds(jobs, open_model, world_size=world_size)
@@ -162,7 +166,7 @@ def _batch(arguments: argparse.Namespace) -> int:
         return _run_as_rank(store, jobs, batch, arguments.plain)
     with _owned(store, path, arguments.shard):
         replaced, kept = register(jobs, store, open_model, world_size=world_size, wanted=wanted)
-        _say_fates(replaced, kept)
+        _say_fates(replaced, kept, wanted)
         waiting = sum(record.state == "waiting" for record in store.records())
         terminal.say(f"{waiting} of {len(jobs)} videos to make in {batch.folder}")
         if is_rank:
@@ -198,8 +202,9 @@ def _owned(store: Store, run_file: Path, shard: tuple[int, int] | None) -> Itera
         yield
 
 
-def _say_fates(replaced: Iterable[Replaced | None], kept: Sequence[str]) -> None:
-    for sentence in sentences([each for each in replaced if each is not None]):
+def _say_fates(replaced: Iterable[Replaced | None], kept: Sequence[str], wanted: Again) -> None:
+    """Say what --overwrite replaces. Without it, a video of this name is kept if it is the one that is wanted."""
+    for sentence in sentences([each for each in replaced if each is not None]) if wanted.overwrite else ():
         terminal.say(sentence)
     if kept:
         more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
