@@ -150,8 +150,12 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(field.annotation, f"{prefix}{name}.")
 
 
+MAX_KEY = 80  # characters that a key can have in common with ours
+
+
 def near_key(key: str, model: type[BaseModel]) -> str | None:
     """Return the right key that a person meant by a wrong one, if another program's name or a likeness tells it."""
+    key = key[:MAX_KEY]  # a comparison takes time with the square of the length
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()

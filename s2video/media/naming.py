@@ -107,7 +107,7 @@ def slug(text: str, max_letters: int = 48) -> str:
 
 def _formatted(template: str, fields: Mapping[str, object], field: str, spec: str) -> str:
     if field not in fields:
-        near = difflib.get_close_matches(field, fields, n=1)
+        near = difflib.get_close_matches(field[:MAX_NAME_BYTES], fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(fields)}"
         raise InputError(f"name {template!r}: unknown field {field!r}; {hint}")
     value = fields[field]

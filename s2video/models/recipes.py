@@ -65,7 +65,7 @@ def load_model_config(model: str, overrides: Mapping[str, Any]) -> Loaded:
     if model in config_names():
         return Loaded(named_config(model).patched(overrides))
     if "/" not in model and model not in EMBEDDED and not user_path(model, "model").exists():
-        near = difflib.get_close_matches(model, [*config_names(), *EMBEDDED], n=3, cutoff=0.4)
+        near = difflib.get_close_matches(model[:100], [*config_names(), *EMBEDDED], n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "see s2video models"
         raise InputError(f"model: expected a name from s2video models, a folder, or a Hub id, got {model!r}; {hint}")
     if model.startswith(("~", "/", ".")) and not user_path(model, "model").exists():

@@ -130,7 +130,8 @@ def _tensors_in(header: bytes, path: Path) -> dict[str, dict[str, Any]]:
         offsets, shape = tensor.get("data_offsets"), tensor.get("shape")
         if not (_are_counts(offsets) and _are_counts(shape) and len(offsets) == 2):
             raise damaged
-        if math.prod(shape) * _BITS.get(tensor["dtype"], -1) != 8 * (offsets[1] - offsets[0]):
+        bits = _BITS.get(tensor["dtype"])
+        if bits is None or math.prod(shape) * bits != 8 * (offsets[1] - offsets[0]):
             raise damaged
     end = 0
     for start, stop in sorted((*tensor["data_offsets"],) for tensor in tensors.values()):

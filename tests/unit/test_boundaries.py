@@ -1,5 +1,6 @@
 """What comes from outside: YAML, paths, environment, images. Every failure is one InputError, at a bounded cost."""
 
+import difflib
 import io
 import os
 import random
@@ -306,3 +307,18 @@ def test_folders_have_no_sidecar(path: str, capsys: pytest.CaptureFixture[str]) 
 def test_a_long_message_is_cut_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", "p", "--set", "guidance.s2_scale=" + "x" * 100_000]) == 2
     assert all(len(line) < 3200 for line in capsys.readouterr().err.splitlines())
+
+
+def test_a_long_key_is_compared_by_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison takes time with the square of the length."""
+    compared: list[int] = []
+    matcher = difflib.SequenceMatcher
+
+    def counted(junk: object, a: str, b: str) -> difflib.SequenceMatcher[str]:
+        compared.append(len(a))
+        return matcher(None, a, b)
+
+    monkeypatch.setattr(difflib, "SequenceMatcher", counted)
+    with pytest.raises(InputError, match="unknown key"):
+        parse_override("x" * 100_000 + ".guidance" * 1000 + "=1")
+    assert compared and max(compared) <= 80

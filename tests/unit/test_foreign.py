@@ -178,6 +178,7 @@ def entry(shape: list[int], start: int, stop: int, dtype: str = "F32") -> dict[s
     [
         ({"a": entry([2], 0, 4)}, 4),
         ({"a": entry([1], 0, 4, "F99")}, 4),
+        ({"a": entry([0], 0, 0, "0")}, 0),
         ({"a": entry([10**12, 10**12], 0, 4)}, 4),
         ({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, 4),
         ({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, 12),

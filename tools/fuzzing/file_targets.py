@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import sqlite3
+import struct
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -31,6 +32,7 @@ from s2video.media.formats import VideoSpec
 from s2video.media.video import probe_video, read_video, write_video
 from s2video.models import loading
 from s2video.models.checkpoint import Checkpoint, find_checkpoint
+from s2video.models.gguf_header import read_gguf_header
 from s2video.models.images import FORMATS, read_images
 from s2video.models.lora import find_lora, load_loras
 from s2video.models.weight_files import read_header
@@ -144,6 +146,11 @@ def header(data: bytes, folder: Path) -> Any:
         return [file.get_tensor(name).shape for name in list(file.keys())]
 
 
+def gguf(data: bytes, folder: Path) -> Any:
+    (folder / "x.gguf").write_bytes(data)
+    return read_gguf_header(folder / "x.gguf")
+
+
 def lora(data: bytes, folder: Path) -> Any:
     (folder / "x.safetensors").write_bytes(data)
     transformer = _transformer()
@@ -202,6 +209,7 @@ def file_targets() -> list[Target]:
             Target("resume point", (_resume_file(folder),), resume_point, mutate_tensors, 5),
             Target("batch store", (_store_file(folder),), store, mutate_bytes, 60),
             Target("weight header", (_header_file(),), header, mutate_tensors),
+            Target("GGUF header", (_gguf_file(),), gguf, mutate_bytes),
             Target("LoRA", (_lora_file(),), lora, mutate_tensors, 25),
             *(
                 Target(
@@ -309,6 +317,19 @@ def _store_file(folder: Path) -> bytes:
 def _header_file() -> bytes:
     tensors = {"a": torch.zeros(2, 3), "b.weight": torch.zeros(4, dtype=torch.bfloat16), "c": torch.zeros(0)}
     return save(tensors, {"format": "pt"})
+
+
+def _gguf_file() -> bytes:
+    """Two tensors of 8 and 64 numbers, after two notes, as ggml lays them out."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    notes = text("general.architecture") + struct.pack("<I", 8) + text("wan")
+    notes += text("a.list") + struct.pack("<IIQ", 9, 4, 2) + struct.pack("<2I", 1, 2)
+    entries = text("a") + struct.pack("<IQIQ", 1, 8, 0, 0) + text("b") + struct.pack("<IQQIQ", 2, 32, 2, 8, 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 2, 2) + notes + entries
+    return head + b"\0" * (-len(head) % 32) + b"\0" * (32 + 2 * 34)
 
 
 def _transformer() -> Any:
