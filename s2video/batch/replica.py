@@ -250,9 +250,9 @@ class _Replica:
             self._room.wait(latents_done)
             finish(halfway.denoised, alone=True)
             self._record_files(halfway.record, halfway.engine.config)
-        except torch.OutOfMemoryError:
-            return False
         except Exception as error:
+            if is_out_of_memory(error):
+                return False
             self._record_failure(halfway.record, error)
         return True
 
@@ -309,7 +309,7 @@ class _Replica:
         except Exception as error:
             if shows_a_lost_rank(error):
                 raise
-            crowded = isinstance(error, torch.OutOfMemoryError) and not is_alone
+            crowded = is_out_of_memory(error) and not is_alone
             if not crowded:
                 self._record_failure(record, error)
             if not self._mesh.watch.meet(within=_TOGETHER) or _breaks_gpu(error) or self._loses_step(error):

@@ -23,6 +23,7 @@ from s2video.system.shutdown import Termination
 CPU = torch.device("cpu")
 ALONE = Mesh(CPU)
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+OF_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
 
 
 class Scene:
@@ -36,6 +37,7 @@ class Scene:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, names: str, mesh: Mesh, **model: Any) -> None:
         self.events: list[str] = []
         self.refuses: set[str] = set()
+        self.error: Exception = MEMORY
         self.store = Store(folder)
         self.store.create()
         configs = {
@@ -63,7 +65,7 @@ class Scene:
         self.events.append(event)
         if event in self.refuses:
             self.refuses.remove(event)
-            raise MEMORY
+            raise self.error
 
     def _denoise(self, engine: Any, job: RunConfig, **_: Any) -> Any:
         self._act(f"denoise {job.prompt}")
@@ -88,8 +90,10 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scen
     return make
 
 
-def test_a_decoding_without_memory_is_made_again_alone(scene: Callable[..., Scene]) -> None:
+@pytest.mark.parametrize("error", [MEMORY, OF_CPU])
+def test_a_decoding_without_memory_is_made_again_alone(scene: Callable[..., Scene], error: Exception) -> None:
     scene_ = scene()
+    scene_.error = error
     scene_.refuses.add("finish a beside")
     scene_.replica.make_jobs()
     assert sorted(scene_.events[:3]) == ["denoise a", "denoise b", "finish a beside"]
