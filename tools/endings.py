@@ -299,6 +299,7 @@ def main() -> None:
     known = {(e.way, e.phase, e.start) for e in done}
     todo = [c for c in cases() if (c.way, c.phase, c.start) not in known]
     todo = [case for case in todo if all(word in case.words for word in arguments.only)]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # runs inherit that it is ignored, as under nohup
     with ThreadPoolExecutor(arguments.at_once) as pool:
         for ending in pool.map(run, todo):
             done.append(ending)

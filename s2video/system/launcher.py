@@ -37,8 +37,9 @@ deadline = time.monotonic() + limit
 while True:
     try:
         with open(f"/proc/{pid}/stat") as file:
-            if file.read().rpartition(")")[2].split()[19] != age:
-                break
+            fields = file.read().rpartition(")")[2].split()
+        if fields[0] == "Z" or fields[19] != age:
+            break
     except OSError:
         break
     if time.monotonic() > deadline:
