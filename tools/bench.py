@@ -1,13 +1,14 @@
 """What S²-Guidance costs here: one command, one table, every ratio from one run.
 
     python tools/bench.py [--sections step flops …] [--quick] [--json FILE.jsonl]
-    python tools/bench.py --device cuda --json FILE.jsonl
+    python tools/bench.py --device cuda --json FILE.jsonl [--minutes 6]
     python tools/bench.py --show FILE.jsonl …
 
 Ways that are compared take turns. Each turn gives one ratio, and the table has their median and quartiles. Run it on an
 idle machine. Nothing is asserted. The table is the one of docs/evidence/cost.md. The result file, rewritten after every
 section, has every number behind it (see json_lines.py). `--show` prints the table of such files and runs nothing. The
-names of a GPU's sections begin with `gpu`.
+names of a GPU's sections begin with `gpu`; they are ordered by the value of their answers. With `--minutes`, no section
+begins after that time, and the table says which were not run. A section that fails on a GPU does not stop the others.
 """
 
 import argparse
@@ -49,13 +50,15 @@ SECTIONS = {
     "traffic": Entry("Sent by 2 ranks / the least possible", two_ranks.traffic),
     "decode": Entry("Decoding: long / short videos, peak memory; one rank / 2 ranks, seconds", decoding_cost.bench),
     "batch": Entry("Many videos: a loop, separate processes / one batch, seconds", many_videos.bench),
+    "gpu-selftest": Entry("GPU: self-test with the kernels of production", gpu.self_test),
     "gpu-wan": Entry("GPU: Wan 1.3B, 832x480x81, S²/CFG, against diffusers, peak memory", gpu.wan_small),
-    "gpu-wan-14b": Entry("GPU: Wan 14B, 1280x720x81, the same", gpu.wan_large),
-    "gpu-hunyuan": Entry("GPU: HunyuanVideo, 1280x720x129, S²/cond", gpu.hunyuan),
     "gpu-backends": Entry("GPU: attention backends", gpu.backends),
-    "gpu-compile": Entry("GPU: compiled blocks", gpu.compiled),
     "gpu-decode": Entry("GPU: decoding streamed / whole, seconds and peak memory", gpu.decoding),
     "gpu-weights": Entry("GPU: streamed weights, pass by pass / lockstep", gpu.weights),
+    "gpu-memory": Entry("GPU: peak memory of a step / the plan", gpu.memory),
+    "gpu-compile": Entry("GPU: compiled blocks", gpu.compiled),
+    "gpu-wan-14b": Entry("GPU: Wan 14B, 1280x720x81, S²/CFG, against diffusers, peak memory", gpu.wan_large),
+    "gpu-hunyuan": Entry("GPU: HunyuanVideo, 1280x720x129, S²/cond", gpu.hunyuan),
     "gpu-dtype": Entry("GPU: bfloat16 against float32", gpu.dtypes),
 }
 
@@ -91,6 +94,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of what runs on one rank")
     parser.add_argument("--quick", action="store_true", help="sizes that take seconds and say nothing about cost")
+    parser.add_argument("--minutes", type=float, metavar="N", help="begin no section after N minutes")
     parser.add_argument("--json", type=lines_path, metavar="FILE.jsonl", help="also write every number there")
     parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print the table of such files instead")
     args = parser.parse_args(argv)
@@ -119,16 +123,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(masks=args.masks, repeats=args.repeats, quick=args.quick, device=args.device)
     report: dict[str, Any] = {**head(args), "sections": {}}
     print(json.dumps(report), file=sys.stderr)
+    began, failed = time.monotonic(), False
     for name in args.sections:
         start = time.monotonic()
-        report["sections"][name] = SECTIONS[name].run(options).as_json()
+        if args.minutes is not None and start - began > args.minutes * 60:
+            print(f"{name}: not run, {args.minutes:g} minutes are over", file=sys.stderr)
+            continue
+        try:
+            report["sections"][name] = SECTIONS[name].run(options).as_json()
+        except RuntimeError as error:  # out of memory, or a kernel that this GPU lacks
+            if args.device == "cpu":
+                raise
+            print(f"{name}: failed: {str(error).splitlines()[0]}", file=sys.stderr)
+            failed = True
+            continue
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
         if args.json:
             write_report(args.json, report)
     print(table(report["sections"], {name: SECTIONS[name].title for name in args.sections}))
     if args.quick:
         print("\n--quick: of miniature models, whatever a line calls them; these ratios say nothing about cost")
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

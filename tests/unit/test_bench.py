@@ -240,3 +240,33 @@ def test_the_document_shows_what_was_measured() -> None:
     files = [DOCUMENT.parents[2] / word for word in text.split("--show ")[1].splitlines()[0].split()]
     assert bench.show(files) in text
     assert not any(read_report(file)["quick"] for file in files)
+
+
+def test_a_run_that_is_cut_off_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a GPU, sections run in the order of their value until the time is over; a failing one stops no other."""
+    seconds, run = [0.0], []
+
+    def section(name: str, takes: float) -> bench.Entry:
+        def measure(options: Options) -> Section:
+            run.append(name)
+            seconds[0] += takes
+            if name == "gpu-wan":
+                raise RuntimeError("CUDA out of memory\nmore")
+            return Section([counted(name, 1.0, "1")])
+
+        return bench.Entry(f"title of {name}", measure)
+
+    file = tmp_path / "report.jsonl"
+    for name in GPU_SECTIONS:
+        monkeypatch.setitem(bench.SECTIONS, name, section(name, 100))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(bench.time, "monotonic", lambda: seconds[0])
+    assert bench.main(["--device", "cuda", "--minutes", "6", "--json", str(file)]) == 1
+    assert run == ["gpu-selftest", "gpu-wan", "gpu-backends", "gpu-decode"]
+    assert list(read_report(file)["sections"]) == ["gpu-selftest", "gpu-backends", "gpu-decode"]
+    said = capsys.readouterr()
+    assert "gpu-wan: failed: CUDA out of memory" in said.err and "gpu-weights: not run, 6 minutes" in said.err
+    assert "| title of gpu-memory | not run | | |" in said.out

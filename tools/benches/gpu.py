@@ -6,6 +6,7 @@ nothing.
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,16 @@ from benches.workloads import (
     take_turns,
     wan_step,
 )
+from s2video.config.named import named_config
 from s2video.decoding.whole import decode_frames, denormalize, to_frames
+from s2video.engine.selftest import run_selftest
 from s2video.guidance.equations import Predictions, combine
 from s2video.models.base import Conditioning
 from s2video.models.hunyuan_video.blocks import HunyuanVideoBlockModel
+from s2video.parallel.mesh import Mesh
+from s2video.planning.memory import activation_bytes, weight_bytes
+from s2video.planning.plan import find_json, step_of
+from s2video.planning.step import Degrees
 from s2video.planning.work import SubWork
 
 SMALL, LARGE = "Wan-AI--Wan2.1-T2V-1.3B-Diffusers", "Wan-AI--Wan2.1-T2V-14B-Diffusers"
@@ -112,6 +119,27 @@ def wan(options: Options, name: str, checkpoint: str, shape: tuple[int, int, int
         counted(f"Run with decoding / CFG step, peak memory, {name}", peaks["run"] / peaks["cfg"], "1: decoding fits"),
     ]
     return Section(rows, {"masks": masks, "seconds": times, "peak_bytes": peaks})
+
+
+def self_test(options: Options) -> Section:
+    """`s2video selftest` on this GPU, whose checks use the kernels of production."""
+    outcomes = list(run_selftest(Mesh(torch.device(options.device))))
+    failed = [outcome.name for outcome in outcomes if not outcome.passed]
+    row = counted(f"Checks of the self-test that failed, of {len(outcomes)}", float(len(failed)), "0")
+    return Section([row], {"outcomes": [asdict(outcome) for outcome in outcomes]})
+
+
+def memory(options: Options) -> Section:
+    """The most that torch's allocator has in use in an S² step of Wan 1.3B, against the plan's tensors."""
+    step = sized_wan(options, SMALL, (21, 60, 104))
+    (mask,) = draw_masks(1, step.model.num_blocks)
+    peak = peak_bytes(lambda: step([mask]), step.device)
+    config = named_config("wan2.1-t2v-1.3b-480p")
+    planned, _ = step_of(config, 1, *find_json(config))
+    degrees = Degrees(1, 1, 1)
+    expected = weight_bytes(degrees, planned) + activation_bytes(degrees, planned)
+    row = counted("Peak memory of an S² step / the plan, Wan 1.3B, 832x480x81", peak / expected, "1 ± 0.1")
+    return Section([row], {"peak_bytes": peak, "planned_bytes": expected})
 
 
 def wan_small(options: Options) -> Section:
