@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benches import decoding_cost, gpu, many_videos, step, two_ranks, weight_fetching, whole_runs
+from benches import decoding_cost, gpu, growth, many_videos, step, two_ranks, weight_fetching, whole_runs
 from benches.report_file import read_report, write_report
 from benches.rows import Section, table
 from benches.workloads import Options
@@ -51,6 +51,7 @@ SECTIONS = {
     "decode": Entry("Decoding: long / short videos, peak memory; one rank / 2 ranks, seconds", decoding_cost.bench),
     "batch": Entry("Many videos: a loop, separate processes / one batch, seconds", many_videos.bench),
     "gpu-selftest": Entry("GPU: self-test with the kernels of production", gpu.self_test),
+    "growth": Entry("Many / few finished jobs, and long / short prompts, seconds", growth.bench),
     "gpu-wan": Entry("GPU: Wan 1.3B, 832x480x81, S²/CFG, against diffusers, peak memory", gpu.wan_small),
     "gpu-backends": Entry("GPU: attention backends", gpu.backends),
     "gpu-decode": Entry("GPU: decoding streamed / whole, seconds and peak memory", gpu.decoding),

@@ -9,7 +9,7 @@ from typing import Any
 import bench
 import pytest
 import torch
-from benches import decoding_cost, many_videos, step, weight_fetching, whole_runs
+from benches import decoding_cost, growth, many_videos, step, weight_fetching, whole_runs
 from benches.report_file import read_report, write_report
 from benches.rows import Row, Section, counted, measured, table
 from benches.workloads import CPU, Options, apart, random_model, s2_over_cfg, scaled_step, scaled_wan, wan_step
@@ -270,3 +270,10 @@ def test_a_run_that_is_cut_off_counts(
     said = capsys.readouterr()
     assert "gpu-wan: failed: CUDA out of memory" in said.err and "gpu-weights: not run, 6 minutes" in said.err
     assert "| title of gpu-memory | not run | | |" in said.out
+
+
+def test_growth(tmp_path: Path) -> None:
+    """Rounds and jobs of both stores, and captions of both lengths, in turns."""
+    section = growth.bench(QUICK)
+    assert [len(times) for times in section.raw["seconds"].values()] == [2] * 6
+    assert len(section.rows) == 3 and all(row.ratio > 0 for row in section.rows)
