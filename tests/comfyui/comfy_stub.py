@@ -2,7 +2,8 @@
 
 comfy.model_patcher.set_model_options_patch_replace
 comfy.samplers.calc_cond_batch
-comfy_api.latest.io, comfy_api.latest.ComfyExtension
+comfy.model_management.throw_exception_if_processing_interrupted, comfy.utils.ProgressBar
+comfy_api.latest.io, comfy_api.latest.ComfyExtension, comfy_api.latest.InputImpl
 a MODEL with `clone` and `set_model_sampler_post_cfg_function`
 """
 
