@@ -1,9 +1,12 @@
 """Fixtures that are dear to make, made once a session: tiny checkpoints, and pools of ranks."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup: programs that tests start would ignore it, too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from collections.abc import Callable, Iterator
 from functools import cache

@@ -123,6 +123,7 @@ class Engine:
         for line in self._loading_notes() if self._progress != "none" else ():
             say(line)
         self.s2_scales: list[tuple[int, list[float]]] = []
+        mesh.watch.report("loaded")
 
     def _load_encoders(self) -> None:
         """Load text and image encoders, and the VAE that encodes images, on the main rank."""
@@ -393,6 +394,8 @@ class Engine:
                 with self._decoding:
                     chunk = next(chunks, None)
                 if chunk is None:
+                    if not alone:
+                        self.mesh.watch.report("decoded")
                     return
                 yield chunk
 

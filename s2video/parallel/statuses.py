@@ -13,6 +13,9 @@ from ..system.processes import IDLENESS
 STEP_FLOOR = 30.0  # seconds that a step may take at least, whatever the steps before it took
 STEP_FACTOR = 10.0  # times the slowest step so far that a step may take
 
+# What a rank was last at when its caller has the word: a program may rest between two videos for as long as it likes.
+AT_REST = frozenset({"starting", "loaded", "denoised", "decoded", "waiting for the other ranks"})
+
 _AGAIN = "start again, with --resume to continue from a resume point if there is one"
 
 
@@ -151,9 +154,11 @@ class Judge:
         return f"a step took longer than {limit:.0f} s: {self._who(late)}; {self._here}; {reason}; {_AGAIN}"
 
     def idle(self) -> str | None:
-        """Return why the run has to end if a rank does nothing, although it waits for no other."""
+        """Return why the run has to end if a rank does nothing, although it waits for no other and is not at rest."""
         for rank, peer in enumerate(self.peers):
             status = peer.status
+            if status.activity in AT_REST:
+                continue
             seconds = min(status.idle, peer.unchanged)  # a rank that looks for work now and then reports it each time
             if peer.answer and seconds > self.limits.idleness and not (status.waits or status.waited or status.ended):
                 return (

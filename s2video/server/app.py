@@ -23,6 +23,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from ..errors import InputError, S2VideoError
 from ..media.formats import FORMATS
 from ..media.output_paths import OutputPaths
+from ..system.json_reader import parse_json
 from ..version import __version__
 from . import page
 from .files import CONTENT_TYPES, as_one_file, decoded_data_url, in_format, picture, save_image
@@ -194,10 +195,7 @@ async def _fields_of(request: Request) -> tuple[dict[str, Any], bytes | None]:
     """Return the fields of a JSON body or a form, names in brackets as mappings, and the image that came with them."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            raise InputError("expected a JSON object, got other text") from None
+        body = parse_json(await request.body(), "body", remedy="send a JSON object")
         if not isinstance(body, dict):
             raise InputError(f"expected a JSON object, got {type(body).__name__}")
         return _without_image(body, None)

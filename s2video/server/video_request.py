@@ -30,6 +30,7 @@ from ..errors import InputError
 from ..media.formats import FORMATS, suffix_of
 from ..models.checkpoint import OpenModel
 from ..records.identity import job_key
+from ..system.json_reader import parse_json
 from .queue import Request, new_id
 
 VIDEOS = "videos"  # the folder of all files of jobs, below the server's
@@ -216,8 +217,8 @@ def _value(text: Any) -> Any:
     if not isinstance(text, str) or len(text) > 200:
         return text
     try:
-        return json.loads(text, parse_constant=lambda name: name)
-    except (ValueError, RecursionError):
+        return parse_json(text, "form")
+    except InputError:  # a word, which a JSON body would have in quotes
         return text
 
 
