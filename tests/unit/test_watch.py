@@ -255,7 +255,7 @@ def test_a_rank_that_does_nothing_is_lost_unless_it_waits(
     peers = [Peer(Status("a", waits=True, idle=100.0), b"x", unchanged=100.0), other]
     verdict = Judge(0, peers, Limits()).idle()
     assert (verdict is not None) == expected
-    assert verdict is None or verdict.startswith("rank 1 (last at: starting) has done nothing for 60 s, as if asleep")
+    assert verdict is None or verdict.startswith("rank 1 (last at: decoding) has done nothing for 60 s, as if asleep")
 
 
 @pytest.mark.parametrize("activity", sorted(statuses.AT_REST))
