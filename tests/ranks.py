@@ -40,6 +40,7 @@ def _worker(rank: int, world_size: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     with init_mesh(ParallelConfig(timeout_seconds=60), "cpu") as mesh:
         while True:
+            mesh.watch.rest()  # also after an error, which an engine's caller catches here
             order = pipe.recv()
             if order is None:
                 return
@@ -78,7 +79,7 @@ class RankPool:
         context = mp.get_context("spawn")
         port = _free_port()
         self.world_size = world_size
-        self.alive = True
+        self._is_open = True
         self._pipes = []
         self._processes = []
         for rank in range(world_size):
@@ -107,8 +108,13 @@ class RankPool:
             raise RankError([value if kind == "error" else None for kind, value in answers])
         return [value for _, value in answers]
 
+    @property
+    def alive(self) -> bool:
+        """Whether all ranks can take another order."""
+        return self._is_open and all(process.is_alive() for process in self._processes)
+
     def close(self) -> None:
-        self.alive = False
+        self._is_open = False
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             if process.is_alive():
                 with suppress(OSError):

@@ -115,7 +115,10 @@ def _is_alone() -> bool:
     That rank's end takes this one along: torchrun sends SIGTERM, which must not come before its line.
     """
     deadline = time.monotonic() + _FIRST_RANK_LIMIT
-    while (first := own_roster().first()) is not None and not first.said_goodbye and first.is_alive:
+    while own_roster().has_another_first:
+        first = own_roster().first()  # none before it has started
+        if first is not None and (first.said_goodbye or not first.is_alive):
+            return False
         if time.monotonic() > deadline:
             return True
         time.sleep(0.05)

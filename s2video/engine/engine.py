@@ -8,7 +8,7 @@ import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import cache
 from threading import RLock
@@ -123,7 +123,7 @@ class Engine:
         for line in self._loading_notes() if self._progress != "none" else ():
             say(line)
         self.s2_scales: list[tuple[int, list[float]]] = []
-        mesh.watch.report("loaded")
+        mesh.watch.rest()
 
     def _load_encoders(self) -> None:
         """Load text and image encoders, and the VAE that encodes images, on the main rank."""
@@ -254,7 +254,7 @@ class Engine:
             AgreementError: before the first step, if ranks differ in anything that decides the result.
             NumericalError: NaN or infinity in the latents.
         """
-        with self._denoising:
+        with self._denoising, self.mesh.watch.resting_after():
             return self._sample(prompts, seeds, negative_prompt, mask_seed, images, resume_point, on_step, around)
 
     def _sample(
@@ -389,13 +389,12 @@ class Engine:
         videos can be decoded at once, in turns or in threads.
         """
         decode = self._decoder.alone if alone else self._decoder
-        with closing(decode(latents)) as chunks:
+        resting = nullcontext() if alone else self.mesh.watch.resting_after()
+        with resting, closing(decode(latents)) as chunks:
             while True:
                 with self._decoding:
                     chunk = next(chunks, None)
                 if chunk is None:
-                    if not alone:
-                        self.mesh.watch.report("decoded")
                     return
                 yield chunk
 

@@ -13,9 +13,6 @@ from ..system.processes import IDLENESS
 STEP_FLOOR = 30.0  # seconds that a step may take at least, whatever the steps before it took
 STEP_FACTOR = 10.0  # times the slowest step so far that a step may take
 
-# What a rank was last at when its caller has the word: a program may rest between two videos for as long as it likes.
-AT_REST = frozenset({"starting", "loaded", "denoised", "decoded", "waiting for the other ranks"})
-
 _AGAIN = "start again, with --resume to continue from a resume point if there is one"
 
 
@@ -30,6 +27,7 @@ class Status:
         is_timed: whether the activity is a step that `slowest` is a measure for.
         slowest: seconds that the slowest step of this kind took, on this rank; 0 before the first has ended.
         meetings: number of meetings that it has reached.
+        rests: whether its caller has the word: a program may rest between two videos for as long as it likes.
         waits: whether its main thread waits for other ranks.
         idle: seconds for which its process has done nothing.
         line: where its main thread is.
@@ -44,6 +42,7 @@ class Status:
     is_timed: bool = False
     slowest: float = 0.0
     meetings: int = 0
+    rests: bool = True
     waits: bool = False
     idle: float = 0.0
     line: str = ""
@@ -157,7 +156,7 @@ class Judge:
         """Return why the run has to end if a rank does nothing, although it waits for no other and is not at rest."""
         for rank, peer in enumerate(self.peers):
             status = peer.status
-            if status.activity in AT_REST:
+            if status.rests:
                 continue
             seconds = min(status.idle, peer.unchanged)  # a rank that looks for work now and then reports it each time
             if peer.answer and seconds > self.limits.idleness and not (status.waits or status.waited or status.ended):

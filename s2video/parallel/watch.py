@@ -105,9 +105,27 @@ class Watch:
             self._step = None if step is None else (phase, now)
             own.activity = phase if step is None else f"{phase} step {step} of {num_steps}"
             own.is_timed = step is not None
+            own.rests = False
             own.sequence += 1
             self._changed()
         self._roster.write(own.activity)
+
+    def rest(self) -> None:
+        """Record that this rank's caller has the word now, who may do nothing for as long as it likes.
+
+        An engine does so at the end of every call. A program of its own that catches an error of it does so, too.
+        """
+        with self._news:
+            self._own.rests = True
+            self._changed()
+
+    @contextmanager
+    def resting_after(self) -> Iterator[None]:
+        """Rest at the end of the block, however it ends."""
+        try:
+            yield
+        finally:
+            self.rest()
 
     @contextmanager
     def untimed(self) -> Iterator[None]:

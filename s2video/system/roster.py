@@ -85,6 +85,11 @@ class Roster:
         names = ", ".join(f"rank {entry.rank} (last at: {entry.activity})" for entry in lost)
         return f"lost {names}, which ended without a message: {reason}"
 
+    @property
+    def has_another_first(self) -> bool:
+        """Whether this host has a first rank that is not this one, and ranks can see each other."""
+        return self._folder is not None and 0 in self._others
+
     def first(self) -> Entry | None:
         """Return the entry of the host's first rank, unless that is this one, or there is none."""
         return self._read(0) if 0 in self._others else None

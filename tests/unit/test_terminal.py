@@ -57,14 +57,14 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_video(tmp_path / "clip.mp4")
     path = tmp_path / "clip.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    values["prompt"] = values["machine"]["device"] = EVIL + "\nvideo: as it was written"
+    values["prompt"] = values["config"]["prompt"] = values["machine"]["device"] = EVIL + "\nvideo: as it was written"
     values["versions"] = {EVIL: EVIL}
     path.write_text(json.dumps(values, ensure_ascii=False).replace(", ", ",\r\t"), encoding="utf-8")
     sidecar = read_sidecar(path)
     said = describe(sidecar, tmp_path / "clip.mp4")
     assert is_harmless(said)
     assert [line for line in said.splitlines() if line.startswith("video:")] == []
-    assert main(["inspect", str(path), "--json"]) == 0
+    assert main(["inspect", str(path), "--json"]) == 1  # the sidecar was changed
     printed = capsys.readouterr().out
     assert is_harmless(printed) and Sidecar.model_validate(json.loads(printed)) == sidecar
     plain = json.dumps({"a": "b é"}, indent=2, ensure_ascii=False)

@@ -251,17 +251,28 @@ def test_a_rank_that_does_nothing_is_lost_unless_it_waits(
     idle: float, unchanged: float, waits: bool, expected: bool
 ) -> None:
     """Or looks for work from time to time, as in a replica that stays."""
-    other = Peer(Status("a", activity="decoding", idle=idle, waits=waits), b"x", unchanged=unchanged)
+    other = Peer(Status("a", activity="decoding", rests=False, idle=idle, waits=waits), b"x", unchanged=unchanged)
     peers = [Peer(Status("a", waits=True, idle=100.0), b"x", unchanged=100.0), other]
     verdict = Judge(0, peers, Limits()).idle()
     assert (verdict is not None) == expected
     assert verdict is None or verdict.startswith("rank 1 (last at: decoding) has done nothing for 60 s, as if asleep")
 
 
-@pytest.mark.parametrize("activity", sorted(statuses.AT_REST))
-def test_a_rank_may_rest_between_two_videos(activity: str) -> None:
+def test_a_rank_may_rest_between_two_videos(pair: Callable[..., list[Watch]]) -> None:
     """A program in Python may keep its ranks idle for as long as it likes, but not in the middle of something."""
-    resting = Peer(Status("a", activity=activity, idle=1000.0), b"x", unchanged=1000.0)
-    assert Judge(0, [resting, resting], Limits()).idle() is None
-    resting.status.activity = "loading"
-    assert Judge(0, [resting, resting], Limits()).idle() is not None
+    first, other = pair("a", "a")
+    peers = [Peer(watch._own, b"x", unchanged=1000.0) for watch in (first, other)]
+    judge = Judge(0, peers, Limits())
+
+    def verdict() -> str | None:
+        for watch in (first, other):
+            watch._own.idle = 1000.0
+        return judge.idle()
+
+    assert verdict() is None  # before the first report
+    first.report("waiting")
+    first.rest()
+    with other.resting_after():
+        other.report("loading")
+        assert "rank 1 (last at: loading) has done nothing" in (verdict() or "")
+    assert verdict() is None
