@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -261,13 +262,10 @@ def test_a_rank_that_does_nothing_is_lost_unless_it_waits(
 def test_a_rank_may_rest_between_two_videos(pair: Callable[..., list[Watch]]) -> None:
     """A program in Python may keep its ranks idle for as long as it likes, but not in the middle of something."""
     first, other = pair("a", "a")
-    peers = [Peer(watch._own, b"x", unchanged=1000.0) for watch in (first, other)]
-    judge = Judge(0, peers, Limits())
 
     def verdict() -> str | None:
-        for watch in (first, other):
-            watch._own.idle = 1000.0
-        return judge.idle()
+        seen = [replace(watch._own, idle=1000.0, waits=False) for watch in (first, other)]
+        return Judge(0, [Peer(status, b"x", unchanged=1000.0) for status in seen], Limits()).idle()
 
     assert verdict() is None  # before the first report
     first.report("waiting")
