@@ -126,7 +126,9 @@ def _impossible(point: SavedPoint, scheduler: Any, noise: Tensor) -> str | None:
 def _can_become(fresh: Any, value: Any) -> bool:
     """Whether an attribute that has the value `fresh` before the first step can have `value` after some steps."""
     if isinstance(value, list):
-        before = fresh if isinstance(fresh, list) and len(fresh) == len(value) else [None] * len(value)
+        if isinstance(fresh, list) and len(fresh) not in (0, len(value)):
+            return False  # a list that has places before the first step keeps them
+        before = fresh or [None] * len(value)
         return isinstance(fresh, list | None) and all(map(_can_become, before, value))
     if fresh is None or value is None:
         return not isinstance(value, str)  # None is followed by numbers, tensors and lists of them

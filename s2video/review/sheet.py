@@ -122,7 +122,8 @@ def _tiled(file: Path, numbers: Sequence[int], width: int) -> Image.Image:
             if not picture.exists():
                 raise S2VideoError("it has no such frames")
         except S2VideoError as error:
-            raise InputError(f"{file}: its frames cannot be read ({error}); use another file") from None
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{file}: its frames cannot be read ({reason}); use another file") from None
         with Image.open(picture) as image:
             return image.convert("RGB")
 
