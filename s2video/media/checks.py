@@ -66,6 +66,8 @@ def check_spec(spec: VideoSpec, width: int, height: int) -> None:
             with av.open(f"file:{spec.audio}", metadata_errors="replace") as container:
                 if not container.streams.audio:
                     raise InputError(f"output.audio: {spec.audio} has no sound track; choose another file")
+                if container.streams.audio[0].codec_context is None:
+                    raise InputError(f"output.audio: {spec.audio} is in a codec that is not known; choose another file")
         except av.FFmpegError as error:
             raise InputError(f"output.audio: cannot read {spec.audio} ({error.strerror}); check the path") from None
     if spec.format.encoder is None:

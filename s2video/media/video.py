@@ -252,6 +252,8 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
             if not container.streams.video:
                 raise InputError(f"{path} has no video stream")
+            if container.streams.video[0].codec_context is None:
+                raise InputError(f"{path}: expected a video in a known codec, got one that FFmpeg has no decoder for")
             yield container
     except av.FFmpegError as error:
         raise InputError(f"cannot read {path} as a video: {error.strerror}") from error

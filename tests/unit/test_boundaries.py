@@ -5,9 +5,11 @@ import io
 import os
 import random
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from s2video.batch.run_file import load_batch
@@ -18,6 +20,8 @@ from s2video.config.text import read_fraction
 from s2video.config.yaml_reader import MAX_BYTES, MAX_DEPTH, parse_yaml
 from s2video.engine.job import plan_jobs, read_prompt_file
 from s2video.errors import InputError
+from s2video.media.formats import VideoSpec
+from s2video.media.video import probe_video, write_video
 from s2video.models.images import FORMATS, MAX_PIXELS, read_images
 from s2video.models.recipes import load_model_config
 from s2video.planning.cards import read_card
@@ -322,3 +326,14 @@ def test_a_long_key_is_compared_by_its_beginning(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match="unknown key"):
         parse_override("x" * 100_000 + ".guidance" * 1000 + "=1")
     assert compared and max(compared) <= 80
+
+
+def test_a_video_in_an_unknown_codec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The container is whole, and FFmpeg has no decoder for what is in it."""
+    write_video([torch.zeros(2, 16, 16, 3)], tmp_path / "v.mp4", VideoSpec(Fraction(8)), metadata={})
+    content = (tmp_path / "v.mp4").read_bytes()
+    (tmp_path / "v.mp4").write_bytes(content.replace(b"avc1", b"zzzz"))
+    with pytest.raises(InputError, match=r"v\.mp4"):
+        probe_video(tmp_path / "v.mp4")
+    assert main(["sheet", str(tmp_path / "v.mp4"), "-o", str(tmp_path / "s.png")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
