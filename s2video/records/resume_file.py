@@ -6,6 +6,7 @@ A safetensors file with tensors, and JSON in its header: `step`, `statement`, th
 
 from __future__ import annotations
 
+import copy
 import dis
 import hashlib
 import json
@@ -120,6 +121,24 @@ def _impossible(point: SavedPoint, scheduler: Any, noise: Tensor) -> str | None:
             return f"the attribute {name!r}, which {type(scheduler).__name__} does not have"
         if not _can_become(vars(scheduler).get(name), value):
             return f"{name} of type {type(value).__name__} in the scheduler's state"
+    return _fails(point, scheduler) if point.step < num_steps else None
+
+
+def _fails(point: SavedPoint, scheduler: Any) -> str | None:
+    """Try a step on a copy of the scheduler: a value of the wrong type shows only there.
+
+    Tensors are on the CPU here and the scheduler's can be on a GPU, so errors of devices (RuntimeError) say nothing.
+    """
+    tried = copy.deepcopy(scheduler)
+    for name, value in point.scheduler.items():
+        setattr(tried, name, copy.deepcopy(value))
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            tried.step(torch.zeros_like(point.latents), tried.timesteps[point.step], point.latents)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        return f"a scheduler's state that its next step cannot use ({type(error).__name__}: {str(error)[:100]})"
+    except (RuntimeError, ValueError):
+        return None
     return None
 
 

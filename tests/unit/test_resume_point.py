@@ -174,6 +174,7 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Any]] = {
     "scheduler list": lambda facts, tensors: facts["scheduler"].update(model_outputs=1),
     "scheduler list of words": lambda facts, tensors: facts["scheduler"].update(model_outputs={"list": ["x", "y"]}),
     "scheduler list without places": lambda facts, tensors: facts["scheduler"].update(model_outputs={"list": []}),
+    "scheduler number": lambda facts, tensors: facts["scheduler"].update(last_sample=1),
     "scheduler short list": lambda facts, tensors: facts["scheduler"].update(timestep_list={"list": ["x"]}),
     "scheduler nonsense": lambda facts, tensors: facts["scheduler"].update(_step_index={"x": 1}),
     "scheduler no mapping": lambda facts, tensors: facts.update(scheduler=[]),
