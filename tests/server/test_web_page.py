@@ -124,11 +124,11 @@ def test_labels_and_a_phone(page: Any) -> None:
 
 def test_a_restart_in_mid_job(page: Any, server: Running, place: tuple[Path, int]) -> None:
     """The open page goes on by itself when the server is back."""
-    _fill(page, "cut in the middle", steps=60, seconds="2")
+    _fill(page, "cut in the middle", steps=200, seconds="2")
     page.uncheck("#pair")
     page.click("text=Make it")
     article = page.locator("article", has_text="cut in the middle")
-    article.locator("text=/step \\d+ of 60/").wait_for(timeout=LONG)
+    article.locator("text=/step \\d+ of 200/").wait_for(timeout=LONG)
     server.process.kill()
     server.process.wait()
     _until(page, NEWS, "does not answer")

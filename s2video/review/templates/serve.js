@@ -107,6 +107,7 @@ async function make(event) {
     showProblem("");
     part("news").textContent = "queued";
     await look();
+    watchSoon();
   } catch (error) {
     showProblem(error.message);
   } finally {
@@ -169,14 +170,21 @@ async function act(event) {
   await look().catch((error) => showProblem(error.message));
 }
 
+let watchTimer = 0;
+
+function watchSoon() {
+  clearTimeout(watchTimer);
+  const active = byId("history").querySelector("progress") !== null;
+  watchTimer = setTimeout(watch, active && !document.hidden ? LOOK_EVERY : REST_EVERY);
+}
+
 async function watch() {
   try {
     await look();
   } catch {
     part("news").textContent = "the server does not answer"; // it may be starting again
   }
-  const active = byId("history").querySelector("progress") !== null;
-  setTimeout(watch, active && !document.hidden ? LOOK_EVERY : REST_EVERY);
+  watchSoon();
 }
 
 showModel();
@@ -189,5 +197,5 @@ part("dice").addEventListener("click", () => {
   estimateSoon();
 });
 byId("history").addEventListener("click", act);
-document.addEventListener("visibilitychange", () => document.hidden || look().catch(() => {}));
-setTimeout(watch, LOOK_EVERY);
+document.addEventListener("visibilitychange", () => document.hidden || watch());
+watchSoon();
