@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..errors import InputError
 from ..media.output_paths import OutputPaths
 from ..records.replacing import Replaced, check_replacing
 from ..system.files import sha256
+from ..system.json_reader import parse_json
 from .run_file import BatchJob
 from .store import Record
 
@@ -145,7 +145,8 @@ def _changes(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
 
 def _what_changed(old: Record, config: RunConfig) -> str:
     """Return the first setting that differs, or else what remains."""
-    then, now = (_deciding(json.loads(text)) for text in (old.config, config.model_dump_json()))
+    texts = (old.config, config.model_dump_json())
+    then, now = (_deciding(parse_json(text, f"the settings of {old.name}")) for text in texts)
     differing = (name for name in [*now, *then] if then.get(name) != now.get(name))
     return next(differing, "a file that is read, or the version of a library")
 

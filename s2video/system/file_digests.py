@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from ..errors import InputError, S2VideoError
 from .files import atomic_path
+from .json_reader import parse_json
 
 LEAST_BYTES = 64_000_000  # smaller files are hashed in a tenth of a second
 SETTLED_SECONDS = 2.0  # file systems count time in steps of up to two seconds
@@ -104,7 +105,7 @@ def _read(entry: Path, identity: FileIdentity) -> str | None:
         with os.fdopen(descriptor, "rb") as file:
             if not _is_private(os.fstat(descriptor), stat.S_ISREG):
                 return None
-            values = json.loads(file.read(_MAX_ENTRY_BYTES))
+            values = parse_json(file.read(_MAX_ENTRY_BYTES), str(entry))
         digest = values["sha256"]
         is_one = isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
         return digest if is_one and values["identity"] == list(identity) else None

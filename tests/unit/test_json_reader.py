@@ -195,4 +195,10 @@ def test_nothing_else_reads_json() -> None:
     """`json.loads` elsewhere only reads what this process, or another rank of it, wrote."""
     package = Path(json_reader.__file__).parents[1]
     found = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if "json.loads(" in p.read_text("utf-8")}
-    assert found == {"system/json_reader.py", "parallel/watch.py", "records/resume.py", "server/queue.py"}
+    assert found == {
+        "system/json_reader.py",
+        "parallel/watch.py",
+        "records/resume.py",
+        "server/queue.py",
+        "system/roster.py",
+    }
