@@ -90,7 +90,8 @@ def _code_of_output(command: str) -> int:
 
 def _show_error(arguments: argparse.Namespace | None, message: str, code: int) -> None:
     """Answer a command with --json in JSON, for a program that reads nothing else."""
-    if getattr(arguments, "json", False):
+    # `inspect` has answered already, with the sidecar, when it finds that a file was changed
+    if getattr(arguments, "json", False) and (getattr(arguments, "command", ""), code) != ("inspect", 1):
         show_json(json.dumps({"error": {"message": message, "exit_code": code}}))
 
 

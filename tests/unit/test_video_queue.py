@@ -38,7 +38,7 @@ class Source:
 def no_thread_stays() -> Generator[None, None, None]:
     before = threading.active_count()
     yield
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may end meanwhile
 
 
 def test_the_file_is_that_of_write_video(tmp_path: Path) -> None:
