@@ -33,7 +33,7 @@ class Timecode:
             )
         match = re.fullmatch(r"(\d\d):(\d\d):(\d\d)([:;])(\d\d)", text, re.ASCII)
         if match is None:
-            raise InputError(f'timecode: expected HH:MM:SS:FF, such as "01:00:00:00", got {text!r}')
+            raise InputError(f'timecode: expected HH:MM:SS:FF, such as "01:00:00:00", got {text[:40]!r}')
         hours, minutes, seconds, frames = (int(match[group]) for group in (1, 2, 3, 5))
         if hours > 23 or minutes > 59 or seconds > 59 or frames >= rate:
             raise InputError(f"timecode {text}: expected at most 23:59:59:{rate - 1:02d} at {fps} frames per second")

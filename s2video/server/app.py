@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,7 +27,7 @@ from ..media.output_paths import OutputPaths
 from ..system.json_reader import parse_json
 from ..version import __version__
 from . import page
-from .files import CONTENT_TYPES, as_one_file, decoded_data_url, in_format, picture, save_image
+from .files import CONTENT_TYPES, BusyError, as_one_file, decoded_data_url, in_format, picture, save_image
 from .guards import COOKIE, BodyError, Guards, Rules, problem, session_of
 from .metrics import metrics
 from .queue import FullError, Job, JobQueue, OtherRequestError
@@ -101,6 +102,10 @@ def _add_errors(app: FastAPI) -> None:
         param = error.field or None if isinstance(error, FieldError) else None
         return problem(400, str(error), code="invalid_value", param=param)
 
+    @app.exception_handler(BusyError)
+    def busy(request: Request, error: BusyError) -> Response:
+        return problem(429, str(error), code="busy", retry_after="30")
+
     @app.exception_handler(S2VideoError)
     def failed(request: Request, error: S2VideoError) -> Response:
         return problem(500, str(error), code="failed")
@@ -168,20 +173,30 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         )
 
 
-def _read(server: Server, fields: Mapping[str, Any], image: bytes | None) -> VideoRequest:
+@contextmanager
+def _read(server: Server, fields: Mapping[str, Any], image: bytes | None) -> Iterator[VideoRequest]:
+    """Give a request for the queue; its image stays only if a job of it is in the queue at the end."""
     path = None if image is None else save_image(image, server.folder)
-    return read_request(fields, server.models, server.folder, server.limits, image=path, world_size=server.world_size)
+    try:
+        yield read_request(
+            fields, server.models, server.folder, server.limits, image=path, world_size=server.world_size
+        )
+    finally:
+        if path is not None:
+            server.queue.drop_image(path)
 
 
 def _estimate(server: Server, fields: Mapping[str, Any], image: bytes | None) -> dict[str, Any]:
-    request = _read(server, fields, image)
-    return page.estimate(request, server.queue, server.models, world_size=server.world_size, replicas=server.replicas)
+    numbers = {"world_size": server.world_size, "replicas": server.replicas}
+    with _read(server, fields, image) as request:
+        return page.estimate(request, server.queue, server.models, **numbers)
 
 
 def _create(server: Server, fields: Mapping[str, Any], image: bytes | None, key: str | None) -> Response:
-    request, limits = _read(server, fields, image), server.limits
+    limits = server.limits
     try:
-        job = server.queue.submit(replace(request, idempotency_key=key), most=limits.waiting)
+        with _read(server, fields, image) as request:
+            job = server.queue.submit(replace(request, idempotency_key=key), most=limits.waiting)
     except FullError:
         return problem(
             429, f"{limits.waiting} videos wait already; try again later", code="queue_full", retry_after="30"

@@ -7,6 +7,8 @@ import binascii
 import hashlib
 import io
 import re
+import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -19,24 +21,28 @@ from ..media.output_paths import OutputPaths
 from ..models.images import read_images
 from ..review.sheet import strip
 from ..system.files import atomic_path
+from ..system.processes import tied
+from .queue import IMAGES, without_folders
 from .video_request import FieldError
 
-IMAGES = "images"  # the folder of clients' images, below the server's
 CONTENT_TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".zip": "application/zip"}
 _THUMBNAIL, _SPRITES = 320, 12  # px; frames of a spritesheet
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
 _decoding = threading.Lock()  # one after the other: each loads a VAE
+_waiting = threading.BoundedSemaphore(4)  # requests that may wait for it; each holds a thread of the server
+
+
+class BusyError(Exception):
+    """Too many requests of this kind wait."""
 
 
 def save_image(content: bytes, folder: Path) -> Path:
-    """Save an image that a client sent under the name of its digest, after it was decoded within bounds.
+    """Save an image that a client sent, after it was decoded within bounds: as DIGEST.TOKEN, a file for each request.
 
     Raises:
         FieldError: not an image of a known format, damaged, or too large.
     """
-    path = folder / IMAGES / hashlib.sha256(content).hexdigest()
-    if path.is_file():
-        return path
+    path = folder / IMAGES / f"{hashlib.sha256(content).hexdigest()}.{secrets.token_hex(6)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -88,17 +94,26 @@ def in_format(job: str, folder: Path, codec: Codec) -> Path:
 
     Raises:
         InputError: its latents are gone, or the format does not suit its size.
+        BusyError: too many wait for other formats already.
         S2VideoError: decoding failed.
     """
     files = OutputPaths(folder / job)
     output = files.output.with_name(f"{files.output.stem}.{codec}{FORMATS[codec].suffix}")
-    with _decoding:
-        if not place_of(output).exists():
-            command = [sys.executable, "-m", "s2video", "decode", str(files.latents), "--output", str(output)]
-            done = subprocess.run(
-                [*command, "--codec", codec], capture_output=True, text=True, stdin=subprocess.DEVNULL
-            )
-            if done.returncode != 0:
-                lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-                raise (InputError if done.returncode == 2 else S2VideoError)(lines[-1].removeprefix("s2video: error: "))
+    if not _waiting.acquire(blocking=False):
+        raise BusyError("other formats of videos are being made; try again later")
+    try:
+        with _decoding:
+            if not place_of(output).exists():
+                _decode(files.latents, output, codec)
+    finally:
+        _waiting.release()
     return place_of(output)
+
+
+def _decode(latents: Path, output: Path, codec: Codec) -> None:
+    command = [sys.executable, "-m", "s2video", "decode", str(latents), "--output", str(output), "--codec", codec]
+    done = subprocess.run(tied(command, signal.SIGTERM), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        message = without_folders(lines[-1].removeprefix("s2video: error: "))
+        raise (InputError if done.returncode == 2 else S2VideoError)(message)

@@ -22,7 +22,7 @@ from .video_request import Limits, Models, Request
 MOST = 60  # videos on the page, the newest
 _TITLE = "s2video"
 _PLAYS = ("h264",)
-_KEY = ("model", "prompt", "negative_prompt", "size", "frames", "fps", "seed", "steps", "cfg_scale", "image")
+_KEY = ("model", "prompt", "negative_prompt", "size", "frames", "fps", "seed", "steps", "cfg_scale")
 
 
 class Card(NamedTuple):
@@ -99,7 +99,8 @@ def groups_of(jobs: Iterable[Job]) -> list[Group]:
     """Return groups in the order of their newest video; in a group, ω rises. Jobs with equal settings are apart."""
     found: dict[tuple[Any, ...], list[dict[float, Job]]] = {}
     for job in jobs:
-        sets = found.setdefault(tuple(job.shown.get(name) for name in _KEY), [])
+        image = (job.shown["image"] or "").partition(".")[0]
+        sets = found.setdefault((image, *(job.shown[name] for name in _KEY)), [])
         scale = float(job.shown["s2_scale"])
         place = next((one for one in sets if scale not in one), None)
         if place is None:

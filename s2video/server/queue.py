@@ -7,6 +7,7 @@ of it is in one SQLite file, so a restart loses nothing.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import sqlite3
 import time
@@ -21,6 +22,7 @@ from ..errors import InputError
 Phase = Literal["waiting", "loading", "denoising", "decoding", "done", "failed"]
 Order = Literal["asc", "desc"]
 
+IMAGES = "images"  # the folder of clients' images, below the server's
 _PROGRESS_EVERY = 0.5  # seconds between two writes of a job's progress
 
 _SCHEMA = """
@@ -99,6 +101,11 @@ class Job:
 def new_id() -> str:
     """Return an id for a request; later ones sort after earlier ones."""
     return f"video_{time.time_ns():016x}{secrets.token_hex(6)}"
+
+
+def without_folders(message: str) -> str:
+    """Return a message for clients, in which paths are names."""
+    return re.sub(r"(?<![\w/])/(?:[^\s/:'\"]+/)+", "", message)
 
 
 class FullError(Exception):
@@ -200,9 +207,7 @@ class JobQueue(Store):
             if state == "running":
                 connection.execute("UPDATE requests SET is_cancelled = 1, idempotency_key = NULL WHERE id = ?", (name,))
             else:
-                _forget(connection, found.job)
-        if state != "running":
-            _remove_files(found.job, self.folder)
+                self._forget(connection, found.job)
         self.log("removed", job=found.job, state=state)
         return found
 
@@ -259,8 +264,7 @@ class JobQueue(Store):
     def forget(self, name: str) -> None:
         """Remove a job that was cancelled and has stopped."""
         with self._transaction() as connection:
-            _forget(connection, name)
-        _remove_files(name, self.folder)
+            self._forget(connection, name)
         self.log("cancelled", job=name)
 
     def release(self) -> list[Any]:
@@ -272,7 +276,7 @@ class JobQueue(Store):
                 "WHERE is_cancelled AND jobs.state != 'running'"
             ).fetchall()
             for row in rows:
-                _forget(connection, row["job"])
+                self._forget(connection, row["job"])
             connection.execute(
                 "UPDATE requests SET step = 0, first_step = NULL, first_step_at = NULL WHERE first_step IS NOT NULL "
                 "AND job IN (SELECT name FROM jobs WHERE state = 'waiting')"
@@ -283,9 +287,28 @@ class JobQueue(Store):
                 (time.time(),),
             )
         forgotten = {row["job"] for row in rows}
-        for name in forgotten:
-            _remove_files(name, self.folder)
         return [job for job in released if job.name not in forgotten]
+
+    def drop_image(self, path: Path) -> None:
+        """Remove an image that a client sent, unless a job uses it."""
+        with self._transaction() as connection:  # which no submission can interrupt
+            if not _uses_image(connection, path.name):
+                path.unlink(missing_ok=True)
+
+    def drop_images(self) -> None:
+        """Remove images of requests that a process was killed in the middle of. For the start of a server."""
+        for path in (self.folder / IMAGES).glob("*"):
+            self.drop_image(path)
+
+    def _forget(self, connection: sqlite3.Connection, name: str) -> None:
+        """Remove a job with its files."""
+        row = connection.execute("SELECT shown FROM requests WHERE job = ?", (name,)).fetchone()
+        connection.execute("DELETE FROM requests WHERE job = ?", (name,))
+        connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
+        _remove_files(name, self.folder)
+        image = None if row is None else json.loads(row["shown"]).get("image")
+        if image is not None:
+            (self.folder / IMAGES / image).unlink(missing_ok=True)
 
 
 _SELECT = (
@@ -307,9 +330,10 @@ def _job(connection: sqlite3.Connection, row: sqlite3.Row) -> Job:
     ended = row["ended"]
     if row["state"] in ("done", "failed"):
         ended = ended or (row["started"] or row["created"]) + (row["seconds"] or 0.0)
-    plain = {name: row[name] for name in ("id", "job", "created", "model", "state", "error", "config")}
+    plain = {name: row[name] for name in ("id", "job", "created", "model", "state", "config")}
     return Job(
         **plain,
+        error=None if row["error"] is None else without_folders(row["error"]),
         ended=ended,
         shown=json.loads(row["shown"]),
         step=row["step"],
@@ -319,14 +343,14 @@ def _job(connection: sqlite3.Connection, row: sqlite3.Row) -> Job:
     )
 
 
+def _uses_image(connection: sqlite3.Connection, name: str) -> bool:
+    query = "SELECT 1 FROM requests WHERE json_extract(shown, '$.image') = ? LIMIT 1"
+    return connection.execute(query, (name,)).fetchone() is not None
+
+
 def _is_cancelled(connection: sqlite3.Connection, name: str) -> bool:
     row = connection.execute("SELECT is_cancelled FROM requests WHERE job = ?", (name,)).fetchone()
     return row is None or bool(row["is_cancelled"])
-
-
-def _forget(connection: sqlite3.Connection, name: str) -> None:
-    connection.execute("DELETE FROM requests WHERE job = ?", (name,))
-    connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
 
 
 def _remove_files(job: str, folder: Path) -> None:

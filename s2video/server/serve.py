@@ -50,6 +50,7 @@ def serve(server: Server, rules: Rules, address: Address, plan: ReplicaPlan, *, 
         if not is_ours:
             raise InputError(f"{queue.folder}: another process serves this folder or makes its batch; choose another")
         queue.begin()
+        queue.drop_images()
         app = build_app(replace(server, is_ready=state.is_set), rules)
         http = _Http(app, address)
         http.start()

@@ -154,7 +154,8 @@ def read_request(
 
 
 def _digest(fields: Mapping[str, Any], image: Path | None) -> str:
-    everything = json.dumps([dict(fields), image and image.name], sort_keys=True)  # images are named by their digest
+    name = None if image is None else image.name.partition(".")[0]  # the digest of its bytes
+    everything = json.dumps([dict(fields), name], sort_keys=True)
     return hashlib.sha256(everything.encode()).hexdigest()
 
 

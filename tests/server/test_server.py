@@ -319,6 +319,7 @@ class TestWire:
             rows = connection.execute("SELECT job FROM requests").fetchall()
         names = {Path(name).stem for (name,) in rows}
         assert {path.name.partition(".")[0] for path in (server.folder / "videos").iterdir()} <= names
+        assert list((server.folder / "images").iterdir()) == []
 
 
 def test_a_restart_loses_nothing(tmp_path: Path) -> None:
