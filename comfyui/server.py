@@ -44,7 +44,7 @@ def make_video(
             job = json.loads(_ask(place))
             progress(job["progress"])
     except BaseException:
-        _ask(place, method="DELETE")  # nobody waits for it any more
+        _ask(place, method="DELETE")  # no one waits for it any more
         raise
     if job["status"] != "completed":
         raise ServerError(f"{base}: {job['error']['message']}")

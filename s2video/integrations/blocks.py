@@ -168,7 +168,7 @@ def _skip(block: Block, *, is_followed: bool) -> None:
     """Run the offloading hooks of a skipped block.
 
     In a group of several blocks, the first block loads all, the last unloads them. With a stream, each block loads the
-    next group while it runs: a skipped one does so too, and frees what was loaded for it in vain.
+    next group while it runs: a skipped one does so too, and frees what was loaded for it.
 
     Args:
         is_followed: the next block runs, or is skipped in the same way; False before the fork.

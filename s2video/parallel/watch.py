@@ -4,7 +4,7 @@ An exception cannot interrupt a collective that waits for a dead rank. So a rank
 ends its own process; one rank per host prints the reason. `statuses.py` has the rules. A rank of the same host that is
 gone is seen at once (`system/roster.py`), one of another host by its missing heartbeats. A heartbeat shows that the
 process is alive, not its main thread: that one is lost if a step takes far longer than those before it, or if it does
-nothing although it waits for nobody. If ranks wait for each other, the collectives raise at their time limit. NCCL does
+nothing although it waits for none. If ranks wait for each other, the collectives raise at their time limit. NCCL does
 not raise: it aborts the process. So with NCCL a step has a fixed limit, too, and this watch acts before NCCL does.
 
 Each rank has two threads: one uses the store, which may block without end; the other only checks the clock. Knows no

@@ -1,6 +1,6 @@
 """Which files a command may replace: one rule for all commands.
 
-A file that exists is replaced only if s2video made it and nobody has changed it since. A video's sidecar proves that by
+An existing file is replaced only if s2video made it and it has not changed since. A video's sidecar proves that by
 its name and its digest. An empty file may be replaced, and so may the video of a run that was interrupted while it
 wrote, because that run has kept this rule. Everything else is refused before anything is computed, unless the user says
 --overwrite. A file that the command reads is never replaced. Imports neither torch nor diffusers.
@@ -77,7 +77,7 @@ def check_unsigned(path: Path, is_signed: Callable[[Path], bool], *, overwrite: 
     """Raise InputError if a report (a sheet, a page, a comparison) would replace a file that is no unchanged report.
 
     Args:
-        is_signed: whether s2video made the file at a path, and nobody has changed it since.
+        is_signed: whether s2video made the file at a path, and it has not been changed since.
     """
     if not overwrite and not _is_free(path) and not is_signed(path):
         raise InputError(f"output {path}: expected no file, or an unchanged one of s2video, got another one; {REMEDY}")

@@ -40,7 +40,7 @@ class ResumePoint:
         every_seconds: how often `step_done` writes; None: only when the run is stopped.
         resume: whether `begin` looks for a file.
         afresh_if_damaged: whether it says so and starts at the beginning if the file is damaged, as a batch does, for
-            which nobody waits; else it raises.
+            which no rank waits; else it raises.
 
     Attributes:
         first_step: steps that were done when the job was resumed; 0: it started at the beginning.

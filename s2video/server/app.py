@@ -202,12 +202,12 @@ def _create(server: Server, fields: Mapping[str, Any], image: bytes | None, key:
             429, f"{limits.waiting} videos wait already; try again later", code="queue_full", retry_after="30"
         )
     except OtherRequestError:
-        return problem(422, "Idempotency-Key: this key came with another request", code="idempotency_key_reused")
+        return problem(422, "Idempotency-Key: expected a new key for another request", code="idempotency_key_reused")
     return JSONResponse(as_video(job), headers={"openai-poll-after-ms": _POLL_AFTER})
 
 
 async def _fields_of(request: Request) -> tuple[dict[str, Any], bytes | None]:
-    """Return the fields of a JSON body or a form, names in brackets as mappings, and the image that came with them."""
+    """Return the fields of a JSON body or a form, names in brackets as mappings, and the image beside them."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         body = parse_json(await request.body(), "body", remedy="send a JSON object")

@@ -113,7 +113,7 @@ class FullError(Exception):
 
 
 class OtherRequestError(Exception):
-    """An idempotency key came back with another request."""
+    """An idempotency key is used for another request."""
 
 
 class JobQueue(Store):
@@ -148,7 +148,7 @@ class JobQueue(Store):
             elif known["digest"] != request.digest:
                 raise OtherRequestError
         found = self.find(request.id if known is None else known["id"])
-        if found is None:  # a deletion came between
+        if found is None:  # it was deleted meanwhile
             raise InputError("the job was deleted while it was queued")
         return found
 

@@ -43,7 +43,7 @@ class Claim:
         self._clean_up = ExitStack()
         self._clean_up.enter_context(at_sudden_end(self._remove_lock))
         try:
-            if not is_new:  # a process that was killed has left its lock file, and perhaps more
+            if not is_new:  # a process that was killed has left its lock file, and may have left more
                 remove_leftovers(files)
             self._before = {path: _identity(path) for path in files}
         except BaseException:

@@ -5,7 +5,7 @@ cannot choose the time of the last change of the inode (ctime), so another conte
 written within the clock's resolution. Files that changed in the last seconds are therefore not cached.
 
 The cache is in the user's cache folder, an entry a file. It is used only if folder and entry belong to this user, and
-nobody else can write to them; otherwise files are hashed each time. A name is never believed: a file in the Hub's cache
+no other user can write them; otherwise files are hashed each time. A name is never believed: a file in the Hub's cache
 is called by its SHA-256, but any file can be.
 """
 

@@ -45,7 +45,7 @@ class Roster:
     """This rank's entry, and those of the other ranks of this host.
 
     Args:
-        folder: with a folder for each local rank; None for a roster that knows nobody.
+        folder: with a folder for each local rank; None for a roster that knows no rank.
     """
 
     def __init__(self, folder: Path | None, *, rank: int = 0, local_rank: int = 0, local_size: int = 1) -> None:

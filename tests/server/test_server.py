@@ -150,7 +150,7 @@ def test_the_same_idempotency_key_gives_the_same_job(client: openai.OpenAI, vide
     headers = {"Idempotency-Key": "shot-7"}
     first = client.videos.create(**ask, extra_headers=headers)
     assert client.videos.create(**ask, extra_headers=headers).id == first.id
-    with pytest.raises(openai.UnprocessableEntityError, match="another request"):
+    with pytest.raises(openai.UnprocessableEntityError, match="expected a new key"):
         client.videos.create(**{**ask, "seconds": "2"}, extra_headers=headers)
     assert client.videos.create(**ask).id != first.id
     wait_for(client, first.id, "completed")

@@ -130,7 +130,7 @@ def test_cells_are_twelve_with_known_names() -> None:
 def test_a_run_resumes_and_shows(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A whole run at the smallest size; the second call measures nothing anew, and the tables are the same."""
+    """A whole run at the smallest size; the second call measures nothing again, and the tables are the same."""
     recipe = mnist.NETWORKS["plain"].__class__(Shape(blocks=3, width=16), steps=10)
     monkeypatch.setattr(mnist, "NETWORKS", {"plain": recipe})
     monkeypatch.setattr(mnist, "TRAINING_SEEDS", (0,))

@@ -1,4 +1,4 @@
-"""A file is replaced only if s2video made it and nobody has changed it since; what a command reads never is."""
+"""A file is replaced only if s2video made it and it has not been changed since; what a command reads never is."""
 
 import json
 import os

@@ -154,7 +154,7 @@ def test_ffmpeg_that_fails(
 def test_an_ffmpeg_that_does_nothing_is_ended(
     tmp_path: Path, started: list[subprocess.Popen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write into its pipe would block for ever."""
+    """A write into its pipe would never return."""
     monkeypatch.setattr(ffmpeg_module, "_STALL", 2.0)
 
     def producer() -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""One process of `workloads.apart`: python -m benches.worker MODULE.FUNCTION ARGUMENTS FILE, perhaps under torchrun."""
+"""One process of `workloads.apart`: python -m benches.worker MODULE.FUNCTION ARGUMENTS FILE, also under torchrun."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The mesh of any rank in a world of any size, with torch's fake process group: nobody else is there.
+"""The mesh of any rank in a world of any size, with torch's fake process group: no other rank is there.
 
 A fake collective returns at once and fills nothing in. The watchdog checks that sizes on its own rank fit together.
 """

@@ -78,7 +78,7 @@ class Watchdog(TorchDispatchMode):
         self.peak = self.live
 
     def clear(self) -> None:
-        """Forget faults, syncs and uploads, and begin the peak anew."""
+        """Forget faults, syncs and uploads, and begin the peak again."""
         for counter in (self.faults, self.syncs, self.uploads):
             counter.clear()
         self.reset_peak()
@@ -177,7 +177,7 @@ class Watchdog(TorchDispatchMode):
         self._storages[key][1] += 1
 
     def resize(self, tensor: Tensor, size: int) -> None:
-        """Count a known tensor's storage anew, whose size in bytes has changed."""
+        """Count a known tensor's storage again, whose size in bytes has changed."""
         storage = self._storages[torch._C._storage_address(tensor)]
         self.live += size - storage[0]
         storage[0] = size

@@ -1,1 +1,1 @@
-"""The parts of fuzz.py: what is fed (targets), how it is changed (mutations), and what came of it (trial)."""
+"""The parts of fuzz.py: what is fed (targets), how it is changed (mutations), and what it led to (trial)."""

@@ -1,4 +1,4 @@
-"""One input for one target, and what came of it. A finding is anything but a result or an InputError in one line."""
+"""One input for one target, and what it led to. A finding is anything but a result or an InputError in one line."""
 
 import contextlib
 import faulthandler
