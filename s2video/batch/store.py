@@ -318,7 +318,8 @@ class Store:
 
     def forget(self, name: str) -> None:
         """Remove a job that was stopped because `step_done` said so."""
-        raise NotImplementedError("a batch stops no single job")
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
 
     def release(self) -> list[Released]:
         """Requeue the jobs of replicas that died or missed a renewal; fail those after `MAX_ATTEMPTS` attempts."""
