@@ -4,6 +4,7 @@ Paths, prompts, and everything in a data file can hold escape sequences, which c
 title or hide what stands before them. Everything that is printed goes through this module.
 """
 
+import atexit
 import errno
 import io
 import logging
@@ -11,6 +12,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 logging.getLogger("s2video").addHandler(logging.NullHandler())  # prints nothing unless a program asks for it
 
@@ -56,6 +58,8 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+    atexit.unregister(_drop_unprinted)
+    atexit.register(_drop_unprinted)
 
 
 def lost_output() -> OSError | None:
@@ -121,10 +125,23 @@ def _write_output(text: str) -> None:
         sys.stdout.flush()
     except (OSError, ValueError) as error:
         _lost.append(error if isinstance(error, OSError) else OSError(errno.EBADF, "it is closed"))
-        with suppress(OSError, ValueError):  # what is left in the buffer goes there when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             say(f"nothing more is printed on standard output ({_lost[0].strerror}); the work continues")
+
+
+def _drop_unprinted() -> None:
+    """Discard what standard error cannot take; Python would try again at its end, and make the exit code 120 of it."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is left in a stream's buffer, and all that follows, go to /dev/null."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -39,7 +39,8 @@ def play(folder: Path, shell: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
-        env={**os.environ, "PLAYED": PLAYED, "PYTHONIOENCODING": "utf-8", **environment},
+        # buffered as by default, whatever this process has
+        env={**os.environ, "PLAYED": PLAYED, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "", **environment},
         capture_output=True,
         timeout=120,
     )
