@@ -52,6 +52,10 @@ class GpuRoom:
         yield
         self._peaks[_key(what, config)] = torch.cuda.max_memory_allocated(self._device) - before
 
+    def forget(self) -> None:
+        """Forget all peaks, because other models are on the device now."""
+        self._peaks.clear()
+
     def holds(self, decoding: RunConfig, denoising: RunConfig) -> bool:
         """Return whether both can run on the device at the same time."""
         if not self._is_gpu:

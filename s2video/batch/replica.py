@@ -8,13 +8,12 @@ video is finished before the next one is begun, and only its encoding overlaps i
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Literal, TypeVar
 
@@ -28,7 +27,7 @@ from ..errors import FollowUpError, S2VideoError, StoppedError, is_out_of_memory
 from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..parallel.collectives import any_rank, gather_objects
-from ..parallel.mesh import Mesh, build_mesh, init_mesh
+from ..parallel.mesh import Mesh, init_mesh
 from ..parallel.ring import named_backend
 from ..parallel.symptoms import shows_a_lost_rank
 from ..planning.plan import resolve_parallel
@@ -39,6 +38,7 @@ from ..system.progress import Style
 from ..system.roster import own_roster
 from ..system.shutdown import Termination
 from ..system.terminal import say, show_path
+from .engines import Engines, free_memory
 from .gpu_room import GpuRoom
 from .heartbeat import Heartbeat
 from .store import Record, Store
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class _CrowdedError(Exception):
-    """Memory ran out while two jobs shared the GPU."""
+    """Memory ran out while two jobs, or several models, shared the GPU."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def run_replica(
     overlap: Overlap,
     progress: Style = "auto",
     stays: bool = False,
+    loaded: int = 1,
 ) -> None:
     """Join the other ranks of a replica, and make jobs until none waits. Every rank runs this.
 
@@ -81,6 +82,7 @@ def run_replica(
         config: of any job, the same on all ranks; it says how they join.
         owner: the replica's name, which no other has or had.
         stays: wait for new jobs when none is left, with the models loaded; then only a signal ends it.
+        loaded: number of models that stay loaded, at least 1.
 
     Raises:
         StoppedError, SystemExit: it was asked to stop; its jobs wait again.
@@ -92,7 +94,7 @@ def run_replica(
         config = resolve_parallel(config, model, ranks.world_size())
     parallel, device = config.parallel, config.model.device
     with Termination().handled() as termination, init_mesh(parallel, device) as mesh, memory_reported():
-        options = _Options(overlap, progress, termination, stays)
+        options = _Options(overlap, progress, termination, stays, loaded)
         if not mesh.is_main:
             _Replica(store, owner, mesh, config.parallel, open_model, options).make_jobs()
             return
@@ -109,13 +111,14 @@ def run_replica(
 
 @dataclass(frozen=True)
 class _Options:
-    """How a replica works: whether decoding overlaps denoising, how progress is shown, how SIGTERM is handled, and
-    whether it waits for new jobs when none is left."""
+    """How a replica works: whether decoding overlaps denoising, how progress is shown, how SIGTERM is handled, whether
+    it waits for new jobs when none is left, and how many models stay loaded."""
 
     overlap: Overlap
     progress: Style
     termination: Termination
     stays: bool = False
+    loaded: int = 1
 
 
 class _Replica:
@@ -134,14 +137,11 @@ class _Replica:
         self._store = store
         self._owner = owner
         self._mesh = mesh
-        # by the settings that they are laid out by: groups of ranks are expensive, and never given back
-        self._meshes = {parallel.model_dump_json(): mesh}
         self._open_model = open_model
         self._options = options
         self._heartbeat = heartbeat
         self._room = GpuRoom(mesh.device)
-        self._engine: Engine | None = None
-        self._models: str | None = None  # the group of the last job, whose models are loaded
+        self._engines = Engines(options.loaded, mesh, parallel, self._load, self._room.forget)
 
     def make_jobs(self) -> None:
         """Draw and make jobs until none waits; where the replica stays, until it is stopped."""
@@ -153,9 +153,8 @@ class _Replica:
     def _make_all(self) -> None:
         halfway: _Halfway | None = None
         with ThreadPoolExecutor(1, "decoder", initializer=self._room.enter_thread) as thread:
-            while (drawn := self._draw(self._models)) is not None:
+            while (drawn := self._draw(self._engines.groups)) is not None:
                 record, job, resume = drawn
-                self._models = record.models
                 if halfway is not None and self._overlaps(halfway, job):
                     halfway = self._denoise_beside(halfway, thread, record, job, resume)
                 else:
@@ -170,7 +169,7 @@ class _Replica:
             if halfway is not None:
                 self._finish(halfway)
 
-    def _draw(self, models: str | None) -> tuple[Record, RunConfig, bool] | None:
+    def _draw(self, models: Sequence[str]) -> tuple[Record, RunConfig, bool] | None:
         """The next job, and whether it resumes: the main rank draws, and looks for files of an earlier start."""
         self._mesh.watch.meet()
         drawn: tuple[Record, RunConfig, bool] | None = None
@@ -211,7 +210,7 @@ class _Replica:
             is_crowded = True
         is_finished = behind.result() if behind is not None else True
         if not gather_objects(is_finished, self._mesh.world)[0]:
-            self._free_memory()
+            free_memory(self._mesh.device)
             self._finish(earlier)
         return self._denoise(record, job, resume) if is_crowded else halfway
 
@@ -224,7 +223,7 @@ class _Replica:
 
         def act() -> _Halfway | None:
             resolved = self._resolved(job)
-            engine = self._engine_for(resolved)
+            engine = self._engine_for(resolved, record)
             with self._room.measured("denoising", job) if is_alone else nullcontext():
                 denoised = denoise(
                     engine, resolved, resume=resume, afresh_if_damaged=True, on_step=self._step_of(record)
@@ -234,7 +233,7 @@ class _Replica:
             self._record_files(record, resolved)
             return None
 
-        return self._together(record, act, is_alone=is_alone)
+        return self._with_room(record, act, is_alone=is_alone)
 
     def _finish(self, halfway: _Halfway) -> None:
         def act() -> None:
@@ -242,7 +241,7 @@ class _Replica:
                 finish(halfway.denoised)
             self._record_files(halfway.record, halfway.engine.config)
 
-        self._together(halfway.record, act)
+        self._with_room(halfway.record, act)
 
     def _finish_alone(self, halfway: _Halfway, latents_done: torch.cuda.Event | None) -> bool:
         """On the main rank, in a thread, while another job is denoised; returns False if that takes too much memory."""
@@ -262,34 +261,37 @@ class _Replica:
         model = self._open_model(*job.model.source)
         return resolve_parallel(job, model, self._mesh.world.size)
 
-    def _engine_for(self, job: RunConfig) -> Engine:
+    def _engine_for(self, job: RunConfig, record: Record) -> Engine:
         """The models of a job: those that are loaded, if they are the right ones."""
-        if self._engine is not None and self._serves(self._engine, job):
-            return self._engine
-        self._engine = None
-        self._free_memory()
-        key = job.parallel.model_dump_json()
-        if self._mesh.backend is None:
-            self._meshes[key] = self._mesh  # one process lays nothing out
-        elif key not in self._meshes:
-            self._meshes[key] = replace(build_mesh(job.parallel, self._mesh.device), watch=self._mesh.watch)
-        self._engine = Engine(
+        return self._engines.of(job, record.models)
+
+    def _load(self, job: RunConfig, mesh: Mesh) -> Engine:
+        return Engine(
             job,
-            self._meshes[key],
+            mesh,
             checkpoint=self._open_model(*job.model.source),
             progress=self._options.progress,
             termination=self._options.termination,
         )
-        return self._engine
 
     def _serves(self, engine: Engine, job: RunConfig) -> bool:
         return (engine.config.model, engine.config.parallel) == (job.model, job.parallel)
+
+    def _with_room(self, record: Record, act: Callable[[], T], *, is_alone: bool = True) -> T | None:
+        """Return as `_together`. If memory runs out while other models are loaded, they go, and it is done again."""
+        if not (is_alone and self._engines.have_others(record.models)):
+            return self._together(record, act, is_alone=is_alone)
+        try:
+            return self._together(record, act, is_alone=False)
+        except _CrowdedError:
+            self._engines.keep_only(record.models)
+        return self._together(record, act)
 
     def _together(self, record: Record, act: Callable[[], T], *, is_alone: bool = True) -> T | None:
         """Run on all ranks a part of one job; returns None if it failed on any of them, which is recorded.
 
         Args:
-            is_alone: nothing else runs on the devices.
+            is_alone: nothing else is on the devices.
 
         Raises:
             _CrowdedError: on all ranks, if memory ran out, which is no fault of a job that was not alone.
@@ -319,7 +321,7 @@ class _Replica:
             self._mesh.watch.meet()
         if not any_rank(failed, self._mesh.world, self._mesh.device):
             return result
-        self._free_memory()
+        free_memory(self._mesh.device)
         if not is_alone and not any_rank(failed and not crowded, self._mesh.world, self._mesh.device):
             raise _CrowdedError
         return None
@@ -366,11 +368,6 @@ class _Replica:
     def _let_go(self, record: Record) -> None:
         if self._heartbeat is not None:
             self._heartbeat.held.discard(record.name)
-
-    def _free_memory(self) -> None:
-        gc.collect()
-        if self._mesh.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _one_line(error: Exception) -> str:

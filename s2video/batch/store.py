@@ -221,17 +221,10 @@ class Store:
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO about VALUES ('run file', ?)", (relative,))
 
-    def draw(self, owner: str, models: str | None) -> Record | None:
-        """Draw the next waiting job, of the group `models` if it has one. Return None if no job waits."""
+    def draw(self, owner: str, models: Sequence[str] = ()) -> Record | None:
+        """Draw the next waiting job, of one of the groups `models` if they have one. Return None if no job waits."""
         with self._transaction() as connection:
-            row = (
-                connection.execute(
-                    "SELECT name FROM jobs WHERE state = 'waiting' AND models = ? ORDER BY position LIMIT 1", (models,)
-                ).fetchone()
-                or connection.execute(
-                    "SELECT name FROM jobs WHERE state = 'waiting' ORDER BY position LIMIT 1"
-                ).fetchone()
-            )
+            row = self._next(connection, models)
             if row is None:
                 return None
             connection.execute(
@@ -243,6 +236,16 @@ class Store:
             record = _record(drawn)
         self.log("drawn", job=record.name, replica=owner, attempt=record.attempts)
         return record
+
+    def _next(self, connection: sqlite3.Connection, models: Sequence[str]) -> sqlite3.Row | None:
+        """Return the name and position of the job that `draw` takes."""
+        query = "SELECT name, position FROM jobs WHERE state = 'waiting' {} ORDER BY position LIMIT 1"
+        loaded = f"AND models IN ({', '.join('?' * len(models))})"
+        found: sqlite3.Row | None = (
+            connection.execute(query.format(loaded), tuple(models)).fetchone()
+            or connection.execute(query.format("")).fetchone()
+        )
+        return found
 
     def renew(self, owner: str) -> set[str]:
         """Renew the leases of a replica, and return the jobs that it still owns.

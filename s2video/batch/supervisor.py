@@ -5,6 +5,7 @@ Knows the store and how processes end, but neither shots nor models.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -16,12 +17,14 @@ from functools import partial
 
 from ..errors import InputError, S2VideoError
 from ..system.launcher import LaunchPlan, held_signals, start_ranks, torchrun_command
+from ..system.locks import is_held
 from ..system.processes import IDLENESS, Idleness, kill_tree, look, tree
 from ..system.terminal import say
 from .store import LEASE, Store
 
 _INTERVAL = 0.2  # seconds between two checks of the replicas
 _LOOK_INTERVAL = 2.0  # seconds between two looks at what their processes do
+_RETRY_AFTER = 10.0  # seconds after which a replica that died before it drew a job is tried again, where replicas stay
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def supervise(
     """Run replicas until no job is waiting or running.
 
     If a replica dies, it is reported, its job goes back into the queue, and it is restarted if it had drawn a job. One
-    that died before is not restarted. One that does nothing, or loses a job because it missed its heartbeat, is ended.
+    that died before is not restarted; where replicas stay, it is tried again later, because the others may work for
+    months. One that does nothing, or loses a job because it missed its heartbeat, is ended.
 
     Args:
         arguments: arguments of `s2video` for every replica; its name is added as `--owner NAME`.
@@ -106,7 +110,7 @@ def supervise(
         S2VideoError: if jobs wait, but every replica died before it drew one.
     """
     running: dict[int, _Running] = {}
-    failed_numbers: set[int] = set()
+    retry_at: dict[int, float] = {}  # number of a replica that died before it drew a job -> monotonic seconds
     drew: set[str | None] = set()  # owners
     with held_signals(stops_softly=True) as signals:
         while True:
@@ -119,7 +123,7 @@ def supervise(
                 if code != 0 and (not signals.received or replica.ended_because):
                     _report(store, replica, code)
                     if replica.owner not in drew and not store.has_drawn(replica.owner):
-                        failed_numbers.add(number)
+                        retry_at[number] = time.monotonic() + _RETRY_AFTER if stays else math.inf
             _release(store, running.values())
             _end_idle([r for r in running.values() if not stays or _has_work(store, r.owner)], idleness)
             states = store.count_open()
@@ -127,7 +131,8 @@ def supervise(
                 if not running:
                     return signals.received[0]
             elif "waiting" in states:
-                free = [n for n in range(1, plan.count + 1) if n not in running and n not in failed_numbers]
+                now = time.monotonic()
+                free = [n for n in range(1, plan.count + 1) if n not in running and retry_at.get(n, 0.0) <= now]
                 if not free and not running:
                     raise S2VideoError(
                         f"{states['waiting']} videos are waiting, but every replica exited before it drew one; "
@@ -153,7 +158,7 @@ def _release(store: Store, running: Iterable[_Running]) -> None:
 
 def _has_work(store: Store, owner: str) -> bool:
     """Return whether a replica that stays makes a job or has still to start; else there may be nothing to do."""
-    return owner in store.owners() or not store.has_drawn(owner)
+    return owner in store.owners() or not is_held(store.owner_path(owner))
 
 
 def _end_idle(running: Iterable[_Running], limit: float) -> None:

@@ -85,6 +85,7 @@ def add_commands(commands: Any) -> None:
     replica.add_argument("--progress", choices=["auto", "plain", "none"], required=True)
     replica.add_argument("--owner", required=True)
     replica.add_argument("--serve", action="store_true")  # wait for jobs of a server
+    replica.add_argument("--loaded", type=whole_number, default=1)
     replica.set_defaults(run=_replica)
 
 
@@ -256,6 +257,7 @@ def _replica(arguments: argparse.Namespace) -> int:
         overlap=arguments.overlap,
         progress=arguments.progress,
         stays=arguments.serve,
+        loaded=arguments.loaded,
     )
     return 0
 

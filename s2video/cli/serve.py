@@ -15,6 +15,7 @@ from ..config.run import RunConfig
 from ..errors import InputError, StoppedError
 from ..models.checkpoint import open_checkpoint
 from ..models.recipes import load_config_with_note, load_model_config
+from ..planning.plan import this_card
 from ..system.files import user_path
 from .arguments import add_command, add_set_argument, path_argument, say, whole_number
 
@@ -49,6 +50,13 @@ def add_commands(commands: Any) -> None:
     machines = serve.add_argument_group("machines")
     machines.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="that draw from one queue")
     machines.add_argument("--nproc", type=whole_number, default=1, metavar="N", help="ranks of each replica")
+    machines.add_argument(
+        "--loaded",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="models that a replica keeps loaded; the one that was not used for longest makes room for another",
+    )
     limits = serve.add_argument_group("limits")
     limits.add_argument("--max-pixels", type=whole_number, default=1280 * 720, metavar="N", help="of a frame")
     limits.add_argument("--max-frames", type=whole_number, default=257, metavar="N", help="of a video")
@@ -63,6 +71,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         from ..server.app import Server
         from ..server.guards import LOOPBACK, Rules
         from ..server.queue import JobQueue
+        from ..server.room import crowding
         from ..server.serve import Address, serve
         from ..server.video_request import Limits, Models
     except ModuleNotFoundError as error:
@@ -79,8 +88,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     device = next(iter(models.configs.values())).model.device
     plan = ReplicaPlan(arguments.replicas, arguments.nproc, visible_gpus(device) if arguments.replicas > 1 else ())
     plan.check()
+    if arguments.loaded < 1:
+        raise InputError(f"--loaded: expected a number >= 1, got {arguments.loaded}")
     for config in models.configs.values():
         models.open(*config.model.source)
+    if arguments.loaded > 1:
+        warning = crowding(models, arguments.loaded, world_size=arguments.nproc, card=this_card(device))
+        if warning is not None:
+            say(warning)
     limits = Limits(
         pixels=arguments.max_pixels,
         frames=arguments.max_frames,
@@ -91,7 +106,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     queue = JobQueue(arguments.folder.resolve())
     server = Server(queue, models, limits, world_size=arguments.nproc, replicas=arguments.replicas)
     address = Address(arguments.host, arguments.port)
-    number = serve(server, Rules(hosts, key, limits.body), address, plan, plain=arguments.plain)
+    rules = Rules(hosts, key, limits.body)
+    number = serve(server, rules, address, plan, loaded=arguments.loaded, plain=arguments.plain)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise StoppedError("the server stopped; jobs that it was making go on from their checkpoints at the next start")

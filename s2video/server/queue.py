@@ -11,7 +11,7 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ Phase = Literal["waiting", "loading", "denoising", "decoding", "done", "failed"]
 Order = Literal["asc", "desc"]
 
 IMAGES = "images"  # the folder of clients' images, below the server's
+_MOST_PASSES = 8  # newer jobs that may be drawn before one whose model is not loaded
 _PROGRESS_EVERY = 0.5  # seconds between two writes of a job's progress
 
 _SCHEMA = """
@@ -170,6 +171,20 @@ class JobQueue(Store):
                 *(request.digest, request.idempotency_key, request.steps),
             ),
         )
+
+    def _next(self, connection: sqlite3.Connection, models: Sequence[str]) -> sqlite3.Row | None:
+        """Return as `Store._next`, but the oldest job when many newer ones were drawn before it.
+
+        A batch ends, so there every job has its turn. Here clients could ask for a loaded model for ever.
+        """
+        oldest, found = super()._next(connection, ()), super()._next(connection, models)
+        if oldest is None or found is None or oldest["name"] == found["name"]:
+            return oldest
+        (passes,) = connection.execute(
+            "SELECT COUNT(*) FROM jobs WHERE state IN ('running', 'done', 'failed') AND position > ?",
+            (oldest["position"],),
+        ).fetchone()
+        return found if passes < _MOST_PASSES else oldest
 
     def find(self, name: str) -> Job | None:
         """Return a job by its id; None if there is none, or it was cancelled."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import uvicorn
@@ -37,8 +38,14 @@ class Address:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-def serve(server: Server, rules: Rules, address: Address, plan: ReplicaPlan, *, plain: bool) -> int | None:
+def serve(
+    server: Server, rules: Rules, address: Address, plan: ReplicaPlan, *, loaded: int = 1, plain: bool
+) -> int | None:
     """Serve until a signal arrives; return its number.
+
+    Args:
+        loaded: models that a replica keeps loaded.
+        plain: print the progress of steps.
 
     Raises:
         InputError: another server has the folder, or the address cannot be used.
@@ -57,15 +64,16 @@ def serve(server: Server, rules: Rules, address: Address, plan: ReplicaPlan, *, 
         try:
             say(f"serving {', '.join(server.models.configs)} at {address.url}, jobs in {queue.folder}")
             state.set()
-            return _supervise(server, plan, "plain" if plain else "none", http)
+            progress = "plain" if plain else "none"
+            options = ["--overlap", "auto", "--progress", progress, "--loaded", str(loaded)]
+            return _supervise(server, plan, ["replica", str(server.folder), "--serve", *options], http)
         finally:
             state.clear()
             http.stop()
 
 
-def _supervise(server: Server, plan: ReplicaPlan, progress: str, http: _Http) -> int | None:
+def _supervise(server: Server, plan: ReplicaPlan, arguments: Sequence[str], http: _Http) -> int | None:
     """Run replicas whenever jobs wait, until a signal arrives."""
-    arguments = ["replica", str(server.folder), "--serve", "--overlap", "auto", "--progress", progress]
     deaths = 0
     while http.is_alive():
         ended = server.queue.count()

@@ -42,8 +42,8 @@ def test_all_ranks_come_out_of_a_job_that_fails(ranks: Ranks, tmp_path: Path, fa
         [Entry(name=n, place="", models="", config="{}", key="", work=None) for n in ("first", "second")],
         frozenset(),
     )
-    store.draw("r1", None)
-    store.draw("r1", None)
+    store.draw("r1")
+    store.draw("r1")
     assert ranks(2).run(attempts, tmp_path, failing) == [[None, "second on rank 0"], [None, "second on rank 1"]]
     first, second = store.records()
     assert (first.state, second.state) == ("failed", "running")

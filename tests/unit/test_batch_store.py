@@ -69,7 +69,7 @@ def events(store: Store) -> list[str]:
 
 
 def test_jobs_are_drawn_once_each_in_order_but_loaded_models_first(store: Store) -> None:
-    drawn = [store.draw("r1", None), store.draw("r2", "large"), store.draw("r1", "small"), store.draw("r1", "small")]
+    drawn = [store.draw("r1"), store.draw("r2", ["large"]), store.draw("r1", ["small"]), store.draw("r1", ["small"])]
     assert [job and job.name for job in drawn] == ["a", "c", "b", None]
     assert [(r.owner, r.attempts, r.started) for r in store.records()] == [
         ("r1", 1, 1000.0),
@@ -85,7 +85,7 @@ def test_many_processes_draw_no_job_twice(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from s2video.batch.store import Store\n"
         "store = Store(Path(sys.argv[1]))\n"
-        "while (job := store.draw(sys.argv[2], None)) is not None: print(job.name)"
+        "while (job := store.draw(sys.argv[2])) is not None: print(job.name)"
     )
     root = str(Path(batch_store.__file__).parents[1])
     processes = [
@@ -102,7 +102,7 @@ def test_many_processes_draw_no_job_twice(tmp_path: Path) -> None:
 
 
 def test_a_job_is_done_with_its_files(store: Store, clock: Clock, alive: ExitStack) -> None:
-    store.draw("r1", None)
+    store.draw("r1")
     clock.now += 7
     assert store.finish("a", "r1", {"a.mp4": "1" * 64, "a.json": "2" * 64})
     record = store.records()[0]
@@ -114,14 +114,14 @@ def test_a_job_is_done_with_its_files(store: Store, clock: Clock, alive: ExitSta
 
 def test_a_job_that_failed_on_another_rank_of_its_replica_is_not_lost(store: Store, alive: ExitStack) -> None:
     """The main rank learns of it from the store before it learns of it from that rank."""
-    store.draw("r1", "")
+    store.draw("r1")
     store.fail("a", "r1", "no memory")
     assert store.renew("r1") == {"a"}
     assert store.renew("r2") == set()
 
 
 def test_a_lease_holds_while_it_is_renewed(store: Store, clock: Clock, alive: ExitStack) -> None:
-    store.draw("r1", None)
+    store.draw("r1")
     clock.now += LEASE - 1
     assert store.renew("r1") == {"a"}
     clock.now += LEASE - 1
@@ -130,7 +130,7 @@ def test_a_lease_holds_while_it_is_renewed(store: Store, clock: Clock, alive: Ex
     (job,) = store.release()
     assert (job.name, job.owner, job.error) == ("a", "r1", None)
     assert store.renew("r1") == set()
-    taken = store.draw("r2", None)
+    taken = store.draw("r2")
     assert taken is not None and (taken.name, taken.attempts) == ("a", 2)
 
 
@@ -141,17 +141,17 @@ def test_a_lease_does_not_depend_on_the_time_of_day(tmp_path: Path) -> None:
     store.create()
     store.put([entry("a"), entry("b")], frozenset())
     with held_lock(store.owner_path("r1")):
-        store.draw("r1", None)
+        store.draw("r1")
         time_of_day.now += 120
         assert Store(tmp_path, clock=time_of_day, ticks=ticks).release() == []
         time_of_day.now -= 3600
         assert store.release() == [] and store.renew("r1") == {"a"}
         ticks.now += LEASE + 1
         assert [job.name for job in store.release()] == ["a"]
-        store.draw("r1", None)
+        store.draw("r1")
         assert store.finish("a", "r1", {})
         time_of_day.now -= 3600
-        store.draw("r1", None)
+        store.draw("r1")
         time_of_day.now -= 3600
         assert store.finish("b", "r1", {})
         assert [record.seconds for record in store.records()] == [0, 0]
@@ -162,10 +162,10 @@ def test_the_clock_of_leases_does_not_jump() -> None:
 
 
 def test_who_lost_a_job_ends_it_no_more(store: Store, clock: Clock, alive: ExitStack) -> None:
-    store.draw("r1", None)
+    store.draw("r1")
     clock.now += LEASE + 1
     store.release()
-    store.draw("r2", None)
+    store.draw("r2")
     assert not store.finish("a", "r1", {"a.mp4": "1" * 64})
     assert not store.fail("a", "r1", "late")
     assert store.digests() == {}
@@ -173,8 +173,8 @@ def test_who_lost_a_job_ends_it_no_more(store: Store, clock: Clock, alive: ExitS
 
 
 def test_a_job_of_a_dead_replica_waits_again_at_once(store: Store, alive: ExitStack) -> None:
-    store.draw("r1", None)
-    store.draw("r2", None)
+    store.draw("r1")
+    store.draw("r2")
     alive.close()
     with held_lock(store.owner_path("r2")):
         (job,) = store.release()
@@ -184,7 +184,7 @@ def test_a_job_of_a_dead_replica_waits_again_at_once(store: Store, alive: ExitSt
 
 def test_a_job_that_kills_every_replica_fails(store: Store) -> None:
     for attempt in range(1, MAX_ATTEMPTS + 1):
-        drawn = store.draw("gone", None)
+        drawn = store.draw("gone")
         assert drawn is not None and drawn.name == "a"
         (job,) = store.release()
         assert job.attempts == attempt
@@ -194,14 +194,14 @@ def test_a_job_that_kills_every_replica_fails(store: Store) -> None:
 
 
 def test_a_new_start_forgives_attempts_and_a_stop_is_none(store: Store) -> None:
-    store.draw("r1", None)
-    store.draw("r1", None)
+    store.draw("r1")
+    store.draw("r1")
     assert store.give_back("r1") == ["a", "b"]
     assert [r.attempts for r in store.records()] == [0, 0, 0]
-    store.draw("gone", None)
+    store.draw("gone")
     store.release()
     assert store.records()[0].attempts == 1
-    store.draw("gone", None)
+    store.draw("gone")
     for owner in ("replica-1-x", "replica-2-y"):
         store.owner_path(owner).touch()
     with held_lock(store.owner_path("replica-1-x")):
@@ -211,7 +211,7 @@ def test_a_new_start_forgives_attempts_and_a_stop_is_none(store: Store) -> None:
 
 
 def test_a_job_that_failed_keeps_its_error_until_it_is_made_again(store: Store) -> None:
-    store.draw("r1", None)
+    store.draw("r1")
     assert store.fail("a", "r1", "NaN", traceback="")
     assert not store.fail("a", "r1", "the second to speak")
     store.put([entry("a"), entry("b")], frozenset())
@@ -222,7 +222,7 @@ def test_a_job_that_failed_keeps_its_error_until_it_is_made_again(store: Store) 
 
 def test_files_of_jobs_that_are_no_more_are_no_more_listed(store: Store) -> None:
     for name in ("a", "b"):
-        store.draw("r1", None)
+        store.draw("r1")
         store.finish(name, "r1", {f"{name}.mp4": "1" * 64})
     store.put([entry("b"), entry("c")], frozenset())
     assert store.checksums_path.read_text() == f"{'1' * 64}  b.mp4\n"
@@ -241,7 +241,7 @@ def test_a_replica_that_lost_a_job_ends(
     monkeypatch.setattr(heartbeat, "LEASE", 0.04)
     monkeypatch.setattr(heartbeat, "end_suddenly", end)
     with beating:
-        store.draw("r1", None)
+        store.draw("r1")
         beating.held.add("a")
         beating._thread.join(0.3)
         assert ended == []
@@ -286,12 +286,12 @@ def test_status_tells_all_shards(tmp_path: Path, clock: Clock) -> None:
     first, second = shards
     with held_lock(first.owner_path("r1")):
         for _ in range(2):
-            first.draw("r1", None)
-        second.draw("gone", None)
+            first.draw("r1")
+        second.draw("gone")
         clock.now += 10
         first.finish("a0", "r1", {"a0.mp4": "1" * 64})
         second.fail("a1", "gone", "NaN in the latents")
-        second.draw("gone", None)
+        second.draw("gone")
         status = read_status(tmp_path, now=clock.now)
     reported = json.loads(as_json(status))
     assert reported["counts"] == {"waiting": 2, "running": 2, "done": 1, "failed": 1}
@@ -364,23 +364,23 @@ def test_what_happens_often_costs_the_same_after_many_jobs(tmp_path: Path, monke
 
 
 def test_checksums_are_those_of_the_store_whoever_died(store: Store, clock: Clock, alive: ExitStack) -> None:
-    store.draw("r1", None)
+    store.draw("r1")
     store.finish("a", "r1", {"a.mp4": "1" * 64})
-    store.draw("gone", None)
+    store.draw("gone")
     with store.checksums_path.open("a") as file:
         file.write(f"{'9' * 64}  b.mp4\n")  # of a replica that died before it could commit
     clock.now += LEASE + 1
     assert [job.name for job in store.release()] == ["b"]
-    store.draw("r1", None)
+    store.draw("r1")
     store.finish("b", "r1", {"b.mp4": "2" * 64})
     assert store.checksums_path.read_text() == f"{'1' * 64}  a.mp4\n{'2' * 64}  b.mp4\n"
 
 
 def test_a_full_disk_leaves_the_checksums_as_they_were(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.draw("r1", None)
+    store.draw("r1")
     store.finish("a", "r1", {"a.mp4": "1" * 64})
     before = store.checksums_path.read_text()
-    store.draw("r1", None)
+    store.draw("r1")
     opened = Path.open
 
     class Full(io.StringIO):

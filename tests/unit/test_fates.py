@@ -107,7 +107,7 @@ def test_what_may_be_replaced_is_remembered_until_the_job_is_done(tmp_path: Path
     entries = [Entry(name, "here", "", "{}", "k", None) for name in "abc"]
     store.put(entries, frozenset("a"), frozenset("b"))
     assert Store(tmp_path).replaceable() == {"a", "b"}
-    store.draw("r", None)
+    store.draw("r")
     store.finish("a", "r", {})
     store.put([entries[0], entries[2]], frozenset())
     assert store.replaceable() == set()

@@ -153,7 +153,7 @@ def test_status_watches_until_all_are_made(
 
     def later(seconds: float) -> None:
         if next(looks) == "done":
-            drawn = store.draw("r1", None)
+            drawn = store.draw("r1")
             assert drawn is not None
             store.finish(drawn.name, "r1", {})
 

@@ -56,7 +56,9 @@ class Scene:
         self.replica = _Replica(
             self.store, "r1", mesh, ParallelConfig(), open_checkpoint, _Options("always", "none", Termination())
         )
-        monkeypatch.setattr(self.replica, "_engine_for", lambda job: SimpleNamespace(config=job, can_decode_alone=True))
+        monkeypatch.setattr(
+            self.replica, "_engine_for", lambda job, _: SimpleNamespace(config=job, can_decode_alone=True)
+        )
         monkeypatch.setattr(self.replica, "_record_files", self._record)
         monkeypatch.setattr(module, "denoise", self._denoise)
         monkeypatch.setattr(module, "finish", self._finish)
@@ -152,7 +154,7 @@ def test_a_replica_ends_where_nccl_may_be_out_of_step(
 ) -> None:
     scene_ = scene("a", Mesh(CPU, world=Axis("world", 2), backend=backend))
     monkeypatch.setattr(module, "any_rank", lambda flag, axis, device: flag)
-    record = scene_.store.draw("r1", None)
+    record = scene_.store.draw("r1")
     assert record is not None
 
     def act() -> None:

@@ -215,7 +215,7 @@ def test_failures_come_from_the_state_of_a_batch(tmp_path: Path) -> None:
         store.create()
         job = Entry(name=failing, place="shots.csv, line 3", models="", config="{}", key="", work=None)
         store.put([job, replace(job, name="a.mp4")], frozenset())
-        assert store.draw("one", None) is not None
+        assert store.draw("one") is not None
         assert store.fail(failing, "one", "no image x.png")
     expected = [Failure(name, "shots.csv, line 3: no image x.png") for name in ("c.mp4", "b.mp4")]
     assert read_failures(tmp_path) == expected

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,10 +30,13 @@ folder, owner = Path(sys.argv[1]), sys.argv[3]
 store = Store(folder)
 if (folder / "broken").exists():
     sys.exit("out of order")
+if (folder / "broken once").exists() and os.environ["PLAYED_NUMBER"] == "2":
+    (folder / "broken once").unlink()
+    sys.exit("out of order")
 if (folder / "asleep").exists():
     time.sleep(1000)
 with held_lock(store.owner_path(owner)):
-    while (job := store.draw(owner, None)) is not None:
+    while (job := store.draw(owner)) is not None:
         if job.name.startswith("kills"):
             os.kill(os.getpid(), signal.SIGKILL)
         if job.name.startswith("kills once") or job.name.startswith("long"):
@@ -50,6 +53,8 @@ with held_lock(store.owner_path(owner)):
             store.fail(job.name, owner, "its own fault")
             sys.exit(1)
         store.finish(job.name, owner, {job.name: "0" * 64})
+    while (folder / "patient").exists():
+        time.sleep(0.2)
 """
 
 
@@ -142,6 +147,57 @@ def test_a_replica_that_lost_its_job_is_ended(
     assert supervise(store, PlayedPlan(1, 1), [str(tmp_path)]) is None
     assert states(store) == {"stops": "done"}
     assert "missed its heartbeat" in capsys.readouterr().err
+
+
+def _stop_when(condition: Callable[[], bool]) -> threading.Thread:
+    """Send SIGTERM to this process when a condition holds."""
+
+    def wait() -> None:
+        end = time.monotonic() + 60
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_where_replicas_stay_one_that_died_while_it_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one works meanwhile, and may do so for months."""
+    monkeypatch.setattr(replicas, "_RETRY_AFTER", 0.5)
+    store = store_of(tmp_path, "long", "job")
+    first = PlayedPlan.environment
+
+    def environment(self: ReplicaPlan, number: int) -> dict[str, str]:
+        return {**first(self, number), "PLAYED_NUMBER": str(number)}
+
+    monkeypatch.setattr(PlayedPlan, "environment", environment)
+    (tmp_path / "broken once").touch()
+    waiting = _stop_when(lambda: states(store)["job"] == "done")
+    assert supervise(store, PlayedPlan(2, 1), [str(tmp_path)], stays=True) == signal.SIGTERM
+    waiting.join()
+    assert states(store)["job"] == "done" and not (tmp_path / "broken once").exists()
+
+
+def test_a_replica_that_stays_may_have_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has drawn nothing yet, or a client has deleted all that it made."""
+    store = store_of(tmp_path, "job", "other")
+    (tmp_path / "patient").touch()
+
+    def cleared() -> bool:
+        if set(states(store).values()) == {"done"}:
+            for name in states(store):
+                store.forget(name)
+            time.sleep(5)
+        return not states(store)
+
+    waiting = _stop_when(cleared)
+    assert supervise(store, PlayedPlan(1, 1), [str(tmp_path)], idleness=2.0, stays=True) == signal.SIGTERM
+    waiting.join()
+    assert "did nothing" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
