@@ -17,8 +17,9 @@ from ..system.files import remove_leftovers
 from ..system.terminal import say
 from .fates import Again, Fate, fate_of, shortened
 from .plan import in_order, models_of, predict_seconds
-from .run_file import BatchJob
+from .run_file import Batch, BatchJob
 from .store import Entry, Record, Store
+from .takes import staying
 
 
 class Registered(NamedTuple):
@@ -79,11 +80,15 @@ def register(
     *,
     world_size: int,
     wanted: Again | None = None,
+    batch: Batch | None = None,
 ) -> Registered:
     """Put the jobs into the store; those wait that are new or changed, or whose files are missing.
 
     Only for the process that holds the store's lock. Work of earlier starts is kept: a job that they did not finish
     continues from its resume point.
+
+    Args:
+        batch: what the jobs are a part of, which says what else stays in the store; None: nothing else.
 
     Raises:
         InputError: a video that may not be replaced; the store then knows what it knew before.
@@ -108,10 +113,19 @@ def register(
         if fate.is_kept:
             registered.kept.append(job.name)
     replaceable = frozenset(job.name for job, _, fate in judged if fate.replaced is not None)
-    store.put(entries, frozenset(again), replaceable)
+    names = {entry.name for entry in entries}
+    others = [(name, record.take or "") for name, record in known.items() if name not in names]
+    store.put(entries, frozenset(again), replaceable, _staying(others, batch))
     if all(record.state != "running" for record in store.records()):  # else a replica of an older start still works
         remove_leftovers([store.checksums_path, *(path for job in jobs for path in OutputPaths.of(job.config).all)])
     return registered
+
+
+def _staying(others: Sequence[tuple[str, str]], batch: Batch | None) -> frozenset[str]:
+    if batch is None:
+        return frozenset()
+    made = [job.take for job in batch.jobs if job.take is not None]
+    return frozenset(staying(others, made, batch.shots, partial=batch.is_partial))
 
 
 def refuse(fates: Sequence[Fate]) -> None:
@@ -131,6 +145,7 @@ def _entry(job: BatchJob, key: str, work: float | None, kept: Record | None) -> 
         config=job.config.model_dump_json() if kept is None else kept.config,
         key=key if kept is None else kept.key,
         work=work,
+        take=None if job.take is None else job.take.as_text(),
     )
 
 

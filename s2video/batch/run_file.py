@@ -26,10 +26,12 @@ from ..media.output_paths import OutputPaths
 from ..models.recipes import with_recipe
 from ..system.files import user_path
 from .shots import FIELDS, NAME, Shot, inline_shots, key_problem, read_shots
+from .takes import Take, chosen_shots, version_of
 
 MAX_JOBS = 100_000
 RESERVED = "batch."  # prefix of the batch's own files in its folder
 _SEED = "sampling.seed"
+_NAME_TEMPLATE = "{shot}{variant}_s{seed}.{ext}"
 
 
 def _read_shot_source(value: Any) -> Any:
@@ -72,7 +74,7 @@ class RunFile(RunConfig):
         default=None, min_length=1, description="folder of all output; null means runs/ and the run file's name"
     )
     name: Text = Field(
-        default="{shot}{variant}_s{seed}.{ext}",
+        default=_NAME_TEMPLATE,
         min_length=1,
         description="template of a file's name, with the fields run, shot, prompt, variant (the values of sweep), the "
         "last part of each key of sweep, index, seed, take (1 to seeds), ext, and those of `fields`",
@@ -89,11 +91,12 @@ class RunFile(RunConfig):
 
 @dataclass(frozen=True)
 class BatchJob:
-    """One video of a batch: its path below the batch's folder, where its shot is defined, and its whole config."""
+    """One video of a batch: its path below the batch's folder, where its shot is defined, its config, and its take."""
 
     name: str
     where: str
     config: RunConfig
+    take: Take | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Batch:
         folder: folder of the videos and the state.
         problems: errors in shots, a sentence each; `jobs` lacks the jobs of these shots.
         recipe: name of the config whose values replace missing settings of the run file; None if there is none.
+        shots: names of all shots in the run file, also of those that are not made.
+        is_partial: only some shots, or one version, are made; the other videos of the folder stay as they are.
     """
 
     folder: Path
@@ -111,13 +116,21 @@ class Batch:
     jobs: tuple[BatchJob, ...]
     problems: tuple[str, ...]
     recipe: str | None = None
+    shots: tuple[str, ...] = ()
+    is_partial: bool = False
 
 
-def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
+def load_batch(
+    path: Path, overrides: Sequence[str] = (), *, version: int | None = None, only: Sequence[str] = ()
+) -> Batch:
     """Read a run file and expand it to its jobs.
 
+    Args:
+        version: of all shots that are made, in place of `fields.version`; None: that of each shot.
+        only: names or patterns of the shots to make; empty: all.
+
     Raises:
-        InputError: if the run file, or the file of shots, is invalid as a whole.
+        InputError: if the run file, or the file of shots, is invalid as a whole, or `only` names no shot of it.
     """
     source = origin(path, overrides)
     values = read_values(path, overrides, RunFile)
@@ -146,17 +159,42 @@ def load_batch(path: Path, overrides: Sequence[str] = ()) -> Batch:
             f"{source}: expected at most {MAX_JOBS} videos, got {count} (shots x sweep x seeds); split the run file"
         )
     folder = user_path(run.folder, "folder") if run.folder is not None else Path("runs") / path.stem
+    names = tuple(dict.fromkeys(_shot_name(shot, number) for number, shot in enumerate(shots, 1)))
+    chosen = chosen_shots(only, names) if only else frozenset(names)
+    run = _with_version(run, version, source)
+    made = [(number, shot) for number, shot in enumerate(shots, 1) if _shot_name(shot, number) in chosen]
     jobs: list[BatchJob] = []
-    problems = [f"{shot.where}: {problem}" for shot in shots for problem in shot.problems]
-    index = itertools.count(1)
-    for number, shot in enumerate(shots, 1):
+    problems = [f"{shot.where}: {problem}" for _, shot in made for problem in shot.problems]
+    count_of_each = math.prod(map(len, run.sweep.values())) * run.seeds
+    for number, shot in made:
         if not shot.problems:
+            first = (number - 1) * count_of_each  # of the whole run file, whatever part of it is made
             try:
-                jobs += _expand(run, base, shot, number, index, folder, path.stem)
+                jobs += _expand(run, base, shot, number, first, folder, path.stem, version)
             except InputError as error:
                 problems.append(str(error))
     problems += _collisions(jobs)
-    return Batch(folder, run.overlap, tuple(jobs), tuple(problems), recipe)
+    is_partial = bool(only) or version is not None
+    return Batch(folder, run.overlap, tuple(jobs), tuple(problems), recipe, names, is_partial)
+
+
+def _shot_name(shot: Shot, number: int) -> str:
+    return str(shot.values.get(NAME, f"{number:03d}"))
+
+
+def _with_version(run: RunFile, version: int | None, source: str) -> RunFile:
+    """Return the run file with names that tell a version from the others. Raises InputError if its own do not."""
+    if version is None:
+        return run
+    if "name" not in run.model_fields_set:
+        first, rest = _NAME_TEMPLATE.split("_s", 1)
+        return run if version == 1 else run.model_copy(update={"name": f"{first}_v{{version:03d}}_s{rest}"})
+    if re.search(r"\{version[:}]", run.name) is None:
+        raise InputError(
+            f"{source}: name: expected the field version, which --version sets, got {run.name!r}; write, for example, "
+            "{shot}_v{version:03d}_s{seed}.{ext}"
+        )
+    return run
 
 
 def output_path(folder: Path, template: str, fields: Mapping[str, object]) -> Path:
@@ -170,12 +208,23 @@ def output_path(folder: Path, template: str, fields: Mapping[str, object]) -> Pa
 
 
 def _expand(
-    run: RunFile, base: dict[str, Any], shot: Shot, number: int, index: Iterator[int], folder: Path, run_name: str
+    run: RunFile,
+    base: dict[str, Any],
+    shot: Shot,
+    number: int,
+    first: int,
+    folder: Path,
+    run_name: str,
+    version: int | None,
 ) -> Iterator[BatchJob]:
+    """Yield the jobs of a shot, which is number `number` in the run file, and whose first job is number `first`."""
     if twice := run.sweep.keys() & shot.values.keys():
         raise InputError(f"{shot.where}: {min(twice)}: expected one value, got one here and one in sweep; keep one")
     own = {key: value for key, value in shot.values.items() if key != NAME and not key.startswith(FIELDS)}
     naming = {**run.fields, **{k.removeprefix(FIELDS): v for k, v in shot.values.items() if k.startswith(FIELDS)}}
+    if version is not None:
+        naming["version"] = version
+    index = itertools.count(first)
     name = shot.values.get(NAME, f"{number:03d}")
     if not isinstance(name, str):
         raise InputError(f'{shot.where}: {NAME}: expected text, got {show(name)}; quote it, "like this"')
@@ -195,7 +244,7 @@ def _expand(
                 "shot": name,
                 "prompt": slug(config.prompt),
                 "variant": _variant(swept),
-                "index": next(index),
+                "index": (place := next(index)) + 1,
                 "seed": seed,
                 "take": take + 1,
                 "ext": suffix_of(config.output.codec).removeprefix("."),
@@ -210,7 +259,8 @@ def _expand(
                 finished.output.spec(output)
             except InputError as error:
                 raise InputError(f"{shot.where}: {error}") from None
-            yield BatchJob(PurePath(output.relative_to(folder)).as_posix(), shot.where, finished)
+            video = Take(name, number, version_of(naming.get("version")) or 1, place)
+            yield BatchJob(PurePath(output.relative_to(folder)).as_posix(), shot.where, finished, video)
 
 
 def _swept_fields(swept: Mapping[str, Any]) -> dict[str, Any]:

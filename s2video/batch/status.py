@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from ..system.locks import is_held
 from ..system.terminal import printable
+from .picks import JudgedTake, ShotTakes, shots_of, takes_of
 from .plan import spoken
 from .store import Record, State, Store, find_stores
 
@@ -27,6 +28,7 @@ class Status:
         alive: number of live replicas.
         stale: number of running jobs whose replica has died; the next start makes them again.
         seconds_left: predicted time; None if unknown.
+        takes: what each job is of the run file, and what was decided about it.
     """
 
     folder: Path
@@ -34,6 +36,7 @@ class Status:
     alive: int
     stale: int
     seconds_left: float | None
+    takes: tuple[JudgedTake, ...] = ()
 
     def count(self, state: str) -> int:
         return sum(record.state == state for record in self.records)
@@ -45,14 +48,14 @@ class Status:
 
 def read_status(folder: Path, *, now: float | None = None) -> Status:
     """Read the status of the batch in a folder. Raises InputError if there is none."""
-    stores = find_stores(folder)
-    records = [(store, record) for store in stores for record in store.records()]
+    stores = [(store, store.records()) for store in find_stores(folder)]
+    records = [(store, record) for store, own in stores for record in own]
     owners = {(s.path, r.owner): _is_alive(s, r) for s, r in records if r.state == "running"}
     stale = sum(not owners[s.path, r.owner] for s, r in records if r.state == "running")
     alive = sum(owners.values())
     jobs = tuple(record for _, record in records)
     left = _seconds_left(jobs, alive, time.time() if now is None else now)
-    return Status(folder, jobs, alive, stale, left)
+    return Status(folder, jobs, alive, stale, left, tuple(takes_of(folder, stores)))
 
 
 def _is_alive(store: Store, record: Record) -> bool:
@@ -95,11 +98,26 @@ def as_text(status: Status) -> str:
     for record in status.records:
         if record.state == "failed":
             lines.append(f"failed   {record.name}  ({record.place}): {record.error}")
+    lines += filter(None, map(_shot_line, shots_of(status.takes)))
     return "\n".join(map(printable, lines))
+
+
+def _shot_line(shot: ShotTakes) -> str:
+    """Return what there is to say about a shot that has several versions, or a take that was picked or rejected."""
+    decided = [f"{each.name} {each.words}" for each in shot.takes if each.words]
+    if len(shot.versions) < 2 and not decided:
+        return ""
+    made = {version: 0 for version in shot.versions}
+    for each in shot.takes:
+        made[each.take.version] += each.is_made
+    versions = ", ".join(f"v{version:03d} ({count} done)" for version, count in made.items())
+    return f"shot     {shot.name}  {'; '.join([versions, *decided])}"
 
 
 def as_json(status: Status) -> str:
     """Return the status as one JSON object."""
+    takes = {each.name: each for each in status.takes}
+    used = {shot.used.name for shot in shots_of(status.takes) if shot.used is not None}
     return json.dumps(
         {
             "folder": str(status.folder),
@@ -116,8 +134,16 @@ def as_json(status: Status) -> str:
                     "seconds": record.seconds,
                     "key": record.key,
                     "error": record.error,
+                    **_take_json(takes.get(record.name), used),
                 }
                 for record in status.records
             ],
         }
     )
+
+
+def _take_json(take: JudgedTake | None, used: Collection[str]) -> dict[str, object]:
+    if take is None:
+        return {}
+    facts = {"shot": take.take.shot, "version": take.take.version, "verdict": take.words or None}
+    return {**facts, "is_used": take.name in used}

@@ -44,7 +44,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     lease_until REAL,               -- seconds of the monotonic clock of this machine
     started REAL,                   -- seconds since the epoch
     seconds REAL,                   -- from draw to end
-    error TEXT
+    error TEXT,
+    take TEXT                       -- JSON, its shot and version (see takes.py); NULL: an older s2video put it here
 );
 CREATE TABLE IF NOT EXISTS files (
     job TEXT NOT NULL REFERENCES jobs(name) ON DELETE CASCADE,
@@ -75,9 +76,10 @@ class Entry:
     config: str
     key: str
     work: float | None
+    take: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record(Entry):
     """A job in the store, with its state."""
 
@@ -139,6 +141,8 @@ class Store:
                 connection.execute(f"PRAGMA journal_mode = {'DELETE' if self._is_shared else 'WAL'}")
                 self._check_version(connection)
                 connection.executescript(_SCHEMA)
+                if "take" not in {row["name"] for row in connection.execute("PRAGMA table_info(jobs)")}:
+                    connection.execute("ALTER TABLE jobs ADD COLUMN take TEXT")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except S2VideoError as error:
             if isinstance(error, InputError):
@@ -179,23 +183,34 @@ class Store:
         with self._events_path.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
 
-    def put(self, entries: Sequence[Entry], again: frozenset[str], replaceable: frozenset[str] = frozenset()) -> None:
+    def put(
+        self,
+        entries: Sequence[Entry],
+        again: frozenset[str],
+        replaceable: frozenset[str] = frozenset(),
+        staying: frozenset[str] = frozenset(),
+    ) -> None:
         """Make `entries` the jobs of the batch, in this order. New ones and those in `again` are set to waiting.
 
         Args:
             replaceable: jobs that may replace videos that are there; so may those in `again`.
+            staying: jobs that stay, with their state, after `entries`, although they are not among them.
         """
         with self._transaction() as connection:
-            known = {row["name"] for row in connection.execute("SELECT name FROM jobs")}
-            kept = {entry.name for entry in entries}
-            connection.executemany("DELETE FROM jobs WHERE name = ?", [(name,) for name in known - kept])
+            known = [row["name"] for row in connection.execute("SELECT name FROM jobs ORDER BY position")]
+            made = {entry.name for entry in entries}
+            others = [name for name in known if name not in made]
+            connection.executemany("DELETE FROM jobs WHERE name = ?", [(o,) for o in others if o not in staying])
+            moved = enumerate((name for name in others if name in staying), len(entries))
+            connection.executemany("UPDATE jobs SET position = ? WHERE name = ?", moved)
             for position, e in enumerate(entries):
                 connection.execute(
-                    "INSERT INTO jobs (name, position, place, models, config, key, work) VALUES (?,?,?,?,?,?,?) "
+                    "INSERT INTO jobs (name, position, place, models, config, key, work, take) "
+                    "VALUES (?,?,?,?,?,?,?,?) "
                     "ON CONFLICT (name) DO UPDATE SET position = excluded.position, place = excluded.place, "
                     "models = excluded.models, config = excluded.config, key = excluded.key, "
-                    "work = excluded.work",
-                    (e.name, position, e.place, e.models, e.config, e.key, e.work),
+                    "work = excluded.work, take = excluded.take",
+                    (e.name, position, e.place, e.models, e.config, e.key, e.work, e.take),
                 )
             for name in again:
                 connection.execute("DELETE FROM files WHERE job = ?", (name,))
@@ -472,10 +487,13 @@ def _record(row: sqlite3.Row) -> Record:
     for name, kinds in _KINDS.items():
         if not isinstance(row[name], kinds):
             raise sqlite3.DatabaseError(f"{name} of a job has the type {type(row[name]).__name__}")
+    take = row["take"] if "take" in row.keys() else None  # noqa: SIM118, a row is no mapping
+    if not isinstance(take, str | None):
+        raise sqlite3.DatabaseError(f"the take of a job has the type {type(take).__name__}")
     is_owned = row["owner"] is not None and row["lease_until"] is not None
     if row["state"] not in get_args(State) or (row["state"] == "running" and not is_owned):
         raise sqlite3.DatabaseError("a job in no state that jobs have")
-    return Record(**{name: row[name] for name in Record.__dataclass_fields__})
+    return Record(take=take, **{name: row[name] for name in Record.__dataclass_fields__ if name != "take"})
 
 
 def recorded_run_file(path: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""The commands of batches: batch | status, and replica, which the supervisor starts."""
+"""The commands of batches: batch | status | pick, and replica, which the supervisor starts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from typing import Any
 
 from ..batch.checks import check_folder, find_cut_prompts, find_problems
 from ..batch.fates import Again, outlook
+from ..batch.picks import Verdict, decide, read_takes
+from ..batch.picks import as_text as takes_as_text
 from ..batch.plan import describe, predict_seconds
 from ..batch.register import judge, refuse, register
 from ..batch.run_file import RESERVED, Batch, BatchJob, load_batch
 from ..batch.status import as_json, as_text, read_status
 from ..batch.store import Store
 from ..batch.supervisor import ReplicaPlan, supervise, visible_gpus
+from ..batch.takes import MAX_VERSION
 from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError, StoppedError
 from ..models.checkpoint import OpenModel, open_checkpoint
@@ -42,12 +45,20 @@ def add_commands(commands: Any) -> None:
         "batch",
         "Make a list of shots, on this machine or as ranks of torchrun",
         examples="s2video batch configs/batch-shapes.yaml --dry-run\n"
-        "s2video batch configs/batch-shapes.yaml --replicas 2 --nproc 4",
+        "s2video batch configs/batch-shapes.yaml --replicas 2 --nproc 4\n"
+        "s2video batch configs/batch-shapes.yaml --version 2 --only triangle --set guidance.cfg_scale=4",
     )
     batch.add_argument("run_file", type=path_argument, nargs="?", metavar="RUNFILE", help="a YAML file")
     batch.add_argument("--config", type=path_argument, metavar="RUNFILE", help="the same")
     batch.add_argument("--dry-run", action="store_true", help="check everything, and print what would be made")
     add_set_argument(batch)
+    part = batch.add_argument_group("a part of the shots, or another version of them")
+    part.add_argument(
+        "--only", type=_names, default=(), metavar="SHOTS", help="names or patterns, such as shot010,sh02*; others stay"
+    )
+    part.add_argument(
+        "--version", type=_version, metavar="N", help="make version N of the shots, and leave the other versions"
+    )
     machines = batch.add_argument_group("machines")
     machines.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="that draw from one queue")
     machines.add_argument("--nproc", type=whole_number, default=1, metavar="N", help="ranks of each replica")
@@ -78,6 +89,22 @@ def add_commands(commands: Any) -> None:
     )
     status.set_defaults(run=_status)
 
+    pick = add_command(
+        commands,
+        "pick",
+        "Pick or reject takes of a batch, or print them; timelines and pages follow",
+        examples="s2video pick runs/batch-shapes\n"
+        's2video pick runs/batch-shapes triangle_v002_s0 --note "the better end"\n'
+        "s2video pick runs/batch-shapes triangle_v001_s0 --reject",
+    )
+    pick.add_argument("folder", type=path_argument, metavar="RUN", help="the batch's folder, or its run file")
+    pick.add_argument("takes", nargs="*", metavar="TAKE", help="names of videos; none: print all takes")
+    either = pick.add_mutually_exclusive_group()
+    either.add_argument("--reject", action="store_true", help="reject them instead; a rejected take is not used")
+    either.add_argument("--clear", action="store_true", help="forget what was decided about them")
+    pick.add_argument("--note", default="", metavar="TEXT", help="why, for others to read")
+    pick.set_defaults(run=_pick)
+
     replica = commands.add_parser("replica")  # without help: started by the supervisor
     replica.add_argument("folder", type=path_argument)
     replica.add_argument("--shard", type=_shard)
@@ -89,9 +116,27 @@ def add_commands(commands: Any) -> None:
     replica.set_defaults(run=_replica)
 
 
+def batch_folder(path: Path) -> Path:
+    """Return the folder of a batch, which is named by itself or by its run file. Raises InputError."""
+    return load_batch(path).folder if path.suffix in (".yaml", ".yml") else path
+
+
+def _pick(arguments: argparse.Namespace) -> int:
+    folder = batch_folder(arguments.folder)
+    if not arguments.takes:
+        if arguments.reject or arguments.clear or arguments.note:
+            raise InputError("pick: expected names of takes, got none; s2video pick RUN prints them")
+        show(takes_as_text(read_takes(folder)))
+        return 0
+    read_takes(folder)  # raises before a lock is made in a folder of another kind
+    verdict: Verdict | None = None if arguments.clear else "rejected" if arguments.reject else "picked"
+    takes = decide(folder, arguments.takes, verdict, note=arguments.note)
+    show(takes_as_text(takes))
+    return 0
+
+
 def _status(arguments: argparse.Namespace) -> int:
-    is_run_file = arguments.folder.suffix in (".yaml", ".yml")
-    folder = load_batch(arguments.folder).folder if is_run_file else arguments.folder
+    folder = batch_folder(arguments.folder)
     shown = None
     while True:
         status = read_status(folder)
@@ -116,6 +161,20 @@ def _shard(text: str) -> tuple[int, int] | None:
     return None if int(match[2]) == 1 else (int(match[1]), int(match[2]))
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names of shots, separated by commas, got {text[:60]!r}")
+    return names
+
+
+def _version(text: str) -> int:
+    number = whole_number(text)
+    if not 1 <= number <= MAX_VERSION:
+        raise argparse.ArgumentTypeError(f"expected a version from 1 to {MAX_VERSION}, got {number}")
+    return number
+
+
 def _batch(arguments: argparse.Namespace) -> int:
     path = arguments.run_file or arguments.config
     if path is None or (arguments.run_file and arguments.config):
@@ -126,7 +185,7 @@ def _batch(arguments: argparse.Namespace) -> int:
             "--replicas and --nproc: expected neither under torchrun, which starts the ranks of one replica"
         )
     world_size = ranks.world_size() if is_rank else arguments.nproc
-    batch = load_batch(path, arguments.set)
+    batch = load_batch(path, arguments.set, version=arguments.version, only=arguments.only)
     if batch.recipe is not None and not is_rank:
         say(recipe_note(path, batch.recipe))
     open_model = cache(open_checkpoint)
@@ -134,7 +193,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     jobs = list(batch.jobs)
     if arguments.shard is not None:
         index, count = arguments.shard
-        jobs = jobs[index - 1 :: count]
+        jobs = [job for job in jobs if job.take is not None and job.take.number % count == index - 1]
     gpus: Sequence[str] = ()
     if arguments.replicas > 1 and jobs:  # one replica takes all of them
         gpus = visible_gpus(jobs[0].config.model.device)
@@ -166,10 +225,11 @@ def _batch(arguments: argparse.Namespace) -> int:
     if not is_main:
         return _run_as_rank(store, jobs, batch, arguments.plain)
     with _owned(store, path, arguments.shard):
-        replaced, kept = register(jobs, store, open_model, world_size=world_size, wanted=wanted)
+        replaced, kept = register(jobs, store, open_model, world_size=world_size, wanted=wanted, batch=batch)
         _say_fates(replaced, kept, wanted)
-        waiting = sum(record.state == "waiting" for record in store.records())
-        terminal.say(f"{waiting} of {len(jobs)} videos to make in {batch.folder}")
+        records = store.records()
+        waiting = sum(record.state == "waiting" for record in records)
+        terminal.say(f"{waiting} of {len(records)} videos to make in {batch.folder}")
         if is_rank:
             _run_as_rank(store, jobs, batch, arguments.plain)
         else:

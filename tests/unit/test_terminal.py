@@ -11,7 +11,7 @@ import s2video
 from s2video.batch.plan import describe as describe_batch
 from s2video.batch.run_file import BatchJob
 from s2video.batch.status import Status, as_json, as_text
-from s2video.batch.store import Record
+from s2video.batch.store import Entry, Record
 from s2video.cli.main import main
 from s2video.config.run import RunConfig
 from s2video.records.sidecar_model import Sidecar, read_sidecar
@@ -72,7 +72,9 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_status_and_dry_run() -> None:
-    record = Record(EVIL, EVIL, "", "", "", None, "failed", 1, EVIL, None, None, EVIL + "\nb")
+    entry = Entry(EVIL, EVIL, "", "", "", None)
+    ended = {"attempts": 1, "owner": EVIL, "started": None, "seconds": None, "error": EVIL + "\nb"}
+    record = Record(**vars(entry), state="failed", **ended)
     status = Status(Path(EVIL), (record,), 0, 0, None)
     assert is_harmless(as_text(status)) and as_text(status).count("\n") == 1
     assert is_harmless(as_json(status))
