@@ -118,6 +118,13 @@ class ModelConfig(Section):
         default=None,
         description="one of diffusers' attention backends (native, flash, sage, ...); null: diffusers' default",
     )
+    compile: Literal["none", "blocks"] = setting(
+        "rounding",
+        newer=True,
+        default="none",
+        description="blocks: torch.compile each block of the transformer, which takes time in the first step and "
+        "changes the last bits",
+    )
     device: Literal["auto", "cpu", "cuda"] = setting(
         "rounding", per_process=True, default="auto", description="auto: cuda if there is a GPU, else cpu"
     )

@@ -26,14 +26,14 @@ from ..guidance.masks import MaskSchedule
 from ..guidance.reuse import StepPasses
 from ..models.base import Conditioning, ImageConditioning
 from ..models.checkpoint import Checkpoint, open_checkpoint
-from ..models.experts import Expert, Experts
+from ..models.compiled import require_compiler
+from ..models.experts import Experts, load_expert
 from ..models.image_encoder import ImageEncoder
 from ..models.images import Images
 from ..models.limits import check_images, check_request
 from ..models.loading import load_conditioners, load_scheduler, load_vae
-from ..models.lora import AppliedLora, load_loras, lora_digests
+from ..models.lora import AppliedLora, lora_digests
 from ..models.noise_levels import noise_levels
-from ..models.parts import place_transformer
 from ..models.prompts import cut_prompts, cut_warning
 from ..models.schedulers import choose_scheduler, set_steps, step_noise
 from ..models.text import TextEncoder
@@ -94,6 +94,8 @@ class Engine:
         mesh.watch.report("loading")
         self.checkpoint = checkpoint or open_checkpoint(*config.model.source)
         check_request(config, self.checkpoint.info, world_size=mesh.world.size)
+        if config.model.compile == "blocks":
+            require_compiler(mesh.device.type)
         self._family = self.checkpoint.family
         self._progress: Style = progress if mesh.is_main else "none"
         self._termination = termination or Termination()
@@ -112,10 +114,11 @@ class Engine:
         self._denoising, self._decoding = RLock(), RLock()
         self._load_encoders()
         self._scheduler = self._choose_scheduler()
-        self.loras: list[AppliedLora] = []
+        loaded = [load_expert(self.checkpoint, config, mesh, name) for name in self._family.transformers]
+        self.loras: list[AppliedLora] = [lora for _, loras in loaded for lora in loras]
         boundary = self.checkpoint.info.boundary_ratio
         self._experts = Experts(
-            [self._load_expert(name) for name in self._family.transformers],
+            [expert for expert, _ in loaded],
             boundary=None if boundary is None else boundary * self._scheduler.config.num_train_timesteps,
             device=mesh.device if config.model.offload_experts else None,
         )
@@ -144,26 +147,14 @@ class Engine:
             stream=model.stream_text_encoder,
         )
 
-    def _load_expert(self, component: str) -> Expert:
-        config = self.config
-        transformer, weights = place_transformer(
-            self.checkpoint,
-            self._dtype,
-            self.mesh,
-            config.parallel,
-            component,
-            offloaded=config.model.offload_experts,
-        )
-        self.loras += load_loras(transformer, config.model.lora, component, self._family.pipeline)
-        model = self._family.block_model(transformer, named_backend(config.model.attention_backend))
-        return Expert(model, weights, transformer)
-
     def _loading_notes(self) -> Iterator[str]:
-        """Yield a line about each component whose files were converted, and about each LoRA."""
+        """Yield a line about each component whose files were converted, each LoRA, and compiled blocks."""
         for component, how in self.checkpoint.conversions.items():
             yield f"{component}: {how}"
         for lora in self.loras:
             yield lora.line()
+        if self.config.model.compile == "blocks":
+            yield "blocks are compiled in the first step, and once more when a size changes, which takes minutes"
 
     def with_config(self, config: RunConfig) -> "Engine":
         """Return the same models under other settings of everything except `model` and `parallel`; loads no weights.

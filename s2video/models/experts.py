@@ -10,9 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.run import RunConfig
+from ..parallel.mesh import Mesh
 from ..parallel.offload import Offloaded, keep_on_cpu
+from ..parallel.ring import named_backend
 from ..parallel.weights import BlockWeights
 from .base import BlockModel
+from .checkpoint import Checkpoint
+from .compiled import compile_blocks
+from .lora import AppliedLora, load_loras
+from .parts import place_transformer
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,30 @@ class Expert:
     model: BlockModel
     weights: BlockWeights
     module: nn.Module
+
+
+def load_expert(
+    checkpoint: Checkpoint, config: RunConfig, mesh: Mesh, component: str
+) -> tuple[Expert, list[AppliedLora]]:
+    """Load a transformer by its folder, with its LoRAs, and return what became of those. All ranks call it together.
+
+    Raises:
+        InputError: if files of the component or of a LoRA cannot be used.
+    """
+    family, settings = checkpoint.family, config.model
+    transformer, weights = place_transformer(
+        checkpoint,
+        getattr(torch, settings.dtype),
+        mesh,
+        config.parallel,
+        component,
+        offloaded=settings.offload_experts,
+    )
+    loras = load_loras(transformer, settings.lora, component, family.pipeline)
+    model = family.block_model(transformer, named_backend(settings.attention_backend))
+    if settings.compile == "blocks":
+        compile_blocks(block for name in family.block_lists for block in getattr(transformer, name))
+    return Expert(model, weights, transformer), loras
 
 
 class Experts:

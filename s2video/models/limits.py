@@ -11,6 +11,7 @@ from ..config.run import RunConfig
 from ..decoding.kinds import VAES, WAN_VAE
 from ..errors import InputError
 from ..guidance.reuse import LEAST_STEPS
+from .compiled import check_compile
 from .family import CheckpointInfo
 
 _PIPELINE_MULTIPLE = 16  # pixels; required by diffusers' pipelines, whose results ours must equal
@@ -42,6 +43,7 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
         from .schedulers import check_scheduler
 
         check_scheduler(config.sampling)
+    check_compile(config)
     if config.model.lora:
         _check_loras(config, checkpoint)
     # These checks import torch, so they run only if needed.

@@ -115,7 +115,7 @@ def sharded_joint_attention(
     *,
     text_lengths: Sequence[int] | None = None,
     backend: str | None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Return joint attention: video and text tokens attend to all video and text tokens, in one softmax.
 
     Text tokens follow the video tokens.
@@ -128,7 +128,7 @@ def sharded_joint_attention(
         backend: as in `sharded_attention`.
 
     Returns:
-        [B, S_local, H, D] for the video and [B, M, H, D] for the text; the text is bitwise the same on every rank.
+        [B, S_local + M, H, D], video before text; the text is bitwise the same on every rank.
     """
     kernel = _ring_kernel(video[0], plan, backend)
     ulysses = plan.axes.ulysses
@@ -150,8 +150,7 @@ def sharded_joint_attention(
             joint[samples, : group + length] = _attend(q, k, v, backend)
     else:
         joint[:, :group], joint[:, group:] = _joint_ring(video, text, lengths, plan, kernel)
-    joint = tokens_from_heads(joint, tokens, heads, ulysses, shared=num_text)
-    return joint[:, : plan.mine.length], joint[:, plan.mine.length :]
+    return tokens_from_heads(joint, tokens, heads, ulysses, shared=num_text)
 
 
 def _joint_ring(

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..geometry import LatentShape
 from ..guidance.reuse import StepPasses
 from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint
+from ..models.compiled import check_compile
 from ..models.limits import check_lora_weights, check_request
 from ..models.registry import read_costs
 from ..system import ranks
@@ -178,10 +179,18 @@ def plan_for(
         num_steps=num_steps,
         computed=_computed(passes),
         other_ways=other_ways(config.guidance, num_blocks, num_steps),
-        note=config.guidance.reuse_warning() or "",
+        note="; ".join(_notes(config)),
         candidates=tuple(candidates),
         refused=tuple(refused),
     )
+
+
+def _notes(config: RunConfig) -> Iterator[str]:
+    """Yield what a person should know about the settings of a plan."""
+    if (warning := config.guidance.reuse_warning()) is not None:
+        yield warning
+    if config.model.compile == "blocks":
+        yield "the time that model.compile saves is not part of the prediction"
 
 
 def step_of(
@@ -192,6 +201,7 @@ def step_of(
     # Check the request without device and mesh: the run may use another machine, and each mesh is checked below. The
     # weights setting restricts other settings; zero3 is checked as fsdp, because it would require DeepSpeed here.
     check_lora_weights(config)
+    check_compile(config)
     model = config.model.model_copy(update={"device": "auto", "lora": ()})  # a LoRA's file need not be here
     weights = "fsdp" if config.parallel.weights == "zero3" else config.parallel.weights
     parallel = ParallelConfig(weights=weights)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...geometry import LatentShape
 from ...parallel.attention import AttentionPlan, set_backend, sharded_joint_attention
+from ...parallel.attention_op import attention_of, runs_with
 from ..base import BlockContext, Conditioning, TokenState
 from ..tokens import embed_shard, gather_latents, pad_text
 
@@ -30,14 +31,22 @@ Rotary = tuple[Tensor, Tensor]
 class ShardedJointAttention:
     """Attention processor of all blocks.
 
-    Blocks cannot pass it further arguments, so `HunyuanVideoBlockModel.run_block` sets `plan` and `text_lengths` before
-    each block.
+    Blocks cannot pass it further arguments, so `HunyuanVideoBlockModel.run_block` calls `begin` before each block.
     """
 
     def __init__(self, backend: str | None = None) -> None:
         self.backend = backend
         self.plan: AttentionPlan | None = None
         self.text_lengths: Sequence[int] | None = None
+
+    def begin(self, plan: AttentionPlan, text_lengths: Sequence[int] | None) -> None:
+        """Attend to these tokens in the next block of this thread."""
+        self.plan, self.text_lengths = plan, text_lengths
+        runs_with(self.attend)
+
+    def attend(self, video: Sequence[Tensor], text: Sequence[Tensor]) -> Tensor:
+        assert self.plan is not None
+        return sharded_joint_attention(video, text, self.plan, text_lengths=self.text_lengths, backend=self.backend)
 
     def __call__(
         self,
@@ -48,8 +57,7 @@ class ShardedJointAttention:
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return attention of video [B, L_local, D] and text [B, M, D] to all tokens of both, in the same shapes."""
-        assert self.plan is not None and encoder_hidden_states is not None and image_rotary_emb is not None
-        assert attention_mask is None
+        assert encoder_hidden_states is not None and image_rotary_emb is not None and attention_mask is None
         video, text = hidden_states, encoder_hidden_states
         query, key, value = (p(video).unflatten(2, (attn.heads, -1)) for p in (attn.to_q, attn.to_k, attn.to_v))
         query, key = attn.norm_q(query), attn.norm_k(key)
@@ -61,14 +69,9 @@ class ShardedJointAttention:
             norms = (attn.norm_added_q, attn.norm_added_k)
         text_query, text_key, text_value = (p(text).unflatten(2, (attn.heads, -1)) for p in projections)
         text_query, text_key = norms[0](text_query), norms[1](text_key)
-        outputs = sharded_joint_attention(
-            (query, key, value),
-            (text_query, text_key, text_value),
-            self.plan,
-            text_lengths=self.text_lengths,
-            backend=self.backend,
-        )
-        video, text = (output.flatten(2, 3).type_as(query) for output in outputs)
+        joint = attention_of(self.attend, (query, key, value), (text_query, text_key, text_value))
+        joint = joint.flatten(2, 3).type_as(query)
+        video, text = joint[:, : query.shape[1]], joint[:, query.shape[1] :]
         if attn.to_out is not None:  # single blocks project later, together with their feed-forward
             for layer in attn.to_out:
                 video = layer(video)
@@ -139,7 +142,7 @@ class HunyuanVideoBlockModel:
         return TokenState(local, context.text)
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
-        self._attention.plan, self._attention.text_lengths = context.attention, context.text_lengths
+        self._attention.begin(context.attention, context.text_lengths)
         # blocks of text-to-video ignore these arguments
         given = context.time_given, context.num_given
         video, text = self.blocks[index](state.video, state.text, context.time, None, context.rotary, *given)

@@ -7,6 +7,7 @@ attends to the tokens of all shards.
 Dimension letters as in `base`; p_t, p_h, p_w patch sizes, N_heads heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ...geometry import LatentShape, Shard
 from ...parallel.attention import AttentionPlan, set_backend, sharded_attention
+from ...parallel.attention_op import attention_of, runs_with
 from ..base import BlockContext, Conditioning, TokenState
 from ..tokens import embed_shard, gather_latents
 
@@ -25,12 +27,22 @@ Rotary = tuple[Tensor, Tensor]
 class ShardedSelfAttention:
     """Attention processor of the `attn1` of all blocks.
 
-    Blocks cannot pass it further arguments, so `WanBlockModel.run_block` sets `plan` before each block.
+    Blocks cannot pass it further arguments, so `WanBlockModel.run_block` calls `begin` before each block.
     """
 
     def __init__(self, backend: str | None = None) -> None:
         self.backend = backend
         self.plan: AttentionPlan | None = None
+
+    def begin(self, plan: AttentionPlan) -> None:
+        """Attend to the tokens of this plan in the next block of this thread."""
+        self.plan = plan
+        runs_with(self.attend)
+
+    def attend(self, video: Sequence[Tensor], text: Sequence[Tensor]) -> Tensor:
+        assert self.plan is not None and not text
+        query, key, value = video
+        return sharded_attention(query, key, value, self.plan, backend=self.backend)
 
     def __call__(
         self,
@@ -41,8 +53,7 @@ class ShardedSelfAttention:
         rotary_emb: Rotary | None = None,
     ) -> Tensor:
         """Return attention of [B, L_local, D] to all L tokens of the video, in the same shape."""
-        assert self.plan is not None and rotary_emb is not None
-        assert encoder_hidden_states is None and attention_mask is None
+        assert encoder_hidden_states is None and attention_mask is None and rotary_emb is not None
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
@@ -50,7 +61,7 @@ class ShardedSelfAttention:
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
         query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
-        output = sharded_attention(query, key, value, self.plan, backend=self.backend)
+        output = attention_of(self.attend, (query, key, value), ())
         output = output.flatten(2, 3).type_as(query)
         for layer in attn.to_out:
             output = layer(output)
@@ -166,7 +177,7 @@ class WanBlockModel:
         return TokenState(local)
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
-        self._attention.plan = context.attention
+        self._attention.begin(context.attention)
         return TokenState(self.transformer.blocks[index](state.video, context.text, context.time, context.rotary))
 
     def project(self, state: TokenState, context: BlockContext) -> Tensor:
