@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, ValidationError
 
 from ..config.fields import Text, Whole
-from ..config.run import RunConfig, build_config, origin, patch, read_values
+from ..config.run import RunConfig, build_config, origin, parse_override, patch, read_values
 from ..config.text import describe_problems, read_text, show
 from ..errors import InputError
 from ..media.formats import codec_for, suffix_of
@@ -30,6 +30,7 @@ from .takes import Take, chosen_shots, version_of
 
 MAX_JOBS = 100_000
 RESERVED = "batch."  # prefix of the batch's own files in its folder
+TIMELINES = (".otio", ".edl", ".xml")  # suffixes of timelines, which can list shots
 _SEED = "sampling.seed"
 _NAME_TEMPLATE = "{shot}{variant}_s{seed}.{ext}"
 
@@ -120,36 +121,46 @@ class Batch:
     is_partial: bool = False
 
 
+class ListedShots(NamedTuple):
+    """Shots from somewhere else than the run file, as it would list them, and the name of their source."""
+
+    source: str
+    shots: list[dict[str, Any]]
+
+
 def load_batch(
-    path: Path, overrides: Sequence[str] = (), *, version: int | None = None, only: Sequence[str] = ()
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    version: int | None = None,
+    only: Sequence[str] = (),
+    listed: ListedShots | None = None,
 ) -> Batch:
     """Read a run file and expand it to its jobs.
 
     Args:
         version: of all shots that are made, in place of `fields.version`; None: that of each shot.
         only: names or patterns of the shots to make; empty: all.
+        listed: the shots, if the run file lists none. Then `path` may be their source, and all settings are defaults.
 
     Raises:
         InputError: if the run file, or the file of shots, is invalid as a whole, or `only` names no shot of it.
     """
     source = origin(path, overrides)
-    values = read_values(path, overrides, RunFile)
+    values = _read(path, overrides)
+    if listed is not None:
+        values["shots"] = listed.shots
     try:
         run = RunFile.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{source}: {describe_problems(error, RunFile)}") from None
     if "path" in (values.get("output") or {}):
         raise InputError(f"{source}: {key_problem('output.path')}")
-    base = {key: value for key, value in values.items() if key in RunConfig.model_fields}
-    if base.get("parallel") == "auto":
-        base["parallel"] = {"degrees": "auto"}
-    # a batch can be interrupted at any time and must resume
-    base["checkpoint"] = {"every_seconds": 300} | (base.get("checkpoint") or {})
-    base, recipe = with_recipe(base)
+    base, recipe = _base(values)
     shots = (
         read_shots(path.parent / user_path(run.shots, "shots"))
         if isinstance(run.shots, str)
-        else inline_shots(run.shots, str(path))
+        else inline_shots(run.shots, str(path) if listed is None else listed.source)
     )
     if run.seeds > 1 and _SEED in run.sweep:
         raise InputError(f"{source}: expected seeds or a sweep of {_SEED}, got both; keep one")
@@ -176,6 +187,45 @@ def load_batch(
     problems += _collisions(jobs)
     is_partial = bool(only) or version is not None
     return Batch(folder, run.overlap, tuple(jobs), tuple(problems), recipe, names, is_partial)
+
+
+def base_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], RunConfig]:
+    """Return what a run file without shots sets, and the settings that all shots begin with.
+
+    Args:
+        path: the run file, or a file of another kind, which sets nothing.
+
+    Raises:
+        InputError: an invalid file, or one that lists shots.
+    """
+    values = _read(path, overrides)
+    if "shots" in values:
+        raise InputError(f"{path}: expected shots from here or from the timeline, got both; leave one of them out")
+    return values, build_config(_base(values)[0], origin(path, overrides))
+
+
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    if not is_timeline(path):
+        return read_values(path, overrides, RunFile)
+    values: dict[str, Any] = {}
+    for item in overrides:
+        values = patch(values, parse_override(item, RunFile))
+    return values
+
+
+def is_timeline(path: Path) -> bool:
+    """Return whether a file is a timeline, by its name."""
+    return path.suffix.lower() in TIMELINES
+
+
+def _base(values: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the settings of every shot, with the recipe of the model, and the recipe's name."""
+    base = {key: value for key, value in values.items() if key in RunConfig.model_fields}
+    if base.get("parallel") == "auto":
+        base["parallel"] = {"degrees": "auto"}
+    # a batch can be interrupted at any time and must resume
+    base["checkpoint"] = {"every_seconds": 300} | (base.get("checkpoint") or {})
+    return with_recipe(base)
 
 
 def _shot_name(shot: Shot, number: int) -> str:

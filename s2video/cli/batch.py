@@ -1,4 +1,4 @@
-"""The commands of batches: batch | status | pick, and replica, which the supervisor starts."""
+"""The commands that make batches: batch, and replica, which the supervisor starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import signal
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -15,16 +14,14 @@ from typing import Any
 
 from ..batch.checks import check_folder, find_cut_prompts, find_problems
 from ..batch.fates import Again, outlook
-from ..batch.picks import Verdict, decide, read_takes
-from ..batch.picks import as_text as takes_as_text
 from ..batch.plan import describe, predict_seconds
 from ..batch.register import judge, refuse, register
-from ..batch.run_file import RESERVED, Batch, BatchJob, load_batch
-from ..batch.status import as_json, as_text, read_status
+from ..batch.run_file import RESERVED, Batch, BatchJob, ListedShots, load_batch
 from ..batch.store import Store
 from ..batch.supervisor import ReplicaPlan, supervise, visible_gpus
 from ..batch.takes import MAX_VERSION
 from ..config.run import RunConfig
+from ..editorial.shots import TimelineShots, keep_timeline, shots_in
 from ..errors import InputError, S2VideoError, StoppedError
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..models.recipes import recipe_note
@@ -35,8 +32,6 @@ from ..system.processes import IDLENESS, has_gpu
 from ..system.terminal import show
 from .arguments import add_command, add_set_argument, path_argument, say, whole_number
 
-_WATCH_SECONDS = 2.0  # between two looks of `status --watch`
-
 
 def add_commands(commands: Any) -> None:
     """Add the parsers to those of the other commands."""
@@ -46,6 +41,7 @@ def add_commands(commands: Any) -> None:
         "Make a list of shots, on this machine or as ranks of torchrun",
         examples="s2video batch configs/batch-shapes.yaml --dry-run\n"
         "s2video batch configs/batch-shapes.yaml --replicas 2 --nproc 4\n"
+        "s2video batch --timeline cut.otio --handles 8 --set model.path=shapes-wan\n"
         "s2video batch configs/batch-shapes.yaml --version 2 --only triangle --set guidance.cfg_scale=4",
     )
     batch.add_argument("run_file", type=path_argument, nargs="?", metavar="RUNFILE", help="a YAML file")
@@ -58,6 +54,13 @@ def add_commands(commands: Any) -> None:
     )
     part.add_argument(
         "--version", type=_version, metavar="N", help="make version N of the shots, and leave the other versions"
+    )
+    edit = batch.add_argument_group("the shots of a timeline; its clips need prompts (see docs/studio.md)")
+    edit.add_argument(
+        "--timeline", type=path_argument, metavar="CUT", help=".otio, .edl or .xml, in place of the run file's shots"
+    )
+    edit.add_argument(
+        "--handles", type=whole_number, default=None, metavar="N", help="frames more before and after each clip"
     )
     machines = batch.add_argument_group("machines")
     machines.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="that draw from one queue")
@@ -78,33 +81,6 @@ def add_commands(commands: Any) -> None:
     batch.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
     batch.set_defaults(run=_batch)
 
-    status = add_command(commands, "status", "Print what of a batch is done, what runs, and what failed")
-    status.add_argument("folder", type=path_argument, metavar="RUN", help="the batch's folder, or its run file")
-    status.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    status.add_argument(
-        "--watch", action="store_true", help="print it again when it changes, until nothing is left to make"
-    )
-    status.add_argument(
-        "--exit-code", action="store_true", help="1: something failed; 3: not finished; without it, 0 for any state"
-    )
-    status.set_defaults(run=_status)
-
-    pick = add_command(
-        commands,
-        "pick",
-        "Pick or reject takes of a batch, or print them; timelines and pages follow",
-        examples="s2video pick runs/batch-shapes\n"
-        's2video pick runs/batch-shapes triangle_v002_s0 --note "the better end"\n'
-        "s2video pick runs/batch-shapes triangle_v001_s0 --reject",
-    )
-    pick.add_argument("folder", type=path_argument, metavar="RUN", help="the batch's folder, or its run file")
-    pick.add_argument("takes", nargs="*", metavar="TAKE", help="names of videos; none: print all takes")
-    either = pick.add_mutually_exclusive_group()
-    either.add_argument("--reject", action="store_true", help="reject them instead; a rejected take is not used")
-    either.add_argument("--clear", action="store_true", help="forget what was decided about them")
-    pick.add_argument("--note", default="", metavar="TEXT", help="why, for others to read")
-    pick.set_defaults(run=_pick)
-
     replica = commands.add_parser("replica")  # without help: started by the supervisor
     replica.add_argument("folder", type=path_argument)
     replica.add_argument("--shard", type=_shard)
@@ -114,43 +90,6 @@ def add_commands(commands: Any) -> None:
     replica.add_argument("--serve", action="store_true")  # wait for jobs of a server
     replica.add_argument("--loaded", type=whole_number, default=1)
     replica.set_defaults(run=_replica)
-
-
-def batch_folder(path: Path) -> Path:
-    """Return the folder of a batch, which is named by itself or by its run file. Raises InputError."""
-    return load_batch(path).folder if path.suffix in (".yaml", ".yml") else path
-
-
-def _pick(arguments: argparse.Namespace) -> int:
-    folder = batch_folder(arguments.folder)
-    if not arguments.takes:
-        if arguments.reject or arguments.clear or arguments.note:
-            raise InputError("pick: expected names of takes, got none; s2video pick RUN prints them")
-        show(takes_as_text(read_takes(folder)))
-        return 0
-    read_takes(folder)  # raises before a lock is made in a folder of another kind
-    verdict: Verdict | None = None if arguments.clear else "rejected" if arguments.reject else "picked"
-    takes = decide(folder, arguments.takes, verdict, note=arguments.note)
-    show(takes_as_text(takes))
-    return 0
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    folder = batch_folder(arguments.folder)
-    shown = None
-    while True:
-        status = read_status(folder)
-        counts = status.counts()
-        if counts != shown:
-            show(as_json(status) if arguments.json else as_text(status))
-            shown = counts
-        is_finished = not counts["waiting"] and not counts["running"]
-        if is_finished or not arguments.watch:
-            break
-        time.sleep(_WATCH_SECONDS)
-    if not (arguments.exit_code or arguments.watch):
-        return 0
-    return 1 if counts["failed"] else 0 if is_finished else 3
 
 
 def _shard(text: str) -> tuple[int, int] | None:
@@ -176,19 +115,23 @@ def _version(text: str) -> int:
 
 
 def _batch(arguments: argparse.Namespace) -> int:
-    path = arguments.run_file or arguments.config
+    path = arguments.run_file or arguments.config or arguments.timeline
     if path is None or (arguments.run_file and arguments.config):
         raise InputError("batch: expected one run file, such as configs/batch-shapes.yaml")
+    if arguments.handles is not None and arguments.timeline is None:
+        raise InputError("--handles: expected --timeline too; other shots have their own sampling.num_frames")
     is_rank = _is_rank()
     if is_rank and (arguments.replicas, arguments.nproc) != (1, 1):
         raise InputError(
             "--replicas and --nproc: expected neither under torchrun, which starts the ranks of one replica"
         )
     world_size = ranks.world_size() if is_rank else arguments.nproc
-    batch = load_batch(path, arguments.set, version=arguments.version, only=arguments.only)
+    open_model = cache(open_checkpoint)
+    edit = _timeline_shots(arguments, path, open_model)
+    listed = None if edit is None else ListedShots(str(arguments.timeline), edit.shots)
+    batch = load_batch(path, arguments.set, version=arguments.version, only=arguments.only, listed=listed)
     if batch.recipe is not None and not is_rank:
         say(recipe_note(path, batch.recipe))
-    open_model = cache(open_checkpoint)
     _require_usable(batch, open_model, world_size, dry_run=arguments.dry_run)
     jobs = list(batch.jobs)
     if arguments.shard is not None:
@@ -205,19 +148,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         if is_main:
             check_folder(batch.folder, arguments.shard, path)
-            judged = judge(jobs, store, open_model, wanted, all_keys=False)
-            refuse([each.fate for each in judged])
-            _say_fates(
-                [each.fate.replaced for each in judged],
-                [each.job.name for each in judged if each.fate.is_kept],
-                wanted,
-            )
-            for sentence in find_cut_prompts(jobs, open_model):
-                say(f"warning: {sentence}")
-            seconds = predict_seconds(jobs, open_model, world_size=world_size)
-            states = {record.name: record.state for record in store.records()} if store.path.exists() else {}
-            outlooks = [outlook(each.fate, states.get(each.job.name)) for each in judged]
-            show(describe(jobs, seconds, outlooks, replicas=plan.count, world_size=world_size))
+            _dry_run(jobs, store, open_model, wanted, plan, world_size)
         return 0
     if not jobs:
         terminal.say("no videos for this shard")
@@ -227,6 +158,8 @@ def _batch(arguments: argparse.Namespace) -> int:
     with _owned(store, path, arguments.shard):
         replaced, kept = register(jobs, store, open_model, world_size=world_size, wanted=wanted, batch=batch)
         _say_fates(replaced, kept, wanted)
+        if edit is not None:
+            keep_timeline(batch.folder, edit.timeline)
         records = store.records()
         waiting = sum(record.state == "waiting" for record in records)
         terminal.say(f"{waiting} of {len(records)} videos to make in {batch.folder}")
@@ -244,6 +177,37 @@ def _batch(arguments: argparse.Namespace) -> int:
             if (number := supervise(store, plan, command, idleness=idleness)) is not None:
                 _stopped(store, number)
         return _verdict(store)
+
+
+def _dry_run(
+    jobs: Sequence[BatchJob], store: Store, open_model: OpenModel, wanted: Again, plan: ReplicaPlan, world_size: int
+) -> None:
+    """Print what a start would do."""
+    judged = judge(jobs, store, open_model, wanted, all_keys=False)
+    refuse([each.fate for each in judged])
+    _say_fates(
+        [each.fate.replaced for each in judged],
+        [each.job.name for each in judged if each.fate.is_kept],
+        wanted,
+    )
+    for sentence in find_cut_prompts(jobs, open_model):
+        say(f"warning: {sentence}")
+    seconds = predict_seconds(jobs, open_model, world_size=world_size)
+    states = {record.name: record.state for record in store.records()} if store.path.exists() else {}
+    outlooks = [outlook(each.fate, states.get(each.job.name)) for each in judged]
+    show(describe(jobs, seconds, outlooks, replicas=plan.count, world_size=world_size))
+
+
+def _timeline_shots(arguments: argparse.Namespace, path: Path, open_model: OpenModel) -> TimelineShots | None:
+    """Return the shots of --timeline, and say what is not one; None without it."""
+    if arguments.timeline is None:
+        return None
+    found = shots_in(
+        arguments.timeline, path, tuple(arguments.set), handles=arguments.handles or 0, open_model=open_model
+    )
+    for note in found.notes:
+        say(note)
+    return found
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """A signature in sheets, pages and comparisons, which have no sidecar: s2video made this file, with this content.
 
-The signature is the SHA-256 of the rest of the file, at a place that programs ignore: a comment in HTML and JPEG, a
-text chunk in PNG, a `free` box in MP4. A file that another program has written or edited has none, or a wrong one. It
-guards against mistakes, not against forgery.
+The signature is the SHA-256 of the rest of the file, at a place that programs ignore: a comment in HTML, XML, EDL and
+JPEG, a text chunk in PNG, a `free` box in MP4, a key of its own in OTIO. A file that another program has written or
+edited has none, or a wrong one. It guards against mistakes, not against forgery.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _DIGEST = re.compile(re.escape(_TEXT) + rb"([0-9a-f]{64})")
 
 
 def sign(path: Path) -> None:
-    """Add the signature to a finished file, by its suffix: .png, .jpg, .jpeg, .mp4, or else HTML."""
+    """Add the signature to a finished file, by its suffix: .png, .jpg, .jpeg, .mp4, .otio, .edl, or else HTML."""
     content = path.read_bytes()
     at, suffix = _place(content, path.suffix), path.suffix
     signature = _wrapped(_TEXT + hashlib.sha256(content).hexdigest().encode(), suffix)
@@ -43,6 +43,8 @@ def _place(content: bytes, suffix: str) -> int:
     if suffix in (".jpg", ".jpeg"):
         (length,) = struct.unpack(">H", content[4:6])
         return 4 + int(length)  # after the first segment, APP0
+    if suffix == ".otio":
+        return content.rindex(b"}")
     return len(content)
 
 
@@ -54,4 +56,8 @@ def _wrapped(text: bytes, suffix: str) -> bytes:
         return b"\xff\xfe" + struct.pack(">H", len(text) + 2) + text
     if suffix == ".mp4":
         return struct.pack(">I", len(text) + 8) + b"free" + text
+    if suffix == ".otio":
+        return b', "s2video_file": "' + text + b'"'
+    if suffix == ".edl":
+        return b"* " + text + b"\n"
     return b"<!-- " + text + b" -->\n"

@@ -42,6 +42,7 @@ RUN_BY = {
     "s2video batch": ("tests/e2e/test_batch.py", '"batch"'),
     "s2video status": ("tests/e2e/test_batch.py", '"status"'),
     "s2video pick": ("tests/editorial/test_versions.py", '"pick"'),
+    "s2video timeline": ("tests/editorial/test_timelines.py", '"timeline"'),
     "s2video decode": ("tests/e2e/test_generate.py", '"decode"'),
     "s2video inspect": ("tests/unit/test_sidecar.py", '"inspect"'),
     "s2video reproduce": ("tests/unit/test_reproduce.py", '"reproduce"'),
@@ -226,7 +227,7 @@ def check_needs(command: Command, parsed: argparse.Namespace) -> None:
     task, overrides = getattr(parsed, "command", None), getattr(parsed, "set", ())
     path = getattr(parsed, "run_file", None) or getattr(parsed, "config", None)
     model = getattr(parsed, "model", None)
-    if task == "batch" and Path(path).parts[0] == "configs":
+    if task == "batch" and path and Path(path).parts[0] == "configs":
         assert not load_batch(Path(path), overrides).problems
     elif task in ("generate", "plan") and (model or path) and Path(model or path).parent.name in ("", "configs"):
         name = "shapes" if model == EMBEDDED else str(model or path)

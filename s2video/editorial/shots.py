@@ -1,0 +1,200 @@
+"""The shots that a timeline asks for: names, lengths that the model can make, handles, timecodes, prompts.
+
+A clip with a prompt is a shot. Other clips are left as they are. The timeline is kept in the batch's folder, where
+`s2video timeline` fills its clips with the videos, so that the cut stays what it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ..batch.run_file import RESERVED, base_settings
+from ..config.run import RunConfig
+from ..config.text import show
+from ..errors import InputError
+from ..media.formats import FORMATS, MAX_EXR_TIMECODE_RATE, Codec
+from ..models.checkpoint import OpenModel
+from ..models.family import CheckpointInfo
+from ..system.files import atomic_path
+from ..system.terminal import printable
+from .otio import NAMESPACE, exact_rate, frames_of, label, library
+from .read import Timeline, read_timeline
+
+KEPT = f"{RESERVED}timeline.otio"
+MAX_HANDLES = 1000
+_VIDEO = re.compile(r"\.(mov|mp4|mxf|mkv|avi|m4v|webm|exr|png|dpx|tiff?|jpe?g)$", re.IGNORECASE)
+_PROMPT = re.compile(r"^(?:comment:\s*)?prompt:\s*(.+)$", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class TimelineShots:
+    """What a timeline asks for.
+
+    Attributes:
+        shots: as items of a run file's `shots`.
+        timeline: the timeline, in which each clip that is a shot names it.
+        notes: sentences for the user.
+    """
+
+    shots: list[dict[str, Any]]
+    timeline: Timeline
+    notes: tuple[str, ...]
+
+
+def shots_in(
+    path: Path, run_file: Path, overrides: tuple[str, ...], *, handles: int, open_model: OpenModel
+) -> TimelineShots:
+    """Read a timeline, and return its shots.
+
+    Args:
+        run_file: the settings of all shots; may be `path`, and then they are the defaults.
+        handles: frames before and after each clip's own.
+
+    Raises:
+        InputError: not a timeline, none with a prompt, or settings that contradict it.
+    """
+    if not 0 <= handles <= MAX_HANDLES:
+        raise InputError(f"--handles: expected frames from 0 to {MAX_HANDLES}, got {handles}")
+    values, config = base_settings(run_file, overrides)
+    own_output = values.get("output") or {}
+    own_fps = config.output.fps if "fps" in own_output else None
+    timeline = read_timeline(path, own_fps)
+    if own_fps is not None and own_fps != timeline.fps:
+        raise InputError(
+            f"output.fps: expected {timeline.fps}, the rate of {path}, got {own_fps}; leave it out, or change it"
+        )
+    info = open_model(*config.model.source).info
+    return _shots(path, timeline, config, info, handles, sets_timecode=own_output.get("timecode") is None)
+
+
+def _shots(
+    path: Path, timeline: Timeline, config: RunConfig, info: CheckpointInfo, handles: int, *, sets_timecode: bool
+) -> TimelineShots:
+    otio, fps = library(), timeline.fps
+    copy = Timeline(timeline.otio.deepcopy(), fps, timeline.drop)
+    found: list[dict[str, Any]] = []
+    left, names = [], Counter[str]()
+    for track in copy.otio.video_tracks():
+        for index, clip in enumerate(track):
+            if not isinstance(clip, otio.schema.Clip) or not clip.enabled:
+                continue
+            own = clip.metadata.get(NAMESPACE, {})
+            prompt = prompt_of(clip) or config.prompt
+            if prompt is None:
+                left.append(clip.name or "a clip without a name")
+                continue
+            if exact_rate(clip.duration().rate) != fps:
+                raise InputError(f"timeline {path}: {clip.name}: expected {fps} frames per second, got another rate")
+            head, tail = (max(handles, more) for more in _overlaps(track, index, fps, otio))
+            name = _unique(_name(own, clip, len(found) + 1), names)
+            length = frames_of(clip.duration(), fps)
+            shot: dict[str, Any] = {
+                **_settings(path, clip.name, own),
+                "shot": name,
+                "prompt": prompt,
+                "sampling.num_frames": possible_frames(head + length + tail, info),
+                "output.fps": str(fps),
+            }
+            begin = frames_of(clip.trimmed_range().start_time, fps) - head
+            if sets_timecode and begin >= 0 and _holds_timecode(config.output.codec, fps):
+                shot["output.timecode"] = label(begin, fps, drop=timeline.drop)
+            found.append(shot)
+            clip.metadata[NAMESPACE] = {**_kept(own), "shot": name, "head": head}
+    if not found:
+        raise InputError(
+            f"timeline {path}: expected a clip with a prompt, got none; write it into the clip's metadata as "
+            f"{NAMESPACE}.prompt, into a marker as 'prompt: ...', or set prompt for all of them"
+        )
+    copy.otio.metadata[NAMESPACE] = {"fps": str(fps), "drop": timeline.drop, "source": path.name}
+    notes = [f"left as they are, without a prompt: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"]
+    return TimelineShots(found, copy, tuple(map(printable, notes if left else ())))
+
+
+def prompt_of(clip: Any) -> str | None:
+    """Return the prompt in a clip's metadata, comments or markers; None if there is none."""
+    return next((text for text in map(_clean, _prompts(clip)) if text), None)
+
+
+def _prompts(clip: Any) -> Iterator[Any]:
+    own = clip.metadata.get(NAMESPACE, {})
+    yield own.get("prompt") if hasattr(own, "get") else None
+    yield clip.metadata.get("prompt")
+    for comment in clip.metadata.get("cmx_3600", {}).get("comments", []):
+        if (match := _PROMPT.match(str(comment).strip())) is not None:
+            yield match[1]
+    for marker in clip.markers:
+        for text in (marker.name, marker.comment, marker.metadata.get("fcp_xml", {}).get("comment")):
+            if (match := _PROMPT.match(str(text or "").strip())) is not None:
+                yield match[1]
+        if str(marker.name).strip().casefold() == "prompt":
+            yield marker.comment or marker.metadata.get("fcp_xml", {}).get("comment")
+
+
+def _clean(text: Any) -> str:
+    return " ".join(text.split()) if isinstance(text, str) else ""
+
+
+def possible_frames(frames: int, info: CheckpointInfo) -> int:
+    """Return the smallest number of frames, at least `frames`, that the model can make (see `models.limits`)."""
+    step = info.temporal_factor * info.patch_size[0]
+    offset = 1 + info.temporal_factor * (info.patch_size[0] - 1)
+    return offset + max(0, -(-(frames - offset) // step)) * step
+
+
+def _overlaps(track: Any, index: int, fps: Fraction, otio: Any) -> tuple[int, int]:
+    """Return the frames before and after a clip's own that transitions next to it show."""
+    before = track[index - 1] if index > 0 else None
+    after = track[index + 1] if index + 1 < len(track) else None
+    is_transition = otio.schema.Transition
+    return (
+        frames_of(before.in_offset, fps) if isinstance(before, is_transition) else 0,
+        frames_of(after.out_offset, fps) if isinstance(after, is_transition) else 0,
+    )
+
+
+def _name(own: Mapping[str, Any], clip: Any, number: int) -> str:
+    return str(own.get("shot") or "") or _VIDEO.sub("", clip.name).strip() or f"shot{number:03d}0"
+
+
+def _unique(name: str, names: Counter[str]) -> str:
+    """Return the name, with a number if it is not the first of its name."""
+    names[name] += 1
+    return name if names[name] == 1 else _unique(f"{name}_{names[name]}", names)
+
+
+def _settings(path: Path, clip: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a clip's metadata, by dotted key; whether there are such, the run file's reader checks."""
+    settings = own.get("settings", {})
+    if not hasattr(settings, "items"):
+        raise InputError(f"timeline {path}: {clip}: settings: expected a mapping, got {show(settings)}")
+    found = {str(key): value for key, value in settings.items()}
+    if own.get("negative_prompt"):
+        found.setdefault("negative_prompt", str(own["negative_prompt"]))
+    return found
+
+
+def _kept(own: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: own[key] for key in ("prompt", "negative_prompt", "settings") if own.get(key)}
+
+
+def _holds_timecode(codec: Codec | str, fps: Fraction) -> bool:
+    style = FORMATS["h264" if codec == "auto" else codec]  # type: ignore[index]
+    return style.has_timecode and fps <= (MAX_EXR_TIMECODE_RATE if codec == "exr" else 100)
+
+
+def keep_timeline(folder: Path, timeline: Timeline) -> None:
+    """Write the timeline of a batch into its folder."""
+    with atomic_path(folder / KEPT) as temporary:
+        temporary.write_text(timeline.otio.to_json_string(), encoding="utf-8")
+
+
+def kept_timeline(folder: Path) -> Timeline | None:
+    """Return the timeline that a batch was made for; None if it was made for none. Raises InputError."""
+    path = folder / KEPT
+    return read_timeline(path) if path.exists() else None
