@@ -4,9 +4,10 @@
     python tools/fake_cuda_run.py --show tools/results/fake-cuda.jsonl               # the table of docs/evidence/gpu.md
     python tools/fake_cuda_run.py --models wan2.1-t2v-1.3b-480p --blocks 2           # takes a minute
 
-For each model, two guided S² steps at full depth in the sampler's loop, on one rank and on four meshes of eight, with
-whole, sharded and streamed weights; and the decoding of a whole video, serial and on eight ranks. Needs no GPU and no
-weights. Every case is written at once; a second call with the same file runs only the cases that are missing.
+For each model, guided S² steps at full depth in the sampler's loop (two on one rank, one on each of four meshes of
+eight), with whole, sharded and streamed weights; and the decoding of a whole video, serial and on eight ranks. Needs no
+GPU and no weights. Every case is written at once; a second call with the same file runs only the cases that are
+missing.
 """
 
 import argparse
@@ -24,7 +25,9 @@ from fake_cuda.published import FakeCheckpoint, published_engine
 from fake_cuda.ranks import fake_mesh
 
 from s2video.config.named import config_names, named_config
+from s2video.errors import InputError
 from s2video.planning.memory import activation_bytes, weight_bytes
+from s2video.planning.plan import find_json
 from s2video.planning.step import Degrees
 
 GIB = 2**30
@@ -46,24 +49,42 @@ class Case(NamedTuple):
     degrees: Degrees
 
     @property
+    def num_steps(self) -> int:
+        """Steps of a scheduler that keeps earlier predictions are alike on all meshes: one rank runs two."""
+        return 2 if self.degrees.world_size == 1 else 1
+
+    @property
     def key(self) -> str:
         return f"{self.model}, {self.what}, {self.weights}, {self.degrees}"
 
 
 def cases(models: list[str]) -> Iterator[Case]:
     """Yield all cases, every model once for each mesh, so that a run that is cut off has some of each."""
+    different = list(_of_different_steps(models))
     for given in MESHES:
         degrees = Degrees(*(given.get(name, 1) for name in ("ring", "ulysses", "branch")))
-        for model in models:
+        for model in different:
             if degrees.branch == 1 or named_config(model).guidance.cfg_scales != (1, 1):
                 yield Case(model, "step", "replicated", degrees)
-    for model in models:
-        if not named_config(model).model.lora:  # which needs whole weights
-            yield Case(model, "step", "fsdp", Degrees(1, 8, 1))
-            yield Case(model, "step", "streamed", Degrees(1, 1, 1))
+    for weights, degrees in (("fsdp", Degrees(1, 8, 1)), ("streamed", Degrees(1, 1, 1))):
+        for model in different:
+            yield Case(model, "step", weights, degrees)
     for degrees in (Degrees(1, 8, 1), Degrees(1, 1, 1)):
-        for model in _of_different_videos(models):
+        for model in _of_different_videos(different):
             yield Case(model, "auto", "replicated", degrees)
+
+
+def _of_different_steps(models: list[str]) -> Iterator[str]:
+    """Yield the first of the models whose steps have the same tensors: other numbers of steps and LoRAs change none."""
+    seen = set()
+    for model in models:
+        config = named_config(model)
+        sampling, guidance = config.sampling, config.guidance
+        size = (sampling.width, sampling.height, sampling.num_frames, sampling.max_sequence_length)
+        step = (config.model.path, *size, guidance.cfg_scales == (1, 1), guidance.uses_s2, guidance.num_draws)
+        if step not in seen:
+            yield model
+        seen.add(step)
 
 
 def _of_different_videos(models: list[str]) -> Iterator[str]:
@@ -79,6 +100,18 @@ def _of_different_videos(models: list[str]) -> Iterator[str]:
         seen.add(video)
 
 
+def known_models() -> list[str]:
+    """Return the configs of published models whose values the package has."""
+
+    def is_known(name: str) -> bool:
+        try:
+            return find_json(named_config(name))[1]
+        except InputError:  # a user's merge, for example
+            return False
+
+    return [name for name in config_names() if is_known(name)]
+
+
 def run(case: Case, num_blocks: int | None) -> dict[str, Any]:
     """Run one case and return its row."""
     start = time.monotonic()
@@ -92,7 +125,7 @@ def run(case: Case, num_blocks: int | None) -> dict[str, Any]:
     ):
         step = planned(engine, case.degrees.world_size)
         if case.what == "step":
-            body = guided_steps(engine)
+            body = guided_steps(engine, case.num_steps)
             expected = {
                 "weights": weight_bytes(case.degrees, step),
                 "beside": activation_bytes(case.degrees, step),
@@ -143,7 +176,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [name for name in config_names() if name != "shapes"]
+    names = known_models()
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help="names of configs")
     parser.add_argument("--blocks", type=int, help="blocks of each list of a transformer; all, if left out")
     parser.add_argument("--json", type=Path, metavar="FILE.jsonl", help="write every row there, and skip those it has")

@@ -66,11 +66,16 @@ class GpuRoom:
 
 
 def _key(what: Literal["denoising", "decoding"], config: RunConfig) -> tuple[object, ...]:
-    """Return what the peak depends on: the size, and for denoising how many passes are in memory at once."""
+    """Return what the peak depends on: models, their places and the size, and for denoising what is in memory at once.
+
+    That are the passes, the text, and the predictions that are kept for reuse.
+    """
     sampling, guidance = config.sampling, config.guidance
-    size = (what, sampling.width, sampling.height, sampling.num_frames)
+    models = (config.model.model_dump_json(), config.parallel.model_dump_json())
+    size = (what, *models, sampling.width, sampling.height, sampling.num_frames)
     if what == "decoding":
         return size
     has_uncond = tuple(scale != 1 for scale in guidance.cfg_scales)
     passes = (guidance.method, has_uncond, guidance.uses_s2, guidance.num_draws, guidance.share_prefix)
-    return *size, *passes, guidance.batch_branches, config.image is not None
+    kept = (guidance.reuse.spec(), sampling.max_sequence_length)
+    return *size, *passes, *kept, guidance.batch_branches, config.image is not None

@@ -30,6 +30,7 @@ from ..parallel.collectives import any_rank, gather_objects
 from ..parallel.mesh import Mesh, init_mesh
 from ..parallel.ring import named_backend
 from ..parallel.symptoms import shows_a_lost_rank
+from ..planning.fits import advice_for
 from ..planning.plan import resolve_parallel
 from ..system import ranks
 from ..system.files import sha256
@@ -351,8 +352,14 @@ class _Replica:
         self._let_go(record)
         if isinstance(error, FollowUpError):  # the other rank records the reason
             return
-        if self._store.fail(record.name, self._owner, _one_line(error), rank=self._mesh.world.rank, traceback=trace):
-            say(f"failed: {record.name}: {_one_line(error)}")
+        line = _one_line(error, partial(self._advice, record))
+        if self._store.fail(record.name, self._owner, line, rank=self._mesh.world.rank, traceback=trace):
+            say(f"failed: {record.name}: {line}")
+
+    def _advice(self, record: Record) -> str:
+        """Return the end of an out-of-memory message of this job."""
+        job = RunConfig.model_validate_json(record.config)
+        return advice_for(job, self._mesh.world.size, self._mesh.device)
 
     def _step_of(self, record: Record) -> OnStep | None:
         """Return what reports the job's steps to the store, and stops it when the store says so; main rank only."""
@@ -370,10 +377,10 @@ class _Replica:
             self._heartbeat.held.discard(record.name)
 
 
-def _one_line(error: Exception) -> str:
-    """The error, as one line."""
+def _one_line(error: Exception, advise: Callable[[], str]) -> str:
+    """The error, as one line, which ends with advice if memory ran out."""
     if is_out_of_memory(error):
-        return out_of_memory(error)
+        return out_of_memory(error, advise())
     text = " ".join(str(error).split())
     return text if isinstance(error, S2VideoError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 

@@ -204,7 +204,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     with (
         Termination().handled() as termination,
         init_mesh(job.parallel, job.model.device) as mesh,
-        memory_reported(lambda: advice_for(job, mesh.world.size, mesh.device)),
+        memory_reported(lambda: advice_for(job, mesh.world.size, mesh.device, "generate")),
     ):
         engine = Engine(job, mesh, checkpoint=checkpoint, progress=progress, termination=termination)
         compared = video if mesh.is_main and video.exists() else None

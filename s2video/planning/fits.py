@@ -75,10 +75,13 @@ def fitting(ways: list[Way], memory_gb: float) -> Way | None:
     return next((way for way in ways if way.memory_gb <= memory_gb), None)
 
 
-def advice(config: RunConfig, world_size: int, memory_gb: float) -> str:
+def advice(config: RunConfig, world_size: int, memory_gb: float, command: str = "") -> str:
     """Return the end of an out-of-memory message: settings that would fit by the plan; empty if they are not known.
 
     A way that the plan already thought to fit is not proposed again: its prediction was wrong.
+
+    Args:
+        command: the command that takes --set, if it is not the one that runs.
     """
     try:
         ways = ways_to_run(config, world_size, *find_json(config))
@@ -91,17 +94,17 @@ def advice(config: RunConfig, world_size: int, memory_gb: float) -> str:
             f"; by the plan, no setting fits into {memory_gb:.0f} GB on {world_size} rank(s): {least} needs most "
             f"{least.memory_gb:.0f} GB while {least.phase}"
         )
-    options = " ".join(f"--set {part}" for part in str(way).split())
+    options = " ".join([*command.split(), *(f"--set {part}" for part in str(way).split())])
     return f"; by the plan, it fits into {memory_gb:.0f} GB with {options} ({way.memory_gb:.0f} GB while {way.phase})"
 
 
-def advice_for(config: RunConfig, world_size: int, device: Any) -> str:
+def advice_for(config: RunConfig, world_size: int, device: Any, command: str = "") -> str:
     """Return `advice` for the memory of a torch device; empty for a CPU."""
     if device.type != "cuda":
         return ""
     import torch
 
-    return advice(config, world_size, torch.cuda.get_device_properties(device).total_memory / GIGA)
+    return advice(config, world_size, torch.cuda.get_device_properties(device).total_memory / GIGA, command)
 
 
 def _combinations() -> Iterator[dict[str, Any]]:

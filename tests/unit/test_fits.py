@@ -65,6 +65,8 @@ def test_the_message_when_memory_runs_out_names_settings() -> None:
     assert said.startswith("; by the plan, it fits into 24 GB with --set parallel.weights=streamed (")
     assert "no setting fits into 4 GB on 1 rank(s)" in advice(config, 1, 4)
     assert advice(config.patched({"model.path": "some/where"}), 1, 24) == ""
+    # `reproduce` takes its settings from the sidecar
+    assert "fits into 24 GB with generate --set parallel.weights=streamed (" in advice(config, 1, 24, "generate")
     with (
         pytest.raises(S2VideoError, match=r"out of memory \(full\).*fits into 24 GB with --set"),
         memory_reported(lambda: said),

@@ -129,6 +129,20 @@ def test_a_job_without_memory_alone_has_failed(scene: Callable[..., Scene]) -> N
     assert "out of memory" in str(scene_.store.records()[0].error)
 
 
+def test_a_job_without_memory_is_recorded_with_settings_that_fit(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the plan's numbers for the job and the card, as `generate` says it."""
+    card = SimpleNamespace(total_memory=24e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    scene_ = scene("a", Mesh(torch.device("cuda", 0)), path="Wan-AI/Wan2.1-T2V-14B-Diffusers", dtype="bfloat16")
+    record = scene_.store.draw("r1", None)
+    assert record is not None
+    scene_.replica._record_failure(record, MEMORY)
+    said = str(scene_.store.records()[0].error)
+    assert "by the plan, it fits into 24 GB with --set " in said and " --set parallel.weights=streamed (" in said
+
+
 @pytest.mark.parametrize(("backend", "overlaps"), [("_native_math", False), ("native", True)])
 def test_a_backend_that_switches_kernels_of_all_threads_runs_alone(
     scene: Callable[..., Scene], backend: str, overlaps: bool
@@ -244,6 +258,38 @@ def test_a_peak_is_that_of_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         with room.measured(what, config):
             pass
     assert room.holds(decoding=config, denoising=config)
-    for changes in ({"num_draws": 3}, {"batch_branches": True}, {"cfg_scale": 1.0}, {"s2_scale": 0.0}):
+    for changes in (
+        {"num_draws": 3},
+        {"batch_branches": True},
+        {"cfg_scale": 1.0},
+        {"s2_scale": 0.0},
+        {"reuse": "light"},  # which keeps predictions
+    ):
         assert not room.holds(decoding=config, denoising=config.patched({"guidance": changes})), changes
     assert room.holds(decoding=config, denoising=config.patched({"guidance": {"cfg_scale": 6.0}}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.path": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
+        {"model.vae_dtype": "bfloat16"},
+        {"parallel.decode": "tiled"},
+        {"sampling.max_sequence_length": 64},
+    ],
+    ids=str,
+)
+def test_a_peak_is_that_of_its_models(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    """A batch may have jobs of several models, in groups, whose videos have one size."""
+    room = GpuRoom(CPU)
+    room._is_gpu = True
+    for name, value in (("memory_allocated", 0), ("reset_peak_memory_stats", None), ("max_memory_allocated", 10)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100))
+    config = RunConfig()
+    other = config.patched(changes)
+    for what in ("denoising", "decoding"):
+        with room.measured(what, config):
+            pass
+    assert room.holds(decoding=config, denoising=config)
+    assert not room.holds(decoding=other, denoising=other)
