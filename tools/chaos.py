@@ -31,6 +31,7 @@ import yaml
 from faults import orders
 from faults.hooks import BALLAST
 from faults.orders import Order
+from faults.started import environment, orphans
 from faults.verdict import as_text, find_faults
 
 from s2video.batch.run_file import Batch, load_batch
@@ -38,8 +39,6 @@ from s2video.batch.store import Store
 from s2video.errors import S2VideoError
 from s2video.system.files import write_json
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SITE = Path(__file__).resolve().parent / "faults" / "site"
 DISK_MB = 64
 FULL_SECONDS = 3.0  # how long the disk is full
 MAX_STARTS = 500
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.make()
     with (work / "chaos" / "undisturbed.txt").open("ab") as said:
         command = _command(work / "undisturbed.yaml", arguments)
-        if subprocess.run(command, env=_environment(), stdout=said, stderr=said).returncode != 0:
+        if subprocess.run(command, env=environment(), stdout=said, stderr=said).returncode != 0:
             raise SystemExit(f"the undisturbed run failed, see {said.name}")
     found = [*run.problems(), *find_faults(batch, calm.folder)]
     report = run.facts() | {
@@ -116,7 +115,7 @@ class Disturbed:
     def problems(self) -> list[str]:
         rest = orders.rest_of(self._planned, self._chaos)
         problems = [f"{len(rest)} faults did not happen: use more videos"] if rest else []
-        return problems + [f"process {pid} outlived the batch" for pid in self._orphans()]
+        return problems + [f"process {pid} outlived the batch" for pid in orphans(self._chaos)]
 
     def facts(self) -> dict[str, Any]:
         """Return what is known about the run, as JSON."""
@@ -134,10 +133,8 @@ class Disturbed:
         return [line["code"] for line in orders.logged(self._chaos) if line["event"] == "end"]
 
     def _start(self) -> None:
-        environment = _environment() | {"CHAOS_FOLDER": str(self._chaos)}
-        environment["PYTHONPATH"] = os.pathsep.join([str(SITE), environment["PYTHONPATH"]])
         with (self._chaos / "said.txt").open("ab") as said:
-            self._process = subprocess.Popen(self._command, env=environment, stdout=said, stderr=said)
+            self._process = subprocess.Popen(self._command, env=environment(self._chaos), stdout=said, stderr=said)
         (self._chaos / "supervisor.pid").write_text(str(self._process.pid))
 
     def _give_orders(self) -> None:
@@ -173,22 +170,6 @@ class Disturbed:
             self._process.wait()
         (self._batch.folder / BALLAST).unlink(missing_ok=True)
 
-    def _orphans(self) -> list[int]:
-        """Processes of this run that are alive a minute after its end."""
-        deadline = time.monotonic() + 60
-        while (found := _with_environment(f"CHAOS_FOLDER={self._chaos}")) and time.monotonic() < deadline:
-            time.sleep(1)
-        return found
-
-
-def _with_environment(entry: str) -> list[int]:
-    found = []
-    for process in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            if entry.encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-    return found
-
 
 def _written(work: Path, name: str, arguments: argparse.Namespace) -> Batch:
     """Write a run file, and return its batch."""
@@ -211,10 +192,6 @@ def _written(work: Path, name: str, arguments: argparse.Namespace) -> Batch:
 def _command(run_file: Path, arguments: argparse.Namespace) -> list[str]:
     sizes = ["--replicas", str(arguments.replicas), "--nproc", str(arguments.nproc)]
     return [sys.executable, "-m", "s2video", "batch", str(run_file), "--plain", "--retry-failed", *sizes]
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
 
 
 def _on_small_disk(folder: Path) -> bool:

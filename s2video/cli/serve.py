@@ -20,6 +20,7 @@ from ..system.files import user_path
 from .arguments import add_command, add_set_argument, path_argument, say, whole_number
 
 KEY_VARIABLE = "S2VIDEO_API_KEY"
+_CHECKPOINT_EVERY = 60.0  # seconds between two checkpoints of a running job
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -133,8 +134,15 @@ def _configs(arguments: argparse.Namespace) -> Mapping[str, RunConfig]:
             loaded = load_model_config(model, overrides)
         if loaded.note:
             say(loaded.note)
-        found[name] = loaded.config
+        found[name] = _with_checkpoints(loaded.config)
     return found
+
+
+def _with_checkpoints(config: RunConfig) -> RunConfig:
+    """Return settings with which a replica that is killed loses a minute of work, unless they say something else."""
+    if config.checkpoint.every_seconds is not None:
+        return config
+    return config.patched({"checkpoint.every_seconds": _CHECKPOINT_EVERY})
 
 
 def _loras(items: list[str]) -> dict[str, Path]:

@@ -1,1 +1,1 @@
-"""Parts of tools/chaos.py: faults in the processes of a batch, and what must hold afterwards."""
+"""Parts of tools/chaos.py and tools/serve_chaos.py: faults in processes, and what must hold afterwards."""

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -55,7 +56,10 @@ def reach(phase: str, encoder: subprocess.Popen[bytes] | None = None) -> None:
     _passed[order.number, phase] = _passed.get((order.number, phase), 0) + 1
     if _passed[order.number, phase] > order.skip and orders.take(order, _folder):
         orders.log(_folder, event="fault", pid=os.getpid(), phase=phase, victim=order.victim, number=order.number)
-        _carry_out(order, encoder)
+        if order.delay == 0:
+            _carry_out(order, encoder)
+        else:
+            threading.Timer(order.delay, _carry_out, (order, encoder)).start()
 
 
 def _carry_out(order: Order, encoder: subprocess.Popen[bytes] | None) -> None:

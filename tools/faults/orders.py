@@ -26,6 +26,7 @@ class Order:
         rank: of the process that carries it out.
         skip: how often that process passes the place first.
         jump: seconds that the clock jumps.
+        delay: seconds from the place to the fault, so that it can happen at any moment.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Order:
     rank: int
     skip: int
     jump: float = 0.0
+    delay: float = 0.0
 
     @property
     def kills(self) -> bool:

@@ -50,7 +50,7 @@ def find_faults(batch: Batch, undisturbed: Path) -> Iterator[str]:
             yield f"{job.name}: its digest is not that of the undisturbed run"
     yield from (f"{count} videos have the digest {digest}" for digest, count in digests.items() if count > 1)
     yield from _wrong_checksums(batch.folder)
-    yield from _made_twice(batch.folder)
+    yield from made_twice(batch.folder)
     left = {path.name for path in batch.folder.iterdir() if not path.name.startswith("batch.")} - expected
     yield from (f"{name} is left in the folder" for name in sorted(left))
 
@@ -70,7 +70,7 @@ def _differs(folder: Path, name: str, listed: Mapping[str, str]) -> bool:
     return sha256(folder / name) != listed[name]
 
 
-def _made_twice(folder: Path) -> Iterator[str]:
+def made_twice(folder: Path) -> Iterator[str]:
     """A job may be drawn again only after it was let go, and is done once."""
     owners: dict[str, str] = {}
     done = Counter[str]()

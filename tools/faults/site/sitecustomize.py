@@ -1,4 +1,4 @@
-"""Python imports this file first in every process with this folder in PYTHONPATH, which tools/chaos.py sets."""
+"""Python imports this file first in every process with this folder in PYTHONPATH, which tools/chaos.py and tools/serve_chaos.py set."""
 
 import os
 import sys

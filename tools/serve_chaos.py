@@ -1,0 +1,248 @@
+"""Ask a server for videos while it and its replicas are killed; check that each is made once, and is the right one.
+
+    python tools/serve_chaos.py --work runs/serve-chaos -o runs/serve-chaos.json      # takes many minutes
+
+Clients ask for 20 videos of two models, and look at them until all have ended. Meanwhile `s2video serve` and its
+replicas are killed by SIGKILL, ten times in all, at random moments while they load, denoise, decode and encode. A
+killed server is started again, as an operator would; the clients ask again with the same Idempotency-Key. At the end
+every video must be completed, its own, made once, and to the bit that of a server without faults; nothing else may be
+left. The same --seed gives the same kills. The report is also written as text, next to the JSON file.
+
+Exit codes: 0 all this holds, 1 it does not; what does not is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from faults import orders
+from faults.orders import Order
+from faults.started import environment, orphans
+from serving import verdict
+from serving.client import Client
+
+from s2video.system.files import write_json
+
+PHASES = ("loading", "denoising", "decoding", "encoding")
+LONGEST_DELAY = 0.2  # seconds from the beginning of a phase's part to the kill
+MAX_STARTS = 100
+COLOURS = ("red", "green", "blue", "yellow", "white")
+SHAPES = ("circle", "square", "triangle", "star")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    os.nice(arguments.nice)
+    work: Path = arguments.work.absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "chaos").mkdir(parents=True)
+    _write_models(work, arguments)
+    wanted = requests(arguments.jobs, arguments.steps)
+    planned = plan_kills(arguments.kills, arguments.seed, arguments.nproc)
+    disturbed = Run(work / "disturbed", wanted, arguments, planned)
+    disturbed.make()
+    calm = Run(work / "undisturbed", wanted, arguments)
+    calm.make()
+    found = [*disturbed.problems(), *verdict.find_faults(disturbed.folder, disturbed.made, calm.made, wanted)]
+    report = {
+        "videos": len(wanted),
+        "replicas": arguments.replicas,
+        "ranks": arguments.nproc,
+        "seed": arguments.seed,
+        "kills": sum(order not in disturbed.rest for order in planned),
+        "starts": disturbed.starts,
+        "seconds": round(disturbed.seconds),
+        "found": found,
+        "orders": [asdict(order) for order in planned],
+    }
+    text = verdict.as_text(report, planned)
+    print(text)
+    if arguments.output is not None:
+        write_json(arguments.output, report)
+        arguments.output.with_suffix(".txt").write_text(text, encoding="utf-8")
+    return 1 if found else 0
+
+
+def requests(number: int, steps: int) -> list[dict[str, Any]]:
+    """Return what the clients ask for: different prompts and seeds, two models in turns."""
+    prompts = [f"a large {colour} {shape} on a gray background" for colour in COLOURS for shape in SHAPES]
+    return [
+        {
+            "prompt": prompts[index % len(prompts)],
+            "model": "ab"[index % 2],
+            "size": "32x32",
+            "sampling": {"num_frames": 5, "num_inference_steps": steps},
+            "seed": index,
+        }
+        for index in range(number)
+    ]
+
+
+def plan_kills(number: int, seed: int, num_ranks: int) -> list[Order]:
+    """Return kills that are spread over the phases, of the server and of a replica in turns, in a random order."""
+    chosen = random.Random(seed)
+    victims, phases = ("supervisor", "replica"), len(PHASES)
+    kinds = [(PHASES[index % phases], victims[(index + index // phases) % 2]) for index in range(number)]
+    chosen.shuffle(kinds)
+    return [
+        Order(
+            index,
+            phase,
+            victim,
+            rank=chosen.randrange(num_ranks) if phase in orders.BY_ALL_RANKS else 0,
+            skip=0 if phase == "loading" else chosen.randrange(3),
+            delay=round(chosen.uniform(0.001, LONGEST_DELAY), 3),
+        )
+        for index, (phase, victim) in enumerate(kinds)
+    ]
+
+
+class Run:
+    """One server and what its clients ask for, with kills or without.
+
+    Attributes:
+        made: what the clients read about each video, by its number.
+        starts: how often the server was started.
+        rest: kills that were not carried out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        wanted: Sequence[Mapping[str, Any]],
+        arguments: argparse.Namespace,
+        kills: Sequence[Order] = (),
+    ) -> None:
+        self.folder, self.starts, self.seconds = folder, 0, 0.0
+        self.made: dict[int, verdict.Made] = {}
+        self._wanted, self._kills = wanted, kills
+        self._chaos = folder.parent / "chaos" if kills else None
+        port = _free_port()
+        self._client = Client(f"http://127.0.0.1:{port}")
+        self._command = [sys.executable, "-m", "s2video", "serve", "--folder", str(folder), "--port", str(port)]
+        self._command += [word for name in "ab" for word in ("--model", f"{name}={folder.parent / name}.yaml")]
+        self._command += ["--replicas", str(arguments.replicas), "--nproc", str(arguments.nproc), "--plain"]
+        self._command += ["--loaded", str(arguments.loaded)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._placed_after = -1  # videos that had ended when the last order was placed
+
+    @property
+    def rest(self) -> list[Order]:
+        return orders.rest_of(self._kills, self._chaos) if self._chaos is not None else []
+
+    def make(self) -> None:
+        """Ask for all videos, and wait until they have ended."""
+        start = time.monotonic()
+        ids: dict[int, str] = {}
+        ended: set[int] = set()
+        try:
+            while len(ended) < len(self._wanted):
+                self._keep_running()
+                for index, fields in enumerate(self._wanted):
+                    if index not in ids and (video := self._client.create(fields, key=f"shot {index}")) is not None:
+                        ids[index] = video["id"]
+                states = self._client.states()
+                ended = {index for index, name in ids.items() if states.get(name) in ("completed", "failed")}
+                self._give_orders(len(ended))
+                time.sleep(0.1)
+            self._client.wait()
+            self.made = {index: verdict.Made.read(self._client, name) for index, name in ids.items()}
+            self.listed = self._client.states()
+        finally:
+            self.seconds = time.monotonic() - start
+            self._stop()
+
+    def problems(self) -> list[str]:
+        problems = [f"{len(self.rest)} kills did not happen: use more videos"] if self.rest else []
+        ids = {made.id for made in self.made.values()}
+        if self.listed.keys() != ids:
+            problems.append(f"the server lists {len(self.listed)} videos of {len(ids)}")
+        if self._chaos is not None:
+            problems += [f"process {pid} outlived the server" for pid in orphans(self._chaos)]
+        return problems
+
+    def _keep_running(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.starts += 1
+        if self.starts > MAX_STARTS:
+            raise SystemExit(f"the server was started {MAX_STARTS} times; see {self.folder.with_suffix('.txt')}")
+        with self.folder.with_suffix(".txt").open("ab") as said:
+            self._process = subprocess.Popen(self._command, env=environment(self._chaos), stdout=said, stderr=said)
+        if self._chaos is not None:
+            (self._chaos / "supervisor.pid").write_text(str(self._process.pid))
+
+    def _give_orders(self, done: int) -> None:
+        """Place the next kill when the last one was carried out and a video has ended since."""
+        if self._chaos is None or self._process is None:
+            return
+        waiting = orders.waiting(self._chaos)
+        if waiting is not None:
+            if waiting.phase == "loading" and done > self._placed_after:
+                self._placed_after = done
+                self._process.send_signal(signal.SIGTERM)  # all have loaded: start again
+            return
+        rest = self.rest
+        if rest and (done > self._placed_after or rest[0].phase == "loading"):
+            self._placed_after = done
+            orders.place(replace(rest[0]), self._chaos)
+
+    def _stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait()
+
+
+def _write_models(work: Path, arguments: argparse.Namespace) -> None:
+    """Write two settings files of one checkpoint, whose weights differ in their type."""
+    for name, dtype in (("a", "float32"), ("b", "bfloat16")):
+        values = {
+            "model": {"path": arguments.model, "device": "cpu", "dtype": dtype},
+            "sampling": {"max_sequence_length": arguments.text_length} if arguments.text_length else {},
+            "checkpoint": {"every_seconds": 0.01},
+        }
+        (work / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _parser() -> argparse.ArgumentParser:
+    first, *rest = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        description=first, epilog="\n\n".join(rest), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of all files; what is in it is removed first")
+    parser.add_argument("-o", "--output", type=Path, help="report, a .json file")
+    parser.add_argument("--jobs", type=int, default=20, help="number of videos")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--nproc", type=int, default=1, help="ranks of each replica")
+    parser.add_argument("--loaded", type=int, default=1, help="models that a replica keeps loaded")
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the moments of the kills")
+    parser.add_argument("--steps", type=int, default=4, help="denoising steps of each video")
+    parser.add_argument("--model", default="shapes-wan")
+    parser.add_argument("--text-length", type=int, help="sampling.max_sequence_length, for a model that needs one")
+    parser.add_argument("--nice", type=int, default=19, help="added to the niceness of all processes")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
