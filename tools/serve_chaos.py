@@ -18,7 +18,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,7 +31,7 @@ from faults import orders
 from faults.orders import Order
 from faults.started import environment, orphans
 from serving import verdict
-from serving.client import Client
+from serving.client import Client, free_port
 
 from s2video.system.files import write_json
 
@@ -131,7 +130,7 @@ class Run:
         self.made: dict[int, verdict.Made] = {}
         self._wanted, self._kills = wanted, kills
         self._chaos = folder.parent / "chaos" if kills else None
-        port = _free_port()
+        port = free_port()
         self._client = Client(f"http://127.0.0.1:{port}")
         self._command = [sys.executable, "-m", "s2video", "serve", "--folder", str(folder), "--port", str(port)]
         self._command += [word for name in "ab" for word in ("--model", f"{name}={folder.parent / name}.yaml")]
@@ -216,12 +215,6 @@ def _write_models(work: Path, arguments: argparse.Namespace) -> None:
             "checkpoint": {"every_seconds": 0.01},
         }
         (work / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _parser() -> argparse.ArgumentParser:

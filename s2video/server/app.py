@@ -30,7 +30,7 @@ from . import page
 from .files import CONTENT_TYPES, BusyError, as_one_file, decoded_data_url, in_format, picture, save_image
 from .guards import COOKIE, BodyError, Guards, Rules, problem, session_of
 from .metrics import metrics
-from .queue import FullError, Job, JobQueue, OtherRequestError
+from .queue import FullError, Glance, Job, JobQueue, OtherRequestError
 from .video_request import FieldError, Limits, Models, read_request
 from .video_request import Request as VideoRequest
 
@@ -154,9 +154,17 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         edges = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
         return {"object": "list", "data": data, **edges, "has_more": more}
 
-    @app.get("/v1/videos/{name}")
-    def retrieve(name: str) -> Response:
-        return JSONResponse(as_video(_found(server, name)), headers={"openai-poll-after-ms": _POLL_AFTER})
+    glance = Glance(server.queue)
+
+    async def retrieve(request: Request) -> Response:
+        """Without a thread and without FastAPI's checks, because hundreds of clients may poll."""
+        name = request.path_params["name"]
+        job = glance.find(name)
+        if job is None:
+            raise HTTPException(404, f"no video {name[:80]!r}")
+        return JSONResponse(as_video(job), headers={"openai-poll-after-ms": _POLL_AFTER})
+
+    app.add_route("/v1/videos/{name}", retrieve, methods=["GET"])
 
     @app.delete("/v1/videos/{name}")
     def delete(name: str) -> dict[str, Any]:
@@ -169,7 +177,7 @@ def _add_videos(app: FastAPI, server: Server) -> None:
     async def events(name: str) -> Response:
         job = await run_in_threadpool(_found, server, name)
         return StreamingResponse(
-            _events(server, job), media_type="text/event-stream", headers={"cache-control": "no-cache"}
+            _events(glance, job), media_type="text/event-stream", headers={"cache-control": "no-cache"}
         )
 
 
@@ -259,7 +267,7 @@ def _found(server: Server, name: str) -> Job:
     return job
 
 
-async def _events(server: Server, job: Job) -> AsyncIterator[str]:
+async def _events(glance: Glance, job: Job) -> AsyncIterator[str]:
     """Yield the job as an event whenever it changes, until it ends or is deleted."""
     last = None
     while True:
@@ -270,7 +278,7 @@ async def _events(server: Server, job: Job) -> AsyncIterator[str]:
         if job.state in ("done", "failed"):
             return
         await asyncio.sleep(_EVENT_EVERY)
-        found = await run_in_threadpool(server.queue.find, job.id)
+        found = glance.find(job.id)
         if found is None:
             yield f'event: deleted\ndata: {{"id": "{job.id}"}}\n\n'
             return

@@ -29,6 +29,7 @@ COOKIE = "s2video"
 # Load balancers know no key; the page asks for it.
 _OPEN = ("/health", "/ready", "/")
 _BODY_SECONDS = 60.0
+_MOST_MESSAGE = 800  # characters; a client's own words can be part of it
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def session_of(key: str) -> str:
 
 
 def problem(status: int, message: str, *, code: str, param: str | None = None, **headers: str) -> Response:
-    """Return an error in the form of OpenAI's API."""
+    """Return an error in the form of OpenAI's API, its message in one line of bounded length."""
+    line = " ".join(message.split())
+    message = line if len(line) <= _MOST_MESSAGE else f"{line[: _MOST_MESSAGE - 1]}…"
     kind = "server_error" if status >= 500 else "invalid_request_error"
     content = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return JSONResponse(content, status, {name.replace("_", "-"): value for name, value in headers.items()})

@@ -80,7 +80,6 @@ class Job:
     steps: int
     ahead: int
     seconds_left: float | None
-    config: str
 
     @property
     def phase(self) -> Phase:
@@ -189,10 +188,7 @@ class JobQueue(Store):
     def find(self, name: str) -> Job | None:
         """Return a job by its id; None if there is none, or it was cancelled."""
         with self._connected() as connection:
-            row = connection.execute(
-                f"{_SELECT} WHERE requests.id = ? AND NOT requests.is_cancelled", (name,)
-            ).fetchone()
-            return None if row is None else _job(connection, row)
+            return _find(connection, name)
 
     def page(self, *, after: str | None, limit: int, order: Order) -> tuple[list[Job], bool]:
         """Return up to `limit` jobs by the order of their arrival, and whether more follow.
@@ -326,10 +322,43 @@ class JobQueue(Store):
             (self.folder / IMAGES / image).unlink(missing_ok=True)
 
 
+class Glance:
+    """Looks at single jobs, on a connection that stays open, in a tenth of the time of `JobQueue.find`.
+
+    For one thread. Reading never waits for writers.
+    """
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._connection: sqlite3.Connection | None = None
+
+    def find(self, name: str) -> Job | None:
+        """Return as `JobQueue.find`, and raise as it does."""
+        try:
+            if self._connection is None:
+                self._connection = sqlite3.connect(self._queue.path, timeout=0, isolation_level=None)
+                self._connection.row_factory = sqlite3.Row
+            return _find(self._connection, name)
+        except sqlite3.Error:  # `JobQueue.find` waits, or says what is wrong
+            self.close()
+            return self._queue.find(name)
+
+    def close(self) -> None:
+        """Close the connection; the next look opens another one."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
 _SELECT = (
-    "SELECT requests.*, jobs.state, jobs.error, jobs.started, jobs.seconds, jobs.position, jobs.config "
+    "SELECT requests.*, jobs.state, jobs.error, jobs.started, jobs.seconds, jobs.position "
     "FROM requests JOIN jobs ON jobs.name = requests.job"
 )
+
+
+def _find(connection: sqlite3.Connection, name: str) -> Job | None:
+    row = connection.execute(f"{_SELECT} WHERE requests.id = ? AND NOT requests.is_cancelled", (name,)).fetchone()
+    return None if row is None else _job(connection, row)
 
 
 def _job(connection: sqlite3.Connection, row: sqlite3.Row) -> Job:
@@ -345,7 +374,7 @@ def _job(connection: sqlite3.Connection, row: sqlite3.Row) -> Job:
     ended = row["ended"]
     if row["state"] in ("done", "failed"):
         ended = ended or (row["started"] or row["created"]) + (row["seconds"] or 0.0)
-    plain = {name: row[name] for name in ("id", "job", "created", "model", "state", "config")}
+    plain = {name: row[name] for name in ("id", "job", "created", "model", "state")}
     return Job(
         **plain,
         error=None if row["error"] is None else without_folders(row["error"]),

@@ -34,6 +34,7 @@ from ..system.json_reader import parse_json
 from .queue import Request, new_id
 
 VIDEOS = "videos"  # the folder of all files of jobs, below the server's
+_SOURCE = "request"  # what messages name as the origin of settings
 OUTPUT_SETTINGS = ("codec", "fps", "crf", "timecode")
 FIELDS = ("prompt", "model", "seconds", "size", "seed", "negative_prompt", "input_reference", "lora", *OUTPUT_SETTINGS)
 SECTIONS: Mapping[str, type[BaseModel]] = {"guidance": GuidanceConfig, "sampling": SamplingConfig}
@@ -127,22 +128,19 @@ def read_request(
         raise FieldError("prompt", "prompt: expected a sentence on what the video shows, got none")
     name, base = models.config(_text(fields, "model", 200) or None)
     changes = _changes(fields, base, models)
-    config = base.patched(changes, "request")
-    config = config.patched(_frames(fields, config, models), "request")
+    config = _patched(base, changes)
+    config = _patched(config, _frames(fields, config, models))
     _check_limits(config, limits)
     identifier = new_id()
     output = folder / VIDEOS / f"{identifier}{suffix_of(config.output.codec)}"
     job_settings = {"prompt": prompt, "negative_prompt": _text(fields, "negative_prompt", limits.prompt)}
     if image is not None:
         job_settings["image"] = str(image)
-    config = config.patched(
-        {**job_settings, "output.path": str(output), "output.keep_latents": True, "model.lora": changes["model.lora"]},
-        "request",
-    )
-    job = BatchJob(output.relative_to(folder).as_posix(), "request", config)
+    files = {"output.path": str(output), "output.keep_latents": True}
+    config = _patched(config, {**job_settings, **files, "model.lora": changes["model.lora"]})
+    job = BatchJob(output.relative_to(folder).as_posix(), _SOURCE, config)
     for problem in find_problems([job], models.open, world_size=world_size, images=True):
-        sentence = problem.removeprefix("request: ")
-        raise FieldError(_field_of(sentence), sentence)
+        raise _of_field(problem)
     return Request(
         id=identifier,
         model=name,
@@ -151,6 +149,19 @@ def read_request(
         steps=config.sampling.num_inference_steps,
         digest=_digest(fields, image),
     )
+
+
+def _patched(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Return the config with changes. Raises FieldError for the first that cannot be made."""
+    try:
+        return config.patched(changes, _SOURCE)
+    except InputError as error:
+        raise _of_field(str(error)) from None
+
+
+def _of_field(problem: str) -> FieldError:
+    sentence = problem.removeprefix(f"{_SOURCE}: ")
+    return FieldError(_field_of(sentence), sentence.removeprefix("output."))
 
 
 def _digest(fields: Mapping[str, Any], image: Path | None) -> str:
@@ -263,11 +274,14 @@ def _check_limits(config: RunConfig, limits: Limits) -> None:
 
 def _field_of(sentence: str) -> str:
     """Return the client's name of the setting that a message starts with; empty if it is none of theirs."""
-    key = sentence.partition(":")[0]
+    key = sentence.split(" ", 1)[0].rstrip(":")
     section, _, name = key.partition(".")
     if section in SECTIONS:
-        return {"width": "size", "height": "size"}.get(name, f"{section}[{name}]")
-    return {"image": "input_reference", "output": name}.get(section, section if section in FIELDS else "")
+        known = {"": section, "width": "size", "height": "size", "seed": "seed"}
+        return known.get(name, f"{section}[{name.partition('.')[0]}]")
+    if section == "output":
+        return name if name in OUTPUT_SETTINGS else ""
+    return {"image": "input_reference"}.get(section, section if section in FIELDS else "")
 
 
 def _entry(job: BatchJob, models: Models) -> Entry:

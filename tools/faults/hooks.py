@@ -10,9 +10,10 @@ import importlib.util
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -32,9 +33,7 @@ def install(folder: Path) -> None:
     """Wrap the places, and the clock, in this process."""
     global _folder
     _folder = folder
-    import sys
-
-    sys.meta_path.insert(0, _Patcher())
+    sys.meta_path.insert(0, _Patcher(_PATCHES))
     real_time = time.time
     time.time = lambda: real_time() + _offset()
     rename = os.replace
@@ -46,6 +45,23 @@ def install(folder: Path) -> None:
         rename(source, target, **more)
 
     os.replace = replace
+
+
+def record_steps(file: Path) -> None:
+    """Append a line for each step of a server's jobs: job, step, seconds of the clock, CPU seconds of the process."""
+
+    def patch(module: ModuleType) -> None:
+        original = module.JobQueue.step_done
+
+        @wraps(original)
+        def step_done(self: Any, name: str, step: int, steps: int) -> bool:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(f"{name} {step} {time.monotonic()} {time.process_time()}\n")
+            return bool(original(self, name, step, steps))
+
+        module.JobQueue.step_done = step_done
+
+    sys.meta_path.insert(0, _Patcher({"s2video.server.queue": patch}))
 
 
 def reach(phase: str, encoder: subprocess.Popen[bytes] | None = None) -> None:
@@ -150,11 +166,12 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _Patcher(importlib.abc.MetaPathFinder):
-    def __init__(self) -> None:
+    def __init__(self, patches: Mapping[str, Callable[[ModuleType], None]]) -> None:
+        self._patches = patches
         self._is_looking = False
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name not in _PATCHES or self._is_looking:
+        if name not in self._patches or self._is_looking:
             return None
         self._is_looking = True
         try:
@@ -166,7 +183,7 @@ class _Patcher(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             run(module)
-            _PATCHES[name](module)
+            self._patches[name](module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -11,12 +11,19 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _SITE = Path(__file__).resolve().parent / "site"
 
 
-def environment(chaos: Path | None = None) -> dict[str, str]:
-    """Return the environment of a process; with a folder, its faults are ordered there."""
+def environment(chaos: Path | None = None, *, step_times: Path | None = None) -> dict[str, str]:
+    """Return the environment of a process.
+
+    Args:
+        chaos: a folder, where faults of the process are ordered.
+        step_times: a file for the times of a server's steps.
+    """
     calm = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    if chaos is None:
-        return calm
-    return calm | {"CHAOS_FOLDER": str(chaos), "PYTHONPATH": os.pathsep.join([str(_SITE), str(REPOSITORY)])}
+    files = {"CHAOS_FOLDER": chaos, "STEP_TIMES": step_times}
+    hooked = {name: str(path) for name, path in files.items() if path is not None}
+    if hooked:
+        hooked["PYTHONPATH"] = os.pathsep.join([str(_SITE), str(REPOSITORY)])
+    return calm | hooked
 
 
 def orphans(chaos: Path, seconds: float = 60.0) -> list[int]:

@@ -133,7 +133,7 @@ def store(data: bytes, folder: Path) -> Any:
     made.create()
     made.begin()
     made.count_open()
-    drawn = made.draw("r1", None)
+    drawn = made.draw("r1")
     return drawn and made.finish(drawn.name, "r1", {drawn.name: "0" * 64})
 
 
@@ -305,9 +305,9 @@ def _store_file(folder: Path) -> bytes:
     made.create()
     entries = [Entry(f"{i}.mp4", "here", "m", "{}", "k", 1.0) for i in range(4)]
     made.put(entries, frozenset())
-    made.draw("r1", None)
+    made.draw("r1")
     made.finish("0.mp4", "r1", {"0.mp4": "1" * 64})
-    made.draw("r1", None)
+    made.draw("r1")
     with contextlib.closing(sqlite3.connect(made.path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode = DELETE")
