@@ -1,4 +1,4 @@
-"""The pipelines that `enable` knows, in miniature: random weights, texts of different lengths."""
+"""Pipelines in miniature: random weights, texts of different lengths. `tiny_models.py` has the others."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,10 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
-    WanImageToVideoPipeline,
     WanPipeline,
-    WanTransformer3DModel,
 )
 from PIL import Image
-from tiny import MAX_SEQUENCE_LENGTH, PROMPT, SIZE, build_transformer, build_vae, random_lora
+from tiny import MAX_SEQUENCE_LENGTH, PROMPT, SIZE, build_transformer, random_lora
 from torch import Tensor
 
 WIDTH, WIDTH_2, IMAGE_WIDTH = 16, 10, 8  # of the embeddings of both texts and of the image
@@ -92,29 +90,7 @@ def wan_with_lora(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
     return pipe, arguments
 
 
-def wan_image_to_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
-    torch.manual_seed(1)
-    pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
-    config = {**pipe.transformer.config, "in_channels": 36}
-    transformer = WanTransformer3DModel.from_config(config).eval()
-    pipe = WanImageToVideoPipeline(
-        tokenizer=pipe.tokenizer,
-        text_encoder=pipe.text_encoder,
-        vae=build_vae(),
-        scheduler=pipe.scheduler,
-        transformer=transformer,
-    )
-    image = torch.rand(1, 3, SIZE["height"], SIZE["width"], generator=torch.Generator().manual_seed(2))
-    return pipe, {
-        "image": image,
-        "prompt": PROMPT,
-        "max_sequence_length": MAX_SEQUENCE_LENGTH,
-        "guidance_scale": 5.0,
-        **SIZE,
-    }
-
-
-def hunyuan_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+def hunyuan_video() -> tuple[DiffusionPipeline, dict[str, Any]]:
     torch.manual_seed(1)
     transformer = HunyuanVideoTransformer3DModel(
         num_attention_heads=2,
@@ -138,15 +114,7 @@ def hunyuan_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
     }
 
 
-def hunyuan_video_15(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
-    return build_hunyuan_video_15()
-
-
-def hunyuan_video_15_image_to_video(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
-    return build_hunyuan_video_15("i2v")
-
-
-def flux(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+def flux() -> tuple[DiffusionPipeline, dict[str, Any]]:
     torch.manual_seed(1)
     transformer = FluxTransformer2DModel(
         in_channels=64,
@@ -168,7 +136,7 @@ def flux(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
     }
 
 
-def stable_diffusion_3(folder: Path) -> tuple[DiffusionPipeline, dict[str, Any]]:
+def stable_diffusion_3() -> tuple[DiffusionPipeline, dict[str, Any]]:
     torch.manual_seed(1)
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -208,17 +176,4 @@ def image_vae() -> AutoencoderKL:
     )
 
 
-BUILDERS = {
-    build.__name__: build
-    for build in (
-        wan,
-        wan_with_two_transformers,
-        wan_with_lora,
-        wan_image_to_video,
-        hunyuan_video,
-        hunyuan_video_15,
-        hunyuan_video_15_image_to_video,
-        flux,
-        stable_diffusion_3,
-    )
-}
+BUILDERS = {build.__name__: build for build in (wan, wan_with_two_transformers, wan_with_lora)}

@@ -8,45 +8,15 @@ nor guidance.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import InputError
 from ..guidance.masks import MaskSpec
-from ..models.registry import FAMILIES
+from .structure import as_returned, block_lists, count_blocks, count_returned, state_of
 
-Block = Callable[..., Any]
-Walk = Callable[[int, Block, tuple[Any, ...], dict[str, Any]], Any]
-
-_POSITIONS = {"hidden_states": 0, "encoder_hidden_states": 1}  # positional arguments of blocks, in all families
-
-
-@dataclass(frozen=True)
-class _Structure:
-    """The block structure of a transformer class.
-
-    Attributes:
-        lists: attributes that hold its blocks, in the order in which they run.
-        returns: the values that a block returns, in order, named as its arguments.
-    """
-
-    lists: tuple[str, ...]
-    returns: tuple[str, ...]
-
-
-_TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
-_IMAGES = {  # image transformers, which the engine does not support
-    "FluxTransformer2DModel": _Structure(("transformer_blocks", "single_transformer_blocks"), _TEXT_FIRST),
-    "SD3Transformer2DModel": _Structure(("transformer_blocks",), _TEXT_FIRST),
-}
-
-
-def structures() -> dict[str, _Structure]:
-    """Return the transformer classes whose blocks can be skipped: those of registered families, and image models."""
-    return {f.classes["transformer"]: _Structure(f.block_lists, f.block_returns) for f in FAMILIES} | _IMAGES
-
+Walk = Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 # Hooks of diffusers that reuse results of another call, added by `enable_cache` or an `apply_` function.
 _CACHES = {f"diffusers.hooks.{name}_cache" for name in ("faster", "first_block", "mag", "sea", "taylorseer", "text_kv")}
@@ -90,18 +60,6 @@ def _step_cache(transformer: nn.Module) -> str | None:
     return next((type(hook).__name__ for hook in hooks if type(hook).__module__ in _CACHES), None)
 
 
-def count_blocks(transformer: nn.Module) -> int:
-    """Return the number of blocks in all lists. Raises InputError if the transformer is unknown."""
-    return sum(len(getattr(transformer, name)) for name in _structure(transformer).lists)
-
-
-def _structure(transformer: nn.Module) -> _Structure:
-    name, known = type(transformer).__name__, structures()
-    if name not in known:
-        raise InputError(f"S²-Guidance: expected one of {', '.join(known)}, got {name}; use one of these")
-    return known[name]
-
-
 class Forks:
     """One conditional call of a transformer, and the sub predictions that fork from it.
 
@@ -112,59 +70,66 @@ class Forks:
 
     def __init__(self, transformer: nn.Module, masks: Sequence[Sequence[int]]) -> None:
         self._transformer = transformer
-        self._structure = _structure(transformer)
-        self._states: dict[int, tuple[Tensor, ...]] = {min(mask): () for mask in masks}
+        self._lists = block_lists(transformer)
+        self._num_blocks = count_blocks(transformer)
+        self._states: dict[int, tuple[Any, ...]] = {min(mask): () for mask in masks}
+        self._counts: list[int] = []  # how many values each block returned in the conditional call
         self._unused = {min(mask) for mask in masks}  # forks that no sub prediction has reached
 
     def recording(self) -> "_Walking":
         """Return a context for the conditional call, which stores the states at the forks."""
+        self._counts.clear()
 
-        def walk(index: int, block: Block, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        def walk(index: int, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+            output = block(*arguments, **keywords)
+            if index != len(self._counts):
+                self._refuse(len(self._counts))
+            self._counts.append(count_returned(block, output, arguments, keywords))
             if index in self._states:
-                self._states[index] = self._inputs(arguments, keywords)
-            return block(*arguments, **keywords)
+                self._states[index] = state_of(block, self._counts[index], arguments, keywords)
+            return output
 
-        return _Walking(self._transformer, self._structure.lists, walk)
+        return _Walking(self._transformer, self._lists, walk)
 
     def replaying(self, mask: Sequence[int]) -> "_Walking":
-        """Return a context for a call with the same arguments, which runs the blocks after the fork, without `mask`."""
+        """Return a context for a call with the same arguments, which runs the blocks after the fork, without `mask`.
+
+        What the transformer does between its blocks is done after a skipped one, too: Wan VACE's hints and Wan
+        Animate's faces belong to the control, not to the block. So sub differs from cond in its blocks alone.
+        """
         fork, dropped = min(mask), frozenset(mask)
 
-        def walk(index: int, block: Block, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        def walk(index: int, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             if index > fork and index not in dropped:
                 return block(*arguments, **keywords)
             _skip(block, is_followed=index > fork)
             if index == fork:
                 self._unused.discard(fork)
-            state = self._states[fork] if index == fork else self._inputs(arguments, keywords)
-            return state if len(state) > 1 else state[0]
+                return as_returned(self._states[fork])
+            return as_returned(state_of(block, self._counts[index], arguments, keywords))
 
-        return _Walking(self._transformer, self._structure.lists, walk)
+        return _Walking(self._transformer, self._lists, walk)
 
     def require_recorded(self) -> None:
-        """Raise InputError if the conditional call did not run the blocks where sub predictions fork."""
-        self._require({index for index, state in self._states.items() if not state})
+        """Raise InputError if the conditional call did not run each block once, in order."""
+        if len(self._counts) != self._num_blocks:
+            self._refuse(len(self._counts))
 
     def require_used(self) -> None:
         """Raise InputError if a sub prediction did not reach its fork, so that it is that of cond."""
-        self._require(self._unused)
+        if self._unused:
+            self._refuse(min(self._unused))
 
-    def _require(self, unreached: set[int]) -> None:
+    @staticmethod
+    def _refuse(index: int) -> None:
         """Whatever the cause: a cache or another wrapper that runs the blocks, or leaves them out, by itself."""
-        missing = sorted(unreached)
-        if missing:
-            raise InputError(
-                f"S²-Guidance: expected the transformer to run each of its blocks, got a call that left out block "
-                f"{missing[0]}; remove the cache or wrapper that is on its blocks, or call s2video.disable(pipe)"
-            )
-
-    def _inputs(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Return the states among a block's arguments, in the order in which the block returns them."""
-        names = self._structure.returns
-        return tuple(keywords[name] if name in keywords else arguments[_POSITIONS[name]] for name in names)
+        raise InputError(
+            "S²-Guidance: expected the transformer to run each of its blocks, in order, got a call that left out block "
+            f"{index}; remove the cache or wrapper that is on its blocks, or call s2video.disable(pipe)"
+        )
 
 
-def _skip(block: Block, *, is_followed: bool) -> None:
+def _skip(block: nn.Module, *, is_followed: bool) -> None:
     """Run the offloading hooks of a skipped block.
 
     In a group of several blocks, the first block loads all, the last unloads them. With a stream, each block loads the
@@ -201,8 +166,25 @@ class _WalkedList(nn.ModuleList):
         self._walk, self._first = walk, first
 
     def __iter__(self) -> Iterator[Any]:
-        for index, block in enumerate(self._modules.values(), self._first):
-            yield lambda *a, index=index, block=block, **k: self._walk(index, block, a, k)
+        return iter(self[:])
+
+    def __getitem__(self, index: Any) -> Any:
+        return [_Walked(number, block, self._walk) for number, block in enumerate(self._modules.values(), self._first)][
+            index
+        ]
+
+
+class _Walked:
+    """A block of such a list. It has the block's attributes."""
+
+    def __init__(self, number: int, block: Any, walk: Walk) -> None:
+        self._number, self._block, self._walk = number, block, walk
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._walk(self._number, self._block, arguments, keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._block, name)
 
 
 class _Walking(AbstractContextManager[None]):

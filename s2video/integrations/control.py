@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
 from ..config.guidance import GuidanceConfig
@@ -17,27 +16,15 @@ from ..guidance.forecasts import Forecasts
 from ..guidance.masks import MaskSchedule, MaskSpec
 from ..guidance.reuse import LEAST_STEPS, StepPasses
 from ..models.noise_levels import noise_levels
-from .blocks import Forks, check_transformer, count_blocks
+from .blocks import Forks, check_transformer
+from .embeddings import PromptEmbeddings, Rows, refuse_same, refuse_unknown
 from .guider import S2Guidance
+from .kinds import PipelineKind
+from .outputs import prediction, with_prediction
+from .structure import count_blocks
 
-
-@dataclass(frozen=True)
-class PipelineKind:
-    """How a pipeline class calls its transformers.
-
-    Attributes:
-        cond_context: name that the pipeline passes to `cache_context` for its conditional call; None if one call
-            computes both halves, uncond first.
-        transformers: attributes of the pipeline that hold a transformer.
-    """
-
-    cond_context: str | None = "cond"
-    transformers: tuple[str, ...] = ("transformer",)
-
-    @property
-    def uncond_context(self) -> str | None:
-        """The name that the pipeline passes for its unconditional call, which follows the other."""
-        return None if self.cond_context is None else self.cond_context.replace("cond", "uncond")
+# Names that pipelines and guiders give to their calls, with `cache_context`.
+_COND, _UNCOND, _BOTH = ("cond", "pred_cond"), ("uncond", "pred_uncond"), "cond_uncond"
 
 
 def check(pipe: Any, transformer: Any, spec: MaskSpec) -> None:
@@ -51,65 +38,93 @@ class Control:
     """The settings of one enabled pipeline, and its state from call to call."""
 
     pipe: Any
-    family: PipelineKind
+    kind: PipelineKind
     guidance: GuidanceConfig
     context: str | None = None
     pushed: Tensor | None = None  # ω(sub − cond) of this step, mean over the draws, float32
+    _embeddings: PromptEmbeddings | None = None
+    _has_cond: bool = False  # a call of this step was cond, found by its embeddings
+    _row: Any = None  # the timesteps of this step, in diffusion forcing
     _video: "_Video | None" = None
     _schedulers: list[Any] = field(default_factory=list)
 
+    def begin(self, asked: Mapping[str, Any]) -> None:
+        """Start a call of the pipeline, with these arguments."""
+        self._embeddings = PromptEmbeddings(asked)
+
+    def encoded(self, encode: Callable[..., Any], returned: Any, arguments: Any, keywords: Any) -> None:
+        """Note what the pipeline's `encode_prompt` returned."""
+        if self._embeddings is not None:  # the user can call it, too
+            self._embeddings.encoded(encode, returned, arguments, keywords)
+
     def call(self, transformer: Any, forward: Callable[..., Any], arguments: Any, keywords: dict[str, Any]) -> Any:
         """Run the pipeline's call and, with a conditional one, the sub predictions; or answer it with a forecast."""
-        is_cond = self.context == self.family.cond_context
-        is_uncond = self.context is not None and self.context == self.family.uncond_context
-        if not (is_cond or is_uncond) or keywords.get("skip_layers") is not None or self._is_idle:
+        if keywords.get("skip_layers") is not None or self._is_idle:
             return forward(*arguments, **keywords)
-        if is_uncond:
-            return self._uncond(forward, arguments, keywords)
-        return self._cond(transformer, forward, arguments, keywords)
+        rows = self._rows(arguments, keywords)
+        if any(rows):
+            output = self._cond(transformer, forward, arguments, keywords, rows)
+        elif self.context is None or self.context in _UNCOND:
+            output = self._uncond(forward, arguments, keywords)
+        else:
+            output = forward(*arguments, **keywords)
+        return self._moved(output) if self.kind.place == "calls" and self.pushed is not None else output
 
-    def _cond(self, transformer: Any, forward: Callable[..., Any], arguments: Any, keywords: dict[str, Any]) -> Any:
+    def _rows(self, arguments: Any, keywords: dict[str, Any]) -> Rows:
+        """Return which chunks of a call's batch are cond. Raises InputError if that is unknown."""
+        if self.kind.all_cond or self.context in _COND:
+            return (True,)
+        if self.context not in (None, _BOTH):
+            return (False,)
+        rows = self._embeddings and self._embeddings.rows(arguments, keywords)
+        if self.context == _BOTH and not (rows and any(rows)):
+            # uncond comes first in all pipelines; some change the embeddings before the call
+            return (False, True) if self.pipe.do_classifier_free_guidance else (True,)
+        if not rows:
+            return refuse_unknown(type(self.pipe).__name__)
+        if sum(rows) + (self._has_cond and self.context is None) > 1 and any(rows):
+            refuse_same()
+        return rows
+
+    def _cond(
+        self, transformer: Any, forward: Callable[..., Any], arguments: Any, keywords: dict[str, Any], rows: Rows
+    ) -> Any:
         """Run the conditional call and the sub predictions, or answer it."""
         self.pushed = None  # an interrupted step may have left one
         video = self._at_this_step(transformer)
+        self._has_cond = self.context is None and not self.kind.all_cond
         passes = video.passes
         output = computed = None
         if passes.cond == "computed":
             masks = video.masks.step(video.step) if passes.sub == "computed" else ()
-            output, computed = self._computed(transformer, forward, arguments, keywords, masks)
+            output, computed = self._computed(transformer, _Call(forward, arguments, keywords, rows), masks)
+            video.answer = output
         predictions = video.forecasts.complete(passes._replace(uncond="none"), video.level, computed)
         video.cond = predictions.cond if self.guidance.reuse.spec().uncond_every > 1 else None
         if predictions.subs:
             self.pushed = self._push(predictions)
-        return output if output is not None else _answer(predictions.cond, arguments, keywords)
+        return output if output is not None else with_prediction(video.answer, predictions.cond)
 
     @property
     def _is_idle(self) -> bool:
         return not self.guidance.uses_s2 and self.guidance.reuse.spec().is_exact
 
-    def _computed(
-        self,
-        transformer: Any,
-        forward: Callable[..., Any],
-        arguments: Any,
-        keywords: dict[str, Any],
-        masks: Sequence[Sequence[int]],
-    ) -> tuple[Any, Predictions]:
+    def _computed(self, transformer: Any, call: "_Call", masks: Sequence[Sequence[int]]) -> tuple[Any, Predictions]:
         """Return the output of the conditional call, and its prediction with a sub prediction for each mask."""
         if not any(masks):
-            output = forward(*arguments, **keywords)
-            return output, Predictions(self._cond_half(_sample(output)))
+            output = call.run()
+            return output, Predictions(call.cond(output))
         check(self.pipe, transformer, self.guidance.mask_spec())
         forks = Forks(transformer, masks)
         with forks.recording():
-            output = forward(*arguments, **keywords)
+            output = call.run()
         forks.require_recorded()
         subs = []
         for mask in masks:
             with forks.replaying(mask):
-                subs.append(self._cond_half(_sample(forward(*arguments, **keywords))))
+                subs.append(call.cond(call.run()))
         forks.require_used()
-        return output, Predictions(self._cond_half(_sample(output)), None, tuple(subs))
+        return output, Predictions(call.cond(output), None, tuple(subs))
 
     def _uncond(self, forward: Callable[..., Any], arguments: Any, keywords: dict[str, Any]) -> Any:
         """Run or answer the call for uncond, which follows the one for cond."""
@@ -117,10 +132,25 @@ class Control:
         if video is None or video.cond is None:
             return forward(*arguments, **keywords)
         if video.passes.uncond == "forecast":
-            return _answer(video.forecasts.uncond(video.level, video.cond), arguments, keywords)
+            return with_prediction(video.answer, video.forecasts.uncond(video.level, video.cond))
         output = forward(*arguments, **keywords)
-        video.forecasts.keep(video.level, Predictions(video.cond, _sample(output)))
+        video.forecasts.keep(video.level, Predictions(video.cond, prediction(output)))
         return output
+
+    def _moved(self, output: Any) -> Any:
+        """Return an output whose predictions are less by what S² adds."""
+        assert self.pushed is not None
+        own = prediction(output)
+        if own.shape[1:] != self.pushed.shape[1:] or len(own) % len(self.pushed):
+            self._refuse_shape(own, self.pushed)
+        pushed = self.pushed.repeat(len(own) // len(self.pushed), *(1,) * (own.ndim - 1))
+        return with_prediction(output, own.float() - pushed)
+
+    def _refuse_shape(self, got: Tensor, expected: Tensor) -> None:
+        raise InputError(
+            f"S²-Guidance: expected {type(self.pipe).__name__} to guide predictions of shape {tuple(expected.shape)}, "
+            f"got {tuple(got.shape)}; call s2video.disable(pipe) for this use"
+        )
 
     def _push(self, predictions: Predictions) -> Tensor:
         """Return ω(sub − cond)."""
@@ -130,21 +160,43 @@ class Control:
         return scale_of_push(predictions, push).view(-1, *(1,) * (deviation.ndim - 1)) * deviation
 
     def _at_this_step(self, transformer: Any) -> "_Video":
-        """Return the video that the pipeline is making, at the scheduler's step."""
-        scheduler = self.pipe.scheduler
-        self._follow(scheduler)
-        step = scheduler.step_index
-        if step is None:  # before the first step
-            step = scheduler.begin_index or 0
+        """Return the video that the pipeline is making, at its step."""
+        step, num_steps = self._row_step() if self.kind.steps == "row" else self._scheduler_step()
         video = self._video
-        if video is None or step <= video.step or video.masks.num_steps != len(scheduler.timesteps):
-            video = self._video = self._new_video(scheduler, count_blocks(transformer))
+        if video is None or step <= video.step or video.masks.num_steps != num_steps:
+            video = self._video = self._new_video(num_steps, count_blocks(transformer))
         video.advance(step)
         return video
 
-    def _new_video(self, scheduler: Any, num_blocks: int) -> "_Video":
-        num_steps = len(scheduler.timesteps)
-        if not self.guidance.reuse.spec().is_exact and num_steps < LEAST_STEPS:
+    def _scheduler_step(self) -> tuple[int, int]:
+        """Return the scheduler's step, and the number of its steps."""
+        scheduler = self.pipe.scheduler
+        self._follow(scheduler)
+        if not hasattr(scheduler, "step_index"):
+            now = self.pipe._current_timestep
+            return int((scheduler.timesteps == now).nonzero()[0]), len(scheduler.timesteps)
+        step = scheduler.step_index
+        if step is None:  # before the first step
+            step = scheduler.begin_index or 0
+        return step, len(scheduler.timesteps)
+
+    def _row_step(self) -> tuple[int, int]:
+        """Return the step by its row of timesteps, which never rise within a video, and the number of rows."""
+        row, last = self.pipe._current_timestep, self._row
+        is_first = last is None or row.shape != last.shape or bool((row > last).any())
+        step = 0 if is_first or self._video is None else self._video.step + (row is not last)
+        self._row = row
+        return step, self.pipe.num_timesteps
+
+    def _new_video(self, num_steps: int, num_blocks: int) -> "_Video":
+        scheduler, is_exact = self.pipe.scheduler, self.guidance.reuse.spec().is_exact
+        has_levels = num_steps == len(scheduler.timesteps)
+        if not has_levels and not (is_exact and self.guidance.window_in == "steps"):
+            raise InputError(
+                "enable: expected window_in steps and reuse exact for frames that are denoised one after the other, "
+                f"got {self.guidance.window_in} and {self.guidance.reuse.preset}; use these, or ar_step=0"
+            )
+        if not is_exact and num_steps < LEAST_STEPS:
             raise InputError(
                 f"enable: reuse: expected at least {LEAST_STEPS} steps, got {num_steps}: with so few, predictions "
                 "change too much from step to step to be forecast; use more steps, or reuse exact"
@@ -153,7 +205,7 @@ class Control:
             num_blocks=num_blocks,
             seed=self.guidance.mask_seed or 0,
             num_steps=num_steps,
-            levels=noise_levels(scheduler),
+            levels=noise_levels(scheduler) if has_levels else (),
             restart=self._second_from(scheduler),
         )
         return _Video(masks, masks.passes([True] * num_steps), Forecasts(masks.reuse))
@@ -166,11 +218,6 @@ class Control:
         boundary *= scheduler.config.num_train_timesteps
         return next((step for step, timestep in enumerate(scheduler.timesteps) if timestep < boundary), None)
 
-    def _cond_half(self, prediction: Tensor) -> Tensor:
-        if self.family.cond_context is None and self.pipe.do_classifier_free_guidance:
-            return prediction.chunk(2)[1]
-        return prediction
-
     def _follow(self, scheduler: Any) -> None:
         """Make a scheduler's `step` subtract what S² adds. Called at each step, because users can replace it."""
         if any(known is scheduler for known in self._schedulers):
@@ -179,9 +226,11 @@ class Control:
         step = scheduler.step
 
         def guided_step(model_output: Tensor, *arguments: Any, **keywords: Any) -> Any:
-            if self.pushed is not None:
-                guided = model_output.float() - self.pushed
-                model_output, self.pushed = guided.to(model_output.dtype), None
+            if self.pushed is not None and self.kind.place == "step":
+                if model_output.shape != self.pushed.shape:
+                    self._refuse_shape(model_output, self.pushed)
+                model_output = (model_output.float() - self.pushed).to(model_output.dtype)
+            self.pushed, self._has_cond = None, False
             return step(model_output, *arguments, **keywords)
 
         scheduler.__dict__["step"] = guided_step
@@ -192,7 +241,30 @@ class Control:
         for scheduler in self._schedulers:
             scheduler.__dict__.pop("step", None)
         self._schedulers.clear()
-        self.pushed = self._video = None
+        self.pushed = self._video = self._row = None
+        self._has_cond = False
+
+    def end(self) -> None:
+        """End a call of the pipeline."""
+        self.release()
+        self._embeddings = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of the transformer that has cond in its batch."""
+
+    forward: Callable[..., Any]
+    arguments: Any
+    keywords: dict[str, Any]
+    rows: Rows
+
+    def run(self) -> Any:
+        return self.forward(*self.arguments, **self.keywords)
+
+    def cond(self, output: Any) -> Tensor:
+        """Return the part of an output's prediction that is cond."""
+        return prediction(output).chunk(len(self.rows))[self.rows.index(True)]
 
 
 @dataclass
@@ -203,6 +275,7 @@ class _Video:
         step: of the last conditional call.
         passes: what this step computes and forecasts.
         cond: the prediction of this step, if the forecast of uncond needs it.
+        answer: the last output of a conditional call, whose form forecasts take.
     """
 
     masks: MaskSchedule
@@ -211,6 +284,7 @@ class _Video:
     step: int = -1
     passes: StepPasses = field(default_factory=StepPasses)
     cond: Tensor | None = None
+    answer: Any = None
 
     def advance(self, step: int) -> None:
         if self.step < (self.masks.restart or 0) <= step:
@@ -221,16 +295,4 @@ class _Video:
 
     @property
     def level(self) -> float:
-        return self.masks.levels[self.step]
-
-
-def _answer(prediction: Tensor, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-    """Return a forecast as the transformer would, in the dtype of its input."""
-    latents = keywords["hidden_states"] if "hidden_states" in keywords else arguments[0]
-    prediction = prediction.to(latents.dtype)
-    return Transformer2DModelOutput(sample=prediction) if keywords.get("return_dict", True) else (prediction,)
-
-
-def _sample(output: Any) -> Tensor:
-    sample: Tensor = output[0] if isinstance(output, tuple) else output.sample
-    return sample
+        return self.masks.levels[self.step] if self.masks.levels else 0.0

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..config.run import build_config
 from ..guidance.equations import Predictions, combine, needs_uncond
 from ..guidance.masks import step_masks
-from .blocks import Forks, check_transformer, count_blocks
+from .blocks import Forks, check_transformer
+from .structure import count_blocks
 
 _ARMED = "_s2video_walk"
 
@@ -122,6 +123,8 @@ class S2Guidance(BaseGuidance):
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Restore the model. Called after each prediction."""
         _disarm(denoiser)
+        if self._forks is not None and self._count_prepared == 1:
+            self._forks.require_recorded()
         if self._count_prepared == self.num_conditions:
             self._forks = None  # the states are large
 

@@ -7,6 +7,7 @@ and ω(sub − cond) is stored; when it steps its scheduler, it is subtracted. T
 """
 
 import functools
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -15,24 +16,10 @@ from diffusers import ModularPipeline
 
 from ..config.run import build_config
 from ..errors import InputError
-from ..models.registry import FAMILIES
-from .control import Control, PipelineKind, check
+from .control import Control, check
+from .kinds import PipelineKind, known_pipelines, transformers
 
 _ATTRIBUTE = "_s2video"
-
-
-_IMAGES = {"FluxPipeline": PipelineKind(), "StableDiffusion3Pipeline": PipelineKind(cond_context=None)}
-
-
-def known_pipelines() -> dict[str, PipelineKind]:
-    """Return the pipeline classes that can be enabled: those of registered families, and two image pipelines."""
-    found: dict[str, PipelineKind] = {}
-    for family in FAMILIES:
-        if family.cond_context is not None:
-            transformers = tuple(name for name in family.classes if name.startswith("transformer"))
-            merged = dict.fromkeys((*transformers, *getattr(found.get(family.pipeline), "transformers", ())))
-            found[family.pipeline] = PipelineKind(family.cond_context, tuple(merged))
-    return found | _IMAGES
 
 
 def enable(
@@ -70,8 +57,8 @@ def enable(
     Raises:
         InputError: if the pipeline is unknown or its guider is S2Guidance, a setting is out of its bounds, or a
             transformer is compiled as a whole, has an active step cache, or shards tokens over ranks. If such a change
-            is made later, the next call of the pipeline raises it. Also for `reuse` of cond or uncond, if the pipeline
-            computes both in one call.
+            is made later, the next call of the pipeline raises it; it also raises if it cannot tell which call is cond.
+            Also for `reuse` of cond or uncond, if the pipeline computes both in one call.
     """
     settings = {
         "s2_scale": s2_scale,
@@ -87,14 +74,14 @@ def enable(
         "reuse": dict(reuse) if isinstance(reuse, Mapping) else reuse,
     }
     guidance = build_config({"guidance": settings}, "enable").guidance
-    family = _known(pipe)
-    if family.cond_context is None and guidance.reuse.spec().uncond_every > 1:
+    kind = _known(pipe)
+    if kind.one_call and guidance.reuse.spec().uncond_every > 1:
         raise InputError(
             f"enable: guidance.reuse: expected exact or deviation for {type(pipe).__name__}, which computes cond and "
             f"uncond in one call, got {guidance.reuse.preset}; use one of these"
         )
-    control = Control(pipe, family, guidance)
-    for transformer in _transformers(pipe, family):
+    control = Control(pipe, kind, guidance)
+    for transformer in transformers(pipe):
         check(pipe, transformer, guidance.mask_spec())
     disable(pipe)
     pipe.__dict__[_ATTRIBUTE] = control
@@ -109,10 +96,6 @@ def disable(pipe: Any) -> None:
         pipe.__class__ = type(pipe).__bases__[0]
 
 
-def _transformers(pipe: Any, family: PipelineKind) -> list[Any]:
-    return [t for t in (getattr(pipe, name, None) for name in family.transformers) if t is not None]
-
-
 def _guided_pipeline(base: type) -> type:
     """Return a subclass of the same name whose calls are guided. Transformers are changed during a call only.
 
@@ -125,46 +108,71 @@ def _guided_pipeline(base: type) -> type:
             control = self.__dict__.get(_ATTRIBUTE)  # not in a pipeline that `from_pipe` makes of this class
             if control is None:
                 return super().__call__(*arguments, **keywords)
-            with _guiding(_transformers(self, control.family), control):
+            control.begin(_named(super().__call__, arguments, keywords))
+            with _guiding(transformers(self), control):
                 return super().__call__(*arguments, **keywords)
 
+    if hasattr(base, "encode_prompt"):
+        Guided.encode_prompt = _noted(base.encode_prompt)
     Guided.__name__, Guided.__qualname__, Guided.__module__ = base.__name__, base.__qualname__, base.__module__
     return Guided
 
 
+def _named(call: Any, arguments: Any, keywords: Any) -> dict[str, Any]:
+    """Return the arguments of a call by name; none if it will raise a TypeError."""
+    try:
+        return inspect.signature(call).bind_partial(*arguments, **keywords).arguments
+    except TypeError:
+        return {}
+
+
+def _noted(encode: Any) -> Any:
+    """Return a method that tells the control what `encode_prompt` returns."""
+
+    @functools.wraps(encode)
+    def encode_prompt(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        returned = encode(self, *arguments, **keywords)
+        if (control := self.__dict__.get(_ATTRIBUTE)) is not None:
+            control.encoded(encode, returned, (self, *arguments), keywords)
+        return returned
+
+    return encode_prompt
+
+
 @contextmanager
-def _guiding(transformers: Sequence[Any], control: Control) -> Iterator[None]:
+def _guiding(modules: Sequence[Any], control: Control) -> Iterator[None]:
     """Let calls of these transformers go through a control. Raises InputError for one that cannot be guided."""
-    for transformer in transformers:
+    for transformer in modules:
         check(control.pipe, transformer, control.guidance.mask_spec())
         if _ATTRIBUTE in transformer.__dict__:
             raise InputError(
                 "pipe: expected a transformer that no other call is using, got one that another enabled pipeline "
                 "shares and is calling now; call one after the other"
             )
-    for transformer in transformers:
+    for transformer in modules:
         transformer.__dict__[_ATTRIBUTE] = control
         transformer.__class__ = _guided_class(type(transformer))
     try:
         yield
     finally:
-        for transformer in transformers:
+        for transformer in modules:
             del transformer.__dict__[_ATTRIBUTE]
             transformer.__class__ = type(transformer).__bases__[0]
-        control.release()
+        control.end()
 
 
 def _known(pipe: Any) -> PipelineKind:
     name = type(pipe).__name__
-    if isinstance(pipe, ModularPipeline):
+    known = known_pipelines()
+    if isinstance(pipe, ModularPipeline) and name not in known:
         raise InputError(
             f"pipe: expected a standard pipeline, got {name}, which takes a guider; use "
             "pipe.update_components(guider=s2video.S2Guidance(...))"
         )
-    if name not in (known := known_pipelines()):
+    if name not in known:
         raise InputError(
-            f"pipe: expected one of {', '.join(known)}, got {name}; use one of these, because other pipelines do "
-            "not mark the conditional call of the transformer"
+            f"pipe: expected one of {', '.join(known)}, got {name}; use one of these, because it is not known how "
+            "others combine their predictions"
         )
     return known[name]
 

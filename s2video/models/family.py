@@ -127,9 +127,6 @@ class Family(ABC):
             any class.
         optional: the folders that can be missing.
         block_lists: attributes of the transformer that hold its blocks, in the order in which they run.
-        block_returns: the values that a block returns, in order, named as its arguments.
-        cond_context: name that the pipeline passes to `cache_context` for its conditional call; None if it passes none,
-            and then `s2video.enable` refuses the pipeline.
         components: folders of this checkpoint -> their classes.
         text_sees_image: whether the text encoder sees the first image together with the prompt.
         second_text: what a second text encoder reads of a prompt; None without one.
@@ -142,8 +139,6 @@ class Family(ABC):
     classes: ClassVar[Mapping[str, str]]
     optional: ClassVar[frozenset[str]] = frozenset()
     block_lists: ClassVar[tuple[str, ...]]
-    block_returns: ClassVar[tuple[str, ...]] = ("hidden_states",)
-    cond_context: ClassVar[str | None] = "cond"
     text_sees_image: ClassVar[bool] = False
     second_text: ClassVar[SecondText | None] = None
 

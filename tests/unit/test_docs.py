@@ -62,6 +62,7 @@ RUN_BY = {
     "python tools/evaluate.py": ("tests/unit/test_evaluate.py", "main("),
     "python tools/vbench.py": ("tests/unit/test_vbench.py", "main("),
     "python tools/models_table.py": ("tests/unit/test_models_table.py", "table()"),
+    "python tools/plugin_table.py": ("tests/unit/test_plugin_matrix.py", "table()"),
     "python tools/config_reference.py": ("tests/unit/test_config_reference.py", "reference()"),
 }
 

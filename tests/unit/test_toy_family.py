@@ -17,7 +17,8 @@ from toy_family.module import ToyTransformer3DModel
 from s2video.cli.main import main
 from s2video.engine.engine import Engine
 from s2video.guidance.masks import step_masks
-from s2video.integrations.blocks import Forks, check_transformer
+from s2video.integrations.blocks import check_transformer
+from s2video.integrations.structure import block_lists, count_blocks
 from s2video.models import registry
 from s2video.models.base import Conditioning
 from s2video.models.checkpoint import Checkpoint, open_checkpoint
@@ -107,4 +108,4 @@ def test_commands_and_plugin_know_it(
     assert opened.num_parameters("transformer") == counted
     module = ToyTransformer3DModel()
     check_transformer(module, load_config(config_file).guidance.mask_spec())
-    assert Forks(module, [(1,)])._structure.lists == Toy.block_lists
+    assert block_lists(module) == Toy.block_lists and count_blocks(module) == 4

@@ -32,7 +32,6 @@ class HunyuanVideo(Family):
     image_condition: ClassVar[str | None] = None
     published: ClassVar[str] = "hunyuanvideo-community/HunyuanVideo"
     block_lists = ("transformer_blocks", "single_transformer_blocks")
-    block_returns = ("hidden_states", "encoder_hidden_states")
     second_text = SecondText("CLIP", 77)
     classes: ClassVar[Mapping[str, str]] = {
         # model_index.json names LlamaTokenizerFast; in transformers 5, that class ignores tokenizer.json and splits
@@ -98,7 +97,6 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
 
     pipeline = "HunyuanVideoImageToVideoPipeline"
     image_condition = "token_replace"
-    cond_context = None  # the pipeline does not name its passes
     published = "hunyuanvideo-community/HunyuanVideo-I2V"
     text_sees_image = True
     classes: ClassVar[Mapping[str, str]] = {

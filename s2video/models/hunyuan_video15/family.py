@@ -26,8 +26,6 @@ class HunyuanVideo15(Family):
 
     pipeline = "HunyuanVideo15Pipeline"
     block_lists = ("transformer_blocks",)
-    block_returns = ("hidden_states", "encoder_hidden_states")
-    cond_context = "pred_cond"  # the name that guiders use
     second_text = SecondText("ByT5", 256, only_quoted=True)
     classes: ClassVar[Mapping[str, str]] = {
         "tokenizer": "Qwen2Tokenizer",
