@@ -19,16 +19,16 @@ from .errors import InputError
 from .media.checks import check_output
 from .media.formats import Codec
 from .media.output_paths import OutputPaths
-from .media.video import write_video
+from .media.video import write_videos
 from .models.checkpoint import open_checkpoint
 from .models.images import read_images
 from .models.recipes import load_config, load_model_config
 from .planning.plan import resolve_parallel
 from .records.identity import audio_digest
 from .records.replacing import check_inputs_kept, check_replacing, inputs_of
-from .records.sidecar import container_metadata, sidecar_beside
+from .records.targets import targets_of
 from .system import ranks
-from .system.claims import Claim
+from .system.claims import Claims
 from .system.files import user_path
 from .system.progress import Style
 
@@ -58,7 +58,8 @@ class Video:
             path: with the suffix of its format; a sequence X.exr becomes the folder X.
             codec: h264, h265, prores, dnxhr, png, exr, or auto: by the suffix.
             overwrite: replace files that s2video did not make, or that were changed since; its own are always replaced.
-            output: other settings of the config's section `output` for this file, such as `crf=12`.
+            output: other settings of the config's section `output` for this file, such as `crf=12`, or
+                `also=["h264"]` for more files of the same frames.
 
         Returns:
             The file, or the folder of a sequence.
@@ -67,15 +68,14 @@ class Video:
             InputError: a path or a setting that cannot be used, or files that may not be replaced.
         """
         path = user_path(path)
-        config = self.config.patched({"output": {"codec": codec, **output, "path": str(path)}}, "save")
+        config = self.config.patched({"output": {"codec": codec, "also": [], **output, "path": str(path)}}, "save")
         facts = {**self.facts, "config": config.model_dump(mode="json"), "audio_sha256": audio_digest(config)}
-        spec = config.output.spec(path)
-        beside, files = sidecar_beside(path, lambda: facts), OutputPaths(path)
-        check_output(path)
+        files = OutputPaths.of(config)
+        check_output(files)
         check_inputs_kept(files.all, inputs_of(config))
         check_replacing(files, overwrite=overwrite)
-        with Claim(files.lock, files.all):
-            write_video([self.frames], path, spec, metadata=container_metadata(facts, spec.codec), beside=beside)
+        with Claims(files.locks):
+            write_videos([self.frames], targets_of(config, facts, lambda file: facts))
         return files.video
 
 

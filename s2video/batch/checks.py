@@ -49,7 +49,7 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
 
     usable = []
     for job in jobs:
-        config, output = job.config, Path(job.config.output.path)
+        config = job.config
         found = model(config.model.source)
         if isinstance(found, str):
             yield f"{job.where}: {found}"
@@ -57,13 +57,15 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
         try:
             check_request(config, found, world_size=world_size)
             check_images(found, image=config.image is not None, last_image=config.last_image is not None)
-            check_output(output)
-            check_inputs_kept(OutputPaths.of(config).all, inputs_of(config))
+            files = OutputPaths.of(config)
+            check_output(files)
+            check_inputs_kept(files.all, inputs_of(config))
             if images:
                 read_images(*config.image_paths)
             sampling = config.sampling
-            if (problem := spec_problem(config.output.spec(output), sampling.width, sampling.height)) is not None:
-                yield f"{job.where}: {problem}"
+            for spec in config.output.specs():
+                if (problem := spec_problem(spec, sampling.width, sampling.height)) is not None:
+                    yield f"{job.where}: {problem}"
             usable.append((config, found))
         except InputError as error:
             yield f"{job.where}: {error}"

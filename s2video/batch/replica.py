@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
@@ -340,11 +341,12 @@ class _Replica:
         if not self._mesh.is_main:
             return
         files = OutputPaths.of(job)
-        frames = sorted(files.video.iterdir()) if files.video.is_dir() else [files.video]
-        digests = {path.relative_to(self._store.folder).as_posix(): sha256(path) for path in (*frames, files.sidecar)}
+        written = [path for file in files.videos for path in (*_files_in(file.video), file.sidecar)]
+        digests = {path.relative_to(self._store.folder).as_posix(): sha256(path) for path in written}
         self._let_go(record)
         if self._store.finish(record.name, self._owner, digests):
-            show_path(files.video)
+            for file in files.videos:
+                show_path(file.video)
 
     def _record_failure(self, record: Record, error: Exception) -> None:
         """On any rank; the first failure is recorded."""
@@ -375,6 +377,11 @@ class _Replica:
     def _let_go(self, record: Record) -> None:
         if self._heartbeat is not None:
             self._heartbeat.held.discard(record.name)
+
+
+def _files_in(video: Path) -> list[Path]:
+    """Return the file of a video, or the frames of a sequence."""
+    return sorted(video.iterdir()) if video.is_dir() else [video]
 
 
 def _one_line(error: Exception, advise: Callable[[], str]) -> str:

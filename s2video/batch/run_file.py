@@ -306,11 +306,19 @@ def _expand(
                 raise InputError(f"{shot.where}: {error}") from None
             finished = config.patched({_SEED: seed, "output.path": str(output)}, shot.where)
             try:
-                finished.output.spec(output)
+                finished.output.specs()
+                _check_copies(finished, folder)
             except InputError as error:
                 raise InputError(f"{shot.where}: {error}") from None
             video = Take(name, number, version_of(naming.get("version")) or 1, place)
             yield BatchJob(PurePath(output.relative_to(folder)).as_posix(), shot.where, finished, video)
+
+
+def _check_copies(config: RunConfig, folder: Path) -> None:
+    """Raise InputError if another format of a video would have a name that the batch uses itself."""
+    for path in OutputPaths.of(config).also:
+        if (name := path.relative_to(folder)).parts[0].casefold().startswith(RESERVED):
+            raise InputError(f"output.also: expected no name that begins with {RESERVED}, got {name}; change it")
 
 
 def _swept_fields(swept: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,9 +333,9 @@ def _variant(swept: Mapping[str, Any]) -> str:
 
 def _collisions(jobs: Sequence[BatchJob]) -> Iterator[str]:
     """Yield a message for each video whose files would overwrite those of another one, on any file system."""
-    for first, later, path in find_collisions(OutputPaths(Path(job.name)).all for job in jobs):
+    for first, later, path in find_collisions(OutputPaths.of(job.config).all for job in jobs):
         job, other = jobs[later], jobs[first]
-        at = "" if path.name in (job.name, other.name) else f" at {path}"
+        at = "" if path.name in (job.name, other.name) else f" at {path.name}"
         yield (
             f"{job.where}: {job.name} would overwrite {other.name} ({other.where}){at}; change name, or name each shot"
         )

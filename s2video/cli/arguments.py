@@ -124,6 +124,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X.mp4",
         help="or .mov, .png, .exr; several videos: X-000.mp4, X-001.mp4, ..., or a template: {prompt}_s{seed}.{ext}",
     )
+    add_also_argument(files)
     add_codec_arguments(files)
     add_overwrite_argument(files)
     files.add_argument("--keep-latents", action="store_true", help="keep X.latents.safetensors next to the video")
@@ -139,6 +140,18 @@ def add_overwrite_argument(group: Any) -> None:
         "--overwrite",
         action="store_true",
         help="replace files that s2video did not make, or that were changed; its own are always replaced",
+    )
+
+
+def add_also_argument(group: Any) -> None:
+    """Add --also."""
+    group.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="FORMAT",
+        help="one more file of the same frames, next to the video: a codec, or a name such as {name}_proxy.mp4; can be "
+        "given several times",
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands that make videos: generate | decode, and launch, which starts a command under torchrun."""
+"""The commands that make videos: generate, and launch, which starts a command under torchrun."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..config.run import RunConfig
 from ..engine.job import plan_jobs, read_prompt_file
 from ..engine.space import check_space
-from ..errors import InputError, memory_reported
+from ..errors import memory_reported
 from ..media.checks import check_output, check_spec
-from ..media.formats import Codec, codec_for, suffix_of
 from ..media.output_paths import OutputPaths
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_images, check_request
-from ..models.recipes import load_config
 from ..records.replacing import Replaced, check_inputs_kept, check_replacing, inputs_of, sentences
 from ..system import ranks
 from ..system.claims import check_unclaimed
@@ -28,12 +26,9 @@ from ..system.shutdown import Termination
 from ..system.terminal import show_path
 from .arguments import (
     Parser,
-    add_codec_arguments,
     add_command,
     add_generate_arguments,
-    add_overwrite_argument,
     add_selftest_arguments,
-    path_argument,
     read_model_arguments,
     say,
     whole_number,
@@ -56,26 +51,6 @@ def add_commands(commands: Any) -> None:
     )
     add_generate_arguments(generate)
     generate.set_defaults(run=_generate)
-
-    decode = add_command(
-        commands,
-        "decode",
-        "Make the video of saved latents",
-        examples="s2video decode runs/x.latents.safetensors --output runs/x.mov",
-    )
-    decode.add_argument(
-        "latents", type=path_argument, metavar="LATENTS", help="X.latents.safetensors of a --keep-latents run"
-    )
-    decode.add_argument(
-        "--output", type=path_argument, metavar="X.mp4", help="or .mov, .png, .exr; without it, next to LATENTS"
-    )
-    add_overwrite_argument(decode)
-    add_codec_arguments(decode)
-    decode.add_argument("--audio", metavar="A", help="a file with sound; without it, the one of --config")
-    either = decode.add_mutually_exclusive_group()
-    either.add_argument("--config", metavar="C", help="config to decode with; without it, the one in LATENTS")
-    either.add_argument("--model", metavar="M", help="folder or Hub id; without it, that of LATENTS, if it is here")
-    decode.set_defaults(run=_decode)
 
     starter = add_command(
         commands,
@@ -116,7 +91,7 @@ def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked
     else:
         prompts = [] if config.prompt is None else [config.prompt]
     jobs = plan_jobs(config, prompts, arguments.num_videos)
-    spec = jobs[0].output.spec(Path(jobs[0].output.path))
+    specs = jobs[0].output.specs()
     replaced = _check_outputs(jobs, arguments) if ranks.is_main_rank() else []
 
     from ..models.images import read_images
@@ -126,7 +101,8 @@ def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked
     check_request(config, checkpoint.info, world_size=world_size)
     check_images(checkpoint.info, image=config.image is not None, last_image=config.last_image is not None)
     if ranks.is_main_rank():
-        check_spec(spec, config.sampling.width, config.sampling.height)
+        for spec in specs:
+            check_spec(spec, config.sampling.width, config.sampling.height)
         check_space((job, checkpoint.info) for job in jobs)
     notes = () if arguments.resume else tuple(sentences(replaced))  # --resume keeps a video that is made already
     return Checked(jobs, checkpoint, arguments.plain, arguments.resume, notes)
@@ -137,9 +113,9 @@ def _check_outputs(jobs: Sequence[RunConfig], arguments: argparse.Namespace) -> 
     read = {"--config": _path(arguments.config), "--prompt-file": arguments.prompt_file}
     replaced = []
     for job in jobs:
-        check_output(user_path(job.output.path))
         files = OutputPaths.of(job)
-        check_unclaimed(files.lock, files.all)
+        check_output(files)
+        check_unclaimed(files.locks)
         check_inputs_kept(files.all, read | inputs_of(job))
         replaced.append(check_replacing(files, overwrite=arguments.overwrite))
     return [each for each in replaced if each is not None]
@@ -156,6 +132,7 @@ def _changes(arguments: argparse.Namespace) -> dict[str, object]:
         "output.path": arguments.output,
         "output.keep_latents": arguments.keep_latents or None,
         "output.codec": arguments.codec,
+        "output.also": arguments.also or None,
         "output.ffmpeg": arguments.ffmpeg,
     }
     changes = {key: value for key, value in named.items() if value is not None}
@@ -186,40 +163,8 @@ def generate(checked: Checked) -> int:
         engine = Engine(jobs[0], mesh, checkpoint=checked.checkpoint, progress=progress, termination=termination)
         for job in jobs:
             written = make_video(engine, job, resume=checked.resume)
-            if written is not None:
-                show_path(written)
-    return 0
-
-
-def _decode(arguments: argparse.Namespace) -> int:
-    latents: Path = arguments.latents
-    if not latents.is_file():
-        raise InputError(f"latents {latents}: no such file: expected the X.latents.safetensors of a --keep-latents run")
-    if latents.suffix != ".safetensors":
-        raise InputError(f"latents {latents}: expected a .safetensors file, got {latents.name!r}")
-    codec: Codec | Literal["auto"] = arguments.codec or "auto"
-    stem = latents.name.removesuffix(".safetensors").removesuffix(".latents")
-    output = arguments.output or latents.with_name(f"{stem}{suffix_of(codec)}")
-    codec_for(output, codec)
-    check_output(output)
-    check_unclaimed(OutputPaths(output).lock, (output,))
-    check_inputs_kept(
-        (OutputPaths(output).video,),
-        {"LATENTS": latents, "--audio": _path(arguments.audio), "--config": _path(arguments.config)},
-    )
-    replaced = check_replacing(OutputPaths(output), overwrite=arguments.overwrite, video_only=True)
-    config = None if arguments.config is None else load_config(arguments.config)
-    own = {"model.path": arguments.model, "output.ffmpeg": arguments.ffmpeg, "output.audio": arguments.audio}
-    if ranks.world_size() != 1:
-        raise InputError("decode runs in one process: start it without torchrun")
-
-    for note in sentences([] if replaced is None else [replaced]):
-        say(note)
-    from ..engine.decode_latents import decode_latents
-
-    with Termination().handled(), memory_reported():
-        written = decode_latents(latents, output, config, codec=codec, own=own, say=say)
-        show_path(written)
+            for file in OutputPaths.of(job).videos if written is not None else ():
+                show_path(file.video)
     return 0
 
 

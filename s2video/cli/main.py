@@ -22,7 +22,7 @@ from ..system.roster import own_roster
 from ..system.shutdown import Termination
 from ..system.terminal import flush_output, lost_output, prepare_streams, say, say_error, show_json
 from ..version import __version__
-from . import batch, catalog, editorial, generate, probe, review, serve, state
+from . import batch, catalog, decode, editorial, generate, probe, review, serve, state
 from .arguments import Parser
 
 _FIRST_RANK_LIMIT = 10.0  # seconds that the first rank of a host may take to fail as another one of it did
@@ -132,6 +132,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     generate.add_commands(commands)
+    decode.add_commands(commands)
     batch.add_commands(commands)
     state.add_commands(commands)
     editorial.add_commands(commands)

@@ -8,7 +8,7 @@ from typing import Any
 from ..config.run import RunConfig
 from ..engine.job import read_prompt_file
 from ..errors import InputError, S2VideoError, out_of_memory
-from ..media.checks import check_output
+from ..media.checks import check_report
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_images, check_request
 from ..system import ranks
@@ -75,7 +75,7 @@ def check_probe(arguments: argparse.Namespace, *, world_size: int) -> tuple[RunC
     if ranks.is_main_rank():
         for path in (arguments.json, arguments.picture):
             if path is not None:
-                check_output(path, is_video=False)
+                check_report(path)
     checkpoint = open_checkpoint(*config.model.source)
     check_request(config.patched({"guidance.reuse": "exact"}), checkpoint.info, world_size=world_size)
     check_images(checkpoint.info, image=config.image is not None, last_image=config.last_image is not None)

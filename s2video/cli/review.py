@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, S2VideoError, memory_reported
-from ..media.checks import check_output, check_spec
+from ..media.checks import check_output, check_report, check_spec
 from ..media.output_paths import OutputPaths
 from ..media.signature import is_signed
 from ..models.checkpoint import Checkpoint, open_checkpoint
@@ -139,15 +139,15 @@ def check_reproduce(arguments: argparse.Namespace, *, world_size: int) -> tuple[
         if arguments.output is not None or not key.startswith("output."):
             say(note)
     if arguments.output is not None:
-        check_output(arguments.output)
         files = OutputPaths(arguments.output)
+        check_output(files)
         video = path.with_name(sidecar.output.name)
         read = {
             "the video to reproduce": video,
             "the sidecar": path,
             "FILE": arguments.file,
         }
-        check_unclaimed(files.lock, files.all)
+        check_unclaimed(files.locks)
         check_inputs_kept(files.all, inputs_of(job) | read)
         replaced = check_replacing(files, overwrite=arguments.overwrite)
         for note in sentences([] if replaced is None else [replaced]):
@@ -289,7 +289,7 @@ def _existing(video: Path, *, sequence: bool = False) -> Path:
 
 def _check_report(output: Path, arguments: argparse.Namespace, videos: Sequence[Path]) -> None:
     """Check that a sheet, a page or a comparison can be written. Raises InputError."""
-    check_output(output, is_video=False)
+    check_report(output)
     read = {f"the input {video}": video for video in videos}
     check_inputs_kept((output,), read | {"--font": getattr(arguments, "font", None)})
     check_unsigned(output, is_signed, overwrite=arguments.overwrite)

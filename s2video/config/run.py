@@ -22,7 +22,8 @@ from ..media.formats import codec_for
 from ..system.files import user_path
 from .fields import Section, Text
 from .guidance import GuidanceConfig
-from .sections import CheckpointConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
+from .output import OutputConfig
+from .sections import CheckpointConfig, ModelConfig, ParallelConfig, SamplingConfig
 from .text import describe_problems, dotted_keys, nearest_key, show
 from .yaml_reader import parse_yaml, read_yaml
 

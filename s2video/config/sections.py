@@ -1,19 +1,15 @@
 """The sections of a run's configuration: what can be set, its defaults, and the bounds that need no model to check.
 
-The section `guidance` is in `guidance.py`.
+The sections `guidance` and `output` are in `guidance.py` and `output.py`.
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..media.formats import MAX_START_NUMBER, Codec, VideoSpec, codec_for
-from ..system.files import user_path
 from .fields import (
     MAX_FRAMES,
     MAX_SIDE,
@@ -21,7 +17,6 @@ from .fields import (
     MAX_TOKENS,
     Dtype,
     Number,
-    Rate,
     Section,
     Switch,
     Text,
@@ -322,71 +317,3 @@ class CheckpointConfig(Section):
         gt=0,
         description="seconds between writes of X.checkpoint.safetensors; null: it is only written on SIGTERM",
     )
-
-
-class OutputConfig(Section):
-    """The file that is written."""
-
-    path: Text = setting(
-        "nothing",
-        names="target",
-        default="out.mp4",
-        min_length=1,
-        description="path of the video; its sidecar X.json is next to it. A sequence X.png or X.exr is a folder X",
-    )
-    codec: Literal[Codec, "auto"] = setting(
-        "frames",
-        default="auto",
-        description="h264, h265 (.mp4), prores, dnxhr (.mov), png, exr; auto: by the path, h264, prores, png or exr",
-    )
-    fps: Rate = setting(
-        "frames",
-        default=Fraction(16),
-        description='frames per second: a number, or a ratio as text ("24000/1001"); '
-        "23.976, 29.97 and 59.94 mean 24000/1001, 30000/1001 and 60000/1001",
-    )
-    crf: Whole = setting(
-        "frames",
-        default=18,
-        ge=0,
-        le=51,
-        description="quality of H.264 and H.265: 0 best (H.264: lossless), 18 visually clean, 51 worst",
-    )
-    timecode: Text | None = setting(
-        "frames",
-        default=None,
-        description='timecode of the first frame, as text ("01:00:00:00"); null: none. PNG cannot hold one',
-    )
-    audio: Text | None = setting(
-        "frames",
-        names="sound",
-        default=None,
-        description="a file with sound, which is cut or padded with silence to the length of the video; null: no sound",
-    )
-    start_number: Whole = setting(
-        "frames",
-        default=1001,
-        ge=0,
-        le=MAX_START_NUMBER,
-        description="number of the first file of a PNG or EXR sequence",
-    )
-    ffmpeg: Text | None = setting(
-        "nothing",
-        names="program",
-        default=None,
-        min_length=1,
-        description="path of the ffmpeg to use; null: that of imageio-ffmpeg",
-    )
-    keep_latents: Switch = setting("nothing", default=False, description="keep X.latents.safetensors next to the video")
-
-    def spec(self, path: Path) -> VideoSpec:
-        """Return how a video called `path` is written. Raises InputError if settings do not fit it or each other."""
-        return VideoSpec(
-            self.fps,
-            self.crf,
-            codec_for(path, self.codec),
-            self.timecode,
-            None if self.audio is None else user_path(self.audio, "output.audio"),
-            self.start_number,
-            None if self.ffmpeg is None else user_path(self.ffmpeg, "output.ffmpeg"),
-        )

@@ -1,29 +1,66 @@
-"""`s2video decode`: the video of saved latents."""
+"""`s2video decode`: the videos of saved latents, with the sidecars that say so.
 
-from collections.abc import Callable, Mapping
+Everything about all files is checked before the first VAE is loaded. `plan_decoding` finds out what has to be written,
+and `decode_all` writes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
+from torch import Tensor
 
+from ..config.output import CopyConfig
 from ..config.run import RunConfig, build_config
 from ..config.sections import FILE_SETTINGS
+from ..config.text import describe_problems
 from ..decoding.decoder import FrameDecoder
 from ..errors import InputError
 from ..geometry import LatentShape
 from ..media.checks import check_spec
-from ..media.formats import FORMATS, Codec, VideoSpec, codec_for, place_of
-from ..media.output_paths import OutputPaths
-from ..media.video_queue import write_video_meanwhile
+from ..media.formats import Codec
+from ..media.output_paths import OutputPaths, VideoFile
+from ..media.video import Target
+from ..media.video_queue import write_videos_meanwhile
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.loading import load_vae
 from ..parallel.mesh import Mesh, resolve_device
 from ..records.identity import audio_digest
-from ..records.sidecar import SavedLatents, container_metadata, latents_record, load_latents, sidecar_beside
-from ..records.sidecar_model import read_sidecar
+from ..records.sidecar import SavedLatents, latents_record, load_latents, machine, versions, why_not_made
+from ..records.sidecar_model import Sidecar, find_sidecar, read_sidecar
+from ..records.targets import container_metadata, sidecar_beside
 from ..records.trust import config_from_file
-from ..system.claims import Claim
-from ..system.files import Beside
+from ..system.claims import Claims
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Saved latents, and what has to be written of them.
+
+    Attributes:
+        latents: their file.
+        digest, shape: SHA-256 of their values, and their shape.
+        facts: what their file says about the job.
+        config: the settings to decode with; `output` has all files to write, the first as its own path.
+        videos: these files, each with the sidecar to write, or None if nothing is known that one could say.
+    """
+
+    latents: Path
+    digest: str
+    shape: LatentShape
+    facts: Mapping[str, Any]
+    config: RunConfig
+    checkpoint: Checkpoint
+    videos: tuple[tuple[VideoFile, Mapping[str, Any] | None], ...]
 
 
 def decode_latents(
@@ -32,17 +69,20 @@ def decode_latents(
     config: RunConfig | None = None,
     *,
     codec: Codec | Literal["auto"] = "auto",
+    also: Sequence[CopyConfig] = (),
     own: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] = lambda note: None,
+    say: Say = lambda note: None,
 ) -> Path:
     """Make the video of latents that a run saved. Loads the VAE and nothing else.
 
-    A sidecar that describes a video of this name is renewed together with it.
+    The sidecar of X.mov is X.mov.json. If the run's own sidecar X.json describes a video of this name, or if there is
+    none and the run was to make it, X.json is written instead.
 
     Args:
         output: its suffix and `codec` decide the format, which need not be the run's. A timecode or sound that the
             format cannot hold is left out.
         config: model and output settings to use instead of those stored with the latents.
+        also: more files of the same frames.
         own: settings that the user named otherwise, such as output.ffmpeg, by dotted key; None: not named.
         say: takes a line about each stored setting that is not used (see `records.trust`).
 
@@ -53,6 +93,21 @@ def decode_latents(
         InputError: latents or a checkpoint that cannot be used, or do not fit each other; or the sidecar of `output`
             describes a video of other latents or of another VAE.
     """
+    planned = plan_decoding(path, output, config, codec=codec, also=also, own=own, say=say)
+    return next(decode_all([planned]))[0]
+
+
+def plan_decoding(
+    path: Path,
+    output: Path,
+    config: RunConfig | None = None,
+    *,
+    codec: Codec | Literal["auto"] = "auto",
+    also: Sequence[CopyConfig] = (),
+    own: Mapping[str, Any] | None = None,
+    say: Say = lambda note: None,
+) -> Decoding:
+    """Read and check all that `decode_latents` needs, without the VAE. Writes nothing; takes and raises the same."""
     saved, own = load_latents(path), {key: value for key, value in (own or {}).items() if value is not None}
     may_download = config is not None or "model.path" in own
     config = _stored_config(saved, path, own, say) if config is None else config.patched(own)
@@ -63,53 +118,195 @@ def decode_latents(
             f"{path}: expected {info.latent_channels} channels, as the VAE of {config.model.path} has, got "
             f"{saved.latents.shape[1]}: name the right model with --config"
         )
-    spec = _spec(config, output, codec)
+    settings = config.output.fitted(output, codec).model_copy(update={"also": tuple(also)})
+    config = config.model_copy(update={"output": settings})
     height, width = (size * info.spatial_factor for size in saved.latents.shape[3:])
-    check_spec(spec, width, height)
-    written = config.model_copy(update={"output": config.output.model_copy(update={"codec": spec.codec})})
-    beside = _renewed_sidecar(saved, output, written, checkpoint)
+    for spec in settings.specs():
+        check_spec(spec, width, height)
+    digest = latents_record(saved.latents).sha256
+    record = _take_record(saved, path, digest)
+    reason = "the file of latents is of an older version, and the sidecar of its take is not next to it"
+    if record is not None and not _is_vae_of(checkpoint, record):
+        record, reason = None, "its VAE is not the one that the latents were made for"
+    if record is None:
+        say(f"{output}: gets no sidecar: {reason}")
+    videos = tuple(_videos(path, digest, config, checkpoint, record))
+    return Decoding(path, digest, LatentShape(*saved.latents.shape[2:]), saved.facts, config, checkpoint, videos)
+
+
+def decode_all(plans: Sequence[Decoding], *, resume: bool = False) -> Iterator[list[Path]]:
+    """Decode saved latents one after the other, and yield the paths of the files of each when they are complete.
+
+    Args:
+        resume: leave files as they are that are unchanged, and of these latents and settings.
+
+    Raises:
+        InputError: the latents have changed since they were planned, or cannot be decoded.
+    """
+    vae = _VaeInUse()
+    for plan in plans:
+        files = [file for file, _ in plan.videos]
+        if not (resume and all(_is_made(file, facts) for file, facts in plan.videos)):
+            with Claims(OutputPaths(files[0].output, tuple(file.output for file in files[1:])).locks):
+                _decode(plan, vae)
+        yield [file.video for file in files]
+
+
+def _decode(plan: Decoding, vae: _VaeInUse) -> None:
+    saved = load_latents(plan.latents)
+    if latents_record(saved.latents).sha256 != plan.digest:
+        raise InputError(f"{plan.latents}: changed while this command ran; start it again")
+    start = time.monotonic()
+    shown = {"prompt": "", "seed": "unknown", "model": plan.config.model.path, **plan.facts}
+    targets = []
+    for (file, facts), spec in zip(plan.videos, plan.config.output.specs(), strict=True):
+        beside = None if facts is None else sidecar_beside(file, partial(_timed, facts, start))
+        targets.append(Target(file.output, spec, container_metadata(shown, spec.codec), beside))
+    write_videos_meanwhile(vae.decoder(plan, saved.latents)(saved.latents), targets)
+
+
+def _timed(facts: Mapping[str, Any], start: float) -> dict[str, Any]:
+    seconds = round(time.monotonic() - start, 3)
+    return {**facts, "timings": {**facts["timings"], "decode_seconds": seconds}}
+
+
+class _VaeInUse:
+    """The VAE that was loaded last, for the latents that follow."""
+
+    def __init__(self) -> None:
+        self._source: object = None
+        self._vae: Any = None
+
+    def decoder(self, plan: Decoding, latents: Tensor) -> FrameDecoder:
+        """Return a decoder for latents [1, C, T, H, W], which loads the VAE if it is another than before."""
+        config = plan.config
+        device = resolve_device(config.model.device)
+        return FrameDecoder(
+            config.parallel.decode,
+            Mesh(device),
+            LatentShape(*latents.shape[2:]),
+            vae_class=plan.checkpoint.info.vae_class,
+            load_vae=lambda: self._load(plan, device),
+            timeout_seconds=config.parallel.timeout_seconds,
+        )
+
+    def _load(self, plan: Decoding, device: torch.device) -> Any:
+        model = plan.config.model
+        source = (model.source, model.vae_dtype, device)
+        if self._source != source:
+            self._vae = None
+            self._vae = load_vae(plan.checkpoint, getattr(torch, model.vae_dtype), device)
+            self._source = source
+        return self._vae
+
+
+def _is_made(file: VideoFile, facts: Mapping[str, Any] | None) -> bool:
+    if facts is None or why_not_made(file.sidecar, facts) is not None:
+        return False
+    sidecar = read_sidecar(file.sidecar)
+    return sidecar.output.name == file.video.name and sidecar.latents.sha256 == facts["latents"]["sha256"]
+
+
+def _videos(
+    path: Path, digest: str, config: RunConfig, checkpoint: Checkpoint, record: Mapping[str, Any] | None
+) -> Iterator[tuple[VideoFile, Mapping[str, Any] | None]]:
+    """Yield each file with what its sidecar will say, except about the file itself."""
+    take = path.name.removesuffix(".safetensors").removesuffix(".latents")
+    output = Path(config.output.path)
+    for number, settings in enumerate((config.output, *config.output.copies())):
+        file = VideoFile.copy(output if number == 0 else Path(settings.path))
+        master = OutputPaths(file.output).master
+        described = _described(master)
+        if described is not None:
+            _check_described(master, described, digest, config, checkpoint)
+        is_master = described is not None or (record is not None and _is_missing_master(master, path, record))
+        if is_master:
+            file, record_of_file = master, described.as_json() if described is not None else record
+        else:
+            record_of_file = record
+        if record_of_file is None:
+            yield file, None
+            continue
+        yield file, _content(record_of_file, settings, config, None if is_master else take)
+
+
+def _content(record: Mapping[str, Any], settings: Any, config: RunConfig, take: str | None) -> dict[str, Any]:
+    stored = build_config(record["config"], "the record of the take")
+    changes = {"output": settings.model_dump(mode="json"), "model.vae_dtype": config.model.vae_dtype}
+    written = stored.patched(changes)
     device = resolve_device(config.model.device)
-    dtype: torch.dtype = getattr(torch, config.model.vae_dtype)
-    decode = FrameDecoder(
-        config.parallel.decode,
-        Mesh(device),
-        LatentShape(*saved.latents.shape[2:]),
-        vae_class=info.vae_class,
-        load_vae=lambda: load_vae(checkpoint, dtype, device),
-        timeout_seconds=config.parallel.timeout_seconds,
-    )
-    facts = {"prompt": "", "seed": "unknown", "model": config.model.path, **saved.facts}
-    metadata = container_metadata(facts, spec.codec)
-    files = OutputPaths(output)
-    with Claim(files.lock, (files.video,)):
-        write_video_meanwhile(decode(saved.latents), output, spec, metadata=metadata, beside=beside)
-    return place_of(output)
+    here = machine(device, record["machine"].get("attention") or "native")
+    return {key: value for key, value in record.items() if key not in _OF_THE_FILE} | {
+        "config": written.model_dump(mode="json"),
+        "audio_sha256": audio_digest(written),
+        "take": take,
+        "decoded": {"machine": here, "versions": versions()},
+    }
 
 
-def _renewed_sidecar(saved: SavedLatents, output: Path, config: RunConfig, checkpoint: Checkpoint) -> Beside | None:
-    """The sidecar to write with the video: None if there is none of a video of that name."""
-    path = output.with_suffix(".json")
-    if not path.is_file():
-        return None
+_OF_THE_FILE = frozenset({"schema", "output", "record_sha256"})
+
+
+def _described(master: VideoFile) -> Sidecar | None:
+    """Return the sidecar of a take, if it is there and its video has this name."""
     try:
-        sidecar = read_sidecar(path)
+        sidecar = read_sidecar(master.sidecar)
     except InputError:
         return None
-    if sidecar.output.name != place_of(output).name:
-        return None
-    vae = {file.name: file.sha256 for file in checkpoint.files("vae")}
-    is_same_vae = vae.items() <= sidecar.weights.items() and config.model.vae_dtype == sidecar.config.model.vae_dtype
-    if latents_record(saved.latents).sha256 != sidecar.latents.sha256 or not is_same_vae:
+    return sidecar if sidecar.output.name == master.video.name else None
+
+
+def _check_described(
+    master: VideoFile, sidecar: Sidecar, digest: str, config: RunConfig, checkpoint: Checkpoint
+) -> None:
+    is_same_vae = _is_vae_of(checkpoint, sidecar.as_json())
+    is_same_vae = is_same_vae and config.model.vae_dtype == sidecar.config.model.vae_dtype
+    if digest != sidecar.latents.sha256 or not is_same_vae:
         raise InputError(
-            f"output {output}: expected the latents and the VAE of the video that {path} describes, got "
-            f"{'others' if is_same_vae else 'another VAE'}; choose another name"
+            f"output {master.output}: expected the latents and the VAE of the video that {master.sidecar} describes, "
+            f"got {'others' if is_same_vae else 'another VAE'}; choose another name"
         )
-    settings = config.output.model_dump(mode="json")
-    facts = sidecar.as_json() | {"config": sidecar.config.patched({"output": settings}).model_dump(mode="json")}
-    return sidecar_beside(output, lambda: facts | {"audio_sha256": audio_digest(config)})
 
 
-def _stored_config(saved: SavedLatents, path: Path, own: Mapping[str, Any], say: Callable[[str], None]) -> RunConfig:
+def _is_missing_master(master: VideoFile, path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a file is the video that the run of the latents was to make, and has not made."""
+    same = (
+        OutputPaths(master.output).latents.name == path.name and master.output.parent.resolve() == path.parent.resolve()
+    )
+    return same and not master.sidecar.exists() and Path(record["config"]["output"]["path"]).name == master.output.name
+
+
+def _is_vae_of(checkpoint: Checkpoint, record: Mapping[str, Any]) -> bool:
+    vae = {file.name: file.sha256 for file in checkpoint.files("vae")}
+    return vae.items() <= dict(record["weights"]).items()
+
+
+def _take_record(saved: SavedLatents, path: Path, digest: str) -> Mapping[str, Any] | None:
+    """Return what is known about the run that made the latents, as a sidecar says it; None if too little is.
+
+    Raises:
+        InputError: the latents are not those that their own file says.
+    """
+    facts = saved.facts
+    if "latents" in facts and "weights" in facts:
+        try:
+            record = Sidecar.from_facts(facts).as_json()
+        except ValidationError as error:
+            raise InputError(f"{path}: {describe_problems(error, Sidecar)}") from None
+        if record["latents"]["sha256"] != digest:
+            raise InputError(
+                f"{path}: changed since it was written: expected SHA-256 {record['latents']['sha256']} of its values, "
+                f"got {digest}; sample them again"
+            )
+        return record
+    try:
+        sidecar = read_sidecar(find_sidecar(path))
+    except InputError:
+        return None
+    return sidecar.as_json() if sidecar.latents.sha256 == digest else None
+
+
+def _stored_config(saved: SavedLatents, path: Path, own: Mapping[str, Any], say: Say) -> RunConfig:
     """The settings that the file of latents holds, as far as such a file may ask for them."""
     if "config" not in saved.facts:
         raise InputError(f"{path}: no settings are stored with these latents; name the model with --config")
@@ -121,14 +318,3 @@ def _stored_config(saved: SavedLatents, path: Path, own: Mapping[str, Any], say:
     for note in notes.values():
         say(note)
     return config
-
-
-def _spec(config: RunConfig, output: Path, codec: Codec | Literal["auto"]) -> VideoSpec:
-    """The run's output settings in the format of `output`, without what that has no place for."""
-    kind = codec_for(output, codec)
-    changes: dict[str, Any] = {"codec": kind}
-    if not FORMATS[kind].has_timecode:
-        changes["timecode"] = None
-    if FORMATS[kind].sound is None:
-        changes["audio"] = None
-    return config.output.model_copy(update=changes).spec(output)

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from ..config.run import RunConfig
 from ..errors import InputError
-from ..media.output_paths import OutputPaths
-from ..media.video_queue import write_video_meanwhile
+from ..media.output_paths import OutputPaths, VideoFile
+from ..media.video_queue import write_videos_meanwhile
 from ..models.images import Images, read_images
 from ..parallel.collectives import gather_objects
 from ..parallel.mesh import Mesh
 from ..records.identity import audio_digest
 from ..records.replacing import latents_were_kept, was_interrupted
 from ..records.resume import ResumePoint
-from ..records.sidecar import container_metadata, job_facts, run_facts, save_latents, sidecar_beside, why_not_made
-from ..system.claims import Claim
+from ..records.sidecar import job_facts, run_facts, save_latents, why_not_made
+from ..records.targets import targets_of
+from ..system.claims import Claims
 from ..system.terminal import say
 from .engine import Engine, OnStep
 
@@ -47,18 +48,23 @@ class Denoised:
     facts: dict[str, Any]
     seconds: float
     resume_point: ResumePoint | None = None
-    claim: Claim | None = None
+    claim: Claims | None = None
 
-    def all_facts(self, decode_seconds: float) -> dict[str, Any]:
-        """Return everything that the sidecar says, except about the video's file. Main rank only."""
+    def all_facts(self, decode_seconds: float | None) -> dict[str, Any]:
+        """Return everything that the sidecar says, except about the video's file. Main rank only.
+
+        Args:
+            decode_seconds: None before decoding.
+        """
         timings = {"load_seconds": self.engine.load_seconds, "denoise_seconds": self.seconds}
+        timings |= {} if decode_seconds is None else {"decode_seconds": decode_seconds}
         return self.facts | run_facts(
             self.latents,
             self.engine.mesh,
             weights=self.engine.weight_digests(),
             attention=self.engine.attention_kernel,
             s2_scales=[(step, scales[0]) for step, scales in self.engine.s2_scales],
-            timings=timings | {"decode_seconds": decode_seconds},
+            timings=timings,
             resumed_after_step=(self.resume_point.first_step or None) if self.resume_point else None,
         )
 
@@ -148,20 +154,19 @@ def _write(denoised: Denoised, files: OutputPaths, *, alone: bool) -> Path:
         say(f"{files.latents} was kept by an earlier run, so the latents of this run are kept there, too")
         keeps_latents = facts["config"]["output"]["keep_latents"] = True
     _check_unchanged(claim, (files.latents,), "choose another output")
-    save_latents(denoised.latents, files.latents, facts)
+    save_latents(denoised.latents, files.latents, denoised.all_facts(None))
     start = time.monotonic()
 
-    def all_facts() -> dict[str, Any]:
+    def all_facts(file: VideoFile) -> dict[str, Any]:
         remedy = f"s2video decode {files.latents} --output, with another name, makes this video"
-        _check_unchanged(claim, (files.video, files.sidecar), remedy)  # immediately before they are replaced
+        _check_unchanged(claim, (file.video, file.sidecar), remedy)  # immediately before they are replaced
         if audio_digest(job) != facts["audio_sha256"]:
             raise InputError(f"output.audio: {job.output.audio} changed while the video was made; {remedy}")
         return denoised.all_facts(time.monotonic() - start)
 
-    spec = job.output.spec(files.output)
     frames = denoised.engine.decode(denoised.latents, alone=alone)
-    beside = sidecar_beside(files.output, all_facts)
-    write_video_meanwhile(frames, files.output, spec, metadata=container_metadata(facts, spec.codec), beside=beside)
+    # the sidecar says which codec "auto" was
+    write_videos_meanwhile(frames, targets_of(job.for_output(files.output), facts, all_facts))
     if not keeps_latents:
         files.latents.unlink()
     if denoised.resume_point is not None:
@@ -169,12 +174,12 @@ def _write(denoised: Denoised, files: OutputPaths, *, alone: bool) -> Path:
     return files.video
 
 
-def _claimed(files: OutputPaths, mesh: Mesh, until: ExitStack) -> Claim | None:
+def _claimed(files: OutputPaths, mesh: Mesh, until: ExitStack) -> Claims | None:
     """Claim the files on the main rank, until `until` is closed. Raises InputError on all ranks."""
     claim, problem = None, None
     if mesh.is_main:
         try:
-            claim = until.enter_context(Claim(files.lock, files.all))
+            claim = until.enter_context(Claims(files.locks))
         except InputError as error:
             problem = str(error)
     problem = gather_objects(problem, mesh.world)[0]
@@ -190,7 +195,7 @@ def _remove_unneeded(files: OutputPaths) -> None:
         files.latents.unlink(missing_ok=True)
 
 
-def _check_unchanged(claim: Claim | None, paths: Iterable[Path], remedy: str) -> None:
+def _check_unchanged(claim: Claims | None, paths: Iterable[Path], remedy: str) -> None:
     if claim is not None:
         for path in paths:
             claim.check_unchanged(path, remedy)
@@ -243,7 +248,8 @@ def _is_made(engine: Engine, files: OutputPaths, facts: dict[str, Any]) -> bool:
     if not engine.mesh.is_main or not (files.video.exists() or files.sidecar.exists()):
         return False
     wanted = facts | {"weights": engine.weight_digests()}
-    reason = why_not_made(files.sidecar, wanted, with_latents=engine.config.output.keep_latents)
+    with_latents = engine.config.output.keep_latents
+    reason = why_not_made(files.sidecar, wanted, with_latents=with_latents, copies=files.copies)
     if reason is not None:
         say(f"{files.video}: made again: {reason}")
     return reason is None

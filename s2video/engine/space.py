@@ -6,13 +6,16 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config.run import RunConfig
 from ..errors import InputError
 from ..geometry import LatentShape
-from ..media.formats import codec_for
 from ..media.output_paths import OutputPaths
 from ..models.family import CheckpointInfo
+
+if TYPE_CHECKING:
+    from .decode_latents import Decoding
 
 # Low estimates, in bits per pixel: quiet pictures take about so much. What is refused would surely not have fitted.
 _LEAST_BITS = {"h264": 0.01, "h265": 0.01, "prores": 0.5, "dnxhr": 0.5, "png": 0.5, "exr": 0.5}
@@ -30,7 +33,7 @@ def least_space(job: RunConfig, info: CheckpointInfo) -> tuple[int, int]:
     )
     latents = 4 * info.latent_channels * shape.frames * shape.height * shape.width
     pixels = sampling.width * sampling.height * sampling.num_frames
-    video = int(pixels * _LEAST_BITS[codec_for(Path(job.output.path), job.output.codec)] / 8)
+    video = int(pixels * sum(_LEAST_BITS[spec.codec] for spec in job.output.specs()) / 8)
     kept = video + (latents if job.output.keep_latents else 0)
     return kept, kept + latents
 
@@ -40,16 +43,32 @@ def check_space(jobs: Iterable[tuple[RunConfig, CheckpointInfo]]) -> None:
 
     Videos that are there already are not counted. A quota is not known.
     """
+    spaces = ((OutputPaths.of(job).video, least_space(job, info)) for job, info in jobs)
+    _check_free((video, *space) for video, space in spaces if not video.exists())
+
+
+def check_decoding_space(plans: Iterable[Decoding]) -> None:
+    """Raise InputError if a file system has less free space than videos of saved latents surely need."""
+    _check_free(_decoded(plan) for plan in plans)
+
+
+def _decoded(plan: Decoding) -> tuple[Path, int, int]:
+    info, shape = plan.checkpoint.info, plan.shape
+    frames = (shape.frames - 1) * info.temporal_factor + 1
+    pixels = frames * shape.height * shape.width * info.spatial_factor**2
+    files = zip(plan.videos, plan.config.output.specs(), strict=True)
+    video = sum(int(pixels * _LEAST_BITS[spec.codec] / 8) for (file, _), spec in files if not file.video.exists())
+    return plan.videos[0][0].video, video, video
+
+
+def _check_free(needs: Iterable[tuple[Path, int, int]]) -> None:
+    """Check videos, each with the bytes that it takes when it is complete, and while it is made."""
     kept: dict[int, int] = {}
     most: dict[int, int] = {}
     folders: dict[int, Path] = {}
-    for job, info in jobs:
-        files = OutputPaths.of(job)
-        if files.video.exists():
-            continue
-        folder = _existing(files.video.absolute().parent)
+    for video, space, peak in needs:
+        folder = _existing(video.absolute().parent)
         device = os.stat(folder).st_dev
-        space, peak = least_space(job, info)
         kept[device] = kept.get(device, 0) + space
         most[device] = max(most.get(device, 0), peak - space)
         folders[device] = folder

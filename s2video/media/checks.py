@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -12,25 +14,54 @@ from ..system.files import check_replaceable, check_target
 from .exr import check_openimageio
 from .ffmpeg import check_encoder
 from .formats import VideoSpec, is_frame_name
-from .output_paths import OutputPaths
+from .output_paths import OutputPaths, VideoFile
 
 LONGEST_SUFFIX = ".checkpoint.safetensors"  # of the files next to a video; they are called like it otherwise
 
 
-def check_output(path: Path, *, is_video: bool = True) -> None:
-    """Raise InputError unless a video and the files next to it (or a file of another kind) can be written to `path`.
+def check_output(files: OutputPaths) -> None:
+    """Raise InputError unless all files of a take can be written.
 
     Missing folders are no error, because writing creates them. Writes nothing.
     """
-    try:
-        folder = path.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-        if is_video:
-            _check_length(path, os.pathconf(folder, "PC_NAME_MAX"))
-            _check_files(OutputPaths(path))
-        else:
+    _check_length(files.output)
+    with _writable(files.output):
+        for file in files.videos:
+            _check_names(file)
+        for path in (files.latents, files.resume_point):
             check_target(path)
+    others = {copy.output.parent: copy.output for copy in files.copies if copy.output.parent != files.output.parent}
+    for path in others.values():
+        with _writable(path):
+            pass
+
+
+def check_file(file: VideoFile) -> None:
+    """Raise InputError unless one video and its sidecar can be written. Writes nothing."""
+    with _writable(file.output):
+        _check_names(file)
+
+
+def _check_names(file: VideoFile) -> None:
+    if file.video != file.output:
+        check_replaceable(file.video, partial(is_frame_name, file.output))
+    else:
+        check_target(file.video)
+    check_target(file.sidecar)
+
+
+def check_report(path: Path) -> None:
+    """Raise InputError unless a single file can be written to `path`. Writes nothing."""
+    with _writable(path):
+        check_target(path)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Check the folder of `path` after the block. Raise InputError for all errors of the system."""
+    try:
+        yield
+        folder = _existing_folder(path)
         # Create a file without a name: permission bits tell nothing for root or on a read-only file system.
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -38,16 +69,19 @@ def check_output(path: Path, *, is_video: bool = True) -> None:
         raise InputError(f"output {path}: cannot be written ({error.strerror}); choose another path") from None
 
 
-def _check_files(files: OutputPaths) -> None:
-    for path in files.all:
-        if path == files.video and path != files.output:
-            check_replaceable(path, partial(is_frame_name, files.output))
-        else:
-            check_target(path)
+def _existing_folder(path: Path) -> Path:
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
-def _check_length(path: Path, most: int) -> None:
-    """Raise InputError unless the video, and the files next to it, can have their names of at most `most` bytes."""
+def _check_length(path: Path) -> None:
+    """Raise InputError unless the video, and the files next to it, can have their names."""
+    try:
+        most = os.pathconf(_existing_folder(path), "PC_NAME_MAX")
+    except OSError as error:
+        raise InputError(f"output {path}: cannot be written ({error.strerror}); choose another path") from None
     longest = len(os.fsencode(path.with_suffix(LONGEST_SUFFIX).name))
     if longest > most:
         raise InputError(

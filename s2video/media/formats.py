@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import InputError
-from .timecode import Timecode
+from .timecode import Timecode, labels_per_second
 
 MAX_RATE_TERM = 1_001_000  # ffmpeg rounds a frame rate whose numerator or denominator is larger
 MAX_EXR_TIMECODE_RATE = 30  # the highest frame rate for which an EXR header can hold a timecode
@@ -144,8 +144,8 @@ class VideoSpec:
         if self.timecode is not None:
             if not self.format.has_timecode:
                 raise InputError(f"a {self.codec} sequence cannot hold a timecode; set output.timecode to null")
-            timecode = Timecode.parse(self.timecode, self.fps)
-            if self.codec == "exr" and timecode.rate > MAX_EXR_TIMECODE_RATE:
+            Timecode.parse(self.timecode, self.fps)
+            if not holds_timecode(self.codec, self.fps):
                 raise InputError(
                     f"expected at most {MAX_EXR_TIMECODE_RATE} frames per second for a timecode in EXR, got "
                     f"{self.fps}; set output.timecode to null"
@@ -182,6 +182,11 @@ class VideoSpec:
                 f"{self.codec}: expected at least {least_width}x{least_height} px, got {width}x{height} px; "
                 "make the video larger, or choose another output.codec"
             )
+
+
+def holds_timecode(codec: Codec, fps: Fraction) -> bool:
+    """Return whether files of this format can hold a timecode at this frame rate."""
+    return FORMATS[codec].has_timecode and not (codec == "exr" and labels_per_second(fps) > MAX_EXR_TIMECODE_RATE)
 
 
 def codec_for(path: Path, codec: Codec | Literal["auto"] = "auto") -> Codec:

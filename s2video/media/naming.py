@@ -58,6 +58,19 @@ def render_name(template: str, fields: Mapping[str, object]) -> PurePath:
     return PurePath(*names)
 
 
+def named_after(template: str, name: str, extension: str) -> str:
+    """Return a template with {name} and {ext} replaced by a file's name and suffix, which are used as they are.
+
+    Raises:
+        InputError: other fields.
+    """
+    if re.search(r"[{}]", re.sub(r"\{(name|ext)\}", "", template)):
+        raise InputError(
+            f"name {template!r}: expected no fields but {{name}} and {{ext}}; write braces only around these"
+        )
+    return template.replace("{ext}", extension).replace("{name}", name)
+
+
 class Collision(NamedTuple):
     """Two videos, by number, of which one would overwrite `path` of the other, or need a folder of that name."""
 

@@ -10,6 +10,11 @@ DROP_RATES = {Fraction(30000, 1001): 2, Fraction(60000, 1001): 4}  # labels drop
 MAX_RATE = 100  # two digits count the frames of a second
 
 
+def labels_per_second(fps: Fraction) -> int:
+    """Return the frame rate rounded to a whole number, by which timecodes count."""
+    return int(fps + Fraction(1, 2))
+
+
 @dataclass(frozen=True)
 class Timecode:
     """The timecode of one frame.
@@ -26,7 +31,7 @@ class Timecode:
     @classmethod
     def parse(cls, text: str, fps: Fraction) -> "Timecode":
         """Parse a label at this frame rate. Raise InputError if it has no such label."""
-        rate = int(fps + Fraction(1, 2))
+        rate = labels_per_second(fps)
         if not 1 <= rate <= MAX_RATE:
             raise InputError(
                 f"timecode: expected a frame rate from 1 to {MAX_RATE}, got {fps}; set the timecode to null"

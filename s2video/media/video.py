@@ -5,8 +5,8 @@ agree. PNG stores the values as sRGB, EXR as linear light. Knows neither models 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -60,6 +60,24 @@ class VideoInfo:
     metadata: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Target:
+    """One file, or one folder of files, to encode frames to.
+
+    path: must have the suffix of the format. The file appears under this name only when it is complete. A sequence
+        X.exr appears in the same way, as the folder X with the files X.1001.exr, X.1002.exr, …
+    metadata: text for the container. Keys are letters, digits, "_", "." and "-"; empty texts are left out. If all keys
+        are names that MP4 defines (title, comment, ...), every player shows them. With any other key, all are stored in
+        a form that fewer players show. An EXR header has each under its key, a PNG has none.
+    beside: a JSON file that gets its final name together with the video, see `atomic_path`.
+    """
+
+    path: Path
+    spec: VideoSpec
+    metadata: Mapping[str, str]
+    beside: Beside | None = None
+
+
 def write_video(
     frames: Iterable[Tensor],
     path: Path,
@@ -68,41 +86,53 @@ def write_video(
     metadata: Mapping[str, str],
     beside: Beside | None = None,
 ) -> VideoInfo:
-    """Encode frames to a file, or to a folder of files, one chunk at a time.
+    """Encode frames to one file, or to one folder of files; see `write_videos` and `Target`."""
+    return write_videos(frames, [Target(path, spec, metadata, beside)])[0]
+
+
+def write_videos(frames: Iterable[Tensor], targets: Sequence[Target]) -> list[VideoInfo]:
+    """Encode the same frames to each of some files or folders of files, one chunk at a time.
 
     Args:
-        frames: float32 tensors [t, H, W, 3], RGB in [0, 1] (values outside are clamped); t may differ, and the format
+        frames: float32 tensors [t, H, W, 3], RGB in [0, 1] (values outside are clamped); t may differ, and the formats
             must take H and W. Each chunk is taken after the previous one was encoded, so memory does not grow with the
             length.
-        path: must have the suffix of the format. The file appears under this name only when it is complete. A sequence
-            X.exr appears in the same way, as the folder X with the files X.1001.exr, X.1002.exr, …
-        metadata: text for the container. Keys are letters, digits, "_", "." and "-"; empty texts are left out.
-            If all keys are names that MP4 defines (title, comment, ...), every player shows them. With any other key,
-            all are stored in a form that fewer players show. An EXR header has each under its key, a PNG has none.
-        beside: a JSON file that gets its final name together with the video, see `atomic_path`.
+        targets: all are complete before the first gets its final name; the first target gets it last.
 
     Raises:
-        InputError: path, metadata or frames cannot be used.
+        InputError: a path, metadata or frames cannot be used.
         NumericalError: a frame has NaN or infinite values.
-        S2VideoError: the encoder failed.
-    After any exception, `path` and `beside` are unchanged, and no temporary file or process is left.
+        S2VideoError: an encoder failed.
+    After any exception before the first rename, all paths are unchanged, and no temporary file or process is left.
     """
-    codec_for(path, spec.codec)
-    _metadata_arguments(metadata)  # raises before any frame is made
-    with _atomic_output(path, spec, beside) as temporary:
-        singles = _single_frames(frames, spec)
+    for target in targets:
+        codec_for(target.path, target.spec.codec)
+        _metadata_arguments(target.metadata)  # raises before any frame is made
+    with ExitStack() as outputs:
+        temporaries = [outputs.enter_context(_atomic_output(target)) for target in targets]
+        singles = _single_frames(frames, [target.spec for target in targets])
         first = next(singles, None)
         if first is None:
-            raise InputError(f"expected at least one frame for {path}, got none")
+            raise InputError(f"expected at least one frame for {targets[0].path}, got none")
         height, width, _ = first.shape
         num_frames = 0
-        with _encoder(temporary, path, spec, (width, height), metadata) as send:
+        with ExitStack() as encoders:
+            sends = [
+                encoders.enter_context(_encoder(temporary, target, (width, height)))
+                for temporary, target in zip(temporaries, targets, strict=True)
+            ]
             for frame in chain([first], singles):
-                send(pixels(frame, spec.format.pixel_format))
+                kinds = {target.spec.format.pixel_format for target in targets}
+                as_stored = {kind: pixels(frame, kind) for kind in kinds}
+                for send, target in zip(sends, targets, strict=True):
+                    send(as_stored[target.spec.format.pixel_format])
                 num_frames += 1
-        if spec.audio is not None:
-            _add_sound(temporary, spec, num_frames, metadata)
-        return _checked(temporary, path, spec, width, height, num_frames)
+        written = []
+        for temporary, target in zip(temporaries, targets, strict=True):
+            if target.spec.audio is not None:
+                _add_sound(temporary, target.spec, num_frames, target.metadata)
+            written.append(_checked(temporary, target.path, target.spec, width, height, num_frames))
+        return written
 
 
 def probe_video(path: Path) -> VideoInfo:
@@ -160,14 +190,15 @@ def _metadata_arguments(metadata: Mapping[str, str]) -> list[str | bytes]:
     return arguments
 
 
-def _single_frames(chunks: Iterable[Tensor], spec: VideoSpec) -> Iterator[Tensor]:
+def _single_frames(chunks: Iterable[Tensor], specs: Sequence[VideoSpec]) -> Iterator[Tensor]:
     """Cut chunks [t, H, W, 3] into checked frames [H, W, 3]."""
     index, size = 0, None
     for chunk in chunks:
         if not (isinstance(chunk, Tensor) and chunk.dtype == torch.float32 and chunk.ndim == 4 and chunk.shape[3] == 3):
             got = f"{chunk.dtype} {list(chunk.shape)}" if isinstance(chunk, Tensor) else type(chunk).__name__
             raise InputError(f"expected frames as float32 tensors [t, H, W, 3], got {got} after {index} frames")
-        spec.check_size(chunk.shape[2], chunk.shape[1])
+        for spec in specs:
+            spec.check_size(chunk.shape[2], chunk.shape[1])
         size = size or chunk.shape[1:3]
         if chunk.shape[1:3] != size:
             raise InputError(
@@ -182,22 +213,19 @@ def _single_frames(chunks: Iterable[Tensor], spec: VideoSpec) -> Iterator[Tensor
 
 
 @contextmanager
-def _encoder(
-    temporary: Path, path: Path, spec: VideoSpec, size: tuple[int, int], metadata: Mapping[str, str]
-) -> Iterator[Callable[[NDArray[Any]], None]]:
+def _encoder(temporary: Path, target: Target, size: tuple[int, int]) -> Iterator[Callable[[NDArray[Any]], None]]:
     """Yield a function that encodes one frame's pixels. All frames are written when the block succeeds."""
+    path, spec = target.path, target.spec
     if spec.format.encoder is None:
-        yield ExrSequence(temporary, path, spec, metadata).send
+        yield ExrSequence(temporary, path, spec, target.metadata).send
         return
-    target, tag, texts = f"file:{temporary}", TAG_BT709, _metadata_arguments(metadata)
+    file, tag, texts = f"file:{temporary}", TAG_BT709, _metadata_arguments(target.metadata)
     if spec.format.is_sequence:
         # % is special in ffmpeg's sequence names
-        target = f"file:{temporary / path.stem}".replace("%", "%%") + f".%04d{path.suffix}"
+        file = f"file:{temporary / path.stem}".replace("%", "%%") + f".%04d{path.suffix}"
         tag, texts = TAG_SRGB, []
     source = [*raw_input(spec.format.pixel_format, *size, spec.fps), "-vf", tag]
-    with Ffmpeg(
-        [*source, *spec.encoder_arguments(), *texts, *spec.container_arguments(), target], spec.ffmpeg
-    ) as ffmpeg:
+    with Ffmpeg([*source, *spec.encoder_arguments(), *texts, *spec.container_arguments(), file], spec.ffmpeg) as ffmpeg:
         yield ffmpeg.send
 
 
@@ -218,10 +246,10 @@ def _add_sound(video: Path, spec: VideoSpec, num_frames: int, metadata: Mapping[
             pass  # ffmpeg reads files only, and ends by itself
 
 
-def _atomic_output(path: Path, spec: VideoSpec, beside: Beside | None) -> AbstractContextManager[Path]:
-    if spec.format.is_sequence:
-        return atomic_folder(place_of(path), partial(is_frame_name, path), beside)
-    return atomic_path(path, beside)
+def _atomic_output(target: Target) -> AbstractContextManager[Path]:
+    if target.spec.format.is_sequence:
+        return atomic_folder(place_of(target.path), partial(is_frame_name, target.path), target.beside)
+    return atomic_path(target.path, target.beside)
 
 
 def _checked(temporary: Path, path: Path, spec: VideoSpec, width: int, height: int, num_frames: int) -> VideoInfo:

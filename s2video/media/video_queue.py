@@ -1,45 +1,36 @@
-"""Encoding of frames while the next ones are made: `write_video` in its own thread, behind a short queue.
+"""Encoding of frames while the next ones are made: `write_videos` in its own thread, behind a short queue.
 
 The calling thread makes the frames, because it communicates with other ranks and receives signals.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Semaphore
 
 from torch import Tensor
 
-from ..system.files import Beside
-from .video import VideoInfo, VideoSpec, write_video
+from .video import Target, VideoInfo, write_videos
 
 CHUNKS_AHEAD = 2  # most chunks that wait for the encoder; one hides uneven times, and a second one is cheap
 
 
 class _AbandonedError(Exception):
-    """Raised in the encoder thread to end `write_video` after making the frames failed."""
+    """Raised in the encoder thread to end `write_videos` after making the frames failed."""
 
 
-def write_video_meanwhile(
-    frames: Generator[Tensor, None, None],
-    path: Path,
-    spec: VideoSpec,
-    *,
-    metadata: Mapping[str, str],
-    beside: Beside | None = None,
-) -> VideoInfo:
-    """Encode frames like `write_video`, in a second thread while this thread makes the next frames.
+def write_videos_meanwhile(frames: Generator[Tensor, None, None], targets: Sequence[Target]) -> list[VideoInfo]:
+    """Encode frames like `write_videos`, in a second thread while this thread makes the next frames.
 
-    Raise the errors of `write_video` and of `frames`. At most `CHUNKS_AHEAD` chunks wait for the encoder. In every case
-    `frames` is closed and the thread has ended; after an exception, `path` is unchanged, and no temporary file or
-    process is left. If an interrupt arrives after the last frame, the encoder finishes the file and `beside` first.
+    Raise the errors of `write_videos` and of `frames`. At most `CHUNKS_AHEAD` chunks wait for the encoders. In every
+    case `frames` is closed and the thread has ended; after an exception, no temporary file or process is left. If an
+    interrupt arrives after the last frame, the encoders finish all files and their sidecars first.
     """
     queue: SimpleQueue[Tensor | _AbandonedError | None] = SimpleQueue()
     slots = Semaphore(CHUNKS_AHEAD)
     with closing(frames), ThreadPoolExecutor(1, "encoder") as pool:
-        written = pool.submit(write_video, _taken(queue, slots), path, spec, metadata=metadata, beside=beside)
+        written = pool.submit(write_videos, _taken(queue, slots), targets)
         written.add_done_callback(
             lambda _: slots.release()
         )  # no chunk will be taken any more, so do not wait for a slot

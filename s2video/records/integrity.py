@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import InputError
 from ..system.files import sha256, size
 from ..system.json_reader import read_json
-from .sidecar_model import LatentsRecord, OutputRecord, Sidecar, record_digest
+from .sidecar_model import LatentsRecord, OutputRecord, Sidecar, read_sidecar, record_digest
 
 UNCHANGED = "unchanged"
 
@@ -34,10 +35,13 @@ def problems(path: Path, sidecar: Sidecar, video: Path) -> Iterator[str]:
     """
     if not is_as_written(path):
         yield f"{path}: changed since it was written: its record_sha256 is another"
-    latents = latents_of(path)
     if (state := video_state(sidecar.output, video)) != UNCHANGED:
         other = "" if video.name == sidecar.output.name else f" (the sidecar is of {sidecar.output.name})"
         yield f"{video}: {state}{other}"
+    if (state := take_state(sidecar, path.parent)) != UNCHANGED:
+        yield f"{video}: {state}"
+        return
+    latents = saved_latents(video, sidecar)
     if latents.exists() and (state := latents_state(sidecar.latents, latents)) != UNCHANGED:
         yield f"{latents}: {state}"
 
@@ -49,8 +53,31 @@ def is_as_written(path: Path) -> bool:
 
 
 def latents_of(path: Path) -> Path:
-    """Return the name of the saved latents next to the sidecar X.json, which need not exist."""
+    """Return the name of the saved latents next to the sidecar X.json of a take, which need not exist."""
     return path.with_suffix(".latents.safetensors")
+
+
+def saved_latents(video: Path, sidecar: Sidecar) -> Path:
+    """Return the name of the saved latents of a take, which need not exist, next to any of its videos."""
+    own = video.name if video.is_dir() else video.stem
+    return video.with_name(f"{own if sidecar.take is None else sidecar.take}.latents.safetensors")
+
+
+def take_state(sidecar: Sidecar, folder: Path) -> str:
+    """Return UNCHANGED unless the take of a further file was made again, so that its master in `folder` is another.
+
+    A master, and a file without the record of its take next to it, are unchanged.
+    """
+    path = folder / f"{sidecar.take}.json"
+    if sidecar.take is None or not path.is_file():
+        return UNCHANGED
+    try:
+        master = read_sidecar(path)
+    except InputError as error:
+        return f"its take cannot be read ({error})"
+    if master.take is None and master.latents.sha256 != sidecar.latents.sha256:
+        return f"of an earlier take: {path} has other latents; s2video decode makes it again from the present ones"
+    return UNCHANGED
 
 
 def video_state(record: OutputRecord, video: Path) -> str:

@@ -9,18 +9,18 @@ wrote, because that run has kept this rule. Everything else is refused before an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.run import RunConfig
 from ..errors import InputError
-from ..media.output_paths import OutputPaths
+from ..media.output_paths import OutputPaths, VideoFile
 from ..models.weight_files import read_header
 from ..system.files import user_path
 from ..system.json_reader import parse_json
 from .integrity import UNCHANGED, video_state
-from .sidecar_model import METADATA_KEY, Sidecar, read_sidecar
+from .sidecar_model import METADATA_KEY, Sidecar, find_sidecar, read_sidecar
 
 REMEDY = "choose another name, or replace it with --overwrite"
 
@@ -32,12 +32,11 @@ class Replaced(NamedTuple):
     sentence: str
 
 
-def check_replacing(files: OutputPaths, *, overwrite: bool = False, video_only: bool = False) -> Replaced | None:
+def check_replacing(files: OutputPaths, *, overwrite: bool = False) -> Replaced | None:
     """Check that the files of a job may replace those that are there.
 
     Args:
         overwrite: the user wants everything replaced that has these names.
-        video_only: the job writes no sidecar of its own and no latents, as `decode`.
 
     Returns:
         What will be replaced, to be said before the run; None if there is no video yet.
@@ -45,22 +44,45 @@ def check_replacing(files: OutputPaths, *, overwrite: bool = False, video_only: 
     Raises:
         InputError: a file of one of these names is not known to be s2video's own, or was changed.
     """
-    video = files.video
-    if overwrite:
-        return None if _is_free(video) else Replaced(video, f"{video} will be replaced (--overwrite)")
-    if not video_only:
-        _check_sidecar(files)
+    interrupted = was_interrupted(files)
+    own = {file.video.name for file in files.videos}
+    found = [
+        check_replacing_video(file, overwrite=overwrite, was_interrupted=interrupted, own_names=own)
+        for file in files.videos
+    ]
+    if not overwrite:
         for path in (files.latents, files.resume_point):
             if not _is_free(path) and _facts(path) is None:
                 raise InputError(f"output {path}: expected no file, or one of s2video, got another one; {REMEDY}")
+    replaced = [each for each in found if each is not None]
+    return Replaced(replaced[0].video, "; ".join(each.sentence for each in replaced)) if replaced else None
+
+
+def check_replacing_video(
+    file: VideoFile,
+    *,
+    overwrite: bool = False,
+    was_interrupted: bool = False,
+    own_names: Iterable[str] = (),
+) -> Replaced | None:
+    """Check one video and its sidecar as `check_replacing` does.
+
+    Args:
+        was_interrupted: the run that wrote the video did not end.
+        own_names: of videos that are replaced together with this one, so that their sidecars are not lost.
+    """
+    video = file.video
+    if overwrite:
+        return None if _is_free(video) else Replaced(video, f"{video} will be replaced (--overwrite)")
+    _check_sidecar(file, {video.name, *own_names})
     if _is_free(video):
         return None
-    sidecar = _sidecar_of(video, files.sidecar)
+    sidecar = _sidecar_of(video)
     if sidecar is not None and (state := video_state(sidecar.output, video)) == UNCHANGED:
         return Replaced(video, f"{video}, which s2video made with seed {sidecar.seed}, will be replaced")
-    if was_interrupted(files):
+    if was_interrupted:
         return Replaced(video, f"{video} will be replaced: the run that wrote it was interrupted")
-    got = f"one without its sidecar {files.sidecar.name}" if sidecar is None else f"one that is {state}"
+    got = f"one without its sidecar {file.sidecar.name}" if sidecar is None else f"one that is {state}"
     raise InputError(f"output {video}: expected no file, or an unchanged video of s2video, got {got}; {REMEDY}")
 
 
@@ -137,26 +159,26 @@ def _is_free(path: Path) -> bool:
         return True
 
 
-def _check_sidecar(files: OutputPaths) -> None:
-    path = files.sidecar
+def _check_sidecar(file: VideoFile, names: Collection[str]) -> None:
+    path = file.sidecar
     if _is_free(path):
         return
     try:
         name = read_sidecar(path).output.name
     except InputError:
         raise InputError(
-            f"output {path}: expected no file, or the sidecar of {files.video.name}, got another one; {REMEDY}"
+            f"output {path}: expected no file, or the sidecar of {file.video.name}, got another one; {REMEDY}"
         ) from None
-    if name != files.video.name:
+    if name not in names:
         raise InputError(
-            f"output {path}: expected no file, or the sidecar of {files.video.name}, got that of {name}, which would "
+            f"output {path}: expected no file, or the sidecar of {file.video.name}, got that of {name}, which would "
             f"lose it; {REMEDY}"
         )
 
 
-def _sidecar_of(video: Path, path: Path) -> Sidecar | None:
+def _sidecar_of(video: Path) -> Sidecar | None:
     try:
-        sidecar = read_sidecar(path)
+        sidecar = read_sidecar(find_sidecar(video))
     except InputError:
         return None
     return sidecar if sidecar.output.name == video.name else None

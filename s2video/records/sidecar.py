@@ -1,14 +1,15 @@
 """The files next to a video: a JSON sidecar that records how it was made, and its latents.
 
-`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`. Video and sidecar get their names together.
-The sidecar shows whether a job's video exists already.
+`X.mp4` has the sidecar `X.json` and, on request, `X.latents.safetensors`. More files of the same frames have sidecars
+of their own, such as `X.mov.json`. Video and sidecar get their names together. The sidecar shows whether a job's video
+exists already.
 """
 
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,25 +26,22 @@ from ..config.text import describe_problems
 from ..errors import InputError
 from ..guidance.masks import MaskSchedule
 from ..guidance.reuse import StepPasses
-from ..media.formats import Codec, place_of
+from ..media.output_paths import VideoFile
 from ..parallel.mesh import Mesh
-from ..system.files import Beside, atomic_path, sha256, size
+from ..system.files import atomic_path, sha256, size
 from ..system.json_reader import parse_json
 from ..version import __version__
 from .identity import audio_digest, first_difference
 from .integrity import UNCHANGED, latents_of, latents_state, video_state
 from .sidecar_model import (
     METADATA_KEY,
-    SCHEMA_VERSION,
     JobFacts,
     LatentsRecord,
     Sidecar,
     read_sidecar,
-    record_digest,
 )
 
 NUM_PROBES = 64
-MAX_METADATA_BYTES = 8_000  # of one text in the container
 
 
 class SavedLatents(NamedTuple):
@@ -143,21 +141,7 @@ def make_sidecar(facts: Mapping[str, Any], path: Path, *, name: str | None = Non
         name: that it will have; None: as it is.
     """
     output = {"name": name or path.name, "bytes": size(path), "sha256": sha256(path)}
-    values = Sidecar.model_validate(
-        {"schema": SCHEMA_VERSION, **facts, "output": output, "record_sha256": None}
-    ).as_json()
-    return Sidecar.model_validate(values | {"record_sha256": record_digest(values)})
-
-
-def sidecar_beside(video: Path, facts: Callable[[], Mapping[str, Any]]) -> Beside:
-    """Return the sidecar of a video, to be written together with it (see `system.files.atomic_path`).
-
-    Args:
-        video: the name that was asked for; a sequence X.exr is the folder X.
-        facts: called when the video is complete.
-    """
-    name = place_of(video).name
-    return Beside(video.with_suffix(".json"), lambda made: make_sidecar(facts(), made, name=name).as_json())
+    return Sidecar.from_facts(facts, output)
 
 
 def latents_record(latents: Tensor) -> LatentsRecord:
@@ -192,7 +176,9 @@ def uses_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.backends.cudnn.allow_tf32 and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
 
 
-def why_not_made(path: Path, facts: Mapping[str, Any], *, with_latents: bool = False) -> str | None:
+def why_not_made(
+    path: Path, facts: Mapping[str, Any], *, with_latents: bool = False, copies: Sequence[VideoFile] = ()
+) -> str | None:
     """Return in words why the video of a sidecar is not the one that a job asks for; None: it is, and is unchanged.
 
     Ignores the name of the video, the machine and the ranks.
@@ -201,6 +187,7 @@ def why_not_made(path: Path, facts: Mapping[str, Any], *, with_latents: bool = F
         path: X.json.
         facts: what `job_facts` returns, with `weights`.
         with_latents: whether the job wants X.latents.safetensors too.
+        copies: more files of the same frames that it wants.
     """
     if not path.exists():
         return f"{path} is missing"
@@ -214,29 +201,25 @@ def why_not_made(path: Path, facts: Mapping[str, Any], *, with_latents: bool = F
     video, latents = path.with_name(sidecar.output.name), latents_of(path)
     if (state := video_state(sidecar.output, video)) != UNCHANGED:
         return f"{video} is {state}"
+    for copy in copies:
+        if (reason := why_no_copy(copy, sidecar)) is not None:
+            return reason
     if with_latents and (state := latents_state(sidecar.latents, latents)) != UNCHANGED:
         return f"{latents} is {state}"
     return None
 
 
-def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]:
-    """Return the metadata for the video file, with the standard keys of its format, so that other programs show it.
-
-    A text of over 8,000 bytes is shortened; the sidecar has all of it.
-    """
-    maker = f"s2video {__version__}: {facts['model']}"
-    if codec == "exr":
-        texts = {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
-    else:
-        texts = {"title": facts["prompt"], "comment": f"{maker}, seed {facts['seed']}"}
-    return {key: _shortened(text) for key, text in texts.items()}
-
-
-def _shortened(text: str) -> str:
-    encoded = text.encode()
-    if len(encoded) <= MAX_METADATA_BYTES:
-        return text
-    return encoded[: MAX_METADATA_BYTES - len("…".encode())].decode(errors="ignore") + "…"
+def why_no_copy(file: VideoFile, master: Sidecar) -> str | None:
+    """Return in words why a file is not one more of a take, as it was written; None: it is."""
+    try:
+        sidecar = read_sidecar(file.sidecar)
+    except InputError as error:
+        return str(error) if file.sidecar.exists() else f"{file.sidecar} is missing"
+    if sidecar.output.name != file.video.name or sidecar.latents.sha256 != master.latents.sha256:
+        return f"{file.video} is of another take"
+    if (state := video_state(sidecar.output, file.video)) != UNCHANGED:
+        return f"{file.video} is {state}"
+    return None
 
 
 @cache

@@ -26,6 +26,7 @@ from ..config.fields import MAX_STEPS, Text
 from ..config.run import RunConfig
 from ..config.text import describe_problems, show
 from ..errors import InputError
+from ..media.formats import FORMATS
 from ..system.json_reader import read_json
 
 SCHEMA_VERSION = 1
@@ -146,6 +147,13 @@ class MachineRecord(_Part):
     )
 
 
+class DecodedRecord(_Part):
+    """What decoded the latents, if not the run that denoised them."""
+
+    machine: MachineRecord = Field(description="the machine")
+    versions: dict[str, str] = Field(description="package versions that can change the last bits")
+
+
 class JobFacts(BaseModel):
     """What decoding uses of the facts in the header of saved latents; a tensor without any can be decoded too."""
 
@@ -192,6 +200,16 @@ class Sidecar(_Part):
     loras: tuple[LoraRecord, ...] = Field(default=(), description="what of each LoRA was applied")
     latents: LatentsRecord = Field(description="the denoised latents, before decoding")
     output: OutputRecord = Field(description="the video file or sequence")
+    take: str | None = Field(
+        default=None,
+        pattern=r"^[^/\x00]*[^/.\x00][^/\x00]*$",
+        description="name of the take whose frames these are, without suffix, if this file is not its master: the "
+        "record of the take is TAKE.json; null for the master, and in older sidecars",
+    )
+    decoded: DecodedRecord | None = Field(
+        default=None,
+        description="what decoded the latents later; null: the run that denoised them, or an older sidecar",
+    )
     resumed_after_step: int | None = Field(
         ge=1, le=MAX_STEPS, description="step of the resume point that the run continued from; null if uninterrupted"
     )
@@ -255,6 +273,22 @@ class Sidecar(_Part):
         """Return the content of X.json."""
         return self.model_dump(mode="json", by_alias=True)
 
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any], output: Mapping[str, Any] | None = None) -> Sidecar:
+        """Return the sidecar of a video from what is known about its run.
+
+        Args:
+            output: `OutputRecord` of its file; None: there is no file yet, and a stand-in is recorded.
+
+        Raises:
+            ValidationError: facts that are not those of a run.
+        """
+        file = {"name": "none", "bytes": 0, "sha256": "0" * 64} if output is None else output
+        values = cls.model_validate(
+            {"schema": SCHEMA_VERSION, **facts, "output": file, "record_sha256": None}
+        ).as_json()
+        return cls.model_validate(values | {"record_sha256": record_digest(values)})
+
 
 def record_digest(values: Mapping[str, Any]) -> str:
     """Return the `record_sha256` of a sidecar with these values, as JSON gives them."""
@@ -286,6 +320,8 @@ def _standard(schema: Any) -> Any:
 def find_sidecar(path: Path) -> Path:
     """Return the sidecar of a video (a file, or a sequence's folder), of latents, or the sidecar itself.
 
+    A file has a sidecar under its whole name (X.mov.json), or is the master of a take, with the sidecar X.json.
+
     Raises:
         InputError: if there is none.
     """
@@ -297,10 +333,32 @@ def find_sidecar(path: Path) -> Path:
     stem = path.name if path.is_dir() else path.stem
     if not stem:
         raise InputError(f"{path}: expected a video, its sidecar X.json, or its X.latents.safetensors, got a folder")
-    sidecar = path.with_name(f"{stem.removesuffix('.latents')}.json")
-    if not sidecar.is_file():
-        raise InputError(f"{path}: expected its sidecar {sidecar.name} next to it, got none; keep both in one folder")
-    return sidecar
+    master, own = path.with_name(f"{stem.removesuffix('.latents')}.json"), _own_sidecars(path)
+    candidates = (
+        [master, *own] if path.is_dir() else [*own, master]
+    )  # the sidecar X.json of a sequence has its whole name
+    present = [candidate for candidate in candidates if candidate.is_file()]
+    if not present:
+        raise InputError(f"{path}: expected its sidecar {master.name} next to it, got none; keep both in one folder")
+    other = master if master in present else present[0]  # of another file, or damaged, as its reader will say
+    return next((candidate for candidate in present if _named_in(candidate) == path.name), other)
+
+
+def _own_sidecars(path: Path) -> list[Path]:
+    """Return the names that a sidecar of this file or folder alone can have."""
+    if path.is_dir():
+        suffixes = [format.suffix for format in FORMATS.values() if format.is_sequence]
+        return [path.with_name(f"{path.name}{suffix}.json") for suffix in suffixes]
+    return [path.with_name(f"{path.name}.json")]
+
+
+def _named_in(sidecar: Path) -> str | None:
+    """Return the name of the video that a sidecar describes; None if it is missing or no sidecar."""
+    try:
+        name = read_json(sidecar)["output"]["name"]
+    except (InputError, OSError, LookupError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def read_sidecar(path: Path) -> Sidecar:

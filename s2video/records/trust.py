@@ -47,6 +47,8 @@ def config_from_file(config: RunConfig, source: object, own: Mapping[str, Any] |
             notes[key] = f"{source}: {key} {value!r} is not used: {_DROPPED[kind]}"
         elif kind == "target":
             changes[key] = RunConfig().output.path
+        elif kind == "targets":
+            changes[key] = ()
         elif kind == "backend" and "hub" in value.lower():
             changes[key] = None
             notes[key] = f"{source}: {key} {value!r} is not used: a data file may not have code downloaded"

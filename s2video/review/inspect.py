@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..records.integrity import UNCHANGED, latents_of, latents_state, video_state
+from ..records.integrity import UNCHANGED, latents_state, saved_latents, take_state, video_state
 from ..records.sidecar_model import Sidecar
 from ..system.terminal import printable
 
@@ -16,6 +16,7 @@ def describe(sidecar: Sidecar, video: Path) -> str:
     config = sidecar.config
     lines = {
         "video": f"{video}: {_state(sidecar, video)}",
+        **_take(sidecar, video),
         "prompt": sidecar.prompt,
         "negative prompt": sidecar.negative_prompt or "(none)",
         "images": ", ".join(image.path for image in sidecar.images) or "(none)",
@@ -42,7 +43,7 @@ def describe(sidecar: Sidecar, video: Path) -> str:
     if sidecar.resumed_after_step is not None:
         lines["resumed"] = f"after step {sidecar.resumed_after_step}"
     lines["latents"] = f"{list(sidecar.latents.shape)}, sha256 {sidecar.latents.sha256}"
-    latents = latents_of(video.with_name(f"{video.name if video.is_dir() else video.stem}.json"))
+    latents = saved_latents(video, sidecar)
     if latents.exists():
         lines["latents"] += f"; {latents}: {latents_state(sidecar.latents, latents)}"
     if sidecar.s2_scales:
@@ -54,6 +55,18 @@ def describe(sidecar: Sidecar, video: Path) -> str:
 def _state(sidecar: Sidecar, video: Path) -> str:
     state = video_state(sidecar.output, video)
     return f"unchanged (sha256 {sidecar.output.sha256})" if state == UNCHANGED else state
+
+
+def _take(sidecar: Sidecar, video: Path) -> dict[str, str]:
+    """Return lines about a file that is not the master of its take, or was decoded later."""
+    lines = {}
+    if sidecar.take is not None:
+        state = take_state(sidecar, video.parent)
+        lines["take"] = sidecar.take if state == UNCHANGED else f"{sidecar.take}: {state}"
+    if sidecar.decoded is not None:
+        versions = ", ".join(f"{name} {version}" for name, version in sidecar.decoded.versions.items())
+        lines["decoded later"] = f"{sidecar.decoded.machine.device}, {versions}"
+    return lines
 
 
 def _settings(sidecar: Sidecar, section: str) -> Iterable[tuple[str, object]]:

@@ -133,7 +133,8 @@ def _frames_again(
 ) -> str | None:
     """How the frames of the video agree with those of the second run, which `output` has if it is given."""
     from ..media.formats import place_of
-    from ..media.video_queue import write_video_meanwhile
+    from ..media.video import Target
+    from ..media.video_queue import write_videos_meanwhile
     from .frames import compare_frames, spec_again
 
     if video is None:  # another rank, which helps to decode
@@ -141,12 +142,13 @@ def _frames_again(
             list(denoised.engine.decode(denoised.latents))
         return None
     same = remade.latents.sha256 == sidecar.latents.sha256 and not _changes(sidecar, remade)
+    same = same and not _decoding_changes(sidecar, remade)
     if output is not None:
         return compare_frames(video, place_of(output), to_the_bit=same and output.suffix == video.suffix)
     spec = spec_again(video, sidecar.config.patched({"output.ffmpeg": denoised.engine.config.output.ffmpeg}))
     with tempfile.TemporaryDirectory(prefix="s2video-") as folder:
         again = Path(folder) / f"again{spec.format.suffix}"
-        write_video_meanwhile(denoised.engine.decode(denoised.latents), again, spec, metadata={})
+        write_videos_meanwhile(denoised.engine.decode(denoised.latents), [Target(again, spec, {})])
         return compare_frames(video, place_of(again), to_the_bit=same)
 
 
@@ -190,6 +192,14 @@ def _changes(sidecar: Sidecar, remade: Remade) -> list[str]:
         for key, value in values.items()
         if recorded[section].get(key) != value and not (section == "machine" and recorded[section].get(key) is None)
     ]
+
+
+def _decoding_changes(sidecar: Sidecar, remade: Remade) -> bool:
+    """Whether something else decoded the file than decodes it now."""
+    if sidecar.decoded is None:
+        return False
+    now = remade.circumstances
+    return (dict(sidecar.decoded.machine), sidecar.decoded.versions) != (now["machine"], now["versions"])
 
 
 def _other_model(engine: Engine, sidecar: Sidecar) -> str | None:

@@ -11,7 +11,7 @@ import atexit
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -85,18 +85,58 @@ class Claim:
             self._lock.unlink(missing_ok=True)
 
 
-def check_unclaimed(lock: Path, files: Sequence[Path]) -> None:
-    """Raise InputError if another process holds the claim. Writes nothing."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        descriptor = os.open(lock, os.O_RDWR)
+class Claims:
+    """Claims on several sets of files at once, all or none.
+
+    Args:
+        locks: the files of each lock file; see `Claim`.
+
+    Raises:
+        InputError: another process holds one of them, or a lock file cannot be written.
+    """
+
+    def __init__(self, locks: Mapping[Path, Sequence[Path]]) -> None:
+        self._held: list[tuple[Claim, frozenset[Path]]] = []
         try:
-            if not try_lock(descriptor):
-                raise _held(descriptor, files[0])
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-        finally:
-            os.close(descriptor)
+            for lock in sorted(locks):  # in one order, so that two processes never wait for each other
+                self._held.append((Claim(lock, locks[lock]), frozenset(locks[lock])))
+        except BaseException:
+            self.release()
+            raise
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def check_unchanged(self, path: Path, remedy: str) -> None:
+        """Raise S2VideoError if a file at `path` is not the one that was there when the claims were made."""
+        for claim, files in self._held:
+            if path in files:
+                claim.check_unchanged(path, remedy)
+
+    def release(self) -> None:
+        """Give all claims back. Does nothing the second time."""
+        for claim, _ in reversed(self._held):
+            claim.release()
+
+
+def check_unclaimed(locks: Mapping[Path, Sequence[Path]]) -> None:
+    """Raise InputError if another process holds one of some claims, given as to `Claims`. Writes nothing."""
+    for lock, files in locks.items():
+        with suppress(FileNotFoundError, NotADirectoryError):
+            descriptor = os.open(lock, os.O_RDWR)
+            try:
+                if not try_lock(descriptor):
+                    raise _held(descriptor, files[0])
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            finally:
+                os.close(descriptor)
 
 
 def _locked(lock: Path, named: Path) -> tuple[int | None, bool]:
