@@ -52,6 +52,9 @@ def add_commands(commands: Any) -> None:
     add_generate_arguments(generate)
     generate.set_defaults(run=_generate)
 
+
+def add_launch_command(commands: Any) -> None:
+    """Add the parser of `launch`."""
     starter = add_command(
         commands,
         "launch",

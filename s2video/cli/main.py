@@ -133,6 +133,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     generate.add_commands(commands)
     decode.add_commands(commands)
+    generate.add_launch_command(commands)
     batch.add_commands(commands)
     state.add_commands(commands)
     editorial.add_commands(commands)

@@ -154,7 +154,8 @@ def _write(denoised: Denoised, files: OutputPaths, *, alone: bool) -> Path:
         say(f"{files.latents} was kept by an earlier run, so the latents of this run are kept there, too")
         keeps_latents = facts["config"]["output"]["keep_latents"] = True
     _check_unchanged(claim, (files.latents,), "choose another output")
-    save_latents(denoised.latents, files.latents, denoised.all_facts(None))
+    known = denoised.all_facts(None) | {"timings": {}}  # without times, the same latents make the same file
+    save_latents(denoised.latents, files.latents, known)
     start = time.monotonic()
 
     def all_facts(file: VideoFile) -> dict[str, Any]:

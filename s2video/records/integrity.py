@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..system.files import sha256, size
-from ..system.json_reader import read_json
-from .sidecar_model import LatentsRecord, OutputRecord, Sidecar, read_sidecar, record_digest
+from ..system.json_reader import parse_json, read_json
+from .sidecar_model import METADATA_KEY, LatentsRecord, OutputRecord, Sidecar, has_own_digest, read_sidecar
 
 UNCHANGED = "unchanged"
 
@@ -48,8 +48,7 @@ def problems(path: Path, sidecar: Sidecar, video: Path) -> Iterator[str]:
 
 def is_as_written(path: Path) -> bool:
     """Return whether the sidecar at `path` has the digest of its own content; older sidecars have none."""
-    values = read_json(path)
-    return "record_sha256" not in values or values["record_sha256"] == record_digest(values)
+    return has_own_digest(read_json(path))
 
 
 def latents_of(path: Path) -> Path:
@@ -102,11 +101,16 @@ def latents_state(record: LatentsRecord, path: Path) -> str:
     try:
         with safe_open(path, framework="numpy") as file:
             values = file.get_tensor("latents")
+            facts = parse_json((file.metadata() or {}).get(METADATA_KEY, "{}"), str(path))
     except FileNotFoundError:
         return "missing"
+    except InputError:
+        facts = None
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         return f"changed since it was written: not the latents of a run ({error})"
     digest = hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
     if tuple(values.shape) != record.shape or digest != record.sha256:
         return f"changed since it was written: expected SHA-256 {record.sha256} of its values, got {digest}"
+    if not isinstance(facts, dict) or not has_own_digest(facts):
+        return "changed since it was written: what it says about its run is not as it was"
     return UNCHANGED

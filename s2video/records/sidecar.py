@@ -38,7 +38,9 @@ from .sidecar_model import (
     JobFacts,
     LatentsRecord,
     Sidecar,
+    has_own_digest,
     read_sidecar,
+    record_digest,
 )
 
 NUM_PROBES = 64
@@ -232,7 +234,7 @@ def versions() -> dict[str, str]:
 
 def save_latents(latents: Tensor, path: Path, facts: dict[str, Any]) -> None:
     """Write the transformer's latents [1, C, T, H, W] as the tensor `latents`, with `facts` as metadata."""
-    write_tensors(path, {"latents": latents}, facts)
+    write_tensors(path, {"latents": latents}, {**facts, "record_sha256": record_digest(facts)})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
@@ -274,6 +276,8 @@ def load_latents(path: Path) -> SavedLatents:
 def _checked_facts(text: str, path: Path) -> dict[str, Any]:
     """The facts in a header of `save_latents`. Raises InputError for what the sidecar would not hold either."""
     facts = parse_json(text, str(path), remedy="sample them again")
+    if isinstance(facts, dict) and not has_own_digest(facts):
+        raise InputError(f"{path}: changed since it was written: its record_sha256 is another; sample them again")
     try:
         JobFacts.model_validate(facts)
     except ValidationError as error:

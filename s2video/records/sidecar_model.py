@@ -296,6 +296,11 @@ def record_digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def has_own_digest(values: Mapping[str, Any]) -> bool:
+    """Return whether a sidecar, or the facts in a file of latents, are as they were written, if they have a digest."""
+    return "record_sha256" not in values or values["record_sha256"] == record_digest(values)
+
+
 class MadeVideo(NamedTuple):
     """A video and its sidecar."""
 

@@ -170,7 +170,7 @@ def test_latents_survive_a_failed_decode(config_file: Path, tmp_path: Path, monk
     def broken(*arguments: object, **more: object) -> None:
         raise RuntimeError("decoder out of order")
 
-    monkeypatch.setattr("s2video.engine.make_video.write_video_meanwhile", broken)
+    monkeypatch.setattr("s2video.engine.make_video.write_videos_meanwhile", broken)
     with pytest.raises(RuntimeError, match="out of order"):
         generate(config_file, tmp_path / "made" / "clip.mp4", "--prompt", PROMPT)
     assert [p.name for p in (tmp_path / "made").iterdir()] == ["clip.latents.safetensors"]

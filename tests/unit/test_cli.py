@@ -17,6 +17,7 @@ from s2video.config.run import RunConfig
 from s2video.engine.job import plan_jobs, read_prompt_file
 from s2video.errors import InputError
 from s2video.media.checks import check_output
+from s2video.media.output_paths import OutputPaths
 from s2video.system import launcher
 from s2video.system.launcher import LaunchPlan, launch, torchrun_command
 
@@ -71,9 +72,9 @@ def test_prompt_file_skips_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> 
 
 
 def test_checking_an_output_leaves_no_trace(tmp_path: Path) -> None:
-    check_output(tmp_path / "new" / "folder" / "x.mp4")
+    check_output(OutputPaths(tmp_path / "new" / "folder" / "x.mp4"))
     (tmp_path / "old.mp4").write_bytes(b"old")
-    check_output(tmp_path / "old.mp4")
+    check_output(OutputPaths(tmp_path / "old.mp4"))
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old.mp4", b"old")]
 
 

@@ -23,10 +23,12 @@ from s2video.engine.engine import Engine
 from s2video.engine.make_video import make_video
 from s2video.errors import InputError, S2VideoError
 from s2video.media import video as video_module
-from s2video.media.video import read_video, write_video
-from s2video.media.video_queue import write_video_meanwhile
-from s2video.records.sidecar import save_latents, sidecar_beside
+from s2video.media.output_paths import OutputPaths
+from s2video.media.video import Target, read_video, write_video
+from s2video.media.video_queue import write_videos_meanwhile
+from s2video.records.sidecar import save_latents
 from s2video.records.sidecar_model import read_sidecar, record_digest
+from s2video.records.targets import sidecar_beside
 from s2video.review.frames import compare_frames
 from s2video.review.reproduce import job_again, judge, make_again
 from s2video.system.files import Beside, sha256
@@ -192,7 +194,7 @@ def test_an_interrupt_while_the_encoder_ends_leaves_a_pair_or_nothing(
 
     monkeypatch.setattr(video_module, "_checked", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_video_meanwhile((frame for frame in noise(5)), path, spec, metadata={}, beside=beside)
+        write_videos_meanwhile((frame for frame in noise(5)), [Target(path, spec, {}, beside)])
     assert pair(path, place) in ("neither", "pair")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -498,7 +500,7 @@ def with_other_frames(clip: Path, folder: Path, change: Callable[[torch.Tensor],
     facts = json.loads(clip.with_suffix(".json").read_text())
     path = folder / "clip.mp4"
     spec = build_config(facts["config"]).output.spec(path)
-    write_video([frames], path, spec, metadata={}, beside=sidecar_beside(path, lambda: facts))
+    write_video([frames], path, spec, metadata={}, beside=sidecar_beside(OutputPaths(path).master, lambda: facts))
     assert main(["inspect", str(path)]) == 0, "file and sidecar belong together"
     return path
 

@@ -20,7 +20,7 @@ from s2video.media.exr import ExrSequence
 from s2video.media.formats import FORMATS, Codec, VideoSpec, place_of
 from s2video.media.output_paths import OutputPaths
 from s2video.media.video import write_video
-from s2video.records.sidecar import container_metadata
+from s2video.records.targets import container_metadata
 from s2video.system.files import atomic_path
 
 FPS = Fraction(24)
@@ -161,7 +161,7 @@ def test_a_folder_with_other_things_in_it_is_refused_before_any_frame(tmp_path: 
     (place_of(path) / "plan.doc").touch()
     frames = noise(2)
     for attempt in (
-        lambda: check_output(path),
+        lambda: check_output(OutputPaths(path)),
         lambda: write_video(frames, path, VideoSpec(FPS, codec=codec), metadata={}),
     ):
         with pytest.raises(InputError, match=r"expected only frames of that sequence in this folder, got 'plan\.doc'"):
@@ -228,14 +228,14 @@ def test_templates_that_do_not_work(output: str, message: str) -> None:
 @pytest.mark.parametrize("letter", ["a", "é"])
 def test_names_leave_room_for_those_of_the_files_next_to_them(tmp_path: Path, letter: str) -> None:
     stem = letter * ((255 - len(LONGEST_SUFFIX)) // len(letter.encode()))
-    check_output(tmp_path / f"{stem}.mp4")
+    check_output(OutputPaths(tmp_path / f"{stem}.mp4"))
     for path in OutputPaths(tmp_path / f"{stem}.mp4").all:
         with atomic_path(path) as temporary:
             temporary.touch()
     with pytest.raises(InputError, match=r"expected at most 232 bytes before the suffix, got 23[34]; shorten"):
-        check_output(tmp_path / f"{stem}{letter}.mp4")
+        check_output(OutputPaths(tmp_path / f"{stem}{letter}.mp4"))
     with pytest.raises(InputError, match="shorten"):
-        check_output(tmp_path / "missing" / f"{stem}{letter}.exr")
+        check_output(OutputPaths(tmp_path / "missing" / f"{stem}{letter}.exr"))
 
 
 def test_no_file_next_to_a_video_has_a_longer_suffix() -> None:

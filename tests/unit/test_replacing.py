@@ -19,10 +19,10 @@ from s2video.cli.main import build_parser, main
 from s2video.config.run import RunConfig
 from s2video.engine.space import least_space
 from s2video.errors import InputError, S2VideoError
-from s2video.media.output_paths import OutputPaths
+from s2video.media.output_paths import OutputPaths, VideoFile
 from s2video.media.signature import is_signed, sign
 from s2video.models.checkpoint import open_checkpoint
-from s2video.records.replacing import check_inputs_kept, check_replacing, sentences
+from s2video.records.replacing import check_inputs_kept, check_replacing, check_replacing_video, sentences
 from s2video.records.sidecar import save_latents
 from s2video.system.claims import Claim, check_unclaimed
 from s2video.system.files import size
@@ -110,10 +110,10 @@ def test_what_is_empty_or_of_an_interrupted_run_is_replaced(tmp_path: Path) -> N
 def test_a_decoded_file_leaves_the_sidecar_of_another_format(tmp_path: Path) -> None:
     made_video(tmp_path / "x.mov")
     files = OutputPaths(tmp_path / "x.mp4")
-    assert check_replacing(files, video_only=True) is None
+    assert check_replacing_video(VideoFile.copy(files.output)) is None
     files.video.write_bytes(b"mine")
     with pytest.raises(InputError, match="without its sidecar"):
-        check_replacing(files, video_only=True)
+        check_replacing_video(VideoFile.copy(files.output))
 
 
 def test_inputs_are_found_under_any_name(tmp_path: Path) -> None:
@@ -274,13 +274,13 @@ def test_reports_are_replaced_only_if_they_are_ours(tmp_path: Path, capsys: pyte
 
 def test_a_claim_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> None:
     files = OutputPaths(tmp_path / "new" / "x.mp4")
-    check_unclaimed(files.lock, files.all)
+    check_unclaimed({files.lock: files.all})
     script = "import sys, time; from pathlib import Path; from s2video.media.output_paths import OutputPaths\n"
     script += "from s2video.system.claims import Claim\nfiles = OutputPaths(Path(sys.argv[1]))\n"
     script += "claim = Claim(files.lock, files.all); print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", script, str(files.output)], stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-    for attempt in (lambda: check_unclaimed(files.lock, files.all), lambda: Claim(files.lock, files.all)):
+    for attempt in (lambda: check_unclaimed({files.lock: files.all}), lambda: Claim(files.lock, files.all)):
         with pytest.raises(InputError, match=rf"x\.mp4: process {holder.pid} on .* is making this video; wait for it"):
             attempt()
     leftover = files.video.with_name(".x.00000000.mp4")
@@ -289,7 +289,7 @@ def test_a_claim_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> None
     holder.wait()
     holder.stdout.close()
     assert files.lock.exists()
-    check_unclaimed(files.lock, files.all)
+    check_unclaimed({files.lock: files.all})
     with Claim(files.lock, files.all):
         assert files.lock.exists()
     assert os.listdir(files.lock.parent) == [leftover.name]

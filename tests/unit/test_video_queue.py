@@ -12,8 +12,8 @@ from video_helpers import LOSSLESS, SPEC, noise
 
 from s2video.errors import NumericalError, S2VideoError
 from s2video.media import video_queue
-from s2video.media.video import read_video, write_video
-from s2video.media.video_queue import CHUNKS_AHEAD, write_video_meanwhile
+from s2video.media.video import Target, read_video, write_video
+from s2video.media.video_queue import CHUNKS_AHEAD, write_videos_meanwhile
 
 
 class Source:
@@ -42,7 +42,7 @@ def no_thread_stays() -> Generator[None, None, None]:
 
 
 def test_the_file_is_that_of_write_video(tmp_path: Path) -> None:
-    info = write_video_meanwhile(Source().frames(), tmp_path / "a.mp4", LOSSLESS, metadata={"title": "t"})
+    [info] = write_videos_meanwhile(Source().frames(), [Target(tmp_path / "a.mp4", LOSSLESS, {"title": "t"})])
     assert (info.num_frames, info.metadata["title"]) == (12, "t")
     write_video(noise(12), tmp_path / "b.mp4", LOSSLESS, metadata={})
     assert torch.equal(read_video(tmp_path / "a.mp4"), read_video(tmp_path / "b.mp4"))
@@ -52,7 +52,7 @@ def test_no_more_than_the_queue_holds_is_made_ahead(tmp_path: Path, monkeypatch:
     source = Source(20)
     waiting = []
 
-    def slow_encoder(frames, path, spec, *, metadata, beside):
+    def slow_encoder(frames, targets):
         for taken, _ in enumerate(frames, start=1):
             for _ in range(10_000):  # the producer continues meanwhile
                 if source.taken >= min(20, taken + CHUNKS_AHEAD + 1):
@@ -60,8 +60,8 @@ def test_no_more_than_the_queue_holds_is_made_ahead(tmp_path: Path, monkeypatch:
                 time.sleep(0.001)
             waiting.append(source.taken - taken)
 
-    monkeypatch.setattr(video_queue, "write_video", slow_encoder)
-    write_video_meanwhile(source.frames(), tmp_path / "a.mp4", SPEC, metadata={})
+    monkeypatch.setattr(video_queue, "write_videos", slow_encoder)
+    write_videos_meanwhile(source.frames(), [Target(tmp_path / "a.mp4", SPEC, {})])
     assert len(waiting) == 20
     assert max(waiting) == CHUNKS_AHEAD + 1  # plus one that waits for a slot in the queue
 
@@ -71,7 +71,7 @@ def test_no_more_than_the_queue_holds_is_made_ahead(tmp_path: Path, monkeypatch:
 def test_an_error_of_the_frames_ends_the_encoder(tmp_path: Path, error: BaseException, num_frames: int) -> None:
     source = Source(num_frames, error)
     with pytest.raises(type(error)) as caught:
-        write_video_meanwhile(source.frames(), tmp_path / "a.mp4", SPEC, metadata={})
+        write_videos_meanwhile(source.frames(), [Target(tmp_path / "a.mp4", SPEC, {})])
     assert caught.value is error
     assert source.closed and not list(tmp_path.iterdir())
 
@@ -80,7 +80,7 @@ def test_an_error_of_the_frames_ends_the_encoder(tmp_path: Path, error: BaseExce
 def test_an_error_of_the_encoder_ends_the_frames(tmp_path: Path, nan_at: int) -> None:
     source = Source(12, nan_at=nan_at)
     with pytest.raises(NumericalError, match=f"frame {nan_at} "):
-        write_video_meanwhile(source.frames(), tmp_path / "a.mp4", SPEC, metadata={})
+        write_videos_meanwhile(source.frames(), [Target(tmp_path / "a.mp4", SPEC, {})])
     assert source.closed and source.taken <= nan_at + CHUNKS_AHEAD + 2
     assert not list(tmp_path.iterdir())
 
@@ -89,5 +89,5 @@ def test_an_encoder_that_cannot_start_ends_the_frames(tmp_path: Path, monkeypatc
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "absent"))
     source = Source(200)
     with pytest.raises(S2VideoError, match="cannot start ffmpeg"):
-        write_video_meanwhile(source.frames(), tmp_path / "a.mp4", SPEC, metadata={})
+        write_videos_meanwhile(source.frames(), [Target(tmp_path / "a.mp4", SPEC, {})])
     assert source.closed and source.taken < 200 and not list(tmp_path.iterdir())
