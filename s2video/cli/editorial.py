@@ -8,7 +8,7 @@ from typing import Any
 from ..editorial.read import check_suffix
 from ..editorial.write import START, write_timeline
 from ..errors import InputError
-from ..media.checks import check_output
+from ..media.checks import check_report
 from ..media.signature import is_signed
 from ..records.replacing import check_unsigned
 from ..system.terminal import show_path
@@ -45,7 +45,7 @@ def _timeline(arguments: argparse.Namespace) -> int:
     check_suffix(output)
     if arguments.handles is not None and arguments.handles < 0:
         raise InputError(f"--handles: expected 0 or more, got {arguments.handles}")
-    check_output(output, is_video=False)
+    check_report(output)
     check_unsigned(output, is_signed, overwrite=arguments.overwrite)
     title = arguments.title or folder.resolve().name
     for note in write_timeline(folder, output, title=title, start=arguments.start, handles=arguments.handles):
