@@ -6,6 +6,7 @@ The names below are public and stay from version to version. What needs torch is
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .system.quiet import quiet_imports
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ __all__ = [
     "videos_in",
     "write_page",
 ]
+
+quiet_imports()
 
 _NAMES_OF = {
     ".api": "TextToVideo Video load",

@@ -1,7 +1,8 @@
-"""Measures how far `guidance.reuse` moves final latents, next to what another seed of the masks moves them.
+"""Measures how far `guidance.reuse`, or a setting of `model`, moves final latents, next to another seed of the masks.
 
     python tools/reuse_error.py --json runs/reuse.jsonl                              # takes many minutes
     python tools/reuse_error.py --scales 5 --reuse light "{preset: light, start: 0.4}"
+    python tools/reuse_error.py --scales 2 --reuse --model "{quantization: int8}" "{compile: blocks}"
 
 For the embedded model. Every way makes the same clips of held-out captions from the same noise. Its error is |latents −
 latents of exact S²| / |latents of exact S²| for each clip. Passes are those computed in a run, in passes through all
@@ -34,14 +35,15 @@ MASK_SEED = 1000
 
 
 class Way(NamedTuple):
-    """One way to make the clips: changes of the guidance, and the seed of the masks."""
+    """One way to make the clips: changes of the guidance, the seed of the masks, and changes of `model` as YAML."""
 
     name: str
     guidance: Mapping[str, Any]
     mask_seed: int = MASK_SEED
+    model: str = "{}"
 
 
-def ways(num_mask_seeds: int, reuse: Sequence[str]) -> Iterator[Way]:
+def ways(num_mask_seeds: int, reuse: Sequence[str], models: Sequence[str] = ()) -> Iterator[Way]:
     """Yield exact S² first, then what is compared with it."""
     yield Way("exact", {})
     for seed in range(1, num_mask_seeds + 1):
@@ -49,6 +51,8 @@ def ways(num_mask_seeds: int, reuse: Sequence[str]) -> Iterator[Way]:
     yield Way("no S² (ω = 0)", {"s2_scale": 0.0})
     for text in reuse:
         yield Way(text, {"reuse": parse_yaml(text, "--reuse")})
+    for text in models:
+        yield Way(text, {}, model=text)
 
 
 def passes_over_cfg(engine: Engine, mask_seed: int) -> float:
@@ -78,13 +82,17 @@ def sample(engine: Engine, clips: Sequence[Clip], batch: int, mask_seed: int) ->
 
 def measure(config: RunConfig, args: argparse.Namespace, clips: Sequence[Clip]) -> list[dict[str, Any]]:
     """Return a record for each λ and each way."""
-    engine, records = Engine(config, progress="none"), []
-    compared = list(ways(args.mask_seeds, args.reuse))
+    records: list[dict[str, Any]] = []
+    engines: dict[str, Engine] = {}
+    compared = list(ways(args.mask_seeds, args.reuse, args.model))
     with Progress("runs", "auto") as progress:
         for scale in args.scales:
             exact: list[Tensor] = []
             for way in compared:
-                changed = engine.with_guidance(cfg_scale=scale, **way.guidance)
+                if way.model not in engines:
+                    model = config.patched({"model": parse_yaml(way.model, "--model")}, "--model")
+                    engines[way.model] = Engine(model, progress="none")
+                changed = engines[way.model].with_guidance(cfg_scale=scale, **way.guidance)
                 latents = sample(changed, clips, args.batch, way.mask_seed)
                 exact = exact or latents
                 found = [error for a, b in zip(latents, exact, strict=True) for error in errors(a, b)]
@@ -126,7 +134,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--scales", type=float, nargs="+", default=[2.0, 5.0], help="values of λ")
     add("--steps", type=positive_number, default=30, help="denoising steps")
     add("--mask-seeds", type=whole_number, default=5, help="other seeds of the masks")
-    add("--reuse", nargs="+", default=[name for name in PRESETS if name != "exact"], help="presets, or fields as YAML")
+    add("--reuse", nargs="*", default=[name for name in PRESETS if name != "exact"], help="presets, or fields as YAML")
+    add(
+        "--model",
+        nargs="*",
+        default=[],
+        metavar="YAML",
+        help="settings of model to compare, such as {quantization: fp8}",
+    )
     add("--batch", type=positive_number, default=8, help="clips that are made together; they share masks")
     add("--json", type=lines_path, metavar="FILE.jsonl", help="also write every error there")
     return parser.parse_args(argv)

@@ -26,8 +26,7 @@ from ..guidance.masks import MaskSchedule
 from ..guidance.reuse import StepPasses
 from ..models.base import Conditioning, ImageConditioning
 from ..models.checkpoint import Checkpoint, open_checkpoint
-from ..models.compiled import require_compiler
-from ..models.experts import Experts, load_expert
+from ..models.experts import Experts, check_machine, load_expert
 from ..models.image_encoder import ImageEncoder
 from ..models.images import Images
 from ..models.limits import check_images, check_request
@@ -94,8 +93,7 @@ class Engine:
         mesh.watch.report("loading")
         self.checkpoint = checkpoint or open_checkpoint(*config.model.source)
         check_request(config, self.checkpoint.info, world_size=mesh.world.size)
-        if config.model.compile == "blocks":
-            require_compiler(mesh.device.type)
+        check_machine(self.checkpoint, config, mesh.device)
         self._family = self.checkpoint.family
         self._progress: Style = progress if mesh.is_main else "none"
         self._termination = termination or Termination()
@@ -282,7 +280,7 @@ class Engine:
                 self.checkpoint.settings_digests(),
                 machine_settings(self.mesh.device, self.attention_kernel),
             )
-            | {"resume": resume_point is not None and resume_point.resume},
+            | {"resume": resume_point is not None and resume_point.resume, "conversions": self.checkpoint.conversions},
             self.mesh.world,
         )
         self._warn_of_cut_prompts(batch)

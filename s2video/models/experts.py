@@ -17,9 +17,11 @@ from ..parallel.ring import named_backend
 from ..parallel.weights import BlockWeights
 from .base import BlockModel
 from .checkpoint import Checkpoint
-from .compiled import compile_blocks
+from .compiled import compile_blocks, require_compiler
+from .loading import quantized_by
 from .lora import AppliedLora, load_loras
 from .parts import place_transformer
+from .quantization import require_quantizer
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Expert:
     model: BlockModel
     weights: BlockWeights
     module: nn.Module
+
+
+def check_machine(checkpoint: Checkpoint, config: RunConfig, device: torch.device) -> None:
+    """Raise InputError for settings that this machine or the checkpoint's weights cannot serve. Loads nothing."""
+    if config.model.compile == "blocks":
+        require_compiler(device.type)
+    by = [quantized_by(checkpoint, name) for name in checkpoint.family.transformers]
+    require_quantizer(config, device.type, by)
 
 
 def load_expert(
@@ -51,6 +61,7 @@ def load_expert(
         config.parallel,
         component,
         offloaded=settings.offload_experts,
+        quantization=settings.quantization,
     )
     loras = load_loras(transformer, settings.lora, component, family.pipeline)
     model = family.block_model(transformer, named_backend(settings.attention_backend))

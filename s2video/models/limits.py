@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..guidance.reuse import LEAST_STEPS
 from .compiled import check_compile
 from .family import CheckpointInfo
+from .quantization import check_quantization
 
 _PIPELINE_MULTIPLE = 16  # pixels; required by diffusers' pipelines, whose results ours must equal
 
@@ -44,6 +45,7 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
 
         check_scheduler(config.sampling)
     check_compile(config)
+    check_quantization(config)
     if config.model.lora:
         _check_loras(config, checkpoint)
     # These checks import torch, so they run only if needed.

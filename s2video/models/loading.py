@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint
 from .family import PROCESSORS
 from .foreign import check_encoder, one_line
 from .layout import Layout, read_layout, whole_state
+from .quantization import description, diffusers_settings, require_quantized
 from .tensors import check_layout, check_loaded, load_checked
 
 if TYPE_CHECKING:  # the command line checks checkpoints before it spends seconds on importing torch
@@ -26,20 +27,53 @@ if TYPE_CHECKING:  # the command line checks checkpoints before it spends second
 
 @one_line("transformer")
 def load_transformer(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, component: str = "transformer"
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    component: str = "transformer",
+    *,
+    quantization: str | None = None,
 ) -> Any:
     """Load a transformer on `device` in `dtype`, except for norms and tables that diffusers keeps in float32.
+
+    Args:
+        quantization: the setting `model.quantization`.
 
     Raises:
         InputError: if its files do not hold its weights.
     """
     layout = check_component(checkpoint, component)
+    if quantization is not None:
+        return _quantized(checkpoint, component, layout, dtype, device, quantization)
     if layout is not None and not is_standard(checkpoint, component, layout):
         model = empty_component(checkpoint, component, dtype)
         fill_component(model, layout, device)
         return model
-    model = _from_pretrained(checkpoint, component, dtype=dtype, device_map={"": str(device)})
+    placed = _placed(device) if layout is None else {"device_map": {"": str(device)}}
+    model = _from_pretrained(checkpoint, component, dtype=dtype, **placed)
     return model.eval().requires_grad_(False)
+
+
+def _quantized(
+    checkpoint: Checkpoint, component: str, layout: Layout | None, dtype: torch.dtype, device: torch.device, name: str
+) -> Any:
+    """Load a transformer whose blocks' linear layers diffusers quantises."""
+    if layout is None or not is_standard(checkpoint, component, layout):
+        raise InputError(
+            f"model.quantization: {name} needs weights as diffusers stores them, because diffusers quantises while it "
+            f"loads, got others in {checkpoint.folder / component}; leave it out"
+        )
+    block_lists = checkpoint.family.block_lists
+    settings = diffusers_settings(name, block_lists, dtype)
+    model = _from_pretrained(checkpoint, component, dtype=dtype, quantization_config=settings, **_placed(device))
+    require_quantized([block for blocks in block_lists for block in getattr(model, blocks)], name)
+    checkpoint.conversions[component] = description(name)
+    return model.eval().requires_grad_(False)
+
+
+def _placed(device: torch.device) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` for quantized weights: for a CPU none, which would mean offloading."""
+    return {} if device.type == "cpu" else {"device_map": {"": str(device)}}
 
 
 @one_line("vae")
@@ -132,7 +166,7 @@ def _encoder_load(checkpoint: Checkpoint, name: str, kind: Any, dtype: torch.dty
 def encoder_layout(checkpoint: Checkpoint, name: str) -> Layout | None:
     """Return where the tensors of a text or image encoder are; None if transformers quantized them."""
     values, files = checkpoint.config(name).values, checkpoint.files(name)
-    if _quantized_by(checkpoint, name) is not None:
+    if quantized_by(checkpoint, name) is not None:
         return None
     names = [tensor for file in files for tensor in file.tensors]
     is_converted = any("SelfAttention" in tensor or "self_attn" in tensor for tensor in names)
@@ -159,7 +193,7 @@ def check_component(checkpoint: Checkpoint, component: str) -> Layout | None:
     from accelerate import init_empty_weights
 
     values = checkpoint.config(component).values
-    if _quantized_by(checkpoint, component) is not None:
+    if quantized_by(checkpoint, component) is not None:
         return None
     with init_empty_weights(include_buffers=True):
         module = diffusers_class(checkpoint, component).from_config(values)
@@ -221,8 +255,8 @@ _QUANTIZERS = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "
 _QUANTIZERS |= {"modelopt": "modelopt", "nunchaku_lite": "nunchaku", "auto-round": "auto_round", "sdnq": "sdnq"}
 
 
-def _quantized_by(checkpoint: Checkpoint, component: str) -> str | None:
-    """Return the method by which a component's weights were quantized, or None.
+def quantized_by(checkpoint: Checkpoint, component: str) -> str | None:
+    """Return the method by which a component's weights are quantized in its files, or None.
 
     Raises:
         InputError: if the library that it needs is not installed, or the weights are in a file of their own.

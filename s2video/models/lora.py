@@ -188,9 +188,11 @@ def _add(transformer: Any, path: Path, scale: float, adapter: str) -> tuple[Lora
 
 def _change(file: LoraFile, target: Target, parameter: Any, change_of: Any, scale: float) -> bool:
     """Add a change to a parameter, and return whether it was added: not to an image's channels that a model lacks."""
+    import torch
+
     from .lora_format import leave_out
 
-    if not parameter.is_floating_point():
+    if not parameter.is_floating_point() or type(parameter.data) is not torch.Tensor:
         raise InputError(
             f"model.lora: {file.path}: {target.parameter}: expected plain weights, got quantized ones, to which a "
             "difference cannot be added; take the checkpoint in bfloat16 or float16"

@@ -26,6 +26,7 @@ def place_transformer(
     component: str = "transformer",
     *,
     offloaded: bool = False,
+    quantization: str | None = None,
 ) -> tuple[Any, BlockWeights]:
     """Load a transformer and place its blocks' weights according to `parallel.weights`.
 
@@ -36,14 +37,15 @@ def place_transformer(
         dtype: dtype of the parameters, except for those that the model's class keeps in float32.
         component: folder of the transformer in the checkpoint.
         offloaded: keep the transformer on the CPU; only for replicated weights.
+        quantization: as in `load_transformer`; only for replicated weights.
 
     Raises:
         InputError: if the files lack a parameter that config.json implies, or have it in another shape.
     """
     if parallel.weights == "replicated" or (parallel.weights != "streamed" and mesh.world.size == 1):
         device = torch.device("cpu") if offloaded else mesh.device
-        return load_transformer(checkpoint, dtype, device, component), WHOLE
-    assert not offloaded
+        return load_transformer(checkpoint, dtype, device, component, quantization=quantization), WHOLE
+    assert not offloaded and quantization is None
     parts = check_component(checkpoint, component)
     if parts is None:
         raise InputError(

@@ -1,4 +1,5 @@
-"""The memory of everything besides the transformer: VAE, text and image encoders. Knows no mesh and no card.
+"""The memory of everything besides the transformer: VAE, text and image encoders; and how the transformer's weights are
+stored. Knows no mesh and no card.
 
 The numbers per pixel are peaks of the project's code on fake tensors of the published sizes, as in `memory`.
 """
@@ -13,6 +14,8 @@ from ..config.run import RunConfig
 from ..decoding.kinds import HUNYUAN15_VAE, VAES
 from ..geometry import LatentShape
 from ..models.checkpoint import Checkpoint
+from ..models.quantization import METHODS
+from ..models.registry import read_costs
 from ..models.weight_files import read_json
 
 _TILE, _STRIDE = 256, 192  # pixels of a tile's side and from tile to tile, in diffusers' VAEs
@@ -40,6 +43,20 @@ class Components:
         sizes = {name: self.checkpoint.num_parameters(name) for name in weighted if name in ("vae", "image_encoder")}
         encoders = (self.checkpoint.num_parameters(name) for name in weighted if name.startswith("text_encoder"))
         return sizes | {"text_encoder": sum(encoders)}
+
+    @property
+    def weight_bytes(self) -> float | None:
+        """The bytes of one parameter of a transformer's blocks if they are quantised, otherwise None."""
+        name = self.config.model.quantization
+        if name is not None:
+            return METHODS[name].weight_bytes
+        values = self.checkpoint.config("transformer").values
+        if values.get("quantization_config") is None or "transformer" in self.checkpoint.named:
+            return None
+        costs = read_costs(values, self.checkpoint.config("transformer").path)
+        root = costs.root_parameters() * item_bytes(self.config.model.dtype)
+        stored = sum(file.path.stat().st_size for file in self.checkpoint.files("transformer"))
+        return max(stored - root, 0) / sum(map(costs.block_parameters, range(costs.num_blocks)))
 
     @property
     def vae_bytes(self) -> float:

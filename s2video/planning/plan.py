@@ -20,6 +20,7 @@ from ..guidance.reuse import StepPasses
 from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint
 from ..models.compiled import check_compile
 from ..models.limits import check_lora_weights, check_request
+from ..models.quantization import check_quantization
 from ..models.registry import read_costs
 from ..system import ranks
 from ..system.files import user_path
@@ -191,6 +192,8 @@ def _notes(config: RunConfig) -> Iterator[str]:
         yield warning
     if config.model.compile == "blocks":
         yield "the time that model.compile saves is not part of the prediction"
+    if config.model.quantization is not None:
+        yield "quantised weights are counted in memory; the prediction of time is that of plain ones"
 
 
 def step_of(
@@ -202,6 +205,7 @@ def step_of(
     # weights setting restricts other settings; zero3 is checked as fsdp, because it would require DeepSpeed here.
     check_lora_weights(config)
     check_compile(config)
+    check_quantization(config)
     model = config.model.model_copy(update={"device": "auto", "lora": ()})  # a LoRA's file need not be here
     weights = "fsdp" if config.parallel.weights == "zero3" else config.parallel.weights
     parallel = ParallelConfig(weights=weights)
@@ -237,6 +241,7 @@ def step_of(
         kinds=() if config.guidance.reuse.spec().is_exact else kinds(passes),
         kept_predictions=_kept_predictions(config.guidance),
         weights=config.parallel.weights,
+        weight_bytes=parts.weight_bytes,
         num_transformers=1 if info.boundary_ratio is None or config.model.offload_experts else 2,
         vae_bytes=parts.vae_bytes,
         decoding_bytes=parts.decoding_bytes(shape, world_size),

@@ -45,6 +45,7 @@ class Step:
         kinds: the steps of a run that forecasts some of its predictions; empty if every step computes all that it uses.
         kept_predictions: predictions that are kept for forecasts.
         weights: the setting `parallel.weights`.
+        weight_bytes: bytes of one parameter of a block; None: item_bytes.
         num_transformers: transformers on the device at a time, one of which is active.
         vae_bytes, decoding_bytes: weights of the VAE, and further memory for decoding, on the main rank.
         text_encoder_bytes: weights of the text encoder, on the main rank.
@@ -62,6 +63,7 @@ class Step:
     kinds: tuple[Kind, ...] = ()
     kept_predictions: int = 0
     weights: Weights = "replicated"
+    weight_bytes: float | None = None
     num_transformers: int = 1
     vae_bytes: float = 0.0
     decoding_bytes: float = 0.0
@@ -139,6 +141,7 @@ def layouts(degrees: Degrees, step: Step) -> tuple[Layout, Layout]:
     return layout(degrees.ulysses, shards), layout(degrees.ulysses * degrees.branch, parts)
 
 
-def block_weights(step: Step) -> int:
+def block_weights(step: Step) -> float:
     """Return the bytes of all blocks of one transformer."""
-    return sum(map(step.model.block_parameters, range(step.model.num_blocks))) * step.item_bytes
+    size = step.item_bytes if step.weight_bytes is None else step.weight_bytes
+    return sum(map(step.model.block_parameters, range(step.model.num_blocks))) * size
