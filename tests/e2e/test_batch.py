@@ -44,14 +44,14 @@ def here(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def test_killed_at_ten_random_moments(run: Run) -> None:
-    """20 videos are whole, distinct, and those of a run that nobody disturbed."""
-    run.write(shots=[PROMPT, "a large blue square"], seeds=10, checkpoint={"every_seconds": 0.05})
+def test_killed_at_random_moments(run: Run) -> None:
+    """Eight videos are whole, distinct, and those of a run that nobody disturbed; tools/chaos.py kills more often."""
+    run.write(shots=[PROMPT, "a large blue square"], seeds=4, checkpoint={"every_seconds": 0.05})
     forks = multiprocessing.get_context("forkserver")  # which has imported torch, so that a start takes no seconds
     forks.set_forkserver_preload(["s2video.batch.replica", "s2video.cli.batch"])
     moments = random.Random(7)
     typical = 0.5  # seconds of a video, as far as it is known
-    for start in range(10):
+    for start in range(4):
         before = len(run.events("drawn"))
         maker = forks.Process(target=make_batch, args=(run.file, run.log))
         maker.start()
@@ -67,13 +67,11 @@ def test_killed_at_ten_random_moments(run: Run) -> None:
     maker.join()
     assert maker.exitcode == 0, run.said()
 
-    assert set(run.states().values()) == {"done"} and len(run.states()) == 20
-    assert run.files() == sorted(
-        f"{s}_s{i}.{end}" for s in ("001", "002") for i in range(10) for end in ("json", "mp4")
-    )
+    assert set(run.states().values()) == {"done"} and len(run.states()) == 8
+    assert run.files() == sorted(f"{s}_s{i}.{end}" for s in ("001", "002") for i in range(4) for end in ("json", "mp4"))
     check_sums(run)
     digests = {name: digest(run.folder / name) for name in run.states()}
-    assert len(set(digests.values())) == 20
+    assert len(set(digests.values())) == 8
     done = [event["job"] for event in run.events("done")]
     assert sorted(done) == sorted(set(done))  # but for a kill between state and log, all of them
     jobs = load_batch(run.file).jobs

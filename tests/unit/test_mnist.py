@@ -36,14 +36,17 @@ def digits_folder(tmp_path: Path) -> Path:
 def network() -> DigitTransformer:
     torch.manual_seed(0)
     network = DigitTransformer(Shape(blocks=4, width=16)).eval().requires_grad_(False)
-    torch.nn.init.normal_(network.project.weight, std=0.1)
+    for layer in (network.project, network.modulate[1]):
+        torch.nn.init.normal_(layer.weight, std=0.1)
     return network
 
 
 def test_idx_files_are_read(digits_folder: Path) -> None:
     found = data.load(digits_folder)
-    assert found.train.images.shape == (2000, 1, 28, 28) and found.train.labels[13] == 3
-    assert found.train.images.min() >= -1 and found.train.images.max() <= 1
+    assert found.train.images.shape == (2000, 1, 16, 16) and found.train.labels[13] == 3
+    assert found.train.images.min() == pytest.approx(data.LOW) and found.train.images.max() <= data.HIGH
+    bright = found.train.images[9] - found.train.images[0]
+    assert bright[0, 1:15, 1:15].mean() > 0 and (bright[0, 0] == 0).all()  # framed
     images = digits_folder / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-1])
     with pytest.raises(InputError, match="files differ"):
@@ -61,13 +64,34 @@ def test_a_push_moves_each_sample_by_its_share_of_cond(network: DigitTransformer
     for direction in ("sub", "other", "weak"):
         method = Method(push=0.1, steps=1, window=(0.0, 1.0), direction=direction)
         weak = DigitTransformer(Shape(blocks=2, width=16)).requires_grad_(False)
+        torch.nn.init.normal_(weak.project.weight, std=0.1)
         pushed = sample(network, method, count=BATCH, noise_seed=1, weak=weak)
-        noise = torch.randn(BATCH, 1, 28, 28, generator=torch.Generator().manual_seed(1_000_003))
-        inside = ((plain.images.abs() < 1) & (pushed.images.abs() < 1)).flatten(1)
+        noise = torch.randn(BATCH, 1, 16, 16, generator=torch.Generator().manual_seed(1_000_003))
+        inside = (_inside(plain.images) & _inside(pushed.images)).flatten(1)
         moved = ((pushed.images - plain.images).flatten(1) * inside).norm(dim=1)
         bound = 0.1 * network(noise, torch.ones(BATCH), plain.labels).flatten(1).norm(dim=1)
         assert (moved <= bound * 1.0001).all() and moved.mean() > 0.3 * bound.mean()
         assert pushed.mean_omega > 0
+
+
+def _inside(images: torch.Tensor) -> torch.Tensor:
+    return (images > data.LOW) & (images < data.HIGH)
+
+
+def test_a_sub_pass_starts_where_cond_left_off(network: DigitTransformer) -> None:
+    x, t, labels = torch.randn(3, 1, 16, 16), torch.rand(3), torch.tensor([1, 2, 10])
+    cond, trace = network.traced(x, t, labels)
+    assert torch.equal(cond, network(x, t, labels))
+    for mask in ((1,), (2, 3), (0, 3)):
+        assert torch.equal(network.resumed(trace, mask), network(x, t, labels, mask))
+        assert not torch.equal(network.resumed(trace, mask), cond)
+
+
+def test_reuse_skips_passes(network: DigitTransformer) -> None:
+    exact, fast = Method(cfg_scale=2.0, push=0.1), Method(cfg_scale=2.0, push=0.1, reuse="fast")
+    assert fast.passes(4) < 0.7 * exact.passes(4)
+    images = [sample(network, method, count=BATCH, noise_seed=1).images for method in (exact, fast)]
+    assert 0 < (images[0] - images[1]).abs().mean() < 0.5 * images[0].std()
 
 
 def test_lambda_one_and_no_push_are_cond(network: DigitTransformer) -> None:
@@ -116,7 +140,7 @@ def test_the_rule_needs_every_seed() -> None:
 
 
 def test_cells_are_twelve_with_known_names() -> None:
-    cells = design.final_cells(1.6, (1.5, 0.05))
+    cells = design.final_cells(1.6, (1.5, 0.05), 0.2)
     names = [cell.name for cell in cells]
     assert len(set(names)) == 12 and {cell.against for cell in cells} <= {*names, ""}
     assert all(names.index(cell.against) < names.index(cell.name) for cell in cells if cell.against)
@@ -138,8 +162,9 @@ def test_a_run_resumes_and_shows(
     monkeypatch.setattr(mnist, "SCREENING_COUNT", BATCH)
     monkeypatch.setattr(mnist, "LEAST_ACCURACY", 0.0)
     monkeypatch.setattr(mnist, "screening", lambda: [Method(), Method(push=0.1)])
-    cells = [cell for cell in design.final_cells(1.0, (1.0, 0.1)) if cell.on_all]
+    cells = [cell for cell in design.final_cells(1.0, (1.0, 0.1), 0.1) if cell.on_all]
     monkeypatch.setattr(mnist, "final_cells", lambda *_: [_quick(cell) for cell in cells])
+    monkeypatch.setattr(mnist, "explored", lambda *_: [_quick(cell) for cell in design.explored((1.0, 0.1), 0.1)[:1]])
     monkeypatch.setattr(mnist, "train_classifier", lambda train, path: _classifier(train, path))
     work = tmp_path / "work"
     command = ["--work", str(work), "--data", str(digits_folder)]
@@ -154,7 +179,7 @@ def test_a_run_resumes_and_shows(
     assert mnist.main(["--show", str(work / "results.jsonl")]) == 0
     assert capsys.readouterr().out.strip().endswith(printed[printed.index("Classifier:") :].strip())
     kinds = [json.loads(line).get("kind") for line in first.splitlines()]
-    assert kinds == [None, "real", "screening", "screening", "network", *["final"] * 5]
+    assert kinds == [None, "real", "screening", "screening", "explored", "network", *["final"] * 5]
 
 
 def _quick(cell: design.Cell) -> design.Cell:

@@ -30,7 +30,7 @@ def coherence(network: DigitTransformer, held_out: Digits) -> dict[str, float]:
         x = (1 - level) * images + level * torch.randn(images.shape, generator=generator)
         cond = network(x, t, labels).flatten(1)
         uncond = network(x, t, torch.full_like(labels, NO_CLASS)).flatten(1)
-        deviations = torch.stack([network(x, t, labels, mask).flatten(1) - cond for mask in masks])  # [masks, B, 784]
+        deviations = torch.stack([network(x, t, labels, mask).flatten(1) - cond for mask in masks])  # [masks, B, 256]
         for name, value in _numbers(cond, uncond, deviations, labels, masks).items():
             found.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in found.items()}
@@ -42,7 +42,7 @@ def _numbers(
     unit = torch.nn.functional.normalize(deviations, dim=-1)
     pairs = [(unit[a] * unit[b]).sum(-1).mean() for a in range(MASKS) for b in range(a) if masks[a] != masks[b]]
     away = torch.nn.functional.normalize(uncond - cond, dim=-1)
-    means = torch.stack([deviations[:, labels == label].mean(1) for label in range(CLASSES)], 1)  # [masks, 10, 784]
+    means = torch.stack([deviations[:, labels == label].mean(1) for label in range(CLASSES)], 1)  # [masks, 10, 256]
     return {
         "cfg": float(((cond - uncond).norm(dim=1) / cond.norm(dim=1)).mean()),
         "deviation": float((deviations.norm(dim=-1) / cond.norm(dim=1)).mean()),

@@ -17,12 +17,12 @@ SCREENING_COUNT, FINAL_COUNT = 2000, 10_000
 NETWORKS = {
     "plain": Recipe(),
     "stochastic depth": Recipe(stochastic_depth=0.15),
-    "deeper": Recipe(Shape(blocks=24, width=32)),
-    "longer": Recipe(steps=8000),
+    "deeper": Recipe(Shape(blocks=24, width=24)),
+    "longer": Recipe(steps=6000),
 }
 
 LAMBDAS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 3.0)
-PUSHES = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2)
+PUSHES = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)
 LEAST_GAIN = 3.0  # per cent of the Fréchet distance
 
 
@@ -50,14 +50,15 @@ def screening() -> list[Method]:
     return [Method(cfg_scale=scale, push=push) for scale in LAMBDAS for push in PUSHES]
 
 
-def final_cells(best_cfg: float, best_s2: tuple[float, float]) -> list[Cell]:
+def final_cells(best_cfg: float, best_s2: tuple[float, float], best_alone: float) -> list[Cell]:
     """Return the cells that are measured with 10,000 samples on three training seeds, twelve in all.
 
     Args:
         best_cfg: the λ of the least distance without push, on the screening's noise.
         best_s2: the λ and push of the least distance with a push above 0, likewise.
+        best_alone: the push of the least distance at λ 1, likewise.
     """
-    low = Method(cfg_scale=1.0, push=0.1)
+    low = Method(push=best_alone)
     best = Method(cfg_scale=best_s2[0], push=best_s2[1])
     return [
         Cell("cond", Method(), on_all=True),
@@ -71,7 +72,27 @@ def final_cells(best_cfg: float, best_s2: tuple[float, float]) -> list[Cell]:
         Cell("best S²", best, "best CFG", on_all=True),
         Cell("best S², other's deviation", replace(best, direction="other"), "best CFG"),
         Cell("S² at best CFG", Method(cfg_scale=best_cfg, push=0.05), "best CFG"),
-        Cell("best CFG, 22 steps", Method(cfg_scale=best_cfg, steps=22), "best CFG"),  # as many passes as best S²
+        Cell("best CFG, 22 steps", Method(cfg_scale=best_cfg, steps=22), "best CFG"),  # as many evaluations as best S²
+    ]
+
+
+def explored(best_s2: tuple[float, float], best_alone: float) -> list[Cell]:
+    """Return further cells, measured as the screening is, with 2,000 samples: no verdict rests on them."""
+    best, alone = Method(cfg_scale=best_s2[0], push=best_s2[1]), Method(push=best_alone)
+    return [
+        Cell("best S²", best),
+        *(
+            Cell(f"best S², reuse {name}", replace(best, reuse=name), "best S²")
+            for name in ("deviation", "light", "fast")
+        ),
+        Cell("best S², two blocks", replace(best, drop_count=2), "best S²"),
+        Cell("best S², four masks", replace(best, num_draws=4), "best S²"),
+        Cell("best S², window in noise", replace(best, window_in="noise", window=(0.3, 0.9)), "best S²"),
+        Cell("S² alone", alone),
+        Cell("S² alone, reuse deviation", replace(alone, reuse="deviation"), "S² alone"),
+        Cell("S² alone, every second deviation", replace(alone, reuse="light"), "S² alone"),
+        *(Cell(f"autoguidance, push {push:g}", Method(push=push, direction="weak")) for push in PUSHES[1:]),
+        *(Cell(f"other's deviation, push {push:g}", Method(push=push, direction="other")) for push in PUSHES[1:]),
     ]
 
 

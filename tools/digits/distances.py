@@ -33,7 +33,7 @@ class Reference:
 
 @torch.inference_mode()
 def features_of(classifier: Classifier, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return features [N, 64] and the predicted classes [N] of images [N, 1, 28, 28]."""
+    """Return features [N, 64] and the predicted classes [N] of images [N, 1, 16, 16]."""
     parts = [classifier(chunk) for chunk in images.split(1000)]
     features, logits = (torch.cat([part[index] for part in parts]) for index in (0, 1))
     return features.double().numpy(), logits.argmax(1).numpy()

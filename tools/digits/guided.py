@@ -1,6 +1,7 @@
 """Sampling with every method that is compared, at the same noise for the same sample number.
 
-Masks are those of the package. Dimension letters: B samples of one batch, all with the same step.
+Masks, schedules, forecasts and equations are those of the package. Dimension letters: B samples of one batch, all with
+the same step.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from s2video.guidance.equations import Predictions, combine, scale_of_push
+from s2video.guidance.forecasts import Forecasts
 from s2video.guidance.masks import MaskSpec, step_masks
+from s2video.guidance.reuse import PRESETS, Preset, StepPasses, plan_passes
 
-from .data import CLASSES, SIDE
+from .data import CLASSES, HIGH, LOW, SIDE
 from .transformer import NO_CLASS, DigitTransformer
 
 Direction = Literal["sub", "other", "weak"]
@@ -33,6 +37,7 @@ class Method:
         window: the part of the sampling in which d is used.
         window_in: whether `window` counts steps or noise levels, from 1 to 0.
         steps: number of Euler steps, even in the noise level.
+        reuse: which passes are forecast from earlier steps, as in the package.
     """
 
     cfg_scale: float = 1.0
@@ -43,12 +48,22 @@ class Method:
     window: tuple[float, float] = (0.1, 0.9)
     window_in: Literal["steps", "noise"] = "steps"
     steps: int = STEPS
+    reuse: Preset = "exact"
 
     def passes(self, blocks: int) -> float:
-        """Return the cost of a run in forward passes of all blocks."""
-        in_window = sum(self.active(step) for step in range(self.steps))
-        extra = (1 - self.drop_count / blocks if self.direction != "weak" else 1.0) * self.num_draws
-        return self.steps * (2 if self.cfg_scale != 1 else 1) + (in_window * extra if self.push else 0)
+        """Return the cost of a run in forward passes of all blocks. A sub pass counts as the blocks that it has."""
+        sub = (1 - self.drop_count / blocks if self.direction != "weak" else 1.0) * self.num_draws
+        costs = (1.0, 1.0, sub)
+        return sum(cost for step in self.plan() for cost, how in zip(costs, step, strict=True) if how == "computed")
+
+    def plan(self) -> tuple[StepPasses, ...]:
+        """Return what each step computes and what it forecasts."""
+        return plan_passes(
+            PRESETS[self.reuse],
+            levels=[1 - step / self.steps for step in range(self.steps)],
+            active=[self.push > 0 and self.active(step) for step in range(self.steps)],
+            has_uncond=[self.cfg_scale != 1] * self.steps,
+        )
 
     def active(self, step: int) -> bool:
         """Return whether d is used in this step."""
@@ -59,7 +74,7 @@ class Method:
 
 @dataclass
 class Sampled:
-    """Images [N, 1, 28, 28], their labels [N], and the mean ω that the push meant."""
+    """Images [N, 1, 16, 16], their labels [N], and the mean ω that the push meant."""
 
     images: Tensor
     labels: Tensor
@@ -77,7 +92,7 @@ def sample(
 
 
 class _Point(NamedTuple):
-    """Where a batch stands: x [B, 1, 28, 28] at noise level t [B], of the batch `index` at the step `step`."""
+    """Where a batch stands: x [B, 1, 16, 16] at noise level t [B], of the batch `index` at the step `step`."""
 
     x: Tensor
     t: Tensor
@@ -93,46 +108,43 @@ def _batch(
     generator = torch.Generator().manual_seed(1_000_003 * noise_seed + index)
     x = torch.randn(BATCH, 1, SIDE, SIDE, generator=generator)
     labels = torch.arange(BATCH) % CLASSES
+    forecasts = Forecasts(PRESETS[method.reuse])
     omegas: list[float] = []
-    for step in range(method.steps):
-        point = _Point(x, torch.full((BATCH,), 1 - step / method.steps), labels, step, index)
-        velocity, cond = _cfg(network, method, point)
-        if method.push and method.active(step):
-            direction = _direction(network, method, point, cond, weak)
-            omega = method.push * _norm(cond) / _norm(direction).clamp_min(1e-12)
-            velocity = velocity - omega * direction
+    for step, passes in enumerate(method.plan()):
+        level = 1 - step / method.steps
+        point = _Point(x, torch.full((BATCH,), level), labels, step, index)
+        computed = _predictions(network, method, point, passes, weak) if passes.cond == "computed" else None
+        predictions = forecasts.complete(passes, level, computed)
+        omega: float | Tensor = 0.0
+        if predictions.subs:
+            omega = scale_of_push(predictions, method.push)
             omegas.append(float(omega.mean()))
-        x = x - velocity / method.steps
-    return x.clamp(-1, 1), labels, sum(omegas) / len(omegas) if omegas else 0.0
+        x = x - combine(predictions, cfg_scale=method.cfg_scale, s2_scale=omega) / method.steps
+    return x.clamp(LOW, HIGH), labels, sum(omegas) / len(omegas) if omegas else 0.0
 
 
-def _cfg(network: DigitTransformer, method: Method, point: _Point) -> tuple[Tensor, Tensor]:
-    """Return Eq. 1's velocity and cond."""
+def _predictions(
+    network: DigitTransformer, method: Method, point: _Point, passes: StepPasses, weak: DigitTransformer | None
+) -> Predictions:
     x, t, labels, *_ = point
-    cond = network(x, t, labels)
-    if method.cfg_scale == 1:
-        return cond, cond
-    uncond = network(x, t, torch.full_like(labels, NO_CLASS))
-    return uncond + method.cfg_scale * (cond - uncond), cond
-
-
-def _direction(
-    network: DigitTransformer, method: Method, point: _Point, cond: Tensor, weak: DigitTransformer | None
-) -> Tensor:
-    """Return d [B, 1, 28, 28], the mean over the draws."""
-    x, t, labels, step, index = point
+    cond, trace = network.traced(x, t, labels)
+    uncond = network(x, t, torch.full_like(labels, NO_CLASS)) if passes.uncond == "computed" else None
+    if passes.sub != "computed":
+        return Predictions(cond, uncond)
     if method.direction == "weak":
         if weak is None:
             raise ValueError("autoguidance needs the weak twin")
-        return weak(x, t, labels) - cond
+        return Predictions(cond, uncond, (weak(x, t, labels),))
+    masks = _masks(network, method, point)
+    subs = tuple(network.resumed(trace, mask) for mask in masks)
+    if method.direction == "other":
+        # Classes take turns, so the sample ten places on has the same class.
+        subs = tuple(cond + (sub - cond).roll(CLASSES, 0) for sub in subs)
+    return Predictions(cond, uncond, subs)
+
+
+def _masks(network: DigitTransformer, method: Method, point: _Point) -> tuple[tuple[int, ...], ...]:
+    """Return the masks of a step. Every batch draws its own, as every video of a batch does."""
     spec = MaskSpec(drop_count=method.drop_count, window=(0.0, 1.0), num_draws=method.num_draws)
     blocks = network.shape.blocks
-    # Every batch draws its own masks, as every video of a batch does.
-    masks = step_masks(spec, num_blocks=blocks, seed=MASK_SEED + index, step=step, num_steps=method.steps)
-    direction = torch.stack([network(x, t, labels, mask) for mask in masks]).mean(0) - cond
-    # Classes take turns, so the sample ten places on has the same class.
-    return direction.roll(CLASSES, 0) if method.direction == "other" else direction
-
-
-def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return step_masks(spec, num_blocks=blocks, seed=MASK_SEED + point.index, step=point.step, num_steps=method.steps)
