@@ -45,6 +45,7 @@ from digits.distances import (
     reference,
 )
 from digits.guided import Method, sample
+from digits.picture import picture
 from digits.tables import report
 from digits.training import Classifier, restore, train, train_classifier
 from digits.transformer import DigitTransformer
@@ -165,6 +166,19 @@ class Study:
             "omega": made.mean_omega,
         }
 
+    def draw(self, path: Path) -> None:
+        """Draw the screening's first samples at λ 1 and 2.
+
+        Raises:
+            InputError: the screening is not done.
+        """
+        records = [r for r in self.records if r["kind"] == "screening"]
+        if len(records) < len(screening()):
+            raise InputError("a picture needs the whole screening; run without --minutes first")
+        made = picture(self.network("plain", 0), records, (1.0, 2.0), SCREENING_NOISE)
+        with atomic_path(path) as temporary:
+            made.save(temporary, format="PNG", optimize=True)
+
     def final(self, name: str, seed: int, cell: Cell) -> None:
         """Measure one final cell of one network."""
         key = {"network": name, "seed": seed, **cell.record()}
@@ -226,6 +240,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--minutes", type=float, default=float("inf"), help="start nothing new after this time; what is done is kept")
     add("--threads", type=int, default=1, help="CPU threads (default: 1; results depend on it in the last bits)")
     add("--compile", action="store_true", help="compile the networks' blocks; needs a C++ compiler")
+    add("--picture", type=Path, metavar="PNG", help="also draw what the push does to ten samples, at λ 1 and 2")
     add("--show", type=Path, metavar="FILE", help="print the tables of a results.jsonl and end")
     return parser.parse_args(arguments)
 
@@ -244,6 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Stopped:
             print("the time is over; run the same command to go on", file=sys.stderr)
         print(report(study.records))
+        if args.picture:
+            study.draw(args.picture)
     except InputError as error:
         print(f"mnist: error: {error}", file=sys.stderr)
         return 2
