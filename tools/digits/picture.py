@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from .data import CLASSES, HIGH, LOW
@@ -29,13 +30,17 @@ def picture(network: DigitTransformer, records: Sequence[dict[str, Any]], scales
     return sheet
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)  # it has Greek letters
+
+
 def _panel(network: DigitTransformer, records: Sequence[dict[str, Any]], noise: int) -> Image:
     cell = 16 * SCALE + GAP
     panel = Image.new("L", (LABEL + CLASSES * cell + NUMBERS, HEADING + len(records) * cell + GAP), 255)
-    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(14)
+    draw, font = ImageDraw.Draw(panel), _font(13)
     scale = records[0]["cfg_scale"]
     heading = "without CFG (λ = 1)" if scale == 1 else f"with CFG, λ = {scale:g}"
-    draw.text((LABEL, HEADING - 8), heading, 0, ImageFont.load_default(16), anchor="lb")
+    draw.text((LABEL, HEADING - 8), heading, 0, _font(15), anchor="lb")
     for number, record in enumerate(sorted(records, key=lambda record: record["push"])):
         top = HEADING + number * cell
         method = Method(cfg_scale=scale, push=record["push"])
