@@ -159,6 +159,10 @@ def add_codec_arguments(group: Any) -> None:
     """Add the arguments on how a video is written."""
     group.add_argument("--codec", choices=list(FORMATS), help="without it, by the output's suffix")
     group.add_argument("--ffmpeg", metavar="PATH", help="the ffmpeg to use; without it, the one of imageio-ffmpeg")
+    group.add_argument(
+        "--credentials", metavar="CHAIN", help="sign the file (C2PA): a PEM file of certificates, the signer's first"
+    )
+    group.add_argument("--credentials-key", metavar="KEY", help="a PEM file with the signer's private key")
 
 
 def add_selftest_arguments(parser: argparse.ArgumentParser) -> None:

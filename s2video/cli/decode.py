@@ -74,7 +74,13 @@ def _decode(arguments: argparse.Namespace) -> int:
     sources = _sources(arguments.latents, arguments.output, codec)
     replaced = _check_outputs(sources, codec, also, arguments)
     config = None if arguments.config is None else load_config(arguments.config)
-    own = {"model.path": arguments.model, "output.ffmpeg": arguments.ffmpeg, "output.audio": arguments.audio}
+    own = {
+        "model.path": arguments.model,
+        "output.ffmpeg": arguments.ffmpeg,
+        "output.audio": arguments.audio,
+        "output.credentials": arguments.credentials,
+        "output.credentials_key": arguments.credentials_key,
+    }
     if ranks.world_size() != 1:
         raise InputError("decode runs in one process: start it without torchrun")
 

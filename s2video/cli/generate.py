@@ -137,6 +137,8 @@ def _changes(arguments: argparse.Namespace) -> dict[str, object]:
         "output.codec": arguments.codec,
         "output.also": arguments.also or None,
         "output.ffmpeg": arguments.ffmpeg,
+        "output.credentials": arguments.credentials,
+        "output.credentials_key": arguments.credentials_key,
     }
     changes = {key: value for key, value in named.items() if value is not None}
     return changes | ({"prompt": None} if arguments.prompt_file is not None else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +166,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.file is None:
         raise InputError("inspect: name a video, its sidecar X.json, or its X.latents.safetensors")
+    if not arguments.json and _has_no_sidecar(arguments.file):
+        from ..review.inspect import describe_credentials
+
+        if (said := describe_credentials(arguments.file)) is not None:
+            show(said)
+            return 0
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
     video = video_of(arguments.file, path, sidecar)
@@ -175,9 +181,27 @@ def _inspect(arguments: argparse.Namespace) -> int:
         from ..review.inspect import describe
 
         show(describe(sidecar, video))
-    if found := list(problems(path, sidecar, video)):
+    if found := [*problems(path, sidecar, video), *_credential_problems(sidecar, video)]:
         raise S2VideoError("; ".join(found))
     return 0
+
+
+def _has_no_sidecar(file: Path) -> bool:
+    try:
+        find_sidecar(file)
+    except InputError:
+        return file.is_file()
+    return False
+
+
+def _credential_problems(sidecar: Sidecar, video: Path) -> Iterator[str]:
+    """Yield why the credentials that a sidecar promises are not those of its video."""
+    if sidecar.credentials is None or not video.exists():
+        return
+    from ..review.inspect import credentials_line
+
+    if not (line := credentials_line(video)).startswith("valid"):
+        yield f"{video}: credentials: {line}"
 
 
 def _check_file(file: Path, path: Path, sidecar: Sidecar) -> None:

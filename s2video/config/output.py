@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ..errors import InputError
+from ..media.credentials import Credentials
 from ..media.formats import FORMATS, MAX_START_NUMBER, Codec, VideoSpec, codec_for, holds_timecode, suffix_of
 from ..media.naming import find_collisions, named_after, render_name
 from ..media.output_paths import OutputPaths
@@ -137,7 +138,38 @@ class OutputConfig(Section):
         min_length=1,
         description="path of the ffmpeg to use; null: that of imageio-ffmpeg",
     )
+    credentials: Text | None = setting(
+        "nothing",
+        names="signer",
+        default=None,
+        min_length=1,
+        description="sign MP4, MOV or PNG with Content Credentials (C2PA): path of a PEM file with the signer's "
+        "certificate, then those that issued it. null: no signature",
+    )
+    credentials_key: Text | None = setting(
+        "nothing",
+        names="signer",
+        default=None,
+        min_length=1,
+        description="path of a PEM file with the private key of output.credentials, without a password",
+    )
     keep_latents: Switch = setting("nothing", default=False, description="keep X.latents.safetensors next to the video")
+
+    @model_validator(mode="after")
+    def _certificates_with_their_key(self) -> OutputConfig:
+        if (self.credentials is None) != (self.credentials_key is None):
+            named, other = ("credentials", "credentials_key")[:: 1 if self.credentials else -1]
+            raise ValueError(f"expected output.{other} too, because output.{named} is set: set both, or neither")
+        return self
+
+    @property
+    def signer(self) -> Credentials | None:
+        """Whose signature the files get; None: none."""
+        if self.credentials is None or self.credentials_key is None:
+            return None
+        return Credentials(
+            user_path(self.credentials, "output.credentials"), user_path(self.credentials_key, "output.credentials_key")
+        )
 
     def spec(self, path: Path) -> VideoSpec:
         """Return how a video called `path` is written. Raises InputError if settings do not fit it or each other."""
@@ -149,6 +181,7 @@ class OutputConfig(Section):
             None if self.audio is None else user_path(self.audio, "output.audio"),
             self.start_number,
             None if self.ffmpeg is None else user_path(self.ffmpeg, "output.ffmpeg"),
+            credentials=self.signer,
         )
 
     def specs(self) -> tuple[VideoSpec, ...]:

@@ -128,6 +128,10 @@ def plan_decoding(
     reason = "the file of latents is of an older version, and the sidecar of its take is not next to it"
     if record is not None and not _is_vae_of(checkpoint, record):
         record, reason = None, "its VAE is not the one that the latents were made for"
+    if record is None and settings.signer is not None:
+        raise InputError(
+            f"output.credentials: {path} does not say how it was made, so there is nothing to sign: {reason}"
+        )
     if record is None:
         say(f"{output}: gets no sidecar: {reason}")
     videos = tuple(_videos(path, digest, config, checkpoint, record))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..system.files import check_replaceable, check_target
+from .credentials import check_credentials
 from .exr import check_openimageio
 from .ffmpeg import check_encoder
 from .formats import VideoSpec, is_frame_name
@@ -104,6 +105,8 @@ def check_spec(spec: VideoSpec, width: int, height: int) -> None:
                     raise InputError(f"output.audio: {spec.audio} is in a codec that is not known; choose another file")
         except av.FFmpegError as error:
             raise InputError(f"output.audio: cannot read {spec.audio} ({error.strerror}); check the path") from None
+    if spec.credentials is not None:
+        check_credentials(spec.credentials)
     if spec.format.encoder is None:
         check_openimageio()
     else:

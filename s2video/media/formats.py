@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import InputError
+from .credentials import Credentials, check_format
 from .timecode import Timecode, labels_per_second
 
 MAX_RATE_TERM = 1_001_000  # ffmpeg rounds a frame rate whose numerator or denominator is larger
@@ -119,6 +120,7 @@ class VideoSpec:
     audio: a file whose first sound track is added, cut or padded with silence to the length of the video.
     start_number: number of the first frame's file in a sequence.
     ffmpeg: the program; None means the one in imageio-ffmpeg.
+    credentials: whose signature the file gets (see `credentials.py`); None: none.
     """
 
     fps: Fraction
@@ -128,6 +130,7 @@ class VideoSpec:
     audio: Path | None = None
     start_number: int = 1001
     ffmpeg: Path | None = None
+    credentials: Credentials | None = None
 
     def __post_init__(self) -> None:
         if not (self.fps > 0 and max(self.fps.numerator, self.fps.denominator) <= MAX_RATE_TERM):
@@ -141,6 +144,8 @@ class VideoSpec:
             raise InputError(f"expected a start number from 0 to {MAX_START_NUMBER}, got {self.start_number}")
         if self.audio is not None and self.format.sound is None:
             raise InputError(f"a {self.codec} sequence cannot hold sound; set output.audio to null")
+        if self.credentials is not None:
+            check_format(self.format.suffix)
         if self.timecode is not None:
             if not self.format.has_timecode:
                 raise InputError(f"a {self.codec} sequence cannot hold a timecode; set output.timecode to null")

@@ -25,6 +25,8 @@ def deciding(facts: Mapping[str, Any]) -> dict[str, Any]:
     decided = {key: facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")}
     decided["images"] = [image["digest"] for image in facts["images"]]
     newer = {key: facts[key] for key in _NEWER if facts.get(key)}
+    if facts["config"].get("output", {}).get("credentials"):
+        newer["is signed"] = True  # by whom does not count, so that certificates can be renewed
     return decided | newer | marked_settings(facts["config"], PIXELS)
 
 
@@ -78,6 +80,8 @@ def job_key(job: RunConfig, checkpoint: Mapping[str, str]) -> str:
         "audio": audio_digest(job),
         "versions": _versions(),
     }
+    if job.output.credentials is not None:
+        determines["is signed"] = True
     return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()
 
 

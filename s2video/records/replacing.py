@@ -135,6 +135,8 @@ def inputs_of(config: RunConfig) -> dict[str, Path | None]:
         "last_image": config.last_image,
         "output.audio": config.output.audio,
         "output.ffmpeg": config.output.ffmpeg,
+        "output.credentials": config.output.credentials,
+        "output.credentials_key": config.output.credentials_key,
         "model.path": config.model.path,
     }
     named |= {f"model.lora, number {number}": lora.path for number, lora in enumerate(config.model.lora, 1)}

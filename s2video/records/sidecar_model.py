@@ -122,6 +122,15 @@ class OutputRecord(_Part):
     )
 
 
+class CredentialsRecord(_Part):
+    """Who signed the video's file with Content Credentials (C2PA)."""
+
+    signer: str = Field(description="name of the certificate")
+    issuer: str = Field(description="name of the one who issued it")
+    certificate_sha256: Digest = Field(description="SHA-256 of the certificate, as DER")
+    valid_until: str = Field(description="its last day, ISO 8601")
+
+
 class MeshRecord(_Part):
     """The ranks that made the video."""
 
@@ -200,6 +209,9 @@ class Sidecar(_Part):
     loras: tuple[LoraRecord, ...] = Field(default=(), description="what of each LoRA was applied")
     latents: LatentsRecord = Field(description="the denoised latents, before decoding")
     output: OutputRecord = Field(description="the video file or sequence")
+    credentials: CredentialsRecord | None = Field(
+        default=None, description="who signed the file; null, also in older sidecars: nobody"
+    )
     take: str | None = Field(
         default=None,
         pattern=r"^[^/\x00]*[^/.\x00][^/\x00]*$",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..config.output import OutputConfig
@@ -14,6 +15,7 @@ from ..media.video import Target
 from ..system.files import Beside
 from ..version import __version__
 from .identity import audio_digest
+from .origin import signed
 from .sidecar import make_sidecar
 
 MAX_METADATA_BYTES = 8_000  # of one text in the container
@@ -25,7 +27,12 @@ def sidecar_beside(file: VideoFile, facts: Callable[[], Mapping[str, Any]]) -> B
     Args:
         facts: called when the video is complete.
     """
-    return Beside(file.sidecar, lambda made: make_sidecar(facts(), made, name=file.video.name).as_json())
+
+    def make(made: Path) -> dict[str, Any]:
+        content = signed(made, file.output.suffix, facts())  # which changes the file, so before its digest
+        return make_sidecar(content, made, name=file.video.name).as_json()
+
+    return Beside(file.sidecar, make)
 
 
 def targets_of(

@@ -1,8 +1,11 @@
 """A sidecar as text, for `s2video inspect`."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import InputError, S2VideoError
+from ..media.credentials import SOURCE_TYPE, read_credentials
 from ..records.integrity import UNCHANGED, latents_state, saved_latents, take_state, video_state
 from ..records.sidecar_model import Sidecar
 from ..system.terminal import printable
@@ -40,6 +43,8 @@ def describe(sidecar: Sidecar, video: Path) -> str:
     lines["seconds"] = ", ".join(
         f"{name.removesuffix('_seconds')} {seconds:g}" for name, seconds in sidecar.timings.items()
     )
+    if sidecar.credentials is not None:
+        lines["credentials"] = credentials_line(video)
     if sidecar.resumed_after_step is not None:
         lines["resumed"] = f"after step {sidecar.resumed_after_step}"
     lines["latents"] = f"{list(sidecar.latents.shape)}, sha256 {sidecar.latents.sha256}"
@@ -50,6 +55,37 @@ def describe(sidecar: Sidecar, video: Path) -> str:
         lines["s2_scale"] = "by step: " + ", ".join(f"{s.step}: {s.s2_scale:.3g}" for s in sidecar.s2_scales)
     text = [f"{name:<{_WIDTH}}{printable(value)}" for name, value in lines.items()]
     return "\n".join([*text, *_computed(sidecar), *_drawn_masks(sidecar)])
+
+
+def credentials_line(video: Path) -> str:
+    """Return in words who signed a file, and whether it is as it was signed."""
+    try:
+        found = read_credentials(video)
+    except (InputError, OSError) as error:
+        return f"not verified: {error}"
+    if found is None:
+        return "none: the file has no credentials any more"
+    if not found.is_valid:
+        return f"not valid: {', '.join(found.problems) or 'the file is not as it was signed'}"
+    kind = ", made by a trained model" if found.source_type == SOURCE_TYPE else ""
+    return f"valid: signed by {found.signer}, issued by {found.issuer}{kind}"
+
+
+def describe_credentials(video: Path) -> str | None:
+    """Return what the credentials of a file without a sidecar say; None if it has none.
+
+    Raises:
+        InputError: c2pa-python is missing.
+        S2VideoError: they are not valid.
+    """
+    found = read_credentials(video)
+    if found is None:
+        return None
+    if not found.is_valid:
+        raise S2VideoError(f"{video}: its credentials are {credentials_line(video)}")
+    lines = {"video": f"{video}: no sidecar next to it", "credentials": credentials_line(video)}
+    lines |= {f"  {name}": json.dumps(value, ensure_ascii=False) for name, value in found.statement.items()}
+    return "\n".join(f"{name:<{_WIDTH}}{printable(value)}" for name, value in lines.items())
 
 
 def _state(sidecar: Sidecar, video: Path) -> str:

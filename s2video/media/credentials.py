@@ -1,0 +1,352 @@
+"""Content Credentials (C2PA) in MP4, MOV and PNG: a signed statement of who made a file, and how.
+
+The signature is the user's own: a chain of certificates and a private key, as PEM files. Everything is local; no time
+stamp is requested, and nothing is downloaded. Needs c2pa-python. Knows files, not what is said about them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import InputError, S2VideoError
+from ..system.files import atomic_path
+from ..version import __version__
+
+KINDS = {".mp4": "video/mp4", ".mov": "video/quicktime", ".png": "image/png"}
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+STATEMENT = "org.s2video.generation"  # label of our own assertion
+MAX_PEM = 1_000_000  # bytes
+_ALGORITHMS = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}  # elliptic curve -> ECDSA
+_LEAST_RSA = 2048  # bits
+_FIELD = "output.credentials"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Whose signature files get.
+
+    Attributes:
+        chain: certificates as PEM: the signer's first, then those that issued it.
+        key: the signer's private key as PEM, without a password.
+    """
+
+    chain: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """The credentials of a file.
+
+    Attributes:
+        is_valid: the signature is right, and the file is as it was signed. Whether the signer can be trusted is for
+            people to say: certificates of a studio are on no public list.
+        problems: codes of C2PA, such as assertion.dataHash.mismatch.
+        signer, issuer: names in the certificate.
+        source_type: IRI of the kind of source; None if the file does not say.
+        statement: our own assertion; empty in files of other programs.
+    """
+
+    is_valid: bool
+    problems: tuple[str, ...]
+    signer: str
+    issuer: str
+    source_type: str | None
+    statement: Mapping[str, Any]
+
+
+def check_format(suffix: str) -> None:
+    """Raise InputError for a format that cannot hold credentials."""
+    if suffix not in KINDS:
+        kind = suffix.lstrip(".").upper()
+        raise InputError(f"{_FIELD}: {kind} cannot hold credentials; write {', '.join(KINDS)}, or set it to null")
+
+
+def check_credentials(credentials: Credentials) -> None:
+    """Check that files can be signed, by signing a picture of one pixel.
+
+    Raises:
+        InputError: c2pa-python is missing, or certificates or a key that cannot be used.
+    """
+    _library()
+    pem, key = _read(credentials.chain, _FIELD), _read(credentials.key, f"{_FIELD}_key")
+    _check_chain(credentials, pem, key)
+    signed = io.BytesIO()
+    try:
+        _sign(credentials, {}, "image/png", io.BytesIO(_pixel()), signed)
+        signed.seek(0)
+        found = _read_stream(signed, "image/png")
+    except S2VideoError as error:
+        raise InputError(f"{_FIELD}: {credentials.chain} cannot sign: {error}; use another certificate") from None
+    if not found.is_valid:
+        raise InputError(
+            f"{_FIELD}: {credentials.chain}: expected a certificate for C2PA, got one whose signatures do not verify "
+            f"({', '.join(found.problems)}); use another certificate"
+        )
+
+
+def signer_of(credentials: Credentials) -> dict[str, str]:
+    """Return who signs, for a record: names, digest and end of the certificate. Raises InputError."""
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    certificate = _certificates(credentials.chain, _read(credentials.chain, _FIELD))[0]
+    return {
+        "signer": _name(certificate.subject),
+        "issuer": _name(certificate.issuer),
+        "certificate_sha256": certificate.fingerprint(SHA256()).hex(),
+        "valid_until": certificate.not_valid_after_utc.isoformat(),
+    }
+
+
+def sign_video(path: Path, credentials: Credentials, statement: Mapping[str, Any], *, suffix: str) -> None:
+    """Sign a finished file, or each file in the folder of a sequence, in its place.
+
+    Args:
+        path: it may have a temporary name.
+        statement: JSON about how it was made.
+        suffix: of the format, such as .mp4.
+
+    Raises:
+        S2VideoError: it cannot be signed; the file is then as it was.
+    """
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with atomic_path(file) as temporary:
+            with file.open("rb") as source, temporary.open("w+b") as target:
+                _sign(credentials, statement, KINDS[suffix], source, target)
+            temporary.chmod(file.stat().st_mode & 0o777)
+
+
+def read_credentials(path: Path) -> Found | None:
+    """Return the credentials of a file, or, of a sequence's folder, the first that is not valid, or else any.
+
+    None: there are none. Without c2pa-python, that cannot be known.
+
+    Raises:
+        InputError: c2pa-python is missing, although a file has credentials.
+    """
+    found = None
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        kind = KINDS.get(file.suffix.lower())
+        if kind is None or not _mentions_them(file):
+            continue
+        found = _read_file(file, kind)
+        if not found.is_valid:
+            return found
+    return found
+
+
+def _read_file(file: Path, kind: str) -> Found:
+    try:
+        with file.open("rb") as stream:
+            return _read_stream(stream, kind)
+    except _library().C2paError as error:
+        reason = " ".join(str(error).split())[:200]
+        return Found(False, (reason or type(error).__name__,), "", "", None, {})
+
+
+def _read_stream(stream: Any, kind: str) -> Found:
+    library = _library()
+    # a file from elsewhere may name an address; nothing is fetched
+    offline = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
+    with (
+        closing(library.Context.from_dict(offline)) as context,
+        closing(library.Reader(kind, stream, context=context)) as reader,
+    ):
+        return _found(reader)
+
+
+def _mentions_them(file: Path) -> bool:
+    """Whether a file may have credentials: the label of their box, `c2pa`, in its first or last megabytes."""
+    most = 4_000_000
+    with file.open("rb") as stream:
+        begin = stream.read(most)
+        size = file.stat().st_size
+        stream.seek(max(0, size - most))
+        return b"jumbc2pa" in begin or b"c2pa\0" in begin or b"c2pa\0" in stream.read(most)
+
+
+def _found(reader: Any) -> Found:
+    values = json.loads(reader.json())
+    manifest = values.get("manifests", {}).get(values.get("active_manifest"), {})
+    results = reader.get_validation_results() or {}
+    codes = [failure.get("code", "") for failure in (results.get("activeManifest") or {}).get("failure", [])]
+    problems = tuple(code for code in codes if code != "signingCredential.untrusted")
+    signature = manifest.get("signature_info") or {}
+    assertions = {each.get("label", ""): each.get("data", {}) for each in manifest.get("assertions", [])}
+    created = [
+        action
+        for label, data in assertions.items()
+        if label.startswith("c2pa.actions")
+        for action in data.get("actions", [])
+        if action.get("action") == "c2pa.created"
+    ]
+    return Found(
+        is_valid=reader.get_validation_state() in ("Valid", "Trusted") and not problems,
+        problems=problems,
+        signer=str(signature.get("common_name", "")),
+        issuer=str(signature.get("issuer", "")),
+        source_type=created[0].get("digitalSourceType") if created else None,
+        statement=assertions.get(STATEMENT, {}),
+    )
+
+
+def _sign(credentials: Credentials, statement: Mapping[str, Any], kind: str, source: Any, target: Any) -> None:
+    library = _library()
+    maker = {"name": "s2video", "version": __version__}
+    created = {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE, "softwareAgent": maker}
+    manifest = {
+        "claim_generator_info": [maker],
+        "assertions": [
+            {"label": "c2pa.actions.v2", "data": {"actions": [created]}},
+            {"label": STATEMENT, "data": dict(statement)},
+        ],
+    }
+    pem, key = _read(credentials.chain, _FIELD), _read(credentials.key, f"{_FIELD}_key")
+    algorithm = _algorithm(credentials, _private_key(credentials.key, key)).encode()
+    try:
+        signer = library.Signer.from_info(library.C2paSignerInfo(algorithm, pem, key, None))
+        with closing(signer), closing(library.Builder(json.dumps(manifest))) as builder:
+            builder.sign(signer, kind, source, target)
+    except library.C2paError as error:
+        raise S2VideoError(f"C2PA: {' '.join(str(error).split())[:200]}") from None
+
+
+def _check_chain(credentials: Credentials, pem: bytes, key_pem: bytes) -> None:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    path, chain = credentials.chain, _certificates(credentials.chain, pem)
+    signer, key = chain[0], _private_key(credentials.key, key_pem)
+    now = datetime.now(UTC)
+    for certificate in chain:
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if not begin <= now <= end:
+            raise InputError(
+                f"{_FIELD}: {path}: expected certificates that are valid now, got {_name(certificate.subject)!r}, "
+                f"valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}; renew it"
+            )
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if signer.public_key().public_bytes(*form) != key.public_key().public_bytes(*form):
+        raise InputError(
+            f"{_FIELD}_key: {credentials.key} is not the key of the first certificate in {path}; name the key that "
+            "belongs to it, and put the signer's certificate first"
+        )
+    _algorithm(credentials, key)
+    _check_usage(path, signer)
+    for certificate, issuer in pairwise(chain):
+        try:
+            certificate.verify_directly_issued_by(issuer)
+        except (InvalidSignature, ValueError, TypeError):
+            raise InputError(
+                f"{_FIELD}: {path}: expected each certificate to be issued by the next one, but "
+                f"{_name(certificate.subject)!r} is not by {_name(issuer.subject)!r}; put them in this order"
+            ) from None
+
+
+def _check_usage(path: Path, signer: Any) -> None:
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    try:
+        may_sign = signer.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature
+    except x509.ExtensionNotFound:
+        may_sign = False
+    try:
+        usages = list(signer.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    except x509.ExtensionNotFound:
+        usages = []
+    documents = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36")  # id-kp-documentSigning
+    c2pa = x509.ObjectIdentifier("1.3.6.1.4.1.62558.2.1")  # id-kp-c2pa-claimSigning
+    allowed = {ExtendedKeyUsageOID.EMAIL_PROTECTION, documents, c2pa}
+    if not may_sign or not allowed.intersection(usages):
+        got = ", ".join(usage._name for usage in usages) or "none"
+        raise InputError(
+            f"{_FIELD}: {path}: expected a certificate with the key usage digitalSignature and an extended key usage "
+            f"for emailProtection, documentSigning or C2PA, got {'that' if may_sign else 'another'} and {got}; "
+            "have one issued for signing content"
+        )
+
+
+def _certificates(path: Path, pem: bytes) -> list[Any]:
+    from cryptography import x509
+
+    try:
+        return list(x509.load_pem_x509_certificates(pem))
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"{_FIELD}: {path}: expected certificates as PEM, got an error ({reason})") from None
+
+
+def _private_key(path: Path, pem: bytes) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        return load_pem_private_key(pem, None)
+    except TypeError:
+        raise InputError(f"{_FIELD}_key: {path}: expected a key without a password, got one with; remove it") from None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"{_FIELD}_key: {path}: expected a private key as PEM, got an error ({reason})") from None
+
+
+def _algorithm(credentials: Credentials, key: Any) -> str:
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _ALGORITHMS:
+        return _ALGORITHMS[key.curve.name]
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return "ed25519"
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _LEAST_RSA:
+        return "ps256"
+    raise InputError(
+        f"{_FIELD}_key: {credentials.key}: expected a key on the curve P-256, P-384 or P-521, Ed25519, or RSA of "
+        f"{_LEAST_RSA} bits or more, got another one"
+    )
+
+
+def _name(name: Any) -> str:
+    from cryptography.x509.oid import NameOID
+
+    common = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(common[0].value) if common else str(name.rfc4514_string())
+
+
+def _read(path: Path, field: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_PEM + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{field}: cannot read {path} ({reason}); check the path") from None
+    if len(content) > MAX_PEM:
+        raise InputError(f"{field}: {path}: expected at most {MAX_PEM} bytes, got more")
+    return content
+
+
+def _library() -> ModuleType:
+    try:
+        return import_module("c2pa")
+    except (ImportError, OSError) as error:
+        raise InputError(
+            f"credentials need c2pa-python, got an error ({error}); pip install 's2video[credentials]'"
+        ) from None
+
+
+def _pixel() -> bytes:
+    """Return a PNG of one pixel."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(content, "PNG")
+    return content.getvalue()
