@@ -3,14 +3,10 @@
 Prompt and negative prompt differ in length where a pipeline allows it. Models with two kinds of block have both.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, partial
 from typing import Any
 
 import diffusers
 import numpy as np
-import tiny_pipelines
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
@@ -23,36 +19,6 @@ NUM_BLOCKS = 6
 ATTENTION = {"num_attention_heads": 2, "attention_head_dim": 12}
 HIDDEN, BOTH = ("hidden_states",), ("hidden_states", "encoder_hidden_states")
 TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
-
-
-@dataclass(frozen=True, eq=False)
-class Miniature:
-    """A row of the matrix.
-
-    Attributes:
-        build: makes the pipeline and the arguments of its call.
-        returns: lists of blocks, in running order -> the arguments that such a block returns, in order.
-        found: how `enable` finds cond: by the "name" that the pipeline gives to the call, as one of the "halves" of a
-            call that it names, by the prompt's "embeddings", or because "every" call is cond.
-        half: the part of the first call's batch that is cond, of two, or None for all of it.
-        is_moved: what S² adds is subtracted from each prediction, and not where the scheduler steps.
-        plain: arguments of a call without the pipeline's own guidance; None if it has none.
-        steps: `num_inference_steps` of a run of one step.
-    """
-
-    build: Callable[[], tuple[Any, dict[str, Any]]]
-    returns: dict[str, tuple[str, ...]]
-    found: str = "name"
-    half: int | None = None
-    is_moved: bool = False
-    plain: dict[str, Any] | None = field(default_factory=lambda: {"guidance_scale": 1.0})
-    steps: int = 1
-
-    @cache  # noqa: B019  (rows live as long as the tests)
-    def built(self) -> tuple[Any, dict[str, Any]]:
-        pipe, arguments = self.build()
-        pipe.set_progress_bar_config(disable=True)
-        return pipe, arguments
 
 
 def pipeline(name: str, **components: Any) -> Any:
@@ -286,45 +252,3 @@ def minimax_h3() -> tuple[Any, dict[str, Any]]:
     pipe.update_components(transformer=transformer, **schedulers)
     text = {"prompt_embeds": random(1, 7, TEXT), "text_token_tags": torch.ones(7, dtype=torch.long)}
     return pipe, {**text, "height": 32, "width": 32, "num_frames": 124, "output": ["latents", "audio_latents"]}
-
-
-_LTX2_PLAIN = {f"{kind}{scale}_scale": 1.0 for kind in ("", "audio_") for scale in ("guidance", "modality")}
-_LTX2_PLAIN |= {"stg_scale": 0.0, "audio_stg_scale": 0.0}
-_TRUE_CFG = {"plain": {"true_cfg_scale": 1.0}}
-_MOVED = {"is_moved": True}
-_LTX2 = {"returns": {"transformer_blocks": AUDIO_TOO}, "found": "halves", "half": 1, "plain": _LTX2_PLAIN, **_MOVED}
-
-MINIATURES = {
-    "WanPipeline": Miniature(wan, WAN_BLOCKS),
-    "WanImageToVideoPipeline": Miniature(wan_image_to_video, WAN_BLOCKS),
-    "WanVACEPipeline": Miniature(wan_vace, WAN_BLOCKS),
-    "WanAnimatePipeline": Miniature(wan_animate, WAN_BLOCKS),
-    "WanVideoToVideoPipeline": Miniature(wan_video_to_video, WAN_BLOCKS, "embeddings"),
-    "HunyuanVideoPipeline": Miniature(tiny_pipelines.hunyuan_video, HUNYUAN_BLOCKS),
-    "HunyuanVideoImageToVideoPipeline": Miniature(
-        hunyuan_video_image_to_video, HUNYUAN_BLOCKS, "embeddings", **_MOVED, **_TRUE_CFG
-    ),
-    "HunyuanSkyreelsImageToVideoPipeline": Miniature(hunyuan_skyreels, HUNYUAN_BLOCKS, "embeddings", **_TRUE_CFG),
-    "HunyuanVideo15Pipeline": Miniature(tiny_pipelines.build_hunyuan_video_15, {"transformer_blocks": BOTH}),
-    "HunyuanVideo15ImageToVideoPipeline": Miniature(
-        partial(tiny_pipelines.build_hunyuan_video_15, "i2v"), {"transformer_blocks": BOTH}
-    ),
-    "SkyReelsV2Pipeline": Miniature(skyreels_v2, WAN_BLOCKS),
-    "SkyReelsV2ImageToVideoPipeline": Miniature(skyreels_v2_image_to_video, WAN_BLOCKS),
-    "SkyReelsV2DiffusionForcingPipeline": Miniature(skyreels_v2_diffusion_forcing, WAN_BLOCKS, **_MOVED),
-    "SkyReelsV2DiffusionForcingImageToVideoPipeline": Miniature(
-        skyreels_v2_diffusion_forcing_image_to_video, WAN_BLOCKS, **_MOVED
-    ),
-    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": Miniature(
-        skyreels_v2_diffusion_forcing_video_to_video, WAN_BLOCKS, **_MOVED
-    ),
-    "LTX2Pipeline": Miniature(ltx2, **_LTX2),
-    "LTX2ImageToVideoPipeline": Miniature(ltx2_image_to_video, **_LTX2),
-    "MiniMaxH3ModularPipeline": Miniature(
-        minimax_h3, {"transformer_blocks": HIDDEN}, "every", **_MOVED, plain=None, steps=2
-    ),
-    "FluxPipeline": Miniature(tiny_pipelines.flux, FLUX_BLOCKS, **_TRUE_CFG),
-    "StableDiffusion3Pipeline": Miniature(
-        tiny_pipelines.stable_diffusion_3, {"transformer_blocks": TEXT_FIRST}, "embeddings", 1
-    ),
-}

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-from tiny_models import MINIATURES, Miniature  # noqa: E402
+from tiny_matrix import MINIATURES, Miniature  # noqa: E402
 
 from s2video.models.registry import FAMILIES  # noqa: E402
 
@@ -25,7 +25,7 @@ FOUND = {
 }
 PLACES = {False: "the scheduler's input", True: "each prediction"}
 
-# model -> its pipelines; an asterisk stands for any end of a name
+# model -> its pipelines
 MODELS = {
     "Wan 2.1, 2.2": ("WanPipeline", "WanImageToVideoPipeline"),
     "Wan VACE": ("WanVACEPipeline",),
@@ -43,8 +43,24 @@ MODELS = {
     ),
     "LTX-2": ("LTX2Pipeline", "LTX2ImageToVideoPipeline"),
     "MiniMax-H3": ("MiniMaxH3ModularPipeline",),
+    "HunyuanVideo FramePack": ("HunyuanVideoFramepackPipeline",),
+    "Helios": ("HeliosPipeline", "HeliosPyramidPipeline"),
+    "ChronoEdit": ("ChronoEditPipeline",),
+    "CogVideoX": ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline"),
+    "Mochi": ("MochiPipeline",),
+    "Kandinsky 5": ("Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline"),
+    "Kandinsky 6": ("Kandinsky6TI2VAPipeline",),
+    "LTX-Video": ("LTXPipeline", "LTXImageToVideoPipeline"),
+    "Allegro": ("AllegroPipeline",),
+    "SANA-Video": ("SanaVideoPipeline", "SanaImageToVideoPipeline"),
+    "Cosmos 2.5": ("Cosmos2_5_PredictBasePipeline",),
+    "Motif-Video": ("MotifVideoPipeline",),
     "Flux": ("FluxPipeline",),
+    "Flux 2": ("Flux2Pipeline", "Flux2KleinPipeline"),
     "Stable Diffusion 3, 3.5": ("StableDiffusion3Pipeline",),
+    "Qwen-Image": ("QwenImagePipeline",),
+    "Z-Image": ("ZImagePipeline",),
+    "Chroma": ("ChromaPipeline",),
 }
 GUIDED = {"Wan 2.1, 2.2": "engine's latents", "HunyuanVideo 1.5": "Eq. 4"}  # `tests/unit/test_guider.py`
 

@@ -10,7 +10,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_ltx2 import AudioVisualModelOutput
 from shapes.caption_encoder import build_tokenizer
 from tiny import tiny_text_encoder
-from tiny_models import MINIATURES, SIZE, WAN, model, pipeline
+from tiny_matrix import MINIATURES
+from tiny_models import SIZE, WAN, model, pipeline
 from torch import Tensor, nn
 
 import s2video
