@@ -15,13 +15,13 @@ from pathlib import Path
 
 from evaluate import positive_number
 from json_lines import lines_path
-from studies.bootstrap import RESAMPLES
 from studies.markdown import tables
 from studies.plots import draw_all
 from studies.summary import summarize
 from studies.summary_file import read_summary, write_summary
 
 from s2video.errors import InputError
+from s2video.study.bootstrap import RESAMPLES
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

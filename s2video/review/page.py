@@ -190,7 +190,7 @@ def _card(video: MadeVideo, differs: Settings, page: Path, embed_below: int, *, 
     return Card(
         name=video.path.name,
         link=relative_link(video.path, page),
-        media=_media(video.path, _size_of(video), page, embed_below),
+        media=media_of(video.path, _size_of(video), page, embed_below),
         prompt=sidecar.prompt,
         seeds=", ".join(seeds),
         named=dict(list(differs.items())[:num_named]),
@@ -211,7 +211,7 @@ def _foreign(path: Path, page: Path, embed_below: int) -> Card | Failure:
     try:
         info = probe_video(path)
         size = Size(info.width, info.height, info.num_frames, float(info.fps), has_sound=True)
-        media = _media(path, size, page, embed_below)
+        media = media_of(path, size, page, embed_below)
     except (InputError, S2VideoError) as error:
         return Failure(path.name, " ".join(str(error).split()))
     about = {"size": f"{info.width}x{info.height} px", "frames": str(info.num_frames), "fps": str(info.fps)}
@@ -228,7 +228,15 @@ def _foreign(path: Path, page: Path, embed_below: int) -> Card | Failure:
     )
 
 
-def _media(path: Path, size: Size, page: Path, embed_below: int) -> Media:
+def media_of(path: Path, size: Size, page: Path, embed_below: int) -> Media:
+    """Return a video as the file `page` shows it.
+
+    Args:
+        embed_below: bytes; a smaller file is part of the page, a larger one is linked.
+
+    Raises:
+        InputError: a file whose first frame is needed and cannot be read.
+    """
     kind = _KINDS.get(path.suffix)
     embedded = kind is not None and path.stat().st_size < embed_below
     poster = None if embedded else _first_frame(path, min(POSTER_WIDTH, size.width))

@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 logging.getLogger("s2video").addHandler(logging.NullHandler())  # prints nothing unless a program asks for it
@@ -112,6 +113,20 @@ def show_json(text: str) -> None:
 def show_path(path: object) -> None:
     """Print the path of a file that was made: exactly as it is for another program, printable on a terminal."""
     _write_output(f"{printable(path) if sys.stdout.isatty() else path}\n")
+
+
+@contextmanager
+def output_on_errors() -> Iterator[None]:
+    """Let what is printed on standard output, also by processes that are started, go to standard error meanwhile."""
+    flush_output()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        flush_output()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 _lost: list[OSError] = []

@@ -49,6 +49,7 @@ RUN_BY = {
     "s2video compare": ("tests/unit/test_compare.py", '"compare"'),
     "s2video sheet": ("tests/unit/test_compare.py", '"sheet"'),
     "s2video page": ("tests/unit/test_page.py", '"page"'),
+    "s2video study": ("tests/study/conftest.py", '"study"'),
     "s2video models": ("tests/unit/test_catalog.py", '"models"'),
     "s2video config": ("tests/unit/test_catalog.py", '"config"'),
     "s2video plan": ("tests/unit/test_plan.py", '"plan"'),

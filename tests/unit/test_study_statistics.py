@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 from shapes.features import FrechetReference, frechet_distance
-from studies.bootstrap import Bootstrap, Sample, estimate, spread
+from studies.spread import spread
+
+from s2video.study.bootstrap import Bootstrap, Sample, estimate
 
 CAPTIONS = 200
 

@@ -17,9 +17,10 @@ from shapes.features import FrechetReference
 from shapes.world import ATTRIBUTES
 
 from s2video.errors import InputError
+from s2video.study.bootstrap import Bootstrap, Estimate, Sample, estimate
 
-from .bootstrap import Bootstrap, Estimate, Sample, estimate, spread
 from .clip_file import read_records
+from .spread import spread
 
 Row = Mapping[str, Any]
 SHARES = (*ATTRIBUTES, "background", "all", "perfect")
