@@ -18,25 +18,16 @@ from .structure import as_returned, block_lists, count_blocks, count_returned, s
 
 Walk = Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
-# Hooks of diffusers that reuse results of another call, added by `enable_cache` or an `apply_` function.
-_CACHES = {f"diffusers.hooks.{name}_cache" for name in ("faster", "first_block", "mag", "sea", "taylorseer", "text_kv")}
-_CACHES |= {"diffusers.hooks.pyramid_attention_broadcast"}
-
 
 def check_transformer(transformer: Any, spec: MaskSpec) -> None:
     """Raise InputError if a transformer cannot skip blocks, or has too few of them.
 
-    It cannot skip blocks if it is unknown, compiled as a whole, has an active step cache, or shards tokens over ranks.
+    It cannot skip blocks if it is unknown, compiled as a whole, or shards tokens over ranks.
     """
     if getattr(transformer, "_compiled_call_impl", None) is not None or hasattr(transformer, "_orig_mod"):
         raise InputError(
             "S²-Guidance: expected an uncompiled transformer, got one compiled as a whole, which would recompile "
             "for every mask; compile its blocks instead with transformer.compile_repeated_blocks()"
-        )
-    if (cache := _step_cache(transformer)) is not None:
-        raise InputError(
-            f"S²-Guidance: expected no step cache, got {cache}, which would reuse results of the sub prediction for "
-            "cond; call transformer.disable_cache() first"
         )
     if getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None) is not None:
         raise InputError(
@@ -49,15 +40,6 @@ def check_transformer(transformer: Any, spec: MaskSpec) -> None:
         raise InputError(
             f"S²-Guidance: drop_count: expected at most {eligible} of {num_blocks} blocks, got {spec.drop_count}"
         )
-
-
-def _step_cache(transformer: nn.Module) -> str | None:
-    """Return the name of the active diffusers cache, or None."""
-    if (config := getattr(transformer, "_cache_config", None)) is not None:
-        return type(config).__name__
-    registries = (module.__dict__.get("_diffusers_hook") for module in transformer.modules())
-    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
-    return next((type(hook).__name__ for hook in hooks if type(hook).__module__ in _CACHES), None)
 
 
 class Forks:
@@ -91,13 +73,18 @@ class Forks:
 
         return _Walking(self._transformer, self._lists, walk)
 
-    def replaying(self, mask: Sequence[int]) -> "_Walking":
+    def replaying(self, mask: Sequence[int], *, whole: bool = False) -> "_Walking":
         """Return a context for a call with the same arguments, which runs the blocks after the fork, without `mask`.
+
+        Args:
+            whole: run the blocks before the fork too, because the conditional call may not have computed them.
 
         What the transformer does between its blocks is done after a skipped one, too: Wan VACE's hints and Wan
         Animate's faces belong to the control, not to the block. So sub differs from cond in its blocks alone.
         """
-        fork, dropped = min(mask), frozenset(mask)
+        fork, dropped = -1 if whole else min(mask), frozenset(mask)
+        if whole:
+            self._unused.discard(min(mask))
 
         def walk(index: int, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             if index > fork and index not in dropped:

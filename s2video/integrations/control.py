@@ -13,10 +13,11 @@ from ..config.guidance import GuidanceConfig
 from ..errors import InputError
 from ..guidance.equations import Predictions, mean_deviation, scale_of_push
 from ..guidance.forecasts import Forecasts
-from ..guidance.masks import MaskSchedule, MaskSpec
+from ..guidance.masks import MaskSchedule
 from ..guidance.reuse import LEAST_STEPS, StepPasses
 from ..models.noise_levels import noise_levels
 from .blocks import Forks, check_transformer
+from .caches import Caches
 from .embeddings import PromptEmbeddings, Rows, refuse_same, refuse_unknown
 from .guider import S2Guidance
 from .kinds import PipelineKind
@@ -27,8 +28,10 @@ from .structure import count_blocks
 _COND, _UNCOND, _BOTH = ("cond", "pred_cond"), ("uncond", "pred_uncond"), "cond_uncond"
 
 
-def check(pipe: Any, transformer: Any, spec: MaskSpec) -> None:
-    check_transformer(transformer, spec)
+def check(pipe: Any, guidance: GuidanceConfig, transformer: Any) -> None:
+    """Raise InputError for a transformer that cannot be guided as set."""
+    check_transformer(transformer, guidance.mask_spec())
+    Caches(transformer).check(reuses=guidance.reuse.spec().uncond_every > 1)
     if isinstance(getattr(pipe, "guider", None), S2Guidance):
         raise InputError("pipe: expected a pipeline without S²-Guidance, got the guider S2Guidance; use one of the two")
 
@@ -41,6 +44,7 @@ class Control:
     kind: PipelineKind
     guidance: GuidanceConfig
     context: str | None = None
+    caches: dict[Any, Caches] = field(default_factory=dict)  # of each transformer, during a call of the pipeline
     pushed: Tensor | None = None  # ω(sub − cond) of this step, mean over the draws, float32
     _embeddings: PromptEmbeddings | None = None
     _has_cond: bool = False  # a call of this step was cond, found by its embeddings
@@ -114,14 +118,15 @@ class Control:
         if not any(masks):
             output = call.run()
             return output, Predictions(call.cond(output))
-        check(self.pipe, transformer, self.guidance.mask_spec())
+        check(self.pipe, self.guidance, transformer)
+        cache = self.caches[transformer]
         forks = Forks(transformer, masks)
         with forks.recording():
             output = call.run()
         forks.require_recorded()
         subs = []
         for mask in masks:
-            with forks.replaying(mask):
+            with forks.replaying(mask, whole=bool(cache)), cache.off():
                 subs.append(call.cond(call.run()))
         forks.require_used()
         return output, Predictions(call.cond(output), None, tuple(subs))
@@ -247,6 +252,7 @@ class Control:
     def end(self) -> None:
         """End a call of the pipeline."""
         self.release()
+        self.caches.clear()
         self._embeddings = None
 
 

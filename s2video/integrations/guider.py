@@ -12,9 +12,11 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
 from ..config.run import build_config
+from ..errors import InputError
 from ..guidance.equations import Predictions, combine, needs_uncond
 from ..guidance.masks import step_masks
 from .blocks import Forks, check_transformer
+from .caches import Caches
 from .structure import count_blocks
 
 _ARMED = "_s2video_walk"
@@ -106,6 +108,11 @@ class S2Guidance(BaseGuidance):
         subs = [other for other in names if other.startswith("pred_sub")]
         if name == "pred_cond" and subs:
             check_transformer(denoiser, self._spec)
+            if cache := Caches(denoiser):
+                raise InputError(
+                    f"S2Guidance: expected no step cache, got {cache.name}, because a guider does not make the calls "
+                    "of the model; call disable_cache() on it, or use s2video.enable in a standard pipeline"
+                )
             self._masks = step_masks(
                 self._spec,
                 num_blocks=count_blocks(denoiser),

@@ -16,6 +16,7 @@ from diffusers import ModularPipeline
 
 from ..config.run import build_config
 from ..errors import InputError
+from .caches import Caches
 from .control import Control, check
 from .kinds import PipelineKind, known_pipelines, transformers
 
@@ -56,8 +57,8 @@ def enable(
 
     Raises:
         InputError: if the pipeline is unknown or its guider is S2Guidance, a setting is out of its bounds, or a
-            transformer is compiled as a whole, has an active step cache, or shards tokens over ranks. If such a change
-            is made later, the next call of the pipeline raises it; it also raises if it cannot tell which call is cond.
+            transformer is compiled as a whole, shards tokens, or has a cache that cannot work. If such a change is made
+            later, the next call of the pipeline raises it; it also raises if it cannot tell which call is cond.
             Also for `reuse` of cond or uncond, if the pipeline computes both in one call.
     """
     settings = {
@@ -82,7 +83,7 @@ def enable(
         )
     control = Control(pipe, kind, guidance)
     for transformer in transformers(pipe):
-        check(pipe, transformer, guidance.mask_spec())
+        check(pipe, guidance, transformer)
     disable(pipe)
     pipe.__dict__[_ATTRIBUTE] = control
     pipe.__class__ = _guided_pipeline(type(pipe))
@@ -143,13 +144,14 @@ def _noted(encode: Any) -> Any:
 def _guiding(modules: Sequence[Any], control: Control) -> Iterator[None]:
     """Let calls of these transformers go through a control. Raises InputError for one that cannot be guided."""
     for transformer in modules:
-        check(control.pipe, transformer, control.guidance.mask_spec())
+        check(control.pipe, control.guidance, transformer)
         if _ATTRIBUTE in transformer.__dict__:
             raise InputError(
                 "pipe: expected a transformer that no other call is using, got one that another enabled pipeline "
                 "shares and is calling now; call one after the other"
             )
     for transformer in modules:
+        control.caches[transformer] = Caches(transformer)
         transformer.__dict__[_ATTRIBUTE] = control
         transformer.__class__ = _guided_class(type(transformer))
     try:
@@ -187,7 +189,7 @@ def _guided_class(base: type) -> type:
         @contextmanager
         def cache_context(self, name: str, **keywords: Any) -> Iterator[None]:
             control = self.__dict__[_ATTRIBUTE]
-            with super().cache_context(name, **keywords):
+            with super().cache_context(name, **keywords), control.caches[self].branch(name):
                 control.context = name
                 try:
                     yield

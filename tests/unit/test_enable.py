@@ -8,16 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    FasterCacheConfig,
-    FirstBlockCacheConfig,
-    MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
-    TaylorSeerCacheConfig,
     UniPCMultistepScheduler,
     WanPipeline,
     WanVideoToVideoPipeline,
 )
-from diffusers.hooks import apply_first_block_cache
 from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
 from tiny import NUM_BLOCKS, PROMPT, random_lora, tiny_config
@@ -366,37 +360,6 @@ def test_settings_out_of_bounds_are_refused(
     with pytest.raises(InputError, match=message):
         s2video.enable(pipe_and_arguments[0], **wrong)
     assert state_of(pipe_and_arguments[0]) == before
-
-
-CACHES = [
-    FirstBlockCacheConfig(threshold=0.1),
-    TaylorSeerCacheConfig(cache_interval=2),
-    MagCacheConfig(num_inference_steps=6, mag_ratios=[1.0] * 6),
-    FasterCacheConfig(current_timestep_callback=lambda: 500),
-    PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500),
-]
-
-
-@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
-def test_step_caches_are_refused_by_name(pipe_and_arguments: tuple[Any, dict[str, Any]], cache: Any) -> None:
-    """A cache is refused by `enable`, or by the next video if turned on later; without the cache, it works again."""
-    pipe, arguments = pipe_and_arguments
-    s2video.enable(pipe, s2_scale=SCALE, window=(0, 1))
-    pipe.transformer.enable_cache(cache)
-    with pytest.raises(InputError, match=type(cache).__name__):
-        run(pipe, arguments, num_steps=1)
-    s2video.disable(pipe)
-    with pytest.raises(InputError, match=type(cache).__name__):
-        s2video.enable(pipe)
-    pipe.transformer.disable_cache()
-    s2video.enable(pipe, s2_scale=SCALE)
-
-
-def test_a_cache_that_was_put_there_by_its_function_is_refused(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
-    pipe, _ = pipe_and_arguments
-    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=0.1))
-    with pytest.raises(InputError, match=r"FBC.*Hook"):
-        s2video.enable(pipe)
 
 
 def test_a_transformer_compiled_or_sharded_as_a_whole_is_refused(
