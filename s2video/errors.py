@@ -5,11 +5,12 @@ S2VideoError            every error that s2video raises on purpose; exit code 1
 ├── AgreementError      ranks do not run the same job
 ├── NumericalError      NaN or infinity where finite numbers were expected
 ├── FollowUpError       another rank failed, and says why
-└── StoppedError        stopped after a step, by SIGTERM or by the caller; exit code 143
+└── StoppedError        stopped after a step, by a signal or by the caller; exit code 143, or 128 + the signal
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from signal import SIGTERM
 
 
 class S2VideoError(Exception):
@@ -39,7 +40,13 @@ class FollowUpError(S2VideoError):
 
 
 class StoppedError(S2VideoError):
-    """The run stopped on request after a step. The message states how to resume."""
+    """The run stopped on request after a step. The message states how to resume.
+
+    Attributes:
+        signal: number of the signal that asked for it.
+    """
+
+    signal: int = int(SIGTERM)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -304,7 +304,8 @@ def _expand(
                 codec_for(output, config.output.codec)
             except InputError as error:
                 raise InputError(f"{shot.where}: {error}") from None
-            finished = config.patched({_SEED: seed, "output.path": str(output)}, shot.where)
+            changes = {_SEED: seed, "output.path": str(output), **_headers(config, name, naming.get("version"))}
+            finished = config.patched(changes, shot.where)
             try:
                 finished.output.specs()
                 _check_copies(finished, folder)
@@ -312,6 +313,13 @@ def _expand(
                 raise InputError(f"{shot.where}: {error}") from None
             video = Take(name, number, version_of(naming.get("version")) or 1, place)
             yield BatchJob(PurePath(output.relative_to(folder)).as_posix(), shot.where, finished, video)
+
+
+def _headers(config: RunConfig, shot: str, version: object) -> dict[str, Any]:
+    """Return what the headers of a take's files say about it, unless the run file says it."""
+    number = version_of(version)
+    said = {"shot": shot, "version": None if number is None else f"v{number:03d}"}
+    return {f"output.{key}": text for key, text in said.items() if text and getattr(config.output, key) is None}
 
 
 def _check_copies(config: RunConfig, folder: Path) -> None:

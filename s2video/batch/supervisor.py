@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import InputError, S2VideoError
-from ..system.launcher import LaunchPlan, held_signals, start_ranks, torchrun_command
+from ..system.launcher import MAX_PROCESSES, LaunchPlan, held_signals, start_ranks, torchrun_command
 from ..system.locks import is_held
 from ..system.processes import IDLENESS, Idleness, kill_tree, look, tree
 from ..system.terminal import say
@@ -41,8 +41,11 @@ class ReplicaPlan:
 
     def check(self) -> None:
         """Raise InputError if a number is below 1, or there are more ranks than GPUs."""
-        if self.count < 1 or self.nproc < 1:
-            raise InputError(f"--replicas and --nproc: expected values >= 1, got {self.count} and {self.nproc}")
+        if not (self.count >= 1 and self.nproc >= 1 and self.count * self.nproc <= MAX_PROCESSES):
+            raise InputError(
+                f"--replicas and --nproc: expected values >= 1, and at most {MAX_PROCESSES} ranks on this host, got "
+                f"{self.count} and {self.nproc}"
+            )
         if self.gpus and self.count * self.nproc > len(self.gpus):
             raise InputError(
                 f"--replicas {self.count} of --nproc {self.nproc}: expected {self.count * self.nproc} GPUs, got "

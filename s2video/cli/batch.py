@@ -290,7 +290,11 @@ def _stopped(store: Store, number: int) -> None:
     done = sum(record.state == "done" for record in store.records())
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise StoppedError(f"stopped with {done} of {len(store.records())} videos done; run the same command to continue")
+    stopped = StoppedError(
+        f"stopped with {done} of {len(store.records())} videos done; run the same command to continue"
+    )
+    stopped.signal = number
+    raise stopped
 
 
 def _verdict(store: Store) -> int:

@@ -68,7 +68,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except StoppedError as error:
         if not error.is_reported:
             say(error)
-        code = 128 + signal.SIGTERM
+        code = 128 + error.signal
     except S2VideoError as error:
         if not error.is_reported:
             _say_failure(f"rank {ranks.shown_rank()}: {error}" if ranks.launched_by_torchrun() else str(error))

@@ -118,6 +118,22 @@ class OutputConfig(Section):
         default=None,
         description='timecode of the first frame, as text ("01:00:00:00"); null: none. PNG cannot hold one',
     )
+    reel: Text | None = setting(
+        "frames",
+        newer=True,
+        default=None,
+        description="name of the reel, in MOV (with a timecode), EXR and PNG; null: none",
+    )
+    shot: Text | None = setting(
+        "nothing",
+        default=None,
+        description="name of the shot, for the headers of EXR and PNG; a batch sets it",
+    )
+    version: Text | None = setting(
+        "nothing",
+        default=None,
+        description='version of the shot ("v002"), for the headers of EXR and PNG; a batch sets it',
+    )
     audio: Text | None = setting(
         "frames",
         names="sound",
@@ -182,6 +198,7 @@ class OutputConfig(Section):
             self.start_number,
             None if self.ffmpeg is None else user_path(self.ffmpeg, "output.ffmpeg"),
             credentials=self.signer,
+            reel=self.reel,
         )
 
     def specs(self) -> tuple[VideoSpec, ...]:
@@ -209,7 +226,7 @@ class OutputConfig(Section):
         return tuple(copies)
 
     def fitted(self, path: Path, codec: Codec | Literal["auto"] = "auto") -> OutputConfig:
-        """Return these settings for one other file, without a timecode or sound that its format cannot hold.
+        """Return these settings for one other file, without a timecode, a reel or sound that its format cannot hold.
 
         Raises:
             InputError: codec and suffix do not match.
@@ -218,6 +235,8 @@ class OutputConfig(Section):
         changes: dict[str, Any] = {"path": str(path), "codec": kind, "also": ()}
         if not holds_timecode(kind, self.fps):
             changes["timecode"] = None
+        if not FORMATS[kind].has_reel or (FORMATS[kind].suffix == ".mov" and self.timecode is None):
+            changes["reel"] = None
         if FORMATS[kind].sound is None:
             changes["audio"] = None
         return self.model_copy(update=changes)

@@ -31,6 +31,7 @@ class Format:
     has_crf: whether the encoder takes a constant rate factor.
     sound: ffmpeg's options for a sound track; None if the format has no sound.
     has_timecode: whether the format can hold a timecode.
+    has_reel: whether it can hold the name of a reel.
     is_sequence: whether it has one file per frame, all in one folder.
     multiple, least: for width and height in pixels; each must be a multiple of `multiple` and at least `least`.
     """
@@ -43,6 +44,7 @@ class Format:
     has_crf: bool = False
     sound: tuple[str, ...] | None = None
     has_timecode: bool = True
+    has_reel: bool = True
     is_sequence: bool = False
     multiple: tuple[int, int] = (1, 1)
     least: tuple[int, int] = (1, 1)
@@ -62,6 +64,7 @@ FORMATS: dict[Codec, Format] = {
         encoding=("-pix_fmt", "yuv420p"),
         container=_MP4,
         has_crf=True,
+        has_reel=False,
         sound=_AAC,
         multiple=(2, 2),
     ),
@@ -73,6 +76,7 @@ FORMATS: dict[Codec, Format] = {
         encoding=("-pix_fmt", "yuv420p10le", "-x265-params", "log-level=error"),
         container=("-tag:v", "hvc1", *_MP4),  # Apple's players want this tag
         has_crf=True,
+        has_reel=False,
         sound=_AAC,
         multiple=(2, 2),
         least=(16, 16),
@@ -121,6 +125,7 @@ class VideoSpec:
     start_number: number of the first frame's file in a sequence.
     ffmpeg: the program; None means the one in imageio-ffmpeg.
     credentials: whose signature the file gets (see `credentials.py`); None: none.
+    reel: name of the reel; MOV stores it with the timecode, which must be there.
     """
 
     fps: Fraction
@@ -131,6 +136,7 @@ class VideoSpec:
     start_number: int = 1001
     ffmpeg: Path | None = None
     credentials: Credentials | None = None
+    reel: str | None = None
 
     def __post_init__(self) -> None:
         if not (self.fps > 0 and max(self.fps.numerator, self.fps.denominator) <= MAX_RATE_TERM):
@@ -156,6 +162,20 @@ class VideoSpec:
                     f"{self.fps}; set output.timecode to null"
                 )
 
+        self._check_reel()
+
+    def _check_reel(self) -> None:
+        if self.reel is None:
+            return
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", self.reel, re.ASCII):
+            raise InputError(
+                f"reel: expected 1 to 32 letters (a-z), digits, dots, dashes or underscores, got {self.reel[:60]!r}"
+            )
+        if not self.format.has_reel:
+            raise InputError(f"{self.codec} files cannot hold the name of a reel; set output.reel to null")
+        if self.format.suffix == ".mov" and self.timecode is None:
+            raise InputError("reel: MOV stores it with the timecode; set output.timecode too, such as 01:00:00:00")
+
     @property
     def format(self) -> Format:
         return FORMATS[self.codec]
@@ -170,7 +190,8 @@ class VideoSpec:
         """Return ffmpeg's arguments for the container. The file name must follow them."""
         timecode = [] if self.timecode is None else ["-timecode", self.timecode]
         numbers = ["-start_number", str(self.start_number)] if self.format.is_sequence else []
-        return [*timecode, *numbers, *self.format.container]
+        reel = ["-metadata:s:v:0", f"reel_name={self.reel}"] if self.reel and not self.format.is_sequence else []
+        return [*timecode, *reel, *numbers, *self.format.container]
 
     def check_size(self, width: int, height: int) -> None:
         """Raise InputError unless the format takes frames of this size."""

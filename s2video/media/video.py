@@ -27,6 +27,7 @@ from .colour import pixels
 from .exr import ExrSequence
 from .ffmpeg import TAG_BT709, TAG_SRGB, Ffmpeg, raw_input
 from .formats import VideoSpec, codec_for, is_frame_name, place_of
+from .png_text import add_texts
 
 MAX_METADATA_BYTES = 100_000  # Linux allows at most 128 KiB in one argument of a program
 # Keys that MP4 has its own names for. Any other key makes ffmpeg store all of them as free-form keys.
@@ -68,7 +69,7 @@ class Target:
         X.exr appears in the same way, as the folder X with the files X.1001.exr, X.1002.exr, …
     metadata: text for the container. Keys are letters, digits, "_", "." and "-"; empty texts are left out. If all keys
         are names that MP4 defines (title, comment, ...), every player shows them. With any other key, all are stored in
-        a form that fewer players show. An EXR header has each under its key, a PNG has none.
+        a form that fewer players show. Headers of EXR and PNG have each under its key.
     beside: a JSON file that gets its final name together with the video, see `atomic_path`.
     """
 
@@ -227,6 +228,8 @@ def _encoder(temporary: Path, target: Target, size: tuple[int, int]) -> Iterator
     source = [*raw_input(spec.format.pixel_format, *size, spec.fps), "-vf", tag]
     with Ffmpeg([*source, *spec.encoder_arguments(), *texts, *spec.container_arguments(), file], spec.ffmpeg) as ffmpeg:
         yield ffmpeg.send
+    for frame in temporary.iterdir() if spec.format.is_sequence else ():
+        add_texts(frame, target.metadata)
 
 
 def _add_sound(video: Path, spec: VideoSpec, num_frames: int, metadata: Mapping[str, str]) -> None:

@@ -67,8 +67,17 @@ def container_metadata(facts: Mapping[str, Any], codec: Codec) -> dict[str, str]
     A text of over 8,000 bytes is shortened; the sidecar has all of it.
     """
     maker = f"s2video {__version__}: {facts['model']}"
+    output = (facts.get("config") or {}).get("output") or {}
+    named = {key: output.get(key) or "" for key in ("shot", "version", "reel")}
     if codec == "exr":
         texts = {"prompt": facts["prompt"], "seed": str(facts["seed"]), "ImageDescription": maker}
+        # readers take "version" for that of the format, and hide it
+        texts |= {"shot": named["shot"], "shotVersion": named["version"], "reelName": named["reel"]}
+        texts = {key: text for key, text in texts.items() if text}
+    elif codec == "png":
+        texts = {"Title": facts["prompt"], "Comment": f"{maker}, seed {facts['seed']}", "Software": maker}
+        texts |= {"FrameRate": str(output.get("fps", ""))}
+        texts |= {"Shot": named["shot"], "ShotVersion": named["version"], "Reel": named["reel"]}
     else:
         texts = {"title": facts["prompt"], "comment": f"{maker}, seed {facts['seed']}"}
     return {key: _shortened(text) for key, text in texts.items()}

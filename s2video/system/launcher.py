@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from .terminal import say, say_error
 
 _EXIT_CODE_FILE = "S2VIDEO_EXIT_CODE_FILE"
 _FOLLOWS_STDIN = "S2VIDEO_FOLLOWS_STDIN"
+
+MAX_PROCESSES = 1024  # on one host; more would only fill its memory
+MAX_NODES = 10_000
 
 _TORCHRUN_LIMIT = 120.0  # seconds; its store's time limit is 60 s, and that of its other ranks 30 s
 
@@ -68,12 +72,26 @@ class LaunchPlan:
 
     def check(self) -> None:
         """Raise InputError for a plan that torchrun would refuse, or that would make it wait without end."""
-        if self.nproc < 1 or self.nnodes < 1:
-            raise InputError(f"--nproc and --nnodes: expected values >= 1, got {self.nproc} and {self.nnodes}")
+        if not (1 <= self.nproc <= MAX_PROCESSES and 1 <= self.nnodes <= MAX_NODES):
+            raise InputError(
+                f"--nproc and --nnodes: expected values from 1 to {MAX_PROCESSES} and {MAX_NODES}, got {self.nproc} "
+                f"and {self.nnodes}"
+            )
+        if self.rdzv_endpoint is not None:
+            _check_endpoint(self.rdzv_endpoint)
         if self.nnodes > 1 and self.rdzv_endpoint is None:
             raise InputError(f"--nnodes {self.nnodes} needs --rdzv-endpoint HOST:PORT; pass the same one on every host")
         if not 0 <= self.node_rank < self.nnodes:
             raise InputError(f"--node-rank: expected 0 to {self.nnodes - 1}, got {self.node_rank}")
+
+
+def _check_endpoint(text: str) -> None:
+    """Raise InputError unless text is HOST or HOST:PORT; an IPv6 address is in brackets."""
+    found = re.fullmatch(r"([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?", text, re.ASCII)
+    if found is None or not 0 <= int(found[2] or 0) <= 65535:
+        raise InputError(
+            f"--rdzv-endpoint: expected HOST:PORT, the same on every host, such as node-1:29500, got {text[:80]!r}"
+        )
 
 
 def torchrun_command(plan: LaunchPlan, module_arguments: Sequence[str]) -> list[str]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
+from ..errors import StoppedError
+
 _last_acts: list[Callable[[], None]] = []
 
 
@@ -43,6 +45,9 @@ class Termination:
         before = {number: signal.signal(number, self._take) for number in numbers}
         try:
             yield self
+        except StoppedError as error:
+            error.signal = self._number
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

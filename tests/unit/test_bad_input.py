@@ -362,6 +362,12 @@ def test_bad_input(
         (["launch", "--nproc", "2", "i2v", "--model", "qqq"], "expected a name from s2video models"),
         (["launch", "--nproc", "0", "t2v", "--config", "x"], "--nproc"),
         (["launch", "--nproc", "2", "--nnodes", "2", "t2v", "--config", "x"], "--rdzv-endpoint"),
+        *(
+            (["launch", "--nproc", "2", "--nnodes", "2", "--rdzv-endpoint", junk, "selftest"], "expected HOST:PORT")
+            for junk in ("", ":1", "a b:1", "http://host:1", "host:port", "host:70000", "host:1:2", "host\n:1", "::1")
+        ),
+        (["launch", "--nproc", "1000000000", "selftest"], "expected values from 1 to 1024 and 10000"),
+        (["launch", "--nproc", "2", "--nnodes", "1000000000", "selftest"], "expected values from 1 to 1024 and 10000"),
         (["launch", "--nproc", "2", "--node-rank", "1", "t2v", "--config", "x"], "--node-rank"),
         (["decode"], "LATENTS"),
         (["decode", "/nowhere/x.latents.safetensors"], "no such file"),

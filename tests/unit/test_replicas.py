@@ -15,7 +15,11 @@ import pytest
 from s2video.batch import supervisor as replicas
 from s2video.batch.store import MAX_ATTEMPTS, Entry, Store
 from s2video.batch.supervisor import ReplicaPlan, supervise, visible_gpus
-from s2video.errors import InputError, S2VideoError
+from s2video.cli import batch as batch_commands
+from s2video.cli import catalog
+from s2video.cli.main import main
+from s2video.errors import InputError, S2VideoError, StoppedError
+from s2video.system.shutdown import Termination
 
 # The prefix of a job's name sets what happens to its replica.
 PLAYED = """
@@ -228,7 +232,31 @@ def test_the_shares_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ReplicaPlan(2, 1).command(["replica"]) == [sys.executable, "-m", "s2video", "replica"]
 
 
-@pytest.mark.parametrize("plan", [ReplicaPlan(0, 1), ReplicaPlan(1, 0), ReplicaPlan(2, 2, ["0", "1", "2"])])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("is_batch", [True, False])
+def test_the_exit_code_names_the_signal(
+    is_batch: bool, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a run saved its state after a step: it hears of the signal then, and ends with a StoppedError."""
+
+    def stopped(arguments: object) -> int:
+        if is_batch:
+            batch_commands._stopped(store_of(tmp_path, "a"), number)
+        with Termination().handled() as termination, termination.deferred():
+            os.kill(os.getpid(), number)
+            raise StoppedError("stopped on request after step 1 of 2")
+
+    monkeypatch.setattr(catalog, "_models", stopped)
+    assert main(["models"]) == 128 + number
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        *(ReplicaPlan(0, 1), ReplicaPlan(1, 0), ReplicaPlan(2, 2, ["0", "1", "2"])),
+        *(ReplicaPlan(1_000_000, 1), ReplicaPlan(64, 64), ReplicaPlan(1, 2**40)),
+    ],
+)
 def test_numbers_that_make_no_sense(plan: ReplicaPlan) -> None:
     with pytest.raises(InputError, match="--replicas"):
         plan.check()

@@ -22,7 +22,14 @@ from s2video.models.loading import load_conditioners, load_scheduler, load_vae
 from s2video.records.sidecar import save_latents
 from s2video.records.trust import config_from_file
 
-NO_NAMES = {"prompt", "negative_prompt", "output.timecode"}  # text that stays text
+NO_NAMES = {
+    "prompt",
+    "negative_prompt",
+    "output.timecode",
+    "output.reel",
+    "output.shot",
+    "output.version",
+}  # stays text
 
 
 @pytest.fixture
