@@ -13,8 +13,8 @@ from ..media.output_paths import OutputPaths
 from ..records.replacing import Replaced, check_replacing
 from ..system.files import sha256
 from ..system.json_reader import parse_json
+from .records import Record
 from .run_file import BatchJob
-from .store import Record
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import threading
 from ..errors import S2VideoError
 from ..system.shutdown import end_suddenly
 from ..system.terminal import say, say_error
-from .store import LEASE, Store
+from .interfaces import JobSource
+from .store import LEASE
 
 
 class Heartbeat:
@@ -19,7 +20,7 @@ class Heartbeat:
         held: the jobs that the replica expects to own.
     """
 
-    def __init__(self, store: Store, owner: str) -> None:
+    def __init__(self, store: JobSource, owner: str) -> None:
         self.held: set[str] = set()
         self._store = store
         self._owner = owner

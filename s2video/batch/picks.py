@@ -19,8 +19,9 @@ from ..system.files import write_json
 from ..system.json_reader import read_json
 from ..system.locks import held_lock
 from ..system.terminal import printable
+from .records import Record
 from .run_file import RESERVED
-from .store import Record, Store, find_stores
+from .store import Store, find_stores
 from .takes import Take, read_take
 
 Verdict = Literal["picked", "rejected"]

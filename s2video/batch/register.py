@@ -17,8 +17,9 @@ from ..system.files import remove_leftovers
 from ..system.terminal import say
 from .fates import Again, Fate, fate_of, shortened
 from .plan import in_order, models_of, predict_seconds
+from .records import Entry, Record
 from .run_file import Batch, BatchJob
-from .store import Entry, Record, Store
+from .store import Store
 from .takes import staying
 
 

@@ -35,7 +35,6 @@ from ..planning.fits import advice_for
 from ..planning.plan import resolve_parallel
 from ..system import ranks
 from ..system.files import sha256
-from ..system.locks import held_lock
 from ..system.progress import Style
 from ..system.roster import own_roster
 from ..system.shutdown import Termination
@@ -43,7 +42,8 @@ from ..system.terminal import say, show_path
 from .engines import Engines, free_memory
 from .gpu_room import GpuRoom
 from .heartbeat import Heartbeat
-from .store import Record, Store
+from .interfaces import JobSource
+from .records import Record
 
 Overlap = Literal["auto", "always", "never"]
 _IDLE = 0.2  # seconds between two looks for new jobs of a replica that stays
@@ -69,7 +69,7 @@ class _Halfway:
 
 
 def run_replica(
-    store: Store,
+    store: JobSource,
     config: RunConfig,
     owner: str,
     *,
@@ -100,7 +100,7 @@ def run_replica(
         if not mesh.is_main:
             _Replica(store, owner, mesh, config.parallel, open_model, options).make_jobs()
             return
-        with held_lock(store.owner_path(owner)), Heartbeat(store, owner) as heartbeat:
+        with store.presence(owner), Heartbeat(store, owner) as heartbeat:
             try:
                 _Replica(store, owner, mesh, config.parallel, open_model, options, heartbeat).make_jobs()
             except (StoppedError, SystemExit, KeyboardInterrupt):
@@ -108,7 +108,6 @@ def run_replica(
                 if not own_roster().lost():  # otherwise the job may have killed a rank, which counts as an attempt
                     store.give_back(owner)
                 raise
-        store.owner_path(owner).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class _Replica:
 
     def __init__(
         self,
-        store: Store,
+        store: JobSource,
         owner: str,
         mesh: Mesh,
         parallel: ParallelConfig,

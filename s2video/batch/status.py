@@ -16,7 +16,8 @@ from ..system.locks import is_held
 from ..system.terminal import printable
 from .picks import JudgedTake, ShotTakes, shots_of, takes_of
 from .plan import spoken
-from .store import Record, State, Store, find_stores
+from .records import Record, State
+from .store import Store, find_stores
 
 
 @dataclass(frozen=True)

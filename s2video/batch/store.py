@@ -9,97 +9,22 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ..errors import InputError, S2VideoError
 from ..system.files import atomic_path
-from ..system.locks import is_held
+from ..system.locks import held_lock, is_held
+from .records import SCHEMA, SCHEMA_VERSION, Entry, Record, Released, as_record
 from .run_file import RESERVED
 
-State = Literal["waiting", "running", "done", "failed"]
 LEASE = 60.0  # seconds without a renewal after which another replica can draw the job
 MAX_ATTEMPTS = 3  # number of replicas that may die during one job
-
-SCHEMA_VERSION = 1  # user_version of the SQLite file; older files have 0 and the same tables
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    name TEXT PRIMARY KEY,          -- name of its file, below the batch's folder
-    position INTEGER NOT NULL,      -- jobs are drawn in this order
-    place TEXT NOT NULL,            -- where the shot was defined, for messages
-    models TEXT NOT NULL,           -- jobs of one group share their loaded models
-    config TEXT NOT NULL,           -- JSON, all settings of the video
-    key TEXT NOT NULL,              -- digest of all that determines its pixels
-    work REAL,                      -- predicted cost, relative to other jobs
-    state TEXT NOT NULL DEFAULT 'waiting',
-    attempts INTEGER NOT NULL DEFAULT 0,
-    owner TEXT,                     -- the current or last replica
-    lease_until REAL,               -- seconds of the monotonic clock of this machine
-    started REAL,                   -- seconds since the epoch
-    seconds REAL,                   -- from draw to end
-    error TEXT,
-    take TEXT                       -- JSON, its shot and version (see takes.py); NULL: an older s2video put it here
-);
-CREATE TABLE IF NOT EXISTS files (
-    job TEXT NOT NULL REFERENCES jobs(name) ON DELETE CASCADE,
-    path TEXT NOT NULL,             -- below the batch's folder
-    sha256 TEXT NOT NULL,
-    PRIMARY KEY (job, path)
-);
--- what is asked several times a second must not depend on the number of finished jobs
-CREATE INDEX IF NOT EXISTS jobs_in_order ON jobs (state, position);
-CREATE INDEX IF NOT EXISTS jobs_of_owner ON jobs (owner, state);
-CREATE TABLE IF NOT EXISTS replaceable (  -- videos on disk that their jobs may replace, as an earlier start found out
-    job TEXT PRIMARY KEY REFERENCES jobs(name) ON DELETE CASCADE
-);
-CREATE TABLE IF NOT EXISTS about (
-    key TEXT PRIMARY KEY,
-    value TEXT NOT NULL
-);
-"""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A job to add to the store; the columns' comments describe the fields."""
-
-    name: str
-    place: str
-    models: str
-    config: str
-    key: str
-    work: float | None
-    take: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record(Entry):
-    """A job in the store, with its state."""
-
-    state: State
-    attempts: int
-    owner: str | None
-    started: float | None
-    seconds: float | None
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Released:
-    """A job whose replica died or, if it `is_alive`, lost it. It waits again, or has failed with `error`."""
-
-    name: str
-    owner: str
-    attempts: int
-    error: str | None
-    is_alive: bool
 
 
 class Store:
@@ -111,6 +36,8 @@ class Store:
         clock: returns seconds since the epoch, for people.
         ticks: returns seconds since any moment, the same for all processes of this machine. It decides about leases, so
             it must not jump when somebody sets the time, nor count the time that the machine sleeps.
+        keeps_open: keep one connection for all transactions, until `close`. For a process that has thousands of them,
+            and is the only one to write.
     """
 
     def __init__(
@@ -120,6 +47,7 @@ class Store:
         *,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
+        keeps_open: bool = False,
     ) -> None:
         part = RESERVED if shard is None else f"{RESERVED}{shard[0]}-of-{shard[1]}."
         self.folder = folder
@@ -131,6 +59,9 @@ class Store:
         self._clock = clock
         self._ticks = ticks
         self._is_shared = shard is not None
+        self._keeps_open = keeps_open
+        self._kept: sqlite3.Connection | None = None
+        self._guard = threading.RLock()  # of the connection that is kept
 
     def create(self) -> None:
         """Create the file if it is missing. Raises InputError if this is impossible."""
@@ -140,7 +71,7 @@ class Store:
                 # shards may be on a network file system, where WAL does not work because it needs shared memory
                 connection.execute(f"PRAGMA journal_mode = {'DELETE' if self._is_shared else 'WAL'}")
                 self._check_version(connection)
-                connection.executescript(_SCHEMA)
+                connection.executescript(SCHEMA)
                 if "take" not in {row["name"] for row in connection.execute("PRAGMA table_info(jobs)")}:
                     connection.execute("ALTER TABLE jobs ADD COLUMN take TEXT")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -176,6 +107,14 @@ class Store:
     def owner_path(self, owner: str) -> Path:
         """Return the path of the lock that a replica holds while it is alive."""
         return self.folder / f"{self._part}{owner}.lock"
+
+    @contextmanager
+    def presence(self, owner: str) -> Iterator[None]:
+        """Show in the block that a replica is alive; its jobs are released when its process ends in any other way."""
+        path = self.owner_path(owner)
+        with held_lock(path):
+            yield
+        path.unlink(missing_ok=True)
 
     def log(self, event: str, **facts: Any) -> None:
         """Append a line to the event log."""
@@ -248,7 +187,7 @@ class Store:
                 (owner, self._ticks() + LEASE, self._clock(), row["name"]),
             )
             drawn = connection.execute("SELECT * FROM jobs WHERE name = ?", (row["name"],)).fetchone()
-            record = _record(drawn)
+            record = as_record(drawn)
         self.log("drawn", job=record.name, replica=owner, attempt=record.attempts)
         return record
 
@@ -344,7 +283,7 @@ class Store:
         now, released = self._ticks(), []
         with self._transaction() as connection:
             for row in connection.execute("SELECT * FROM jobs WHERE state = 'running'").fetchall():
-                _record(row)
+                as_record(row)
                 is_alive = is_held(self.owner_path(row["owner"]))
                 if is_alive and row["lease_until"] > now:
                     continue
@@ -378,7 +317,7 @@ class Store:
     def records(self) -> list[Record]:
         """Return all jobs, in order."""
         with self._connected() as connection:
-            return [_record(row) for row in connection.execute("SELECT * FROM jobs ORDER BY position")]
+            return [as_record(row) for row in connection.execute("SELECT * FROM jobs ORDER BY position")]
 
     def digests(self) -> dict[str, dict[str, str]]:
         """Return, for each job that is done, the paths of its files below the batch's folder -> their SHA-256."""
@@ -440,17 +379,36 @@ class Store:
             S2VideoError: other errors of SQLite, such as a full disk.
         """
         try:
-            connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            try:
-                connection.row_factory = sqlite3.Row
-                connection.execute("PRAGMA foreign_keys = ON")
-                yield connection
-            finally:
-                connection.close()
+            if self._keeps_open:
+                with self._guard:
+                    self._kept = self._kept or self._connect()
+                    yield self._kept
+            else:
+                with closing(self._connect()) as connection:
+                    yield connection
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _FOREIGN:
                 raise _not_ours(self.path, error) from error
             raise S2VideoError(f"{self.path}: {error}; check the disk and its free space") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=60, isolation_level=None, check_same_thread=not self._keeps_open
+        )
+        try:
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA foreign_keys = ON")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        """Close the connection that is kept, if there is one."""
+        with self._guard:
+            if self._kept is not None:
+                self._kept.close()
+            self._kept = None
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -465,12 +423,6 @@ class Store:
 
 
 _FOREIGN = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT)
-_KINDS: dict[str, Any] = {
-    **dict.fromkeys(("name", "place", "models", "config", "key"), str),
-    **dict.fromkeys(("work", "started", "seconds", "lease_until"), (int, float, NoneType)),
-    **dict.fromkeys(("owner", "error"), (str, NoneType)),
-    "attempts": int,
-}
 
 
 def _not_ours(path: Path, reason: object) -> InputError:
@@ -478,22 +430,6 @@ def _not_ours(path: Path, reason: object) -> InputError:
         f"{path}: expected the state of a batch, got another or a damaged file ({reason}); restore it, or choose "
         "another folder"
     )
-
-
-def _record(row: sqlite3.Row) -> Record:
-    """Return a row as a record. Raises sqlite3.DatabaseError for values of other types, which SQLite allows."""
-    if missing := {*_KINDS, "state"} - set(row.keys()):
-        raise sqlite3.DatabaseError(f"a job has no {min(missing)}")
-    for name, kinds in _KINDS.items():
-        if not isinstance(row[name], kinds):
-            raise sqlite3.DatabaseError(f"{name} of a job has the type {type(row[name]).__name__}")
-    take = row["take"] if "take" in row.keys() else None  # noqa: SIM118, a row is no mapping
-    if not isinstance(take, str | None):
-        raise sqlite3.DatabaseError(f"the take of a job has the type {type(take).__name__}")
-    is_owned = row["owner"] is not None and row["lease_until"] is not None
-    if row["state"] not in get_args(State) or (row["state"] == "running" and not is_owned):
-        raise sqlite3.DatabaseError("a job in no state that jobs have")
-    return Record(take=take, **{name: row[name] for name in Record.__dataclass_fields__ if name != "take"})
 
 
 def recorded_run_file(path: Path) -> Path | None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..batch.store import Entry, State, Store
+from ..batch.records import Entry, State
+from ..batch.store import Store
 from ..errors import InputError
 
 Phase = Literal["waiting", "loading", "denoising", "decoding", "done", "failed"]

@@ -20,8 +20,8 @@ from pydantic import BaseModel
 
 from ..batch.checks import find_problems
 from ..batch.plan import models_of
+from ..batch.records import Entry
 from ..batch.run_file import BatchJob
-from ..batch.store import Entry
 from ..config.guidance import GuidanceConfig
 from ..config.marks import settings_that_name
 from ..config.run import RunConfig

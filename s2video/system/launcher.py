@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from ..errors import InputError
 from . import ranks
@@ -202,6 +203,12 @@ def report_reason(reason: str, *, seconds_ago: float = 0.0) -> None:
         temporary.rename(path)
 
 
+class Signalled(Protocol):
+    """What a signal is passed on to, such as a process."""
+
+    def send_signal(self, number: int, /) -> None: ...
+
+
 @dataclass
 class HeldSignals:
     """Received signals, and the processes that they are passed on to.
@@ -212,9 +219,9 @@ class HeldSignals:
 
     stops_softly: bool = True
     received: list[int] = field(default_factory=list)
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Signalled] = field(default_factory=list)
 
-    def add(self, process: subprocess.Popen[bytes]) -> None:
+    def add(self, process: Signalled) -> None:
         self.processes.append(process)
         for number in self.received:  # while the process was starting
             process.send_signal(self._translated(number))
