@@ -23,6 +23,7 @@ from ..batch.takes import MAX_VERSION
 from ..config.run import RunConfig
 from ..editorial.shots import TimelineShots, keep_timeline, shots_in
 from ..errors import InputError, S2VideoError, StoppedError
+from ..fleet.run import RayOptions, run_on_ray
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..models.recipes import recipe_note
 from ..records.replacing import Replaced, sentences
@@ -38,10 +39,11 @@ def add_commands(commands: Any) -> None:
     batch = add_command(
         commands,
         "batch",
-        "Make a list of shots, on this machine or as ranks of torchrun",
+        "Make a list of shots, on this machine, on a Ray cluster, or as ranks of torchrun",
         examples="s2video batch configs/batch-shapes.yaml --dry-run\n"
         "s2video batch configs/batch-shapes.yaml --replicas 2 --nproc 4\n"
         "s2video batch --timeline cut.otio --handles 8 --set model.path=shapes-wan\n"
+        "s2video batch configs/batch-shapes.yaml --ray local --replicas 2\n"
         "s2video batch configs/batch-shapes.yaml --version 2 --only triangle --set guidance.cfg_scale=4",
     )
     batch.add_argument("run_file", type=path_argument, nargs="?", metavar="RUNFILE", help="a YAML file")
@@ -66,6 +68,21 @@ def add_commands(commands: Any) -> None:
     machines.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="that draw from one queue")
     machines.add_argument("--nproc", type=whole_number, default=1, metavar="N", help="ranks of each replica")
     machines.add_argument("--shard", type=_shard, metavar="I/N", help="this machine's part, of N machines, from 1")
+    ray = batch.add_argument_group("Ray, with the extra `ray`")
+    ray.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run the replicas on a cluster: HOST:PORT of its head, auto for the one of this machine, or local to "
+        "start one here for this batch",
+    )
+    ray.add_argument("--span-nodes", action="store_true", help="the ranks of a replica may be on several machines")
+    ray.add_argument("--rank-cpus", type=whole_number, metavar="N", help="cores of each rank (default: 1)")
+    ray.add_argument(
+        "--ray-files",
+        choices=["auto", "shared", "collect"],
+        help="whether all machines share the batch's folder, or files are brought to this one; auto (the default): "
+        "each machine looks",
+    )
     again = batch.add_argument_group("what to make again")
     again.add_argument("--force", action="store_true", help="everything")
     again.add_argument("--retry-failed", action="store_true", help="what failed")
@@ -125,6 +142,7 @@ def _batch(arguments: argparse.Namespace) -> int:
         raise InputError(
             "--replicas and --nproc: expected neither under torchrun, which starts the ranks of one replica"
         )
+    ray = _ray_options(arguments, is_rank=is_rank)
     world_size = ranks.world_size() if is_rank else arguments.nproc
     open_model = cache(open_checkpoint)
     edit = _timeline_shots(arguments, path, open_model)
@@ -138,7 +156,7 @@ def _batch(arguments: argparse.Namespace) -> int:
         index, count = arguments.shard
         jobs = [job for job in jobs if job.take is not None and job.take.number % count == index - 1]
     gpus: Sequence[str] = ()
-    if arguments.replicas > 1 and jobs:  # one replica takes all of them
+    if arguments.replicas > 1 and jobs and ray is None:  # one replica takes all of them
         gpus = visible_gpus(jobs[0].config.model.device)
     plan = ReplicaPlan(arguments.replicas, arguments.nproc, gpus)
     plan.check()
@@ -166,15 +184,13 @@ def _batch(arguments: argparse.Namespace) -> int:
         if is_rank:
             _run_as_rank(store, jobs, batch, arguments.plain)
         else:
-            style = "none" if plan.count > 1 else "plain" if arguments.plain else "auto"
-            command = ["replica", str(batch.folder), "--overlap", batch.overlap, "--progress", style]
-            if arguments.shard is not None:
-                command += ["--shard", "/".join(map(str, arguments.shard))]
-            settings = jobs[0].config
-            idleness = IDLENESS  # a thread that waits for a GPU need not use the CPU
-            if settings.model.device != "cpu" and has_gpu():
-                idleness = max(IDLENESS, settings.parallel.timeout_seconds)
-            if (number := supervise(store, plan, command, idleness=idleness)) is not None:
+            if ray is not None and not waiting:
+                number = None
+            elif ray is not None:
+                number = run_on_ray(store, jobs[0].config, ray, overlap=batch.overlap)
+            else:
+                number = _supervise_here(store, plan, jobs[0].config, batch, arguments)
+            if number is not None:
                 _stopped(store, number)
         return _verdict(store)
 
@@ -208,6 +224,46 @@ def _timeline_shots(arguments: argparse.Namespace, path: Path, open_model: OpenM
     for note in found.notes:
         say(note)
     return found
+
+
+def _supervise_here(
+    store: Store, plan: ReplicaPlan, settings: RunConfig, batch: Batch, arguments: argparse.Namespace
+) -> int | None:
+    """Run replicas on this machine; returns the signal that stopped them."""
+    style = "none" if plan.count > 1 else "plain" if arguments.plain else "auto"
+    command = ["replica", str(batch.folder), "--overlap", batch.overlap, "--progress", style]
+    if arguments.shard is not None:
+        command += ["--shard", "/".join(map(str, arguments.shard))]
+    idleness = IDLENESS  # a thread that waits for a GPU need not use the CPU
+    if settings.model.device != "cpu" and has_gpu():
+        idleness = max(IDLENESS, settings.parallel.timeout_seconds)
+    return supervise(store, plan, command, idleness=idleness)
+
+
+def _ray_options(arguments: argparse.Namespace, *, is_rank: bool) -> RayOptions | None:
+    """Return how the batch runs on Ray; None if it does not. Raises InputError."""
+    if arguments.ray is None:
+        given = {"--span-nodes": arguments.span_nodes, "--rank-cpus": arguments.rank_cpus}
+        given |= {"--ray-files": arguments.ray_files}
+        for option, value in given.items():
+            if value:
+                raise InputError(
+                    f"{option}: expected --ray, which it belongs to, got none; add --ray local, or leave it out"
+                )
+        return None
+    if is_rank or arguments.shard is not None:
+        other = "torchrun" if is_rank else "--shard"
+        raise InputError(f"--ray: expected no {other}, got both; Ray gives each replica its jobs and its machine")
+    options = RayOptions(
+        arguments.ray,
+        arguments.replicas,
+        arguments.nproc,
+        arguments.rank_cpus if arguments.rank_cpus is not None else 1,
+        arguments.span_nodes,
+        arguments.ray_files or "auto",
+    )
+    options.check()
+    return options
 
 
 @contextmanager

@@ -20,7 +20,7 @@ FLOORS = """
     decoding models records integrations
     sampling planning
     engine batch
-    editorial review study probe api server cli __main__
+    editorial review study probe api server fleet cli __main__
 """.split()  # noqa: SIM905
 
 # What must not come back, whatever becomes of the order: each was a detour of the data's way.

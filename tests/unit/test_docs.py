@@ -32,7 +32,7 @@ from s2video.planning.tables import as_table
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = ("s2video", "python", ".venv/bin/python", "bash", "torchrun", "sbatch")
-FOREIGN = ("pip", "uv", "git", "unzip", "vbench", "cp", "ln", "env")
+FOREIGN = ("pip", "uv", "git", "unzip", "vbench", "cp", "ln", "env", "openjd")
 EMBEDDED = "shapes-wan"
 SCRIPTS_OF_OTHERS = ("static_filter.py",)  # VBench's
 WRITING = ("--output", "-o", "--json", "--figures", ">")  # these need not exist
@@ -55,6 +55,7 @@ RUN_BY = {
     "s2video plan": ("tests/unit/test_plan.py", '"plan"'),
     "s2video selftest": ("tests/distributed/test_selftest.py", "selftest"),
     "s2video serve": ("tests/server/running.py", '"serve"'),
+    "s2video farm": ("tests/e2e/test_farm.py", '"farm"'),
     "s2video launch": ("tests/e2e/test_multinode.py", '"launch"'),
     "python -m": ("tests/unit/test_architecture.py", '"-m"'),
     "python tools/bench.py": ("tests/unit/test_bench.py", "bench.main("),

@@ -1,0 +1,198 @@
+"""A batch on a Ray cluster, or on one that is started on this machine for the length of the batch."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..batch.records import Released
+from ..batch.run_file import RESERVED
+from ..batch.store import Store
+from ..batch.supervisor import oversee
+from ..config.run import RunConfig
+from ..errors import InputError, S2VideoError
+from ..records.sidecar import versions
+from ..system.processes import IDLENESS, has_gpu
+from ..system.terminal import say
+
+if TYPE_CHECKING:
+    from .rank import Ask
+
+_OBJECTS = 256 * 2**20  # bytes of shared memory for objects of an own cluster: parts of files, one at a time
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How a batch runs on Ray.
+
+    Attributes:
+        address: of the cluster's head, HOST:PORT; "auto" for the one of this machine, "local" for an own one.
+        replicas: the most at the same time.
+        nproc: ranks of each.
+        cpus: cores of each rank.
+        spans: a replica's ranks may be on several machines.
+        files: whether machines share the batch's folder; "auto": each machine looks.
+    """
+
+    address: str
+    replicas: int
+    nproc: int
+    cpus: int = 1
+    spans: bool = False
+    files: Literal["auto", "shared", "collect"] = "auto"
+
+    def check(self) -> None:
+        """Raise InputError if Ray is not installed, or a value cannot be used. Starts nothing."""
+        if min(self.replicas, self.nproc, self.cpus) < 1:
+            raise InputError(
+                f"--replicas, --nproc and --rank-cpus: expected values >= 1, got {self.replicas}, {self.nproc} and "
+                f"{self.cpus}"
+            )
+        is_host = self.address.rpartition(":")[2].isdigit() and "://" not in self.address
+        if self.address not in ("auto", "local") and not is_host:
+            raise InputError(
+                f"--ray: expected local, auto, or the HOST:PORT of a cluster's head, such as 10.0.0.1:6379, got "
+                f"{self.address[:100]!r}; start the batch on a machine of the cluster"
+            )
+        try:
+            import ray  # noqa: F401
+        except ImportError as error:
+            raise InputError(f"--ray: expected the package ray ({error}); pip install 's2video[ray]'") from None
+
+
+def run_on_ray(store: Store, config: RunConfig, options: RayOptions, *, overlap: Any) -> int | None:
+    """Make the waiting jobs of a batch on Ray. Returns the signal that stopped it, or None.
+
+    While this runs, one actor on this machine is the only process that writes the store.
+
+    Args:
+        config: of any job; it says which device is used.
+
+    Raises:
+        InputError: there is no such cluster, or an own one has not enough GPUs.
+        S2VideoError: see `oversee`; also if the actor that holds the store has ended.
+    """
+    with _cluster(options), _seen(store.folder) as seen:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from .crew import RayCrew, RayPlan
+        from .keeper import Keeper
+        from .rank import RankPlan, asking
+
+        uses_gpus = _uses_gpus(config, options)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        keeper = ray.remote(Keeper).options(num_cpus=0, max_restarts=0, scheduling_strategy=here)
+        actor = keeper.remote(str(store.folder.resolve()), versions())
+        ask = asking(actor, patience=120.0)
+        common = RankPlan(
+            owner="",
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            local_size=1,
+            machine=0,
+            master=("", 0),
+            gpus=(),
+            config=config.model_dump_json(),
+            overlap=overlap,
+            folder=str(store.folder.resolve()),
+            seen=seen,
+            cwd=os.getcwd(),
+            files=options.files,
+            idle_limit=max(IDLENESS, config.parallel.timeout_seconds) if uses_gpus else IDLENESS,
+        )
+        plan = RayPlan(options.replicas, options.nproc, uses_gpus, options.cpus, options.spans, common)
+        try:
+            return oversee(_KeptStore(ask), RayCrew(plan, actor, ask))
+        finally:
+            _close(ask)
+
+
+def _close(ask: Ask) -> None:
+    try:
+        ask("close")
+    except S2VideoError as error:
+        say(error)
+
+
+@contextmanager
+def _cluster(options: RayOptions) -> Iterator[None]:
+    """Be connected to the cluster in the block. An own one ends with the block, and with this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody
+    import ray
+
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    try:
+        if options.address == "local":
+            cores = max(os.cpu_count() or 1, options.replicas * options.nproc * options.cpus)
+            ray.init(address="local", num_cpus=cores, object_store_memory=_OBJECTS, **settings)
+        else:
+            del settings["include_dashboard"]
+            ray.init(address=options.address, **settings)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        where = "this machine" if options.address == "local" else options.address
+        raise InputError(
+            f"--ray {options.address}: expected a Ray cluster at {where} that this machine belongs to, got an error "
+            f"({first}); check `ray status`, or use --ray local"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _seen(folder: Path) -> Iterator[str]:
+    """Put a file into the batch's folder for the length of the block, by which machines see that they share it."""
+    path = folder / f"{RESERVED}seen-{secrets.token_hex(8)}"
+    path.touch()
+    try:
+        yield path.name
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _uses_gpus(config: RunConfig, options: RayOptions) -> bool:
+    """Whether ranks get GPUs. Raises InputError if an own cluster has too few."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    uses = config.model.device == "cuda" or (config.model.device == "auto" and (gpus > 0 or has_gpu()))
+    needed = options.replicas * options.nproc
+    if uses and options.address == "local" and gpus < needed:
+        raise InputError(
+            f"--replicas {options.replicas} of --nproc {options.nproc}: expected {needed} GPUs, got {gpus}; start fewer"
+        )
+    return uses
+
+
+class _KeptStore:
+    """An `OverseenStore` that asks the keeper."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    def owners(self) -> set[str]:
+        found: set[str] = self._ask("owners")
+        return found
+
+    def has_drawn(self, owner: str) -> bool:
+        return bool(self._ask("has_drawn", owner))
+
+    def release(self) -> list[Released]:
+        found: list[Released] = self._ask("release")
+        return found
+
+    def count_open(self) -> dict[str, int]:
+        found: dict[str, int] = self._ask("count_open")
+        return found
+
+    def log(self, event: str, **facts: Any) -> None:
+        self._ask("log", event, facts)
