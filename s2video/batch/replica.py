@@ -47,6 +47,8 @@ from .records import Record
 
 Overlap = Literal["auto", "always", "never"]
 _IDLE = 0.2  # seconds between two looks for new jobs of a replica that stays
+# Seconds until the system has taken the lock from a replica that lost the job: another machine's takes a while.
+_CLAIM_PATIENCE = 45.0
 _TOGETHER = 30.0  # seconds in which all ranks must leave a job that failed on one of them
 
 T = TypeVar("T")
@@ -227,7 +229,12 @@ class _Replica:
             engine = self._engine_for(resolved, record)
             with self._room.measured("denoising", job) if is_alone else nullcontext():
                 denoised = denoise(
-                    engine, resolved, resume=resume, afresh_if_damaged=True, on_step=self._step_of(record)
+                    engine,
+                    resolved,
+                    resume=resume,
+                    afresh_if_damaged=True,
+                    on_step=self._step_of(record),
+                    patience=_CLAIM_PATIENCE if record.attempts > 1 else 0.0,
                 )
             if denoised is not None:
                 return _Halfway(record, denoised)

@@ -94,18 +94,20 @@ def denoise(
     resume: bool = False,
     on_step: OnStep | None = None,
     afresh_if_damaged: bool = False,
+    patience: float = 0.0,
 ) -> Denoised | None:
     """Denoise a job that writes files; returns None if `resume` finds them made already.
 
     Args:
         afresh_if_damaged: see `ResumePoint`.
+        patience: seconds to wait for another process that makes this video, if it is about to end.
     """
     engine, mesh, files = engine.with_config(job), engine.mesh, OutputPaths.of(job)
     images = read_images(*job.image_paths)
     facts = _facts(engine, job.for_output(files.output), images)
     mesh.watch.meet()  # the main rank loads more than the others, and decodes the video before this one
     with ExitStack() as until_finish:
-        claim = _claimed(files, mesh, until_finish)
+        claim = _claimed(files, mesh, until_finish, patience)
         if gather_objects(resume and _is_made(engine, files, facts), mesh.world)[0]:
             if mesh.is_main:
                 _remove_unneeded(files)
@@ -175,12 +177,12 @@ def _write(denoised: Denoised, files: OutputPaths, *, alone: bool) -> Path:
     return files.video
 
 
-def _claimed(files: OutputPaths, mesh: Mesh, until: ExitStack) -> Claims | None:
+def _claimed(files: OutputPaths, mesh: Mesh, until: ExitStack, patience: float) -> Claims | None:
     """Claim the files on the main rank, until `until` is closed. Raises InputError on all ranks."""
     claim, problem = None, None
     if mesh.is_main:
         try:
-            claim = until.enter_context(Claims(files.locks))
+            claim = until.enter_context(Claims(files.locks, patience=patience))
         except InputError as error:
             problem = str(error)
     problem = gather_objects(problem, mesh.world)[0]

@@ -11,6 +11,7 @@ import atexit
 import errno
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from .locks import try_lock
 from .shutdown import at_sudden_end
 from .terminal import say
 
+_LOOK_INTERVAL = 0.25  # seconds between two looks at a claim that another process holds
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _Identity = tuple[int, int, int, int] | None  # of a file; None: there is none
 
@@ -32,14 +34,15 @@ class Claim:
     Args:
         lock: path of the lock file, in the folder of the files. Missing folders are created.
         files: all files that the holder may write or remove, which are all that the same lock is used for.
+        patience: seconds to wait for another process that holds it, such as one that is about to end.
 
     Raises:
         InputError: another process holds it, or the lock file cannot be written.
     """
 
-    def __init__(self, lock: Path, files: Sequence[Path]) -> None:
+    def __init__(self, lock: Path, files: Sequence[Path], *, patience: float = 0.0) -> None:
         self._lock = lock
-        self._descriptor, is_new = _locked(lock, files[0])
+        self._descriptor, is_new = _locked(lock, files[0], time.monotonic() + patience)
         self._clean_up = ExitStack()
         self._clean_up.enter_context(at_sudden_end(self._remove_lock))
         try:
@@ -90,16 +93,17 @@ class Claims:
 
     Args:
         locks: the files of each lock file; see `Claim`.
+        patience: see `Claim`.
 
     Raises:
         InputError: another process holds one of them, or a lock file cannot be written.
     """
 
-    def __init__(self, locks: Mapping[Path, Sequence[Path]]) -> None:
+    def __init__(self, locks: Mapping[Path, Sequence[Path]], *, patience: float = 0.0) -> None:
         self._held: list[tuple[Claim, frozenset[Path]]] = []
         try:
             for lock in sorted(locks):  # in one order, so that two processes never wait for each other
-                self._held.append((Claim(lock, locks[lock]), frozenset(locks[lock])))
+                self._held.append((Claim(lock, locks[lock], patience=patience), frozenset(locks[lock])))
         except BaseException:
             self.release()
             raise
@@ -139,7 +143,7 @@ def check_unclaimed(locks: Mapping[Path, Sequence[Path]]) -> None:
                 os.close(descriptor)
 
 
-def _locked(lock: Path, named: Path) -> tuple[int | None, bool]:
+def _locked(lock: Path, named: Path, deadline: float) -> tuple[int | None, bool]:
     """Open the lock file and lock it. Return the descriptor, and whether the file is new.
 
     None: the file system has no locks, which is said.
@@ -153,8 +157,10 @@ def _locked(lock: Path, named: Path) -> tuple[int | None, bool]:
             raise InputError(f"cannot write {named}: {error.strerror}; choose another output path") from error
         try:
             if not try_lock(descriptor):
-                raise _held(descriptor, named)
-            if _is_at(lock, descriptor):
+                if time.monotonic() >= deadline:
+                    raise _held(descriptor, named)
+                time.sleep(_LOOK_INTERVAL)
+            elif _is_at(lock, descriptor):
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
                 return descriptor, is_new
@@ -165,7 +171,7 @@ def _locked(lock: Path, named: Path) -> tuple[int | None, bool]:
             say(f"{lock.parent}: no file locks here ({error.strerror}); do not make {named.name} twice at once")
             lock.unlink(missing_ok=True)
             return None, True
-        os.close(descriptor)  # its holder has removed it after we opened it
+        os.close(descriptor)  # it is held, or its holder has removed it after we opened it
 
 
 def _held(descriptor: int, named: Path) -> InputError:
