@@ -1,0 +1,100 @@
+"""Tests of batches on a Ray cluster: nodes that die and join, and files that are brought from them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from ray_faults import Nodes, Trial, disturb
+from tiny import MAX_SEQUENCE_LENGTH, PROMPT
+
+from s2video.cli.main import main
+from s2video.fleet.crew import rank_plans
+from s2video.fleet.rank import Place, RankPlan
+from s2video.system.processes import kill_tree
+
+VIDEOS = 6
+COMMON = RankPlan(
+    owner="",
+    rank=0,
+    world_size=1,
+    local_rank=0,
+    local_size=1,
+    machine=0,
+    master=("", 0),
+    gpus=(),
+    config="{}",
+    overlap="auto",
+    folder="/batch",
+    seen="seen",
+    cwd="/",
+    files="auto",
+    idle_limit=60.0,
+)
+
+
+def test_a_node_is_killed_and_one_joins_in_the_middle_of_a_batch(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    settings = {
+        "model": {"path": str(tiny_checkpoint), "device": "cpu"},
+        "sampling": {"width": 32, "height": 32, "num_frames": 5, "num_inference_steps": 4}
+        | {"max_sequence_length": MAX_SEQUENCE_LENGTH},
+        "guidance": {"drop_ratio": 0.3},
+        "parallel": {"heartbeat_seconds": 120},  # the host may be busy
+        "shots": [f"{PROMPT} {number}" for number in range(VIDEOS)],
+    }
+    trial = Trial(tmp_path, settings, nproc=2)
+    local = trial.start("undisturbed")
+    with Nodes(cores=2) as nodes:
+        for _ in range(2):
+            nodes.add()
+        assert local.wait() == 0, (tmp_path / "undisturbed.txt").read_text()
+        # as if the nodes had disks of their own: files are made elsewhere, and brought to the batch's folder
+        process = trial.start("disturbed", "--ray", nodes.address, "--replicas", "2", "--ray-files", "collect")
+        try:
+            disturb(nodes, trial, "disturbed", process, kill_after=1)
+        finally:
+            kill_tree(process.pid)
+    said = (tmp_path / "disturbed.txt").read_text()
+    assert process.returncode == 0, said
+    assert trial.differences("disturbed", "undisturbed") == [], said
+    ends = trial.events("disturbed", "replica ended")
+    assert len(ends) == 1 and f"{ends[0]['replica']} lost the process of rank" in said, said
+    made = [line for line in said.splitlines() if line.startswith(str(tmp_path))]
+    assert len(made) == VIDEOS, said  # the paths of the videos, on standard output as of a local batch
+    assert not list((tmp_path / "disturbed").glob("batch.seen-*"))
+
+
+def test_ranks_are_numbered_by_machine_and_see_all_gpus_of_theirs() -> None:
+    places = {
+        0: Place("node b", "10.0.0.2", 1234, ("3",)),
+        1: Place("node a", "10.0.0.1", 1111, ("0",)),
+        2: Place("node b", "10.0.0.2", 2222, ("1",)),
+    }
+    plans = rank_plans(COMMON, "replica-1-x", places)
+    assert [(index, plan.rank, plan.machine, plan.local_rank, plan.local_size) for plan, index in plans] == [
+        (0, 0, 0, 0, 2),
+        (2, 1, 0, 1, 2),
+        (1, 2, 1, 0, 1),
+    ]
+    assert [plan.gpus for plan, _ in plans] == [("3", "1"), ("3", "1"), ("0",)]
+    assert {(plan.master, plan.world_size, plan.owner) for plan, _ in plans} == {(("10.0.0.2", 1234), 3, "replica-1-x")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ray", "ray://10.0.0.1:10001"], "--ray: expected local, auto, or the HOST:PORT"),
+        (["--ray", "somewhere"], "--ray: expected local, auto, or the HOST:PORT"),
+        (["--ray", "local", "--shard", "1/2"], "--ray: expected no --shard, got both"),
+        (["--ray", "local", "--rank-cpus", "0"], "expected values >= 1, got 1, 1 and 0"),
+        (["--ray-files", "collect"], "--ray-files: expected --ray, which it belongs to, got none"),
+        (["--span-nodes"], "--span-nodes: expected --ray, which it belongs to, got none"),
+    ],
+)
+def test_what_cannot_be_asked_of_ray(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text("model: {path: shapes-wan}\nshots: [a circle]\n")
+    assert main(["batch", str(run_file), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["run.yaml"]
