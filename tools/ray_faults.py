@@ -110,12 +110,12 @@ class Trial:
 
     def done(self, name: str) -> int:
         """Return how many videos are done."""
-        folder = self.work / name
-        return read_status(folder).count("done") if (folder / "batch.sqlite").exists() else 0
+        return len(self.events(name, "done"))
 
     def events(self, name: str, kind: str) -> list[dict[str, Any]]:
         """Return the events of a kind."""
-        lines = (self.work / name / "batch.events.jsonl").read_text(encoding="utf-8").splitlines()
+        path = self.work / name / "batch.events.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
     def differences(self, name: str, expected: str) -> list[str]:

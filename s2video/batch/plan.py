@@ -14,6 +14,7 @@ from ..config.run import RunConfig
 from ..errors import InputError
 from ..models.checkpoint import OpenModel
 from ..planning.cards import Card
+from ..planning.forecast import Forecast
 from ..planning.plan import plan_for, this_card
 from ..planning.step import Degrees
 from ..system.terminal import printable
@@ -48,9 +49,22 @@ def predict_seconds(
     Args:
         card: the card; None means this machine's.
     """
+    forecasts = predict(jobs, open_model, world_size=world_size, card=card)
+    steps = [job.config.sampling.expected_steps for job in jobs]
+    return [None if each is None else each.seconds * n for each, n in zip(forecasts, steps, strict=True)]
+
+
+def predict(
+    jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size: int, card: Card | None = None
+) -> list[Forecast | None]:
+    """Return the forecast of each job on the mesh that it would run on; None if the cost model does not know the model.
+
+    Args:
+        card: the card; None means this machine's.
+    """
 
     @cache
-    def predicted(dumped: str) -> float | None:
+    def predicted(dumped: str) -> Forecast | None:
         config = RunConfig.model_validate_json(dumped)
         try:
             checkpoint = open_model(*config.model.source)
@@ -59,8 +73,7 @@ def predict_seconds(
         except InputError:
             return None
         degrees = _degrees(config, world_size)
-        chosen = next((c for c in plan.candidates if c.degrees == degrees), plan.best)
-        return chosen.forecast.seconds * config.sampling.expected_steps
+        return next((c for c in plan.candidates if c.degrees == degrees), plan.best).forecast
 
     return [predicted(_without_texts(job.config).model_dump_json()) for job in jobs]
 

@@ -150,7 +150,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     batch = load_batch(path, arguments.set, version=arguments.version, only=arguments.only, listed=listed)
     if batch.recipe is not None and not is_rank:
         say(recipe_note(path, batch.recipe))
-    _require_usable(batch, open_model, world_size, dry_run=arguments.dry_run)
+    require_usable(batch, open_model, world_size, dry_run=arguments.dry_run)
     jobs = list(batch.jobs)
     if arguments.shard is not None:
         index, count = arguments.shard
@@ -297,7 +297,7 @@ def _is_rank() -> bool:
     return ranks.launched_by_torchrun()
 
 
-def _require_usable(batch: Batch, open_model: OpenModel, world_size: int, *, dry_run: bool) -> None:
+def require_usable(batch: Batch, open_model: OpenModel, world_size: int, *, dry_run: bool) -> None:
     """Raise InputError after printing what is wrong with each shot."""
     found = find_problems(batch.jobs, open_model, world_size=world_size, images=dry_run)
     problems = list(dict.fromkeys([*batch.problems, *found]))

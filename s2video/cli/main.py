@@ -22,7 +22,7 @@ from ..system.roster import own_roster
 from ..system.shutdown import Termination
 from ..system.terminal import flush_output, lost_output, prepare_streams, say, say_error, show_json
 from ..version import __version__
-from . import batch, catalog, decode, editorial, generate, probe, review, serve, state, study
+from . import batch, catalog, decode, editorial, farm, generate, probe, review, serve, state, study
 from .arguments import Parser
 
 _FIRST_RANK_LIMIT = 10.0  # seconds that the first rank of a host may take to fail as another one of it did
@@ -140,6 +140,7 @@ def build_parser() -> Parser:
     review.add_commands(commands)
     study.add_commands(commands)
     serve.add_commands(commands)
+    farm.add_commands(commands)
     catalog.add_commands(commands)
     probe.add_commands(commands)
     return parser

@@ -31,7 +31,9 @@ class Machine:
     def __init__(self, folder: Path, *names: str) -> None:
         store = Store(folder)
         store.create()
-        configs = {name: build_config({"prompt": "p", "output": {"path": str(folder / name)}}, "here") for name in names}
+        configs = {
+            name: build_config({"prompt": "p", "output": {"path": str(folder / name)}}, "here") for name in names
+        }
         jobs = [
             Entry(name=name, place="here", models="", config=config.model_dump_json(), key="k", work=None)
             for name, config in configs.items()
