@@ -23,7 +23,7 @@ from ..batch.takes import MAX_VERSION
 from ..config.run import RunConfig
 from ..editorial.shots import TimelineShots, keep_timeline, shots_in
 from ..errors import InputError, S2VideoError, StoppedError
-from ..fleet.run import RayOptions, run_on_ray
+from ..fleet.run import run_on_ray
 from ..models.checkpoint import OpenModel, open_checkpoint
 from ..models.recipes import recipe_note
 from ..records.replacing import Replaced, sentences
@@ -32,6 +32,7 @@ from ..system.locks import held_lock
 from ..system.processes import IDLENESS, has_gpu
 from ..system.terminal import show
 from .arguments import add_command, add_set_argument, path_argument, say, whole_number
+from .ray_arguments import add_ray_arguments, ray_options
 
 
 def add_commands(commands: Any) -> None:
@@ -68,21 +69,7 @@ def add_commands(commands: Any) -> None:
     machines.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="that draw from one queue")
     machines.add_argument("--nproc", type=whole_number, default=1, metavar="N", help="ranks of each replica")
     machines.add_argument("--shard", type=_shard, metavar="I/N", help="this machine's part, of N machines, from 1")
-    ray = batch.add_argument_group("Ray, with the extra `ray`")
-    ray.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        help="run the replicas on a cluster: HOST:PORT of its head, auto for the one of this machine, or local to "
-        "start one here for this batch",
-    )
-    ray.add_argument("--span-nodes", action="store_true", help="the ranks of a replica may be on several machines")
-    ray.add_argument("--rank-cpus", type=whole_number, metavar="N", help="cores of each rank (default: 1)")
-    ray.add_argument(
-        "--ray-files",
-        choices=["auto", "shared", "collect"],
-        help="whether all machines share the batch's folder, or files are brought to this one; auto (the default): "
-        "each machine looks",
-    )
+    add_ray_arguments(batch)
     again = batch.add_argument_group("what to make again")
     again.add_argument("--force", action="store_true", help="everything")
     again.add_argument("--retry-failed", action="store_true", help="what failed")
@@ -142,7 +129,7 @@ def _batch(arguments: argparse.Namespace) -> int:
         raise InputError(
             "--replicas and --nproc: expected neither under torchrun, which starts the ranks of one replica"
         )
-    ray = _ray_options(arguments, is_rank=is_rank)
+    ray = ray_options(arguments, is_rank=is_rank)
     world_size = ranks.world_size() if is_rank else arguments.nproc
     open_model = cache(open_checkpoint)
     edit = _timeline_shots(arguments, path, open_model)
@@ -238,32 +225,6 @@ def _supervise_here(
     if settings.model.device != "cpu" and has_gpu():
         idleness = max(IDLENESS, settings.parallel.timeout_seconds)
     return supervise(store, plan, command, idleness=idleness)
-
-
-def _ray_options(arguments: argparse.Namespace, *, is_rank: bool) -> RayOptions | None:
-    """Return how the batch runs on Ray; None if it does not. Raises InputError."""
-    if arguments.ray is None:
-        given = {"--span-nodes": arguments.span_nodes, "--rank-cpus": arguments.rank_cpus}
-        given |= {"--ray-files": arguments.ray_files}
-        for option, value in given.items():
-            if value:
-                raise InputError(
-                    f"{option}: expected --ray, which it belongs to, got none; add --ray local, or leave it out"
-                )
-        return None
-    if is_rank or arguments.shard is not None:
-        other = "torchrun" if is_rank else "--shard"
-        raise InputError(f"--ray: expected no {other}, got both; Ray gives each replica its jobs and its machine")
-    options = RayOptions(
-        arguments.ray,
-        arguments.replicas,
-        arguments.nproc,
-        arguments.rank_cpus if arguments.rank_cpus is not None else 1,
-        arguments.span_nodes,
-        arguments.ray_files or "auto",
-    )
-    options.check()
-    return options
 
 
 @contextmanager

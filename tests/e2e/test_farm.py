@@ -91,15 +91,15 @@ def test_a_task_that_cannot_be_made_says_why_to_the_farm(tmp_path: Path, capsys:
 
 
 def test_machines_are_asked_for_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shots = [PROMPT, {"prompt": PROMPT, "sampling.num_frames": 33}, PROMPT]
+    shots = [PROMPT, {"prompt": PROMPT, "sampling.width": 128, "sampling.height": 128}, PROMPT]
     bundle = tmp_path / "bundle"
     assert main(["farm", str(run_file(tmp_path, shots)), "-o", str(bundle), "--nproc", "2"]) == 0
     steps = json.loads((bundle / "template.json").read_text())["steps"]
     ranges = [step["parameterSpace"]["taskParameterDefinitions"][0]["range"] for step in steps]
     needs = [{each["name"]: each["min"] for each in step["hostRequirements"]["amounts"]} for step in steps]
     assert ranges == ["1-2", "3-3"] and [each["amount.worker.vcpu"] for each in needs] == [2, 2]
-    assert needs[0]["amount.worker.memory"] < needs[1]["amount.worker.memory"]  # more frames
-    assert [read_job(bundle, number).config.sampling.num_frames for number in (1, 2, 3)] == [17, 17, 33]
+    assert needs[0]["amount.worker.memory"] < needs[1]["amount.worker.memory"]  # more pixels
+    assert [read_job(bundle, number).config.sampling.width for number in (1, 2, 3)] == [64, 64, 128]
     assert subprocess.run([OPENJD, "check", str(bundle / "template.json")], capture_output=True).returncode == 0
     assert "2 kinds of machines" in capsys.readouterr().err
 
