@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, get_args
@@ -92,13 +93,18 @@ _KINDS: dict[str, Any] = {
 }
 
 
+def check_kinds(row: sqlite3.Row, names: Iterable[str]) -> None:
+    """Raise sqlite3.DatabaseError if values of these columns have other types, which SQLite allows."""
+    for name in names:
+        if not isinstance(row[name], _KINDS[name]):
+            raise sqlite3.DatabaseError(f"{name} of a job has the type {type(row[name]).__name__}")
+
+
 def as_record(row: sqlite3.Row) -> Record:
     """Return a row as a record. Raises sqlite3.DatabaseError for values of other types, which SQLite allows."""
     if missing := {*_KINDS, "state"} - set(row.keys()):
         raise sqlite3.DatabaseError(f"a job has no {min(missing)}")
-    for name, kinds in _KINDS.items():
-        if not isinstance(row[name], kinds):
-            raise sqlite3.DatabaseError(f"{name} of a job has the type {type(row[name]).__name__}")
+    check_kinds(row, _KINDS)
     take = row["take"] if "take" in row.keys() else None  # noqa: SIM118, a row is no mapping
     if not isinstance(take, str | None):
         raise sqlite3.DatabaseError(f"the take of a job has the type {type(take).__name__}")

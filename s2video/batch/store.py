@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import InputError, S2VideoError
 from ..system.files import atomic_path
 from ..system.locks import held_lock, is_held
-from .records import SCHEMA, SCHEMA_VERSION, Entry, Record, Released, as_record
+from .records import SCHEMA, SCHEMA_VERSION, Entry, Record, Released, as_record, check_kinds
 from .run_file import RESERVED
 
 LEASE = 60.0  # seconds without a renewal after which another replica can draw the job
@@ -278,13 +278,20 @@ class Store:
         with self._transaction() as connection:
             connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
 
-    def release(self) -> list[Released]:
-        """Requeue the jobs of replicas that died or missed a renewal; fail those after `MAX_ATTEMPTS` attempts."""
+    def release(self, alive: Container[str] | None = None) -> list[Released]:
+        """Requeue the jobs of replicas that died or missed a renewal; fail those after `MAX_ATTEMPTS` attempts.
+
+        Args:
+            alive: live replicas; None: those that hold their locks.
+        """
+        columns = "name, owner, attempts, lease_until"
         now, released = self._ticks(), []
         with self._transaction() as connection:
-            for row in connection.execute("SELECT * FROM jobs WHERE state = 'running'").fetchall():
-                as_record(row)
-                is_alive = is_held(self.owner_path(row["owner"]))
+            for row in connection.execute(f"SELECT {columns} FROM jobs WHERE state = 'running'").fetchall():
+                check_kinds(row, columns.split(", "))
+                if row["owner"] is None or row["lease_until"] is None:
+                    raise sqlite3.DatabaseError("a job in no state that jobs have")
+                is_alive = is_held(self.owner_path(row["owner"])) if alive is None else row["owner"] in alive
                 if is_alive and row["lease_until"] > now:
                     continue
                 error = None

@@ -124,6 +124,7 @@ class RayReplica:
     _places: dict[int, Place] = field(default_factory=dict)
     _running: dict[Any, int] = field(default_factory=dict)  # reference of a rank's end -> its number
     _problems: list[Ending] = field(default_factory=list)
+    _machine_is_gone: bool = False
     _failed_at: float | None = None
     _asked_at: float | None = None  # when it was asked to stop
     _was_asked: bool = False  # the keeper knows of it
@@ -164,8 +165,8 @@ class RayReplica:
             self.ended_because = "was asked to stop again"
 
     def give_up_waiting(self) -> None:
-        """End it if it has no place yet, because there is nothing left to make."""
-        if not self._actors and not self.has_ended:
+        """End it if its ranks have not begun, because there is nothing left to make."""
+        if not self._running and not self._problems and not self.has_ended:
             self._ended(Ending(None))
 
     def _place(self) -> Ending | None:
@@ -207,9 +208,7 @@ class RayReplica:
                 if code := ray.get(reference):
                     self._problems.append(Ending(f"exited with code {code}", code))
             except ray.exceptions.RayError as error:
-                where = f" of rank {rank}" if self.plan.nproc > 1 else ""
-                lost = Ending(f"lost the process{where} on {self._where(rank)} ({_first_line(error)})")
-                self._problems.append(lost)
+                self._problems.append(Ending(self._loss_of(rank, error)))
         if self._problems and self._failed_at is None:
             self._failed_at = time.monotonic()
         if self._running and (self._failed_at is None or time.monotonic() - self._failed_at < _GRACE):
@@ -219,11 +218,15 @@ class RayReplica:
         first = next((p for p in self._problems if p.code is None), self._problems[0])
         return self._ended(first) if first.code is not None else self._died(str(first.problem))
 
-    def _where(self, rank: int) -> str:
+    def _loss_of(self, rank: int, error: Exception) -> str:
+        """Say where a rank was lost, and take note if its whole machine is gone."""
         plans = rank_plans(self.plan.rank, self.owner, self._places)
         place = next(self._places[index] for plan, index in plans if plan.rank == rank)
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return f"{place.address}{'' if place.node in alive else ', a machine that is gone'}"
+        is_gone = place.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        self._machine_is_gone |= is_gone
+        which = f" of rank {rank}" if self.plan.nproc > 1 else ""
+        where = f"{place.address}{', a machine that is gone' if is_gone else ''}"
+        return f"lost the process{which} on {where} ({_first_line(error)})"
 
     def _died(self, problem: str) -> Ending:
         """End after a process or a machine was lost, which says nothing about the next attempt until it repeats."""
@@ -237,6 +240,9 @@ class RayReplica:
             for actor in self._actors:
                 ray.kill(actor)
             remove_placement_group(self._group)
+            if self._machine_is_gone:  # which is no fault of the jobs, however often it happens
+                for name in self.ask("give_back", self.owner):
+                    say(f"{name} of {self.owner} goes back into the queue")
             self.ask("goodbye", self.owner)
         return ending
 

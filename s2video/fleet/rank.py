@@ -168,7 +168,10 @@ class _Lines:
 
     def __init__(self, keeper: Any, plan: RankPlan, stream: Stream, beneath: TextIO) -> None:
         source = plan.owner if plan.world_size == 1 else f"{plan.owner} rank {plan.rank}"
-        self._send: Callable[[str], Any] = lambda line: keeper.tell.remote(source, stream, line)
+        own = str(_scratch(plan))  # files that are brought are told by where they will be
+        self._send: Callable[[str], Any] = lambda line: keeper.tell.remote(
+            source, stream, line.replace(own, plan.folder)
+        )
         self._beneath = beneath
         self._rest = ""
         self._pending: list[Any] = []

@@ -27,9 +27,7 @@ from ..system.files import atomic_path, sha256
 from ..system.processes import Idleness, only_looks
 from ..system.shutdown import end_suddenly
 from ..system.terminal import say, say_error
-from .keeper import PART
-
-PULSE = 2.0  # seconds between two reports of progress, which is also how soon a request to stop arrives
+from .keeper import PART, PULSE
 
 Ask = Callable[..., Any]  # (name of a method of Keeper, arguments) -> its result
 
@@ -149,17 +147,21 @@ class RemoteStore:
     def _pulse(self, owner: str) -> None:
         """Report progress, bring resume points, and ask this process to stop when the keeper says so."""
         only_looks()
-        idleness, was_told = Idleness(), False
+        idleness, was_told, due = Idleness(), False, 0.0
         while not self._ended.wait(PULSE):
             if self._idle_limit is not None and idleness.update() > self._idle_limit:
                 say_error(f"{owner} did nothing for {self._idle_limit:g} s; exiting")
                 end_suddenly(1)
+            self._send_resume_points(owner)
+            if time.monotonic() < due:
+                continue
             try:
-                self._send_resume_points(owner)
-                goes_on = self._ask("pulse", owner, dict(self._steps))
+                pause: float | None = self._ask("pulse", owner, dict(self._steps))
             except S2VideoError:
                 continue  # the heartbeat decides about it
-            if not goes_on and not was_told:
+            if pause is not None:
+                due = time.monotonic() + pause
+            elif not was_told:
                 was_told = True
                 os.kill(os.getpid(), signal.SIGTERM)
 

@@ -62,7 +62,9 @@ class Machine:
 
 @pytest.fixture(autouse=True)
 def quick_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_store, "PULSE", 0.02)
+    for module in (remote_store, keepers):
+        monkeypatch.setattr(module, "PULSE", 0.02)
+    monkeypatch.setattr(keepers, "_PULSES", 1000.0)
 
 
 def until(condition: Any) -> None:
