@@ -267,20 +267,17 @@ class Keeper:
         for path, digest in digests.items():
             self._check_received(owner, path, digest)
         staging, folder = self._staging(owner), self._store.folder
-        for entry in (*others, *_roots(staging, digests)):
+        for entry in (*others, *_roots(digests)):
             _replace(staging / _inside(entry), folder / entry)
 
 
-def _roots(staging: Path, digests: Mapping[str, str]) -> list[str]:
-    """Return what is to be moved: sidecars first, then files, and folders of frames."""
+def _roots(digests: Mapping[str, str]) -> list[str]:
+    """Return what is to be moved: sidecars first, then files, and folders of frames, which are beside their sidecar."""
     sidecars = [path for path in digests if path.endswith(".json")]
-    stems = {path.removesuffix(".json") for path in sidecars}
-    rest = dict.fromkeys(
-        parent if (parent := PurePosixPath(path).parent.as_posix()) in stems else path
-        for path in digests
-        if path not in sidecars
-    )
-    return [*sidecars, *rest]
+    folders = {PurePosixPath(path).parent for path in sidecars}
+    rest = [PurePosixPath(path) for path in digests if path not in sidecars]
+    roots = [path if path.parent in folders or not sidecars else path.parent for path in rest]
+    return [*sidecars, *dict.fromkeys(root.as_posix() for root in roots)]
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -11,12 +11,12 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..batch.records import Entry, State
+from ..batch.records import Entry, Released, State
 from ..batch.store import Store
 from ..errors import InputError
 
@@ -279,9 +279,9 @@ class JobQueue(Store):
             self._forget(connection, name)
         self.log("cancelled", job=name)
 
-    def release(self) -> list[Any]:
+    def release(self, alive: Container[str] | None = None) -> list[Released]:
         """Requeue the jobs of dead replicas, as `Store.release`; those that were cancelled are forgotten instead."""
-        released = super().release()
+        released = super().release(alive)
         with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT job FROM requests JOIN jobs ON jobs.name = requests.job "
