@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from ..errors import InputError, S2VideoError
 from ..records.sidecar import versions
 from ..system.processes import IDLENESS, has_gpu
 from ..system.terminal import say
+from .keeper import INCOMING, Keeper
 
 if TYPE_CHECKING:
     from .rank import Ask
 
+_SEEN = f"{RESERVED}seen-"  # of a file's name
 _OBJECTS = 256 * 2**20  # bytes of shared memory for objects of an own cluster: parts of files, one at a time
 
 
@@ -82,7 +85,6 @@ def run_on_ray(store: Store, config: RunConfig, options: RayOptions, *, overlap:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from .crew import RayCrew, RayPlan
-        from .keeper import Keeper
         from .rank import RankPlan, asking
 
         uses_gpus = _uses_gpus(config, options)
@@ -150,13 +152,20 @@ def _cluster(options: RayOptions) -> Iterator[None]:
 
 @contextmanager
 def _seen(folder: Path) -> Iterator[str]:
-    """Put a file into the batch's folder for the length of the block, by which machines see that they share it."""
-    path = folder / f"{RESERVED}seen-{secrets.token_hex(8)}"
+    """Put a file into the batch's folder for the length of the block, by which machines see that they share it.
+
+    What a start that was killed has left is removed. The caller holds the batch's lock.
+    """
+    for old in folder.glob(f"{_SEEN}*"):
+        old.unlink(missing_ok=True)
+    shutil.rmtree(folder / INCOMING, ignore_errors=True)
+    path = folder / f"{_SEEN}{secrets.token_hex(8)}"
     path.touch()
     try:
         yield path.name
     finally:
         path.unlink(missing_ok=True)
+        shutil.rmtree(folder / INCOMING, ignore_errors=True)
 
 
 def _uses_gpus(config: RunConfig, options: RayOptions) -> bool:
