@@ -17,7 +17,6 @@ from ..batch.store import Store
 from ..batch.supervisor import oversee
 from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError
-from ..records.sidecar import versions
 from ..system.processes import IDLENESS, has_gpu
 from ..system.terminal import say
 from .keeper import INCOMING, Keeper
@@ -84,6 +83,7 @@ def run_on_ray(store: Store, config: RunConfig, options: RayOptions, *, overlap:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        from ..records.sidecar import versions
         from .crew import RayCrew, RayPlan
         from .rank import RankPlan, asking
 
