@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.run import RunConfig
+from ..parallel.backends import check_here
 from ..parallel.mesh import Mesh
 from ..parallel.offload import Offloaded, keep_on_cpu
 from ..parallel.ring import named_backend
@@ -41,6 +42,8 @@ def check_machine(checkpoint: Checkpoint, config: RunConfig, device: torch.devic
     """Raise InputError for settings that this machine or the checkpoint's weights cannot serve. Loads nothing."""
     if config.model.compile == "blocks":
         require_compiler(device.type)
+    if (backend := named_backend(config.model.attention_backend)) is not None:
+        check_here(backend, device.type, getattr(torch, config.model.dtype))
     by = [quantized_by(checkpoint, name) for name in checkpoint.family.transformers]
     require_quantizer(config, device.type, by)
 

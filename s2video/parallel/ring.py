@@ -11,12 +11,14 @@ logits, [B, S, H] in float32. Without keys it is −∞, and the output is zero.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import InputError
+from .backends import LIBRARIES_WITH_LSE, needs, run_with_lse
 from .mesh import Axis
 from .traffic import record
 
@@ -102,6 +104,19 @@ KERNELS = (
 )
 
 
+def _library(name: str) -> Kernel:
+    """Return a library's kernel, which has to be chosen by name."""
+
+    def serves(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
+        need = needs(name)
+        return _on_cuda_in_half(device, dtype, dim, widest=need.widest) if need.gpu else True
+
+    return Kernel(name, partial(run_with_lse, name), serves)
+
+
+LIBRARY_KERNELS = tuple(_library(name) for name in LIBRARIES_WITH_LSE)
+
+
 def named_backend(setting: str | None) -> str | None:
     """Return the backend that `model.attention_backend` or diffusers' environment variable names; None for neither.
 
@@ -113,7 +128,7 @@ def named_backend(setting: str | None) -> str | None:
 
 def check_backend(backend: str | None) -> None:
     """Raise InputError unless a kernel for this diffusers backend returns a log-sum-exp."""
-    names = list(dict.fromkeys(kernel.name for kernel in KERNELS))
+    names = list(dict.fromkeys(kernel.name for kernel in (*KERNELS, *LIBRARY_KERNELS)))
     if backend not in (None, "native", *names):
         raise InputError(
             f"model.attention_backend (or DIFFUSERS_ATTN_BACKEND): with parallel.ring > 1, expected native or one of "
@@ -129,11 +144,14 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, dim: int, backend: s
         backend: a name of diffusers' dispatcher; None or "native" for the best kernel.
 
     Raises:
-        InputError: the backend is not in `KERNELS`, or does not support these tensors.
+        InputError: the backend has no kernel for a ring, or does not support these tensors.
     """
     check_backend(backend)
     for kernel in KERNELS:
         if backend in (None, "native", kernel.name) and kernel.serves(device, dtype, dim):
+            return kernel
+    for kernel in LIBRARY_KERNELS:
+        if backend == kernel.name and kernel.serves(device, dtype, dim):
             return kernel
     raise InputError(
         f"model.attention_backend: {backend} does not support {dtype} tensors with {dim} channels per head on "

@@ -88,7 +88,7 @@ def test_a_product_that_is_not_the_world_is_refused(
 
 
 def test_a_ring_needs_a_kernel_with_a_log_sum_exp() -> None:
-    values = {"model": {"attention_backend": "sage"}, "parallel": {"ring": 2}}
+    values = {"model": {"attention_backend": "xformers"}, "parallel": {"ring": 2}}
     with pytest.raises(InputError, match="log-sum-exp"):
         check_request(RunConfig.model_validate(values), CHECKPOINT, world_size=2)
     values["parallel"]["ring"] = 1

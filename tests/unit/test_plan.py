@@ -201,7 +201,7 @@ def test_images_are_encoded_before_denoising() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6, 8, 12])
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("guidance.cfg_scale=1",), ("model.attention_backend=flash",), ("model.attention_backend=_native_math",)],
+    [(), ("guidance.cfg_scale=1",), ("model.attention_backend=xformers",), ("model.attention_backend=_native_math",)],
     ids=lambda overrides: " ".join(overrides) or "default",
 )
 def test_legal_is_what_the_engine_takes(world_size: int, overrides: tuple[str, ...]) -> None:
@@ -230,7 +230,7 @@ def test_reasons_name_every_factor() -> None:
     no_uncond = planned(4, "guidance.cfg_scale=1").refused
     assert [str(mesh) for mesh, _ in no_uncond] == ["1 × 2 × 2", "2 × 1 × 2"]
     assert "ring 1 × ulysses 2 × branch 2 = 4" in no_uncond[0][1] and "no uncond" in no_uncond[0][1]
-    no_ring = planned(2, "model.attention_backend=flash").refused
+    no_ring = planned(2, "model.attention_backend=xformers").refused
     assert len(no_ring) == 1
     assert "ring 2 × ulysses 1 × branch 1 = 2" in no_ring[0][1] and "log-sum-exp" in no_ring[0][1]
 
