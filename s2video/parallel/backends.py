@@ -99,6 +99,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         older: tuple[Tensor, Tensor] = flex.flex_attention(query, key, value, return_lse=True)
         return older
     output, others = flex.flex_attention(query, key, value, return_aux=flex.AuxRequest(lse=True))
+    assert others.lse is not None
     return output, others.lse
 
 
