@@ -1,5 +1,6 @@
 """A client of `s2video serve` with nothing but the standard library: makes one video and returns its file."""
 
+import http.client
 import io
 import json
 import os
@@ -7,15 +8,21 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 KEY_VARIABLE = "S2VIDEO_API_KEY"
 _POLL = 1.0  # seconds
 _TIMEOUT = 60.0  # seconds for one answer
+_PATIENCE = 120.0  # seconds for which a server that has the job may be away, as when it is started again
 
 
 class ServerError(RuntimeError):
     """The server refused the request, failed, or does not answer. ComfyUI shows the message at the node."""
+
+
+class AwayError(ServerError):
+    """The server does not answer."""
 
 
 def make_video(
@@ -36,15 +43,21 @@ def make_video(
     if not base.startswith(("http://", "https://")):
         raise ServerError(f"server: expected an address such as http://127.0.0.1:8000, got {url[:80]!r}")
     job = json.loads(_ask(f"{base}/v1/videos", method="POST", body=fields))
-    place = f"{base}/v1/videos/{job['id']}"
+    place, away_since = f"{base}/v1/videos/{job['id']}", time.monotonic()
     try:
         while job["status"] in ("queued", "in_progress"):
             check()
             time.sleep(_POLL)
-            job = json.loads(_ask(place))
+            try:
+                job, away_since = json.loads(_ask(place)), time.monotonic()
+            except AwayError:
+                if time.monotonic() - away_since > _PATIENCE:
+                    raise
+                continue
             progress(job["progress"])
     except BaseException:
-        _ask(place, method="DELETE")  # no one waits for it any more
+        with suppress(ServerError):
+            _ask(place, method="DELETE")  # no one waits for it any more
         raise
     if job["status"] != "completed":
         raise ServerError(f"{base}: {job['error']['message']}")
@@ -62,9 +75,9 @@ def _ask(url: str, *, method: str = "GET", body: Mapping[str, Any] | None = None
             return answer.read()
     except urllib.error.HTTPError as error:
         raise ServerError(f"{url}: {_message(error)}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:  # also one that is cut off in the middle
         reason = getattr(error, "reason", error)
-        raise ServerError(f"{url}: the server does not answer ({reason}); start it with: s2video serve") from None
+        raise AwayError(f"{url}: the server does not answer ({reason}); start it with: s2video serve") from None
 
 
 def _message(error: urllib.error.HTTPError) -> str:

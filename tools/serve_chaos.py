@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     disturbed.make()
     calm = Run(work / "undisturbed", wanted, arguments)
     calm.make()
-    found = [*disturbed.problems(), *verdict.find_faults(disturbed.folder, disturbed.made, calm.made, wanted)]
+    found = [
+        *disturbed.problems(),
+        *calm.problems(),
+        *verdict.find_faults(disturbed.folder, disturbed.made, calm.made, wanted),
+    ]
     report = {
         "videos": len(wanted),
         "replicas": arguments.replicas,
@@ -128,6 +132,8 @@ class Run:
     ) -> None:
         self.folder, self.starts, self.seconds = folder, 0, 0.0
         self.made: dict[int, verdict.Made] = {}
+        self.listed: dict[str, str] = {}
+        self._code: int | None = None  # with which the server ended at last
         self._wanted, self._kills = wanted, kills
         self._chaos = folder.parent / "chaos" if kills else None
         port = free_port()
@@ -170,6 +176,10 @@ class Run:
         ids = {made.id for made in self.made.values()}
         if self.listed.keys() != ids:
             problems.append(f"the server lists {len(self.listed)} videos of {len(ids)}")
+        if self._code != 128 + signal.SIGTERM:
+            problems.append(f"the server ended with code {self._code} after SIGTERM")
+        if "Traceback" in (said := self.folder.with_suffix(".txt")).read_text(encoding="utf-8"):
+            problems.append(f"an unexpected error: see {said}")
         if self._chaos is not None:
             problems += [f"process {pid} outlived the server" for pid in orphans(self._chaos)]
         return problems
@@ -198,12 +208,12 @@ class Run:
         rest = self.rest
         if rest and (done > self._placed_after or rest[0].phase == "loading"):
             self._placed_after = done
-            orders.place(replace(rest[0]), self._chaos)
+            orders.place(rest[0], self._chaos)
 
     def _stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-            self._process.wait()
+            self._code = self._process.wait()
 
 
 def _write_models(work: Path, arguments: argparse.Namespace) -> None:

@@ -167,6 +167,7 @@ def _group(jobs: Sequence[Job]) -> Group:
     kept = ("model", "prompt", "negative_prompt", "seconds", "seed", "steps", "cfg_scale")
     settings = {name: shown[name] for name in kept}
     settings["width"], settings["height"] = shown["size"].split("x")
+    settings["image"] = shown["image"] is not None
     settings["s2_scale"] = max(job.shown["s2_scale"] for job in jobs)
     return Group(
         key=jobs[0].id,

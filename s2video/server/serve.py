@@ -5,13 +5,10 @@ SIGTERM ends both: replicas save the checkpoint of what they are making, and the
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import uvicorn
 
 from ..batch.supervisor import ReplicaPlan, supervise
 from ..errors import InputError, S2VideoError
@@ -19,10 +16,10 @@ from ..system.locks import held_lock
 from ..system.terminal import say
 from .app import Server, build_app
 from .guards import Rules
+from .http import Http
 
 _LOOK_EVERY = 0.2  # seconds between two looks for a first job
 _MOST_STARTS = 5  # in a row of replicas that all die before they draw a job
-_GRACE = 5.0  # seconds for answers that are under way at the end
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def serve(
         queue.begin()
         queue.drop_images()
         app = build_app(replace(server, is_ready=state.is_set), rules)
-        http = _Http(app, address)
+        http = Http(app, address.host, address.port, address.url)
         http.start()
         try:
             say(f"serving {', '.join(server.models.configs)} at {address.url}, jobs in {queue.folder}")
@@ -72,7 +69,7 @@ def serve(
             http.stop()
 
 
-def _supervise(server: Server, plan: ReplicaPlan, arguments: Sequence[str], http: _Http) -> int | None:
+def _supervise(server: Server, plan: ReplicaPlan, arguments: Sequence[str], http: Http) -> int | None:
     """Run replicas whenever jobs wait, until a signal arrives."""
     deaths = 0
     while http.is_alive():
@@ -88,48 +85,3 @@ def _supervise(server: Server, plan: ReplicaPlan, arguments: Sequence[str], http
             continue
         return number
     raise S2VideoError("the HTTP server ended; see the messages above")
-
-
-class _Http:
-    """uvicorn in a thread."""
-
-    def __init__(self, app: object, address: Address) -> None:
-        config = uvicorn.Config(
-            app,  # type: ignore[arg-type]  # uvicorn's own protocol for ASGI is narrower than ASGI
-            host=address.host,
-            port=address.port,
-            log_level="warning",
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(_GRACE),
-            h11_max_incomplete_event_size=64 * 1024,
-            limit_concurrency=1000,
-            server_header=False,
-        )
-        self._address = address
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
-
-    def start(self) -> None:
-        """Start to listen. Raises InputError if that is impossible."""
-        host, port = self._address.host, self._address.port
-        try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            self._socket = socket.create_server((host, port), family=family, backlog=1024)
-        except OSError as error:
-            raise InputError(
-                f"{self._address.url}: expected a free address of this machine, got an error "
-                f"({error.strerror or error}); choose another --host or --port"
-            ) from None
-        self._thread.start()
-
-    def is_alive(self) -> bool:
-        """Whether requests are answered."""
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        """End, after the answers that are under way."""
-        self._server.should_exit = True
-        self._thread.join(2 * _GRACE)
-
-    def _run(self) -> None:
-        self._server.run(sockets=[self._socket])

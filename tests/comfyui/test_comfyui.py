@@ -207,18 +207,26 @@ def test_the_schema_and_the_function_agree() -> None:
 def test_workflows_use_inputs_that_exist(path: Path) -> None:
     """Workflows are in the form of ComfyUI's API: node id -> class and inputs; a link is [node id, output]."""
     graph = json.loads(path.read_text(encoding="utf-8"))
-    names = {socket.name for socket in S2Guidance.define_schema().inputs}
-    ours = [node for node in graph.values() if node["class_type"] == "S2Guidance"]
-    assert ours
+    names = {
+        "S2Guidance": {socket.name for socket in S2Guidance.define_schema().inputs},
+        "S2VideoServer": {socket.name for socket in S2Server.define_schema().inputs},
+    }
+    assert any(node["class_type"] in names for node in graph.values())
     for node in graph.values():
         links = [value for value in node["inputs"].values() if isinstance(value, list)]
         assert all(link[0] in graph for link in links)
-    for node in ours:
-        assert set(node["inputs"]) == names
+        assert set(node["inputs"]) == names.get(node["class_type"], set(node["inputs"]))
 
 
 class _Answers(BaseHTTPRequestHandler):
-    """A server that makes a video in three looks, refuses the prompt "bad" and fails at "broken"."""
+    """A server that makes a video in three looks, refuses some prompts, fails at "broken" and is "away" for a look."""
+
+    REFUSED: ClassVar[dict[str, tuple[int, bytes]]] = {
+        "bad": (400, b'{"error": {"message": "size: expected another"}}'),
+        "locked": (401, b'{"error": {"message": "expected the header Authorization: Bearer KEY"}}'),
+        "full": (429, b'{"error": {"message": "1000 videos wait already; try again later"}}'),
+        "proxy": (502, b"<html>Bad Gateway</html>"),
+    }
 
     seen: ClassVar[list[tuple[str, str, Any, str | None]]] = []
     states: ClassVar[list[dict[str, Any]]] = []
@@ -231,20 +239,29 @@ class _Answers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.seen.append(("POST", self.path, body, self.headers.get("authorization")))
-        if body["prompt"] == "bad":
-            self._answer(400, json.dumps({"error": {"message": "size: expected another"}}).encode())
+        if body["prompt"] in self.REFUSED:
+            status, message = self.REFUSED[body["prompt"]]
+            self._answer(status, message)
             return
         end = {"status": "completed", "progress": 100}
         if body["prompt"] == "broken":
             end = {"status": "failed", "progress": 0, "error": {"message": "out of memory"}}
         self.states[:] = [{"status": "in_progress", "progress": 40}, end]
+        if body["prompt"] == "away":
+            self.states.insert(1, {})
+        elif body["prompt"] == "gone":
+            self.states[1:] = [{}] * 10_000
         self._answer(200, b'{"id": "video_1", "status": "queued", "progress": 0}')
 
     def do_GET(self) -> None:
         if self.path.endswith("/content?codec=h264"):
             self._answer(200, b"the video")
         else:
-            self._answer(200, json.dumps({"id": "video_1", **self.states.pop(0)}).encode())
+            state = self.states.pop(0)
+            if state:
+                self._answer(200, json.dumps({"id": "video_1", **state}).encode())
+            else:
+                self.close_connection = True  # without an answer, as a server does that is killed
 
     def do_DELETE(self) -> None:
         self.seen.append(("DELETE", self.path, None, None))
@@ -289,10 +306,28 @@ class TestServer:
         assert set(SECTIONS) == {"sampling", "guidance"}
         assert [socket.name for socket in S2Server.define_schema().inputs] == ["server", *self.ASKED]
 
-    @pytest.mark.parametrize(("prompt", "message"), [("bad", "size: expected another"), ("broken", "out of memory")])
+    @pytest.mark.parametrize(
+        ("prompt", "message"),
+        [
+            ("bad", "size: expected another"),
+            ("broken", "out of memory"),
+            ("locked", "Authorization: Bearer KEY"),
+            ("full", "1000 videos wait already"),
+            ("proxy", "502 Bad Gateway"),
+        ],
+    )
     def test_what_the_server_says_is_shown(self, address: str, prompt: str, message: str) -> None:
         with pytest.raises(RuntimeError, match=message):
             S2Server.execute(server=address, **{**self.ASKED, "prompt": prompt})
+
+    def test_a_server_may_be_started_again_in_mid_job(self, address: str) -> None:
+        (video,) = S2Server.execute(server=address, **{**self.ASKED, "prompt": "away"})
+        assert video.read() == b"the video"
+
+    def test_a_server_that_is_gone_is_told(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.modules["s2_pack.server"], "_PATIENCE", 0.1)
+        with pytest.raises(RuntimeError, match="the server does not answer"):
+            S2Server.execute(server=address, **{**self.ASKED, "prompt": "gone"})
 
     def test_no_server(self) -> None:
         with pytest.raises(RuntimeError, match="start it with: s2video serve"):

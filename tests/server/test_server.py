@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import socket
 import sqlite3
 import time
@@ -17,7 +18,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
-from running import PROMPT, SMALL, Running, free_port, running, wait_for
+from running import PROMPT, SMALL, Running, running, wait_for
 from safetensors.torch import load_file
 
 from s2video.cli.main import main
@@ -183,6 +184,20 @@ def test_progress_as_events(client: openai.OpenAI, server: Running, video: Any) 
     assert states[-1] == "completed" and progress == sorted(progress) and len(set(progress)) > 2
 
 
+def test_the_program_of_the_documentation(
+    server: Running, video: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n# needs a running server\n(.*?)```", document, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    here = program.replace("http://127.0.0.1:8000", server.url).replace(
+        '"num_inference_steps": 30', '"num_inference_steps": 3'
+    )
+    assert server.url in here and ": 3}" in here
+    exec(compile(here, "docs/serving.md", "exec"), {})
+    assert probe_video(tmp_path / "circle.mp4").num_frames == 17
+
+
 class TestAround:
     def test_models_health_and_metrics(self, server: Running, client: openai.OpenAI, video: Any) -> None:
         (model,) = client.models.list()
@@ -323,29 +338,6 @@ class TestWire:
         names = {Path(name).stem for (name,) in rows}
         assert {path.name.partition(".")[0] for path in (server.folder / "videos").iterdir()} <= names
         assert list((server.folder / "images").iterdir()) == []
-
-
-def test_a_restart_loses_nothing(tmp_path: Path) -> None:
-    """Killed in the middle of a video, the server goes on with it, with the same id; what is done stays done."""
-    folder, port = tmp_path / "jobs", free_port()
-    ask = {"prompt": PROMPT, "size": "32x32", "seconds": "1"}
-    with running(folder, port=port) as first:
-        client = first.until_ready().client()
-        done = wait_for(client, client.videos.create(**ask, extra_body=SMALL).id, "completed")
-        cut = client.videos.create(**{**ask, "size": "64x64"}, extra_body={"sampling": {"num_inference_steps": 60}})
-        waiting = client.videos.create(**ask, extra_body=SMALL)
-        while client.videos.retrieve(cut.id).step < 5:
-            time.sleep(0.05)
-        first.process.kill()
-        first.process.wait()
-    with running(folder, port=port) as second:
-        client = second.until_ready().client()
-        assert client.videos.retrieve(done.id).status == "completed"
-        for name in (cut.id, waiting.id):
-            assert wait_for(client, name, "completed", "failed").status == "completed"
-        assert len(list(client.videos.list())) == 3
-        assert second.stop() == 143
-    assert "Traceback" not in second.log.read_text(encoding="utf-8")
 
 
 class TestStart:

@@ -57,7 +57,7 @@ def _fill(page: Any, prompt: str, steps: int, seconds: str = "1", seed: int = 7)
 
 def test_from_a_prompt_to_videos_that_play_in_step(page: Any) -> None:
     _fill(page, PROMPT, steps=3)
-    _until(page, ESTIMATE, "9 frames")
+    _until(page, ESTIMATE, "two videos: 9 frames")
     page.click("text=Make it")
     page.wait_for_selector(f"article:has-text('{PROMPT}') .player.several", timeout=LONG)
     assert page.locator("figcaption strong").all_inner_texts() == ["CFG", "S², ω 0.25"]
@@ -102,10 +102,24 @@ def test_what_is_typed_is_never_markup(page: Any) -> None:
     assert page.locator("h3 img").count() == 0
 
 
+def test_a_finished_video_is_removed_by_a_second_click(page: Any) -> None:
+    article = page.locator("article", has_text="{{ 7 * 7 }}")
+    article.locator("video").wait_for(timeout=LONG)
+    button = article.locator("[data-act=remove]")
+    button.click()
+    assert button.inner_text() == "Remove for good?" and article.count() == 1
+    _until(page, "() => !document.querySelector('.asking')")  # nobody clicked again
+    assert button.inner_text() == "Remove"
+    button.click()
+    button.click()
+    article.wait_for(state="detached", timeout=LONG)
+
+
 def test_stop_and_remove(page: Any) -> None:
     _fill(page, "a long one", steps=200, seconds="4")
     page.uncheck("#pair")
-    page.click("text=Make it")
+    page.focus("#prompt")
+    page.keyboard.press("Control+Enter")
     article = page.locator("article", has_text="a long one")
     article.locator("text=/step \\d+ of 200/").wait_for(timeout=LONG)
     article.locator("text=Stop and remove").click()
@@ -118,6 +132,11 @@ def test_labels_and_a_phone(page: Any) -> None:
         "[...document.querySelectorAll('form :is(input, textarea, select)')].filter((e) => !e.labels.length).length"
     )
     assert unnamed == 0
+    names = page.evaluate(
+        "[...document.querySelectorAll('#history :is(button, a, progress, video)')]"
+        ".map((e) => e.closest('article').dataset.key + (e.ariaLabel ?? e.textContent))"
+    )
+    assert len(names) > 10 and len(set(names)) == len(names) and all(name.strip() for name in names)
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth <= 360")
 

@@ -6,6 +6,8 @@
 const ESTIMATE_AFTER = 350; // ms without a key press
 const LOOK_EVERY = 1000; // ms while something is being made
 const REST_EVERY = 10000; // ms otherwise
+const ASK_FOR = 4000; // ms in which a second click removes a finished video
+const TITLE = document.title;
 
 const byId = (id) => document.getElementById(id);
 const part = (name) => document.querySelector(`[data-part="${name}"]`);
@@ -41,6 +43,12 @@ function showRanges() {
 
 function otherSeed() {
   byId("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+}
+
+// The strengths of S² of the videos that are asked for.
+function wanted() {
+  const scale = Number(byId("s2_scale").value);
+  return byId("pair").checked && scale > 0 ? [0, scale] : [scale];
 }
 
 // The request for one video.
@@ -90,7 +98,7 @@ async function estimate() {
     const found = await ask("/v1/videos/estimate", { method: "POST", body: wish(byId("s2_scale").value) });
     if (lastEstimate !== mine) return;
     showProblem("");
-    part("estimate").textContent = found.words;
+    part("estimate").textContent = wanted().length > 1 ? `two videos: ${found.words}` : found.words;
   } catch (error) {
     if (lastEstimate === mine) showProblem(error.message);
   }
@@ -99,20 +107,24 @@ async function estimate() {
 async function make(event) {
   event.preventDefault();
   const button = form.querySelector("[type=submit]");
-  const scale = Number(byId("s2_scale").value);
-  const scales = byId("pair").checked && scale > 0 ? [0, scale] : [scale];
   button.disabled = true;
   try {
-    for (const one of scales) await ask("/v1/videos", { method: "POST", body: wish(one) });
+    for (const one of wanted()) await ask("/v1/videos", { method: "POST", body: wish(one) });
     showProblem("");
     part("news").textContent = "queued";
     await look();
+    showNewest();
     watchSoon();
   } catch (error) {
     showProblem(error.message);
   } finally {
     button.disabled = false;
   }
+}
+
+// On a phone the videos are below the form.
+function showNewest() {
+  if (matchMedia("(max-width: 60rem)").matches) byId("history").firstElementChild?.scrollIntoView({ block: "nearest" });
 }
 
 // Fetch the videos, and exchange those that have changed, so that what plays goes on.
@@ -130,6 +142,8 @@ async function look() {
     return adopt(one);
   });
   byId("history").replaceChildren(...now);
+  const [first] = [...byId("history").querySelectorAll("progress")].map((bar) => bar.value).sort((a, b) => b - a);
+  document.title = first === undefined ? TITLE : `${first} % · ${TITLE}`;
 }
 
 function adopt(fresh) {
@@ -159,15 +173,29 @@ async function act(event) {
     if (byId("model")) byId("model").value = settings.model;
     showModel();
     setValues(settings);
+    if (settings.image) showProblem("Choose its first image again: a page cannot do that for you.");
     byId("prompt").focus();
     estimateSoon();
     return;
   }
+  if (button.dataset.asks && !button.classList.contains("asking")) return askFirst(button);
   button.disabled = true;
   for (const job of group.querySelectorAll(".job")) {
     await ask(`/v1/videos/${job.dataset.id}`, { method: "DELETE" }).catch((error) => showProblem(error.message));
   }
   await look().catch((error) => showProblem(error.message));
+}
+
+// A finished video is gone for good, so its button asks for a second click.
+function askFirst(button) {
+  const text = button.textContent;
+  button.classList.add("asking");
+  button.textContent = button.dataset.asks;
+  part("news").textContent = button.dataset.asks;
+  setTimeout(() => {
+    button.classList.remove("asking");
+    button.textContent = text;
+  }, ASK_FOR);
 }
 
 let watchTimer = 0;
@@ -191,6 +219,9 @@ showModel();
 otherSeed();
 form.addEventListener("input", estimateSoon);
 form.addEventListener("submit", make);
+form.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+});
 byId("model")?.addEventListener("change", showModel);
 part("dice").addEventListener("click", () => {
   otherSeed();
