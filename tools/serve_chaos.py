@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 from faults import orders
 from faults.orders import Order
-from faults.started import environment, orphans
+from faults.started import REPOSITORY, environment, orphans
 from serving import verdict
 from serving.client import Client, free_port
 
@@ -178,7 +178,8 @@ class Run:
             problems.append(f"the server lists {len(self.listed)} videos of {len(ids)}")
         if self._code != 128 + signal.SIGTERM:
             problems.append(f"the server ended with code {self._code} after SIGTERM")
-        if "Traceback" in (said := self.folder.with_suffix(".txt")).read_text(encoding="utf-8"):
+        said = self.folder.with_suffix(".txt")
+        if f'File "{REPOSITORY}' in said.read_text(encoding="utf-8"):  # a traceback that is not torchrun's
             problems.append(f"an unexpected error: see {said}")
         if self._chaos is not None:
             problems += [f"process {pid} outlived the server" for pid in orphans(self._chaos)]

@@ -89,8 +89,8 @@ def test_two_replicas_of_two_ranks(tmp_path: Path) -> None:
         for video in videos:
             assert wait_for(client, video.id, "completed", "failed", seconds=300).status == "completed"
         record = httpx.get(f"{server.url}/v1/videos/{videos[0].id}/sidecar").json()
+        said = server.log.read_text(encoding="utf-8")  # before torchrun tells at length that it was stopped
         assert server.stop() == 143
-        said = server.log.read_text(encoding="utf-8")
     assert record["mesh"]["world_size"] == 2
     events = [json.loads(line) for line in (folder / "batch.events.jsonl").read_text().splitlines()]
     assert len({event["replica"] for event in events if event["event"] == "drawn"}) == 2  # none was started again
