@@ -126,6 +126,8 @@ def _configs(arguments: argparse.Namespace) -> Mapping[str, RunConfig]:
         name, separator, model = text.partition("=")
         model = model if separator else text
         name = name if separator else Path(text).stem if text.endswith((".yaml", ".yml")) else text.rpartition("/")[2]
+        if not (name and model):
+            raise InputError(f"--model: expected MODEL or NAME=MODEL, got {text[:200]!r}")
         if name in found:
             raise InputError(f"--model: expected different names, got {name} twice; write NAME={model}")
         if model.endswith((".yaml", ".yml")):

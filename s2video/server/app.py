@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -30,7 +31,7 @@ from . import page
 from .files import CONTENT_TYPES, BusyError, as_one_file, decoded_data_url, in_format, picture, save_image
 from .guards import COOKIE, BodyError, Guards, Rules, problem, session_of
 from .metrics import metrics
-from .queue import FullError, Glance, Job, JobQueue, OtherRequestError
+from .queue import FullError, Glance, Job, JobQueue, OtherRequestError, is_id
 from .video_request import FieldError, Limits, Models, read_request
 from .video_request import Request as VideoRequest
 
@@ -116,8 +117,13 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def other(request: Request, error: HTTPException) -> Response:
-        code = "not_found" if error.status_code == 404 else "refused"
-        return problem(error.status_code, str(error.detail), code=code)
+        path = request.url.path[:80]
+        if error.status_code == 405:
+            return problem(405, f"{request.method[:20]} is not possible at {path!r}", code="method_not_allowed")
+        if error.status_code == 404:
+            is_ours = str(error.detail) != HTTPStatus.NOT_FOUND.phrase
+            return problem(404, str(error.detail) if is_ours else f"nothing is at {path!r}", code="not_found")
+        return problem(error.status_code, str(error.detail), code="refused")
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -148,6 +154,8 @@ def _add_videos(app: FastAPI, server: Server) -> None:
     def listed(after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc") -> dict[str, Any]:
         if not 1 <= limit <= 100:
             raise FieldError("limit", f"limit: expected 1 to 100, got {limit}")
+        if after is not None and not is_id(after):
+            raise FieldError("after", f"after: expected the id of a video, got {after[:80]!r}")
         jobs, more = server.queue.page(after=after, limit=limit, order=order)
         data = [as_video(job) for job in jobs]
         ids = [job.id for job in jobs]
@@ -342,11 +350,11 @@ def _add_service(app: FastAPI, server: Server) -> None:
         ]
         return {"object": "list", "data": data, "loras": list(server.models.loras)}
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])  # load balancers ask in either way
     def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.api_route("/ready", methods=["GET", "HEAD"])
     def ready() -> Response:
         if server.is_ready():
             return JSONResponse({"status": "ready"})

@@ -126,7 +126,8 @@ def estimate(request: Request, queue: JobQueue, models: Models, *, world_size: i
         predicted = predict_seconds([job], models.open, world_size=world_size)[0]
         seconds, source = predicted, "a rough guess, before the first video"
     waiting = queue.count()["waiting"]
-    parts = [f"{request.shown['frames']} frames at {float(Fraction(request.shown['fps'])):g} per second"]
+    frames = request.shown["frames"]
+    parts = [f"{frames} frame{'' if frames == 1 else 's'} at {float(Fraction(request.shown['fps'])):g} per second"]
     parts.append("time unknown" if seconds is None else f"about {spoken(seconds)} a video ({source})")
     if waiting:
         parts.append(f"{waiting} before it" + (f" on {replicas} replicas" if replicas > 1 else ""))

@@ -104,6 +104,11 @@ def new_id() -> str:
     return f"video_{time.time_ns():016x}{secrets.token_hex(6)}"
 
 
+def is_id(text: str) -> bool:
+    """Return whether a text has the form of an id."""
+    return re.fullmatch(r"video_[0-9a-f]{28}", text) is not None
+
+
 def without_folders(message: str) -> str:
     """Return a message for clients, in which paths are names."""
     return re.sub(r"(?<![\w/])/(?:[^\s/:'\"]+/)+", "", message)

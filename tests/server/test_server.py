@@ -286,7 +286,11 @@ class TestWire:
         assert httpx.post(url, data={"guidance[s2_scale": "1", "prompt": "x"}).json()["error"]["param"]
         files = {"input_reference": ("../../x.png", b"no image", "image/png")}
         assert "expected an image" in httpx.post(url, data={"prompt": "x"}, files=files).text
-        assert httpx.put(url).status_code == 405 and "error" in httpx.put(url).json()
+        assert httpx.put(url).status_code == 405 and httpx.put(url).json()["error"]["code"] == "method_not_allowed"
+        assert "'/v2/videos'" in httpx.get(f"{server.url}/v2/videos").json()["error"]["message"]
+        assert httpx.get(url, params={"after": "video_1"}).json()["error"]["param"] == "after"
+        assert httpx.get(url, params={"limit": "x"}).json()["error"]["param"] == "limit"
+        assert httpx.head(f"{server.url}/health").status_code == httpx.head(f"{server.url}/ready").status_code == 200
 
     def test_a_body_without_length_is_bounded_too(self, server: Running) -> None:
         def endless() -> Iterator[bytes]:
@@ -348,6 +352,9 @@ class TestStart:
     def test_bad_arguments(self, server: Running, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         for arguments, message in (
             (["--model", "a=shapes", "--model", "a=shapes"], "a twice"),
+            (["--model", "=shapes"], "expected MODEL or NAME=MODEL"),
+            (["--model", "a="], "expected MODEL or NAME=MODEL"),
+            (["--loaded", "0"], "--loaded: expected a number >= 1"),
             (["--model", "nothing-like-this"], "expected a name from s2video models"),
             (["--lora", "style=/no/file"], "expected NAME=FILE"),
             (["--port", "70000"], "expected 1 to 65535"),
