@@ -1,4 +1,4 @@
-"""The tables of docs/plugin.md and docs/models.md on S² in diffusers: from the rows of the test matrix.
+"""The tables of docs/plugin.md and docs/models.md on S² in diffusers: from the rows of the test matrices.
 
     python tools/plugin_table.py           # writes both
     python tools/plugin_table.py --check   # ends with 1 if one of them is not current
@@ -8,6 +8,7 @@ A pipeline has a row if `tests/unit/test_plugin_matrix.py` holds it against Eq. 
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,25 @@ MODELS = {
     "Z-Image": ("ZImagePipeline",),
     "Chroma": ("ChromaPipeline",),
 }
-GUIDED = {"Wan 2.1, 2.2": "engine's latents", "HunyuanVideo 1.5": "Eq. 4"}  # `tests/unit/test_guider.py`
+# model -> its pipelines with a guider, in `tests/tiny_guided.py` or `tests/unit/test_guider.py`
+GUIDERS = {
+    "Wan 2.1, 2.2": ("WanModularPipeline", "Wan22ModularPipeline", "WanImage2VideoModularPipeline"),
+    "Wan VACE": ("Wan22VaceModularPipeline",),
+    "Wan Animate 2": ("WanAnimate2ModularPipeline",),
+    "HunyuanVideo 1.5": (
+        "HunyuanVideo15Pipeline",
+        "HunyuanVideo15ImageToVideoPipeline",
+        "HunyuanVideo15ModularPipeline",
+    ),
+    "LTX-2": ("LTX2ModularPipeline",),
+    "Helios": ("HeliosModularPipeline", "HeliosPyramidModularPipeline"),
+    "LTX-Video": ("LTXModularPipeline",),
+    "Motif-Video": ("MotifVideoPipeline",),
+    "Flux 2": ("Flux2KleinModularPipeline",),
+    "Stable Diffusion 3, 3.5": ("StableDiffusion3ModularPipeline",),
+    "Qwen-Image": ("QwenImageModularPipeline",),
+    "Z-Image": ("ZImageModularPipeline",),
+}
 
 
 def pipelines_table() -> str:
@@ -76,18 +95,29 @@ def _pipeline_row(name: str, row: Miniature) -> str:
     return f"| `{name}` | {FOUND[row.found]} | {PLACES[row.is_moved]} | {lists} |"
 
 
+def guiders_table() -> str:
+    """Return the other table of docs/plugin.md: the pipelines with a guider."""
+    rows = (f"| {model} | {', '.join(f'`{name}`' for name in names)} |" for model, names in GUIDERS.items())
+    return "\n".join(("| model | pipelines with `S2Guidance` |", "|---|---|", *rows))
+
+
 def models_table() -> str:
     """Return the table of docs/models.md: what each model was held against, in each of three ways to use it."""
     engine = {family.pipeline for family in FAMILIES}
     rows = []
-    for model, names in MODELS.items():
+    for model in dict.fromkeys((*MODELS, *GUIDERS)):
+        names = MODELS.get(model, ())
         used = "diffusers' latents, its forward, 2 and 3 ranks" if engine & set(names) else "–"
-        kinds = f"Eq. 4 to the bit, {len(names)} pipeline{'s' * (len(names) > 1)}"
-        rows.append(f"| {model} | {used} | {kinds} | {GUIDED.get(model, '–')} |")
+        rows.append(f"| {model} | {used} | {_counted(names)} | {_counted(GUIDERS.get(model, ()))} |")
     return "\n".join(("| model | engine | `enable` | `S2Guidance` |", "|---|---|---|---|", *rows))
 
 
-TABLES = {ROOT / "docs" / "plugin.md": pipelines_table, ROOT / "docs" / "models.md": models_table}
+def _counted(pipelines: Sequence[str]) -> str:
+    return f"Eq. 4, {len(pipelines)} pipeline{'s' * (len(pipelines) > 1)}" if pipelines else "–"
+
+
+PLUGIN, MODELS_PAGE = ROOT / "docs" / "plugin.md", ROOT / "docs" / "models.md"
+TABLES = ((PLUGIN, pipelines_table), (PLUGIN, guiders_table), (MODELS_PAGE, models_table))
 
 
 def replaced(text: str, table: str) -> str:
@@ -102,7 +132,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
     old = []
-    for path, table in TABLES.items():
+    for path, table in TABLES:
         text = path.read_text(encoding="utf-8")
         if table() not in text:
             old.append(path)

@@ -40,6 +40,8 @@ class S2Guidance(BaseGuidance):
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_sub"]  # noqa: RUF012  (the base class requires a list)
 
+    spatio_temporal_guidance_blocks: list[int] | None = None  # LTX-2: those of the other guider's pass
+
     _step: int | None
     _num_inference_steps: int | None
 
@@ -77,6 +79,10 @@ class S2Guidance(BaseGuidance):
         self._masks: tuple[tuple[int, ...], ...] = ()
         self._forks: Forks | None = None
 
+    def active_predictions(self) -> list[str]:
+        """Return the names of this step's predictions. LTX-2's pipelines ask for them."""
+        return self._names()
+
     def _names(self) -> list[str]:
         """Return the names of this step's predictions, in the order in which they are made."""
         if not self._enabled:
@@ -104,6 +110,8 @@ class S2Guidance(BaseGuidance):
         """Prepare the model for one prediction. Called before each prediction of the step, in the order of `_names`."""
         super().prepare_models(denoiser)
         names = self._names()
+        if self._count_prepared > len(names):
+            return  # a pass of another guider of the pipeline, such as LTX-2's guider for sound
         name = names[self._count_prepared - 1]
         subs = [other for other in names if other.startswith("pred_sub")]
         if name == "pred_cond" and subs:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from plugin_table import MODELS, ROOT, TABLES
+from plugin_table import GUIDERS, MODELS, ROOT, TABLES
+from tiny_guided import GUIDED
 from tiny_matrix import MINIATURES, Miniature
 from torch import Tensor, nn
 
@@ -174,7 +175,8 @@ def test_all_pipelines_are_here() -> None:
 def test_the_tables_are_current() -> None:
     """To update: python tools/plugin_table.py."""
     assert {name for names in MODELS.values() for name in names} == MINIATURES.keys()
-    for path, table in TABLES.items():
+    assert {"MotifVideoPipeline", *GUIDED} <= {name for names in GUIDERS.values() for name in names}
+    for path, table in TABLES:
         assert table() in path.read_text(encoding="utf-8"), path
     assert f"with {len(MINIATURES)} pipelines" in (ROOT / "README.md").read_text(encoding="utf-8")
 
