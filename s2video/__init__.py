@@ -11,6 +11,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .api import TextToVideo, Video, load
+    from .batch.run import BatchVideo, run_batch
     from .config.run import RunConfig, build_config
     from .engine.decode_latents import decode_latents
     from .engine.engine import Engine
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgreementError",
+    "BatchVideo",
     "Engine",
     "InputError",
     "NumericalError",
@@ -45,6 +47,7 @@ __all__ = [
     "load",
     "load_config",
     "read_sidecar",
+    "run_batch",
     "videos_in",
     "write_page",
 ]
@@ -53,6 +56,7 @@ quiet_imports()
 
 _NAMES_OF = {
     ".api": "TextToVideo Video load",
+    ".batch.run": "BatchVideo run_batch",
     ".config.run": "RunConfig build_config",
     ".engine.decode_latents": "decode_latents",
     ".engine.engine": "Engine",

@@ -118,6 +118,7 @@ def _shot_line(shot: ShotTakes) -> str:
 def as_json(status: Status) -> str:
     """Return the status as one JSON object."""
     takes = {each.name: each for each in status.takes}
+    files = {name: list(paths) for store in find_stores(status.folder) for name, paths in store.digests().items()}
     used = {shot.used.name for shot in shots_of(status.takes) if shot.used is not None}
     return json.dumps(
         {
@@ -135,6 +136,7 @@ def as_json(status: Status) -> str:
                     "seconds": record.seconds,
                     "key": record.key,
                     "error": record.error,
+                    "files": files.get(record.name, []),
                     **_take_json(takes.get(record.name), used),
                 }
                 for record in status.records

@@ -11,9 +11,9 @@ import s2video
 
 ROOT = Path(s2video.__file__).resolve().parents[1]
 PUBLIC = """
-    AgreementError Engine InputError NumericalError RunConfig S2Guidance S2VideoError Sidecar StoppedError TextToVideo
-    Video __version__ build_config decode_latents disable enable find_checkpoint init_mesh load load_config
-    read_sidecar videos_in write_page
+    AgreementError BatchVideo Engine InputError NumericalError RunConfig S2Guidance S2VideoError Sidecar
+    StoppedError TextToVideo Video __version__ build_config decode_latents disable enable find_checkpoint
+    init_mesh load load_config read_sidecar run_batch videos_in write_page
 """
 
 
