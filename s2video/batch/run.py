@@ -24,8 +24,9 @@ from ..media.formats import place_of
 from ..system import ranks
 from ..system.files import atomic_path, user_path
 from ..system.processes import tied
+from .records import Record, State
 from .run_file import RESERVED, Batch, load_batch
-from .store import Record, State, Store
+from .store import Store
 
 Again = Literal["force", "retry-failed", "overwrite", "keep-changed"]
 
