@@ -17,7 +17,7 @@ from video_helpers import BLUE, GREEN, RED, solid
 from s2video.batch.fates import Fate, outlook
 from s2video.batch.run_file import load_batch
 from s2video.batch.store import Entry, Store
-from s2video.cli import batch as batch_commands
+from s2video.cli import state as state_commands
 from s2video.cli.main import main
 from s2video.errors import InputError
 from s2video.media.formats import VideoSpec
@@ -157,7 +157,7 @@ def test_status_watches_until_all_are_made(
             assert drawn is not None
             store.finish(drawn.name, "r1", {})
 
-    monkeypatch.setattr(batch_commands.time, "sleep", later)
+    monkeypatch.setattr(state_commands.time, "sleep", later)
     assert main(["status", str(tmp_path), "--watch"]) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if " of 2 done" in line]
     assert [re.search(r"(\d) of 2 done", line)[1] for line in said] == ["0", "1", "2"]  # type: ignore[index]
