@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config.run import build_config
 from ..errors import InputError
-from ..guidance.equations import Predictions, combine, needs_uncond
+from ..guidance.equations import Predictions, combine, needs_uncond, scale_of_push
 from ..guidance.masks import step_masks
 from .blocks import Forks, check_transformer
 from .caches import Caches
@@ -32,6 +32,7 @@ class S2Guidance(BaseGuidance):
         guidance_rescale: share of the prediction that is rescaled to the standard deviation of cond, 0 … 1.
         start, stop: part of the denoising in which S² is active, 0 … 1. CFG is always active.
         enabled: False returns cond.
+        s2_push: sets ω by its effect, as in `s2video.enable`; replaces the default `s2_scale`.
 
     Raises:
         InputError: if a setting is out of its bounds; in `prepare_models`, if the model is unknown, compiled as a
@@ -60,6 +61,7 @@ class S2Guidance(BaseGuidance):
         start: float = 0.1,
         stop: float = 0.9,
         enabled: bool = True,
+        s2_push: float | None = None,
     ) -> None:
         super().__init__(start, stop, enabled)
         settings = {
@@ -73,6 +75,7 @@ class S2Guidance(BaseGuidance):
             "mask_seed": mask_seed,
             "rescale": guidance_rescale,
             "window": (start, stop),
+            "s2_push": s2_push,
         }
         self._guidance = build_config({"guidance": settings}, "S2Guidance").guidance
         self._spec = self._guidance.mask_spec()
@@ -90,7 +93,7 @@ class S2Guidance(BaseGuidance):
         step, num_steps = self._step, self._num_inference_steps
         # before the first step, pipelines query the largest number of predictions
         active = step is None or num_steps is None or self._spec.active(step, num_steps)
-        s2 = active and self._guidance.s2_scale > 0
+        s2 = active and self._guidance.uses_s2
         return [
             "pred_cond",
             *(["pred_uncond"] if needs_uncond(self._guidance.cfg_scale) else []),
@@ -148,10 +151,12 @@ class S2Guidance(BaseGuidance):
         self._step = None  # pipelines read `num_conditions` before the first step of the next video
         if not self._enabled:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
+        predictions = Predictions(pred_cond, pred_uncond, tuple(subs.values()))
+        push, scale = self._guidance.s2_push, self._guidance.s2_scale
         pred = combine(
-            Predictions(pred_cond, pred_uncond, tuple(subs.values())),
+            predictions,
             cfg_scale=self._guidance.cfg_scale,
-            s2_scale=self._guidance.s2_scale,
+            s2_scale=scale if push is None or not subs else scale_of_push(predictions, push),
             rescale=self._guidance.rescale,
         )
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)

@@ -177,6 +177,21 @@ def test_without_s2_it_is_cfg(pipe: Any) -> None:
     assert torch.equal(run(pipe, s2video.S2Guidance(guidance_scale=5.0, s2_scale=0.0)), cfg)
 
 
+def test_a_push_sets_the_strength_of_each_sample() -> None:
+    """What S² adds has the length of 0.1 · cond, for each sample; it is saved with the other settings."""
+    guider = s2video.S2Guidance(guidance_scale=3.0, s2_push=0.1)
+    guider.set_state(step=5, num_inference_steps=10, timestep=torch.tensor(500))
+    assert guider.num_conditions == 3
+    cond, uncond, sub = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    pushed = guider.forward(cond, uncond, pred_sub_0=sub).pred - (uncond + 3.0 * (cond - uncond))
+    lengths = pushed.flatten(1).norm(dim=1) / cond.flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full((2,), 0.1))
+    assert ((pushed * (cond - sub)).flatten(1).sum(dim=1) > 0).all()  # away from sub
+    assert guider.new().config.s2_push == 0.1
+    with pytest.raises(InputError, match=r"s2_scale 0\.5 and s2_push 0\.1"):
+        s2video.S2Guidance(s2_scale=0.5, s2_push=0.1)
+
+
 def test_disabled_it_is_cond() -> None:
     guider = s2video.S2Guidance()
     guider.set_state(step=5, num_inference_steps=10, timestep=torch.tensor(500))
