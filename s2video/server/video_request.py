@@ -139,6 +139,7 @@ def read_request(
     files = {"output.path": str(output), "output.keep_latents": True}
     config = _patched(config, {**job_settings, **files, "model.lora": changes["model.lora"]})
     job = BatchJob(output.relative_to(folder).as_posix(), _SOURCE, config)
+    _check_image(models.open(*config.model.source).info.image, image is not None)
     for problem in find_problems([job], models.open, world_size=world_size, images=True):
         raise _of_field(problem)
     return Request(
@@ -162,6 +163,14 @@ def _patched(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 def _of_field(problem: str) -> FieldError:
     sentence = problem.removeprefix(f"{_SOURCE}: ")
     return FieldError(_field_of(sentence), sentence.removeprefix("output."))
+
+
+def _check_image(wanted: str, is_given: bool) -> None:
+    """Raise FieldError, in a client's words, if an image is missing or of no use."""
+    if wanted == "required" and not is_given:
+        raise FieldError("input_reference", "input_reference: expected an image for this model, got none")
+    if wanted == "none" and is_given:
+        raise FieldError("input_reference", "input_reference: expected none for this model, got an image")
 
 
 def _digest(fields: Mapping[str, Any], image: Path | None) -> str:

@@ -9,7 +9,7 @@ import sqlite3
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import httpx2 as httpx
 import openai
 import pytest
 import torch
+import yaml
 from PIL import Image
 from running import PROMPT, SMALL, Running, running, wait_for
 from safetensors.torch import load_file
+from tiny_wan_i2v import KINDS, image
 
 from s2video.cli.main import main
 from s2video.media.video import probe_video, read_video
@@ -29,10 +31,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[str], Path]) -> Iterator[Running]:
+    """The embedded model, and a small one that needs an image; one of them is loaded at a time."""
     folder = tmp_path_factory.mktemp("serve") / "jobs"
-    options = ("--max-pixels", "4096", "--max-frames", "33", "--max-steps", "200", "--max-queue", "6")
-    with running(folder, *options) as started:
+    config = KINDS["wan-i2v"].config(checkpoint_of("wan-i2v")).model_dump(mode="json", include={"model", "sampling"})
+    pictures = folder.with_name("pictures.yaml")
+    pictures.write_text(yaml.safe_dump(config), encoding="utf-8")
+    options = ["--max-pixels", "4096", "--max-frames", "33", "--max-steps", "200", "--max-queue", "6"]
+    with running(folder, *options, "--model", "shapes", "--model", f"pictures={pictures}") as started:
         yield started.until_ready()
 
 
@@ -131,6 +137,28 @@ def test_deleting_one_that_runs_stops_it(client: openai.OpenAI, server: Running)
     assert "Traceback" not in server.log.read_text(encoding="utf-8")
 
 
+def test_a_first_image(client: openai.OpenAI, server: Running, tmp_path: Path) -> None:
+    """As a file and as a data URL: the same video. The image goes with the job that it belongs to."""
+    picture = tmp_path / "first.png"
+    image(1).save(picture)
+    url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    ask = {"prompt": PROMPT, "model": "pictures", "size": "64x48"}
+    extra = {"seed": 4, "sampling": {"num_frames": 5, "num_inference_steps": 2}}
+    with pytest.raises(openai.BadRequestError, match="expected an image"):
+        client.videos.create(**ask, extra_body=extra)
+    body = {**ask, **extra, "input_reference": {"image_url": url}}  # which this version of the client cannot send
+    sent = httpx.post(f"{server.url}/v1/videos", json=body).json()
+    made = [client.videos.create(**ask, input_reference=picture, extra_body=extra).id, sent["id"]]
+    assert len(list((server.folder / "images").iterdir())) == 2
+    records = []
+    for name in made:
+        assert wait_for(client, name, "completed", "failed").status == "completed"
+        records.append(httpx.get(f"{server.url}/v1/videos/{name}/sidecar").json())
+        client.videos.delete(name)
+    assert records[0]["latents"] == records[1]["latents"] and len(records[0]["images"]) == 1
+    assert list((server.folder / "images").iterdir()) == []
+
+
 def test_a_failing_job_is_answered_with_200_and_its_error(client: openai.OpenAI, server: Running, video: Any) -> None:
     """The video's place is taken while it waits, which cannot be known when it is queued."""
     blocker = client.videos.create(
@@ -200,7 +228,8 @@ def test_the_program_of_the_documentation(
 
 class TestAround:
     def test_models_health_and_metrics(self, server: Running, client: openai.OpenAI, video: Any) -> None:
-        (model,) = client.models.list()
+        model, pictures = client.models.list()
+        assert pictures.id == "pictures"
         assert (model.id, model.size, model.frames, model.fps) == ("shapes", "64x64", 17, "8")
         assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
         text = httpx.get(f"{server.url}/metrics").text
@@ -213,10 +242,10 @@ class TestAround:
         url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
         body = {"prompt": PROMPT, "input_reference": {"image_url": url}}
         answer = httpx.post(f"{server.url}/v1/videos", json=body).json()["error"]
-        assert answer["param"] == "input_reference" and "expected none for this checkpoint" in answer["message"]
+        assert answer["param"] == "input_reference" and "expected none for this model" in answer["message"]
         files = {"input_reference": ("x.png", picture.getvalue(), "image/png")}
         answer = httpx.post(f"{server.url}/v1/videos", data={"prompt": PROMPT}, files=files).json()["error"]
-        assert "expected none for this checkpoint" in answer["message"]
+        assert "expected none for this model" in answer["message"]
 
     def test_nothing_in_answers_names_a_path(self, server: Running, video: Any) -> None:
         texts = [httpx.get(f"{server.url}/v1/{path}").text for path in ("videos", "models", f"videos/{video.id}")]
