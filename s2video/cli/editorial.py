@@ -1,19 +1,23 @@
-"""The commands for the edit: timeline."""
+"""The commands for the edit: timeline | copies."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from ..config.fields import MAX_SIDE
 from ..editorial.read import check_suffix
 from ..editorial.write import START, write_timeline
 from ..errors import InputError
 from ..media.checks import check_report
+from ..media.naming import find_collisions
 from ..media.signature import is_signed
-from ..records.replacing import check_unsigned
+from ..records.replacing import check_inputs_kept, check_unsigned
 from ..system.terminal import show_path
 from .arguments import add_command, add_overwrite_argument, path_argument, say, whole_number
 from .state import batch_folder
+
+_KINDS = {(False, False): "proxy", (True, False): "slate", (False, True): "burn-in", (True, True): "review"}
 
 
 def add_commands(commands: Any) -> None:
@@ -39,6 +43,24 @@ def add_commands(commands: Any) -> None:
     add_overwrite_argument(timeline)
     timeline.set_defaults(run=_timeline)
 
+    copies = add_command(
+        commands,
+        "copies",
+        "Make small review copies with a slate and burn-in, or plain proxies; the videos are only read",
+        examples="s2video copies runs/batch-shapes -o runs/review\n"
+        "s2video copies runs/batch-shapes -o runs/proxies --no-slate --no-burn-in --height 360",
+    )
+    copies.add_argument(
+        "videos", type=path_argument, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs or batches, or videos"
+    )
+    copies.add_argument("-o", "--output", type=path_argument, required=True, metavar="FOLDER", help="for the copies")
+    copies.add_argument("--all", action="store_true", help="of a batch all takes, not only those that are used")
+    copies.add_argument("--height", type=whole_number, default=540, metavar="PX", help="of the picture")
+    copies.add_argument("--no-slate", action="store_true", help="no frame with the facts in front")
+    copies.add_argument("--no-burn-in", action="store_true", help="no text above and below the picture")
+    add_overwrite_argument(copies)
+    copies.set_defaults(run=_copies)
+
 
 def _timeline(arguments: argparse.Namespace) -> int:
     folder, output = batch_folder(arguments.folder), arguments.output
@@ -51,4 +73,32 @@ def _timeline(arguments: argparse.Namespace) -> int:
     for note in write_timeline(folder, output, title=title, start=arguments.start, handles=arguments.handles):
         say(note)
     show_path(output)
+    return 0
+
+
+def _copies(arguments: argparse.Namespace) -> int:
+    from ..review.copies import LEAST_HEIGHT, write_copy
+    from ..review.takes import told_videos
+
+    slate, burn_in = not arguments.no_slate, not arguments.no_burn_in
+    if not LEAST_HEIGHT <= arguments.height <= MAX_SIDE:
+        raise InputError(f"--height: expected pixels from {LEAST_HEIGHT} to {MAX_SIDE}, got {arguments.height}")
+    told = told_videos(arguments.videos, everything=arguments.all)
+    for note in told.notes:
+        say(note)
+    kind = _KINDS[slate, burn_in]
+    outputs = [
+        arguments.output / f"{video.stem if video.suffix else video.name}_{kind}.mp4" for video, _ in told.videos
+    ]
+    for first, later, same in find_collisions([(output,) for output in outputs]):
+        raise InputError(
+            f"{told.videos[later][0]} and {told.videos[first][0]}: both copies would be {same}; make them apart"
+        )
+    for (video, _), output in zip(told.videos, outputs, strict=True):
+        check_report(output)
+        check_inputs_kept((output,), {f"the input {video}": video})
+        check_unsigned(output, is_signed, overwrite=arguments.overwrite)
+    for (video, facts), output in zip(told.videos, outputs, strict=True):
+        write_copy(video, output, facts, height=arguments.height, slate=slate, burn_in=burn_in)
+        show_path(output)
     return 0

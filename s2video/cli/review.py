@@ -282,6 +282,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
 def _page(arguments: argparse.Namespace) -> int:
     from ..review.page import read_failures, write_page
     from ..review.sequences import other_videos
+    from ..review.takes import takes_at
 
     folder: Path = arguments.folder
     if not folder.is_dir():
@@ -294,7 +295,15 @@ def _page(arguments: argparse.Namespace) -> int:
     videos = videos_in(folder)
     others = list(other_videos(folder, [video.path for video in videos]))
     _check_report(output, arguments, [*(video.path for video in videos), *others])
-    write_page(videos, read_failures(folder), output, title=title, embed_below=embed_below, others=others)
+    write_page(
+        videos,
+        read_failures(folder),
+        output,
+        title=title,
+        embed_below=embed_below,
+        others=others,
+        takes=takes_at(folder),
+    )
     show_path(output)
     return 0
 

@@ -62,16 +62,16 @@ def _drawn(
     captions: Sequence[tuple[Caption, int, int]], total_width: int, size: int, font: Path | None, *, centred: bool
 ) -> NDArray[np.uint8]:
     small = max(11, round(size * 0.7))
-    wrapped = [_wrapped(caption.text, _load(font, small), columns) for caption, _, columns in captions]
-    text_height = round(max(map(len, wrapped)) * small * LINE_SPACING)
+    texts = [wrapped(caption.text, load_font(font, small), columns) for caption, _, columns in captions]
+    text_height = round(max(map(len, texts)) * small * LINE_SPACING)
     image = Image.new("RGB", (total_width, (2 * size + text_height + 1) // 2 * 2))
     draw = ImageDraw.Draw(image)
-    for (caption, start, columns), lines in zip(captions, wrapped, strict=True):
+    for (caption, start, columns), lines in zip(captions, texts, strict=True):
         _draw_title(draw, caption.title, start, columns, size, font, centred=centred)
         for number, line in enumerate(lines):
-            x = start + ((columns - _load(font, small).getlength(line)) / 2 if centred else 0)
+            x = start + ((columns - load_font(font, small).getlength(line)) / 2 if centred else 0)
             y = 2 * size + number * small * LINE_SPACING
-            draw.text((x, y - 0.2 * size), line, font=_load(font, small), fill="#ccc")
+            draw.text((x, y - 0.2 * size), line, font=load_font(font, small), fill="#ccc")
     return np.asarray(image)
 
 
@@ -81,20 +81,20 @@ def _draw_title(
     runs = label_runs(title)
     for text, _ in runs:
         for letter in text:
-            if not _has(_load(font, size), letter):
+            if not _has(load_font(font, size), letter):
                 raise InputError(
                     f"caption {title!r}: expected a font with {letter!r}, got one without; set --font FILE.ttf"
                 )
 
     def width(size: float) -> float:
-        return sum(_load(font, size * (RAISED_SIZE if raised else 1)).getlength(text) for text, raised in runs)
+        return sum(load_font(font, size * (RAISED_SIZE if raised else 1)).getlength(text) for text, raised in runs)
 
     fitting = float(size)
     while fitting > 6 and width(fitting) > columns:
         fitting -= 1
     x = start + ((columns - width(fitting)) / 2 if centred else 0)
     for text, raised in runs:
-        letters = _load(font, fitting * (RAISED_SIZE if raised else 1))
+        letters = load_font(font, fitting * (RAISED_SIZE if raised else 1))
         y = size * 1.35 - (RAISED_BY * fitting if raised else 0)
         draw.text((x, y), text, font=letters, fill="white", anchor="ls")
         x += letters.getlength(text)
@@ -109,16 +109,14 @@ def label_runs(label: str) -> list[tuple[str, bool]]:
     return runs
 
 
-def _wrapped(text: str, font: Font, columns: int) -> list[str]:
-    """Wrap a text to at most `MAX_LINES` lines of at most `columns` pixels. Split a word only if no line holds it."""
-    text = " ".join(
-        text[: 8 * MAX_LINES * columns].split()
-    )  # most letters are wider than a pixel, and none is shown twice
+def wrapped(text: str, font: Font, columns: int, *, most: int = MAX_LINES) -> list[str]:
+    """Wrap a text to at most `most` lines of at most `columns` pixels. Split a word only if no line holds it."""
+    text = " ".join(text[: 8 * most * columns].split())  # most letters are wider than a pixel, and none is shown twice
     legible = "".join(_legible(text, font))
     lines: list[str] = []
-    while legible and len(lines) < MAX_LINES:
+    while legible and len(lines) < most:
         line = _fitting(legible, font, columns)
-        if len(line) < len(legible) and len(lines) == MAX_LINES - 1:
+        if len(line) < len(legible) and len(lines) == most - 1:
             lines.append(_fitting(legible, font, columns - font.getlength("...")) + "...")
             break
         if len(line) < len(legible) and " " in line.strip() and legible[len(line)] != " ":
@@ -155,7 +153,8 @@ def _has(font: Font, letter: str) -> bool:
 
 
 @cache
-def _load(path: Path | None, size: float) -> Font:
+def load_font(path: Path | None, size: float) -> Font:
+    """Return a font; None means Pillow's own, which has ASCII. Raises InputError for a file that is none."""
     try:
         font = ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)
     except OSError as error:

@@ -5,11 +5,12 @@ it.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..batch.picks import JudgedTake
 from ..batch.run_file import RESERVED
 from ..batch.store import find_stores
 from ..errors import InputError, S2VideoError
@@ -86,6 +87,12 @@ class Card:
     settings: Settings  # below it, as a table
     masks: MaskPicture | None
     record: Settings
+    is_rejected: bool = False
+
+    @property
+    def side(self) -> str:
+        """What it is called where two of its group are chosen."""
+        return ", ".join(self.named.values()) or self.name
 
 
 class Group(NamedTuple):
@@ -95,11 +102,12 @@ class Group(NamedTuple):
     seed: int | None
     cards: list[Card]
     settings: Settings
+    shot: str = ""  # whose versions they are
 
     @property
-    def is_pair(self) -> bool:
-        """Whether one can be wiped over the other."""
-        return len(self.cards) == 2 and all(card.media.plays for card in self.cards)
+    def has_wipe(self) -> bool:
+        """Whether one can be wiped over another."""
+        return len(self.cards) > 1 and all(card.media.plays for card in self.cards)
 
 
 def read_failures(folder: Path) -> list[Failure]:
@@ -118,12 +126,14 @@ def write_page(
     title: str,
     embed_below: int = 8_000_000,
     others: Sequence[Path] = (),
+    takes: Mapping[Path, JudgedTake] | None = None,
 ) -> None:
     """Write the page. A video that is missing, or was changed, although its sidecar exists, counts as failed.
 
     Args:
         others: video files without a sidecar, shown by their names. One that cannot be read counts as failed.
         embed_below: bytes; a video file below this size is part of the page, others are linked, relative to it.
+        takes: what videos of a batch are, by resolved path (`takes.takes_at`); the versions of a shot form a group.
 
     Raises:
         InputError: nothing to show, or a path that cannot be used.
@@ -143,7 +153,10 @@ def write_page(
     if not videos and not foreign and not failures:
         raise InputError(f"no videos for {path}: expected a folder of videos with their sidecars next to them")
     shared, _ = split_settings([settings_of(video.sidecar) for video in videos])
-    groups = [_group(members, shared, path, embed_below) for members in group_videos(videos)]
+    told = takes or {}
+    by_shot, rest = _versions(videos, told)
+    groups = [_group(members, shared, path, embed_below, told, shot) for shot, members in by_shot.items()]
+    groups += [_group(members, shared, path, embed_below, told) for members in group_videos(rest)]
     groups += [Group(card.name, None, [card], {}) for card in foreign if isinstance(card, Card)]
     text = render(
         "run.html",
@@ -167,20 +180,53 @@ def mask_picture(sidecar: Sidecar) -> MaskPicture | None:
     return MaskPicture(sidecar.steps_taken, sidecar.num_blocks, marks)
 
 
-def _group(videos: Sequence[MadeVideo], shared: Settings, page: Path, embed_below: int) -> Group:
+def _versions(
+    videos: Sequence[MadeVideo], takes: Mapping[Path, JudgedTake]
+) -> tuple[dict[str, list[MadeVideo]], list[MadeVideo]]:
+    """Return the videos of each shot with several versions, in order of shots and versions, and all other videos."""
+    shots: dict[str, list[tuple[JudgedTake, MadeVideo]]] = {}
+    for video in videos:
+        if (take := takes.get(video.path.resolve())) is not None:
+            shots.setdefault(take.take.shot, []).append((take, video))
+    several = {shot: own for shot, own in shots.items() if len({take.take.version for take, _ in own}) > 1}
+    ordered = sorted(several.items(), key=lambda item: item[1][0][0].take.shot_number)
+    found = {
+        shot: [video for _, video in sorted(own, key=lambda pair: (pair[0].take.version, pair[0].take.number))]
+        for shot, own in ordered
+    }
+    grouped = {video.path for own in found.values() for video in own}
+    return found, [video for video in videos if video.path not in grouped]
+
+
+def _group(
+    videos: Sequence[MadeVideo],
+    shared: Settings,
+    page: Path,
+    embed_below: int,
+    takes: Mapping[Path, JudgedTake],
+    shot: str = "",
+) -> Group:
     own = [{k: v for k, v in settings_of(video.sidecar).items() if k not in shared} for video in videos]
     common, differing = split_settings(own) if len(videos) > 1 else ({}, own)
     is_single = len(videos) == 1
     cards = [
-        _card(video, differs, page, embed_below, is_single=is_single)
+        _card(video, differs, page, embed_below, takes.get(video.path.resolve()), is_single=is_single)
         for video, differs in zip(videos, differing, strict=True)
     ]
-    return Group(videos[0].sidecar.prompt, videos[0].sidecar.seed, cards, common)
+    first = videos[0].sidecar
+    seed = first.seed if all(video.sidecar.seed == first.seed for video in videos) else None
+    return Group(first.prompt, seed, cards, common, shot)
 
 
-def _card(video: MadeVideo, differs: Settings, page: Path, embed_below: int, *, is_single: bool) -> Card:
+def _card(
+    video: MadeVideo, differs: Settings, page: Path, embed_below: int, take: JudgedTake | None, *, is_single: bool
+) -> Card:
     sidecar = video.sidecar
-    seeds = [f"seed {sidecar.seed}"] if is_single else []
+    said = [] if take is None else [f"{take.take.shot} {take.take.label}", *filter(None, [take.words])]
+    if take is not None and take.pick is not None and take.pick.note:
+        said.append(take.pick.note)
+    seeds = [*said, f"seed {sidecar.seed}"] if is_single or said else []
+    title = {} if take is None or is_single else {"version": " · ".join(filter(None, [take.take.label, take.words]))}
     if sidecar.masks and sidecar.mask_seed != sidecar.seed:
         seeds.append(f"masks {sidecar.mask_seed}")
     num_named = 0 if is_single else MAX_NAMED
@@ -193,10 +239,11 @@ def _card(video: MadeVideo, differs: Settings, page: Path, embed_below: int, *, 
         media=media_of(video.path, _size_of(video), page, embed_below),
         prompt=sidecar.prompt,
         seeds=", ".join(seeds),
-        named=dict(list(differs.items())[:num_named]),
+        named=title | dict(list(differs.items())[:num_named]),
         settings=dict(list(differs.items())[num_named:]),
         masks=mask_picture(sidecar),
         record=record,
+        is_rejected=take is not None and take.verdict == "rejected",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from browsers import browser, chromium  # noqa: F401
 from tiny import MAX_SEQUENCE_LENGTH
 
 from s2video.cli.main import main

@@ -263,7 +263,7 @@ def test_the_cost_of_a_caption_does_not_grow_with_its_prompt(monkeypatch: pytest
 
 @pytest.mark.parametrize("columns", [1, 7, 60, 500])
 def test_lines_are_as_long_as_fits(columns: int) -> None:
-    font = captions._load(None, 14)
+    font = captions.load_font(None, 14)
     for text in ("", "i", "iiiiiiiiiiiii", "a word and another", "WWWWWWWWWWWW", "AVAVAVAV To Ty " * 20):
         line = captions._fitting(text, font, columns)
         slow = len(text)

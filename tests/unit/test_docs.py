@@ -43,6 +43,7 @@ RUN_BY = {
     "s2video status": ("tests/e2e/test_batch.py", '"status"'),
     "s2video pick": ("tests/editorial/test_versions.py", '"pick"'),
     "s2video timeline": ("tests/editorial/test_timelines.py", '"timeline"'),
+    "s2video copies": ("tests/editorial/test_copies.py", '"copies"'),
     "s2video decode": ("tests/e2e/test_generate.py", '"decode"'),
     "s2video inspect": ("tests/unit/test_sidecar.py", '"inspect"'),
     "s2video reproduce": ("tests/unit/test_reproduce.py", '"reproduce"'),

@@ -152,7 +152,7 @@ def test_images_are_named(tmp_path: Path) -> None:
 
 
 def test_videos_that_differ_in_settings_stand_side_by_side(tmp_path: Path) -> None:
-    """Only pairs have a wipe; videos with another seed or prompt are not grouped; differences are named."""
+    """All groups have a wipe; videos with another seed or prompt are not grouped; differences are named."""
     videos = [
         *(made_video(tmp_path / f"three-{n}.mp4", s2_scale=n / 10, seed=1) for n in (10, 9, 0)),
         *(made_video(tmp_path / f"pair-{n}.mp4", s2_scale=n / 10, seed=2) for n in (3, 0)),
@@ -166,7 +166,7 @@ def test_videos_that_differ_in_settings_stand_side_by_side(tmp_path: Path) -> No
     named = re.findall(r"guidance.s2_scale</span> <strong>(.*?)</strong>", (tmp_path / "index.html").read_text())
     assert named == ["0.0", "0.9", "1.0", "0.0", "0.3"]  # by value
     parts = [tag.get("data-part") for tag in page.all("button")]
-    assert parts.count("play") == 4 and parts.count("wipe") == 1
+    assert parts.count("play") == 4 and parts.count("wipe") == 2
     assert [tag["hidden"] for tag in page.all("div") if tag.get("data-part") == "controls"] == [None] * 4
     assert all("controls" in tag for tag in page.all("video"))  # so that they play without the script too
 

@@ -71,6 +71,8 @@ class Player {
     on("seek", "input", (event) => this.seek(Number(event.target.value)));
     on("loop", "click", () => this.setLoop(!this.loops));
     on("wipe", "click", () => this.setWipe(!this.root.classList.contains("wiped")));
+    on("first", "change", () => this.chooseSides());
+    on("second", "change", () => this.chooseSides());
     on("divider", "input", (event) => this.setDivider(event.target.value));
     on("sound", "click", () => this.setSound());
     on("full", "click", () => (document.fullscreenElement ? document.exitFullscreen() : this.root.requestFullscreen()));
@@ -80,8 +82,8 @@ class Player {
   onKey(event) {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (event.key === " " && !event.target.matches("button")) this.toggle(); // a button takes its own space
-    else if (step && !event.target.matches("input")) this.step(step); // a slider takes its own arrows
+    if (event.key === " " && !event.target.matches("button, select")) this.toggle(); // a button takes its own space
+    else if (step && !event.target.matches("input, select")) this.step(step); // a slider takes its own arrows
     else return;
     event.preventDefault();
   }
@@ -168,7 +170,21 @@ class Player {
     this.root.classList.toggle("wiped", wiped);
     this.part("wipe").setAttribute("aria-pressed", wiped);
     this.part("divider").hidden = !wiped;
+    this.chooseSides();
+    for (const name of ["first", "second"]) {
+      if (this.part(name)) this.part(name).hidden = !wiped;
+    }
     this.setDivider(this.part("divider").value);
+  }
+
+  // Which two of the group the wipe shows; a pair has no choice.
+  chooseSides() {
+    const figures = [...this.root.querySelectorAll("figure")];
+    const numbers = ["first", "second"].map((name, number) => Number(this.part(name)?.value ?? number));
+    figures.forEach((figure, number) => {
+      figure.classList.toggle("first", number === numbers[0]);
+      figure.classList.toggle("second", number === numbers[1]);
+    });
   }
 
   setDivider(percent) {

@@ -1,0 +1,134 @@
+"""Review copies with slate and burn-in, and the page that plays, wipes and compares versions."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+from conftest import EditRun  # type: ignore[attr-defined]
+
+from s2video.batch.picks import decide
+from s2video.cli.main import main
+from s2video.errors import InputError
+from s2video.media.video import probe_video, read_video
+from s2video.review.copies import Facts, write_copy
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def is_text(frame: torch.Tensor, rows: slice, columns: slice = slice(None)) -> bool:
+    """Whether there are white letters on a dark ground."""
+    part = frame[rows, columns].float().mean(2)
+    return bool((part > 200).any()) and 0 < float((part > 120).float().mean()) < 0.5
+
+
+def timecode_of(path: Path) -> str | None:
+    with av.open(str(path)) as container:
+        streams = [*container.streams, container]
+        return next((stream.metadata["timecode"] for stream in streams if "timecode" in stream.metadata), None)
+
+
+def test_copies_have_a_slate_and_facts_and_leave_the_masters_alone(
+    edit_run: EditRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decide(edit_run.folder, ["sh030_s0"], "rejected")
+    before, output = digests(edit_run.folder), tmp_path / "review"
+    assert main(["copies", str(edit_run.folder), "-o", str(output), "--height", "96"]) == 0
+    captured = capsys.readouterr()
+    assert "sh030: no take of it is usable; it gets no copy" in captured.err
+    names = ["sh010_s0_review.mp4", "sh020_v002_s0_review.mp4"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    assert captured.out.split() == [str(output / name) for name in names]
+    copy = output / names[1]
+    master = edit_run.folder / "sh020_v002_s0.mp4"
+    info = probe_video(copy)
+    assert (info.num_frames, info.fps) == (10, probe_video(master).fps)  # the slate and nine
+    assert (info.width, info.height, info.matrix, info.color_range) == (480, 96 + 2 * 28, "bt709", "tv")
+    assert timecode_of(copy) == "00:59:59:23"  # the slate's
+    frames = read_video(copy)
+    assert is_text(frames[0], slice(0, 150)) and frames[0, -2:, :2].float().mean() > 10  # a dark gray slate
+    for frame in frames[1:]:
+        assert is_text(frame, slice(0, 28), slice(0, 200)) and is_text(frame, slice(0, 28), slice(300, 480))
+        assert is_text(frame, slice(-28, None), slice(0, 300)) and is_text(frame, slice(-28, None), slice(400, 480))
+    assert not torch.equal(frames[1][-28:, 400:], frames[2][-28:, 400:])  # 1001, 1002
+    picture = frames[1:, 28:-28, 192:288].float()[:, 1::3, 1::3]  # 3 times as large
+    assert (picture - read_video(master).float()).abs().mean() < 6
+    assert digests(edit_run.folder) == before
+    assert (
+        main(["copies", str(edit_run.folder), "-o", str(output), "--height", "96", "--all"]) == 0
+    )  # its own are replaced
+    assert len(list(output.iterdir())) == 4
+
+
+def test_plain_proxies_are_the_pictures_alone(made_run: EditRun, tmp_path: Path) -> None:
+    source = made_run.folder / "sh010_s0.mp4"
+    assert main(["copies", str(source), "-o", str(tmp_path), "--no-slate", "--no-burn-in", "--height", "64"]) == 0
+    proxy = tmp_path / "sh010_s0_proxy.mp4"
+    info = probe_video(proxy)
+    assert (info.width, info.height, info.num_frames) == (64, 64, 5) and timecode_of(proxy) == "01:00:00:00"
+    assert (read_video(proxy).float()[:, ::2, ::2] - read_video(source).float()).abs().mean() < 6
+
+
+def test_a_changed_video_gets_no_words_of_its_sidecar(
+    edit_run: EditRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = edit_run.folder / "sh010_s0.mp4"
+    source.write_bytes((edit_run.folder / "sh030_s0.mp4").read_bytes() + b"\0" * 8)
+    assert main(["copies", str(source), "-o", str(tmp_path / "x"), "--height", "64"]) == 0
+    assert "its copy says nothing of its sidecar" in capsys.readouterr().err
+
+
+def test_copies_that_cannot_be_made(made_run: EditRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = str(made_run.folder / "sh010_s0.mp4")
+    (tmp_path / "sh010_s0_review.mp4").write_bytes(b"mine")
+    for arguments, message in [
+        ([str(tmp_path / "none.mp4"), "-o", str(tmp_path)], "expected a video, or a folder of videos, found none"),
+        ([str(tmp_path), "-o", str(tmp_path)], "expected videos with their sidecars, found none"),
+        ([source, "-o", str(tmp_path), "--height", "10"], "--height: expected pixels from 64"),
+        ([source, source, "-o", str(tmp_path)], "both copies would be"),
+        ([source, "-o", str(tmp_path)], "expected no file, or an unchanged one of s2video"),
+    ]:
+        assert main(["copies", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"expected a name that ends in \.mp4"):
+        write_copy(Path(source), tmp_path / "x.mov", Facts("a", "b", ()))
+
+
+# The page
+
+
+def test_the_page_plays_wipes_and_compares_versions(edit_run: EditRun, browser: Any) -> None:
+    assert edit_run.batch("--version", "3", "--only", "sh020", "--set", "guidance.s2_scale=1") == 0
+    decide(edit_run.folder, ["sh020_v002"], "picked", note="the door <opens>")
+    decide(edit_run.folder, ["sh020_v003"], "rejected")
+    assert main(["page", str(edit_run.folder)]) == 0
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto((edit_run.folder / "index.html").as_uri())
+    group = page.locator("article", has=page.locator("h3", has_text="sh020"))
+    said = group.locator("figcaption strong").all_inner_texts()
+    assert said == ["v001", "0.25", "v002 · picked", "0.5", "v003 · rejected", "1.0"]
+    assert "the door <opens>" in group.inner_text()
+    assert group.locator("figure.rejected").count() == 1
+    assert page.locator("#videos + .cards article").count() == 2  # the shots with one version
+    first, second = group.locator("[data-part=first]"), group.locator("[data-part=second]")
+    assert not first.is_visible()
+    group.locator("[data-part=wipe]").click()
+    shown = [figure.get_attribute("class") or "" for figure in group.locator("figure:has(video)").all()]
+    assert shown == ["", "first", "rejected second"]
+    first.select_option("0")
+    second.select_option("1")
+    visible = [video.is_visible() for video in group.locator("video").all()]
+    assert visible == [True, True, False]
+    group.locator("[data-part=forward]").click()
+    assert group.locator("[data-part=frame]").inner_text() == "2 / 9"
+    group.locator("[data-part=wipe]").click()
+    assert all(video.is_visible() for video in group.locator("video").all()) and not second.is_visible()
+    assert errors == []
+    page.close()
