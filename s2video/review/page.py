@@ -26,6 +26,7 @@ from .sheet import strip
 POSTER_WIDTH = 640  # px
 SMALL = 256  # px; narrower videos are shown with their pixels as squares
 MAX_NAMED = 4  # differing settings under a video of a group; with more, the table below it has the others
+_NAMED_BY_TAKES = ("output.shot", "output.version")  # settings that a group of versions is called by
 _KINDS = {".mp4": "video/mp4", ".webm": "video/webm"}  # what browsers play
 
 
@@ -206,7 +207,8 @@ def _group(
     takes: Mapping[Path, JudgedTake],
     shot: str = "",
 ) -> Group:
-    own = [{k: v for k, v in settings_of(video.sidecar).items() if k not in shared} for video in videos]
+    known = {*shared, *(_NAMED_BY_TAKES if shot else ())}
+    own = [{k: v for k, v in settings_of(video.sidecar).items() if k not in known} for video in videos]
     common, differing = split_settings(own) if len(videos) > 1 else ({}, own)
     is_single = len(videos) == 1
     cards = [
