@@ -169,8 +169,9 @@ def all_targets(names: Sequence[str] | None = None) -> list[Target]:
     if names is None or not set(names) <= {target.name for target in targets}:
         from fuzzing.file_targets import file_targets  # here, because they import torch
         from fuzzing.server_targets import server_targets
+        from fuzzing.study_targets import study_targets
 
-        targets += [*server_targets(), *file_targets()]
+        targets += [*server_targets(), *study_targets(), *file_targets()]
     if unknown := set(names or ()) - {target.name for target in targets}:
         raise SystemExit(
             f"fuzz: no target {min(unknown)!r}; expected of {', '.join(target.name for target in targets)}"

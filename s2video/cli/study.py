@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 PAGE = "study.html"
 _YAML = (".yaml", ".yml")
+_MAKING = ("dry_run", "minutes", "retry_failed", "keep_changed", "plain", "set")  # arguments for making videos
 _UNFINISHED = 3  # exit code when the time is over, as that of `status --exit-code`
 
 
@@ -100,6 +101,9 @@ def add_commands(commands: Any) -> None:
     machines.add_argument("--nproc", type=whole_number, default=1, metavar="N", help="ranks of each replica")
     machines.add_argument("--minutes", type=float, metavar="M", help="stop after M minutes; the same command continues")
     machines.add_argument("--retry-failed", action="store_true", help="make again what failed")
+    machines.add_argument(
+        "--keep-changed", action="store_true", help="leave videos whose settings have changed, and compare them"
+    )
     machines.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
     report = study.add_argument_group("results")
     report.add_argument("--base", metavar="NAME", help="compare the other settings with this one")
@@ -137,12 +141,14 @@ def _study(arguments: argparse.Namespace) -> int:
     folder = arguments.what if design is None else design.folder
     page = arguments.output or (Path(PAGE) if folder is None else folder / PAGE)
     _check_page(page, arguments)
+    if design is not None and arguments.base not in (None, *design.settings):
+        raise InputError(f"--base: expected one of {', '.join(design.settings)}, got {arguments.base!r}")
     failure: S2VideoError | None = None
     is_finished = True
     if design is not None:
         batch = checked_batch(design, arguments.nproc)
         if arguments.dry_run:
-            wanted = Again(retry_failed=arguments.retry_failed, overwrite=arguments.overwrite)
+            wanted = Again(False, arguments.retry_failed, arguments.overwrite, arguments.keep_changed)
             show(describe(design, batch, wanted, replicas=arguments.replicas, world_size=arguments.nproc))
             return 0
         try:
@@ -191,7 +197,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if is_file and (own or arguments.prompts):
         raise InputError(f"--{[*own, 'prompts'][0]}: {arguments.what} says this; change it there, or with --set")
     if not _makes(arguments):
-        more = own + [name for name in ("dry_run", "minutes", "retry_failed", "set") if getattr(arguments, name)]
+        more = own + [name for name in _MAKING if getattr(arguments, name)]
+        more += [name for name in ("replicas", "nproc") if getattr(arguments, name) != 1]
         if more:
             name = more[0].replace("_", "-")
             raise InputError(
@@ -210,8 +217,14 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def _check_page(page: Path, arguments: argparse.Namespace) -> None:
-    """Raise InputError unless the page can be written, and replaces nothing that s2video did not make."""
+    """Raise InputError unless the page can be written and its inputs exist; it replaces only what s2video made."""
     check_report(page)
+    given = [("--votes", path) for path in arguments.votes]
+    given += [("--scores", _scores_path(text)[1]) for text in arguments.scores]
+    given += [("--clip", arguments.clip / "config.json")] if arguments.clip is not None else []
+    for name, path in given:  # found now, not after hours
+        if not path.is_file():
+            raise InputError(f"{name} {path}: expected a file, found none; check the path")
     read: dict[str, Path | None] = {"STUDY": arguments.what, "--prompts": arguments.prompts}
     read |= {f"--votes {path}": path for path in arguments.votes}
     read |= {f"--scores {text}": _scores_path(text)[1] for text in arguments.scores}
@@ -259,7 +272,9 @@ def _make(design: Design, arguments: argparse.Namespace) -> bool:
     write_manifest(design)
     command = ["batch", str(run_file), "--replicas", str(arguments.replicas), "--nproc", str(arguments.nproc)]
     command += [
-        f"--{name.replace('_', '-')}" for name in ("retry_failed", "overwrite", "plain") if getattr(arguments, name)
+        f"--{name.replace('_', '-')}"
+        for name in ("retry_failed", "overwrite", "keep_changed", "plain")
+        if getattr(arguments, name)
     ]
     parser = Parser(prog="s2video")
     batch_commands.add_commands(parser.add_subparsers(dest="command", parser_class=Parser))

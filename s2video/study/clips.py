@@ -137,7 +137,7 @@ def pair_folders(
     }
     if len(paired) < len(names):
         notes.append(f"{len(names) - len(paired)} videos are in one folder only and are left out")
-    texts = _prompts_of(clips, {} if prompts is None else _read_prompts(prompts))
+    texts = _prompts_of(clips, {} if prompts is None else read_table(prompts))
     made = tuple(Clip(name, texts[name], videos) for name, videos in clips.items())
     return Study(title, settings, made, {name: {} for name in settings}, (*notes, *_unpaired(made)))
 
@@ -191,7 +191,8 @@ def _ordered(names: Sequence[str], base: str | None, *, first: bool = False) -> 
     return (base, *(name for name in names if name != base))
 
 
-def _read_prompts(path: Path) -> dict[str, str]:
+def read_table(path: Path) -> dict[str, str]:
+    """Return the prompt of each video in a CSV file with the columns video and prompt. Raises InputError."""
     rows = csv.reader(read_text_file(path, "--prompts").splitlines())
     try:
         header = [name.strip() for name in next(rows, [])]

@@ -254,11 +254,18 @@ def write_run_file(design: Design, folder: Path) -> Path:
     return folder / RUN_FILE
 
 
+def _read_clip_name(value: Any) -> str:
+    """Return a name as `clip_name` makes it, which can be a part of a path."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{3,9}-[0-9]{1,4}", value):
+        raise ValueError(f"expected a clip's name such as 003-1, got {show(value)}")
+    return value
+
+
 class ManifestClip(BaseModel):
     """A clip in the manifest."""
 
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
-    prompt: str
+    name: Annotated[str, BeforeValidator(_read_clip_name)]
+    prompt: Text
 
 
 class Manifest(BaseModel):

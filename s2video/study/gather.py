@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .clips import Study
-from .measures import MEASURES, Measured
+from .measures import MEASURES, Measured, unplayable_because
 from .scores import Scores
 
 
@@ -21,6 +21,7 @@ def measured_study(study: Study, cache_path: Path) -> tuple[Study, Scores]:
         InputError: no video can be read.
     """
     measured = Measured(cache_path)
+    unplayable: list[str] = []
     scores: Scores = {measure: {} for measure in MEASURES}
     notes, lost = list(study.notes), set()
     for clip, setting, video in study.videos():
@@ -30,9 +31,14 @@ def measured_study(study: Study, cache_path: Path) -> tuple[Study, Scores]:
             notes.append(f"{error}; left out")
             lost.add((clip.name, setting))
             continue
+        if (problem := unplayable_because(video.path)) is not None:
+            unplayable.append(f"{clip.name} of {setting} ({problem})")
         for measure, value in found.items():
             scores[measure][clip.name, setting] = value
     measured.save()
+    if unplayable:
+        more = f" and {len(unplayable) - 1} more" if len(unplayable) > 1 else ""
+        notes.append(f"browsers do not play {unplayable[0]}{more}: convert to H.264 in .mp4 before you vote")
     clips = tuple(
         replace(clip, videos={name: video for name, video in clip.videos.items() if (clip.name, name) not in lost})
         for clip in study.clips

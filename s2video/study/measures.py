@@ -30,6 +30,7 @@ MEASURES: Mapping[str, str] = {
     "contrast": "standard deviation of the luma within a frame, in 1/255",
     "saturation": "mean of (largest − smallest of R, G, B), in 1/255",
 }
+_BROWSER_CODECS = ("h264", "vp8", "vp9", "av1", "dav1d", "aom-av1", "vpx", "vpx-vp9")  # FFmpeg's decoders of them
 _VERSION = 1  # of the definitions; measures of another version are measured again
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
 _WIDTH, _BLOCK, _REACH = 128, 8, 6  # px: of frames in which motion is searched, of a block, of the search
@@ -106,6 +107,15 @@ class Measured:
         """Write the file if anything was measured."""
         if self._is_changed:
             write_json(self._path, {"version": _VERSION, "videos": self._known})
+
+
+def unplayable_because(video: Path) -> str | None:
+    """Return the format of a video that most browsers do not play; None if they do, or if it cannot be read."""
+    with suppress(av.FFmpegError), av.open(f"file:{video}", metadata_errors="replace") as container:
+        codec = container.streams.video[0].codec_context.name if container.streams.video else ""
+        known = codec in _BROWSER_CODECS or codec.removeprefix("lib") in _BROWSER_CODECS
+        return None if known and video.suffix in (".mp4", ".webm") else f"{codec} in {video.suffix}"
+    return None
 
 
 def _stamp(video: Path) -> list[int]:

@@ -15,6 +15,7 @@ from ..media.video import probe_video
 from ..review.html import relative_link, render
 from ..review.page import Failure, Media, Size, media_of
 from ..system.files import atomic_path
+from ..system.terminal import printable
 from .clips import Study
 from .results import Results
 from .scores import Scores
@@ -131,4 +132,4 @@ def _table(results: Results, setting: str) -> MeasureTable:
 
 
 def _said(changes: Mapping[str, Any]) -> dict[str, str]:
-    return {key: NONE if value is None else str(value) for key, value in changes.items()}
+    return {printable(key): NONE if value is None else printable(value) for key, value in changes.items()}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ..config.text import show
 from ..errors import InputError
 from ..system.json_reader import read_json
+from ..system.terminal import printable
 from ..system.text_file import read_text_file
 from .clips import Study
 
@@ -126,7 +127,7 @@ def _vbench_rows(path: Path) -> Iterator[_Row]:
         for entry in videos:
             if not isinstance(entry, Mapping) or not isinstance(entry.get("video_path"), str):
                 raise InputError(f"{where}: expected video_path and video_results, got {show(entry)}")
-            yield _Row(where, entry["video_path"], str(dimension), _number(entry.get("video_results"), where))
+            yield _Row(where, entry["video_path"], printable(dimension), _number(entry.get("video_results"), where))
 
 
 def _number(value: Any, where: str) -> float:

@@ -159,6 +159,11 @@ def test_the_folder_of_another_batch_is_refused(tmp_path: Path, capsys: pytest.C
         (["--prompts", "{}/p.txt", "--setting", "a/b", "--setting", "c"], "expected names of up to 40"),
         (["--prompts", "{}/p.txt", "--setting", "a", "--setting", "a"], "expected each name once"),
         (["--prompts", "{}/p.txt", "--minutes", "-1"], "--minutes: expected minutes above 0"),
+        (["{}", "--replicas", "2"], "--replicas: expected a study file"),
+        (["{}/s.yaml", "--base", "x"], "--base: expected one of cfg, s2, got 'x'"),
+        (["{}/s.yaml", "--votes", "{}/v.json"], "v.json: expected a file, found none"),
+        (["{}/s.yaml", "--scores", "cfg={}/v.csv"], "v.csv: expected a file, found none"),
+        (["{}/s.yaml", "--clip", "{}"], "config.json: expected a file, found none"),
         (["--prompts", "{}/p.txt", "--seeds", "0"], "--seeds: expected a number from 1"),
     ],
 )

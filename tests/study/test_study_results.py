@@ -96,6 +96,17 @@ def test_files_that_are_no_videos_are_left_out_and_named(elsewhere: dict[str, Pa
         measure_video(broken)
 
 
+def test_videos_that_browsers_do_not_play_are_named(elsewhere: dict[str, Path], tmp_path: Path) -> None:
+    study, _ = measured_study(pair_folders(elsewhere), tmp_path / "cache.json")
+    assert not study.notes
+    for name in ("prompt 0-0", "prompt 0-1"):
+        (elsewhere["mine"] / f"{name}.mp4").rename(elsewhere["mine"] / f"{name}.mov")
+    study, _ = measured_study(pair_folders(elsewhere), tmp_path / "cache.json")
+    assert study.notes == (
+        "browsers do not play prompt 0-0 of mine (h264 in .mov) and 1 more: convert to H.264 in .mp4 before you vote",
+    )
+
+
 def test_measures_are_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "a.mp4", torch.rand(2, 16, 16, 3))
     calls = []
@@ -181,6 +192,7 @@ def test_other_noise_in_a_pair_is_told(study_copy: StudyRun) -> None:
         "{",
         '{"study": 2}',
         '{"study": 1, "settings": {"a": {}, "b": {}}, "clips": [{"name": "../x", "prompt": ""}]}',
+        '{"study": 1, "settings": {"a": {}, "b": {}}, "clips": [{"name": "001-1", "prompt": "\\ud800"}]}',
         '{"study": 1, "settings": {"..": {}, "b": {}}, "clips": [{"name": "x", "prompt": ""}]}',
     ],
 )

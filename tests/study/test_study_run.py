@@ -69,6 +69,18 @@ def test_only_what_is_missing_is_made(grown: Callable[..., str], tmp_path: Path)
     assert "1 of 4 videos to make" in grown(PROMPTS) and len(files(tmp_path / "out")) == 4
 
 
+def test_a_setting_that_has_changed_is_not_made_again_unasked(grown: Callable[..., str], tmp_path: Path) -> None:
+    grown(PROMPTS[:1], "--setting", "a", "guidance.s2_scale=0", "--setting", "b", "guidance.s2_scale=1")
+    before = files(tmp_path / "out")
+    changed = ["--setting", "a", "guidance.s2_scale=0", "--setting", "b", "guidance.s2_scale=2"]
+    said = grown(PROMPTS[:1], *changed, expect=2)
+    assert "b/001-1.mp4 was made from other settings (guidance.s2_scale)" in said
+    assert "b/001-1.mp4" in grown(PROMPTS[:1], *changed, "--keep-changed") and files(tmp_path / "out") == before
+    grown(PROMPTS[:1], *changed, "--overwrite")
+    after = files(tmp_path / "out")
+    assert after["a/001-1.mp4"] == before["a/001-1.mp4"] and after["b/001-1.mp4"] != before["b/001-1.mp4"]
+
+
 def test_a_setting_that_fails_is_on_the_page(grown: Callable[..., str], tmp_path: Path) -> None:
     """λ of 1e300 makes infinite latents."""
     said = grown(

@@ -13,6 +13,7 @@ import pytest
 from fuzzing.file_targets import file_targets
 from fuzzing.mutations import HOSTILE, dumped, mutate_bytes, mutate_json, mutate_tensors, mutate_words
 from fuzzing.server_targets import server_targets
+from fuzzing.study_targets import study_targets
 from fuzzing.text_targets import text_targets
 from fuzzing.trial import Finding, Target, clean, try_input
 from safetensors.torch import save
@@ -41,7 +42,7 @@ def ended_after(seconds: int) -> Iterator[None]:
 def test_every_boundary_answers_in_one_line(tmp_path: Path) -> None:
     """Each input ends in a result or an InputError: no other exception, no long wait, no memory without bound."""
     found, tried = [], {}
-    for target in [*text_targets(), *server_targets(), *file_targets()]:
+    for target in [*text_targets(), *server_targets(), *study_targets(), *file_targets()]:
         rng = random.Random(f"suite {target.name}")
         inputs = [*target.seeds[:3]]
         inputs += [target.mutate(rng.choice(target.seeds), rng) for _ in range(max(3, round(WORK / target.cost)))]
