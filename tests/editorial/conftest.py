@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 from browsers import browser, chromium  # noqa: F401
+from editing import EditRun
 from tiny import MAX_SEQUENCE_LENGTH
 
 from s2video.cli.main import main
@@ -17,14 +18,6 @@ SHOTS: list[Any] = [
     {"shot": "sh020", "prompt": "a blue wall, and a door", "sampling.num_frames": 9},
     {"shot": "sh030", "prompt": "a green wall"},
 ]
-
-
-class EditRun(NamedTuple):
-    """A run file, its folder, and what makes it in this process."""
-
-    file: Path
-    folder: Path
-    batch: Callable[..., int]
 
 
 @pytest.fixture(scope="session")

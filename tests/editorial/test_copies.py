@@ -7,7 +7,7 @@ from typing import Any
 import av
 import pytest
 import torch
-from conftest import EditRun  # type: ignore[attr-defined]
+from editing import EditRun
 
 from s2video.batch.picks import decide
 from s2video.cli.main import main

@@ -9,7 +9,7 @@ from typing import Any
 import opentimelineio as otio
 import pytest
 import yaml
-from conftest import EditRun  # type: ignore[attr-defined]
+from editing import EditRun
 
 from s2video.batch.store import Entry, Store
 from s2video.cli.main import main

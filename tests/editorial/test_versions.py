@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import EditRun  # type: ignore[attr-defined]
+from editing import EditRun
 
 from s2video.batch.picks import FILE, decide, read_picks, read_takes, shots_of
 from s2video.batch.run_file import load_batch
