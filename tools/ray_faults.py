@@ -44,7 +44,7 @@ class Nodes:
         self.nodes: list[Any] = []
 
     def __enter__(self) -> Nodes:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "object_store_memory": _OBJECTS, "include_dashboard": False, "_system_config": _SETTINGS}

@@ -405,6 +405,10 @@ class Store:
         try:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA foreign_keys = ON")
+            if self._keeps_open:
+                # Wait for the disk only when the log is folded into the file. A power failure can undo the last
+                # transactions, which damages nothing: the videos that they recorded are found by their sidecars.
+                connection.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error:
             connection.close()
             raise
