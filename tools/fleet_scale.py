@@ -74,6 +74,7 @@ class Fleet:
         self.lost = self.drawn = 0
         self._ask = ask
         self._job_seconds = job_seconds
+        self._count = replicas
         self._losses = losses
         self._blame = blame
         self._random = random.Random(0)
@@ -135,9 +136,8 @@ class Fleet:
             self._at(self.now + pause, self._pulse, number, owner)
 
     def _lose(self) -> None:
-        if self._owners:
-            number = self._random.choice(list(self._owners))
-            owner = self._owners.pop(number)
+        number = self._random.randrange(self._count)  # it may have nothing to do any more
+        if (owner := self._owners.pop(number, None)) is not None:
             self.lost += 1
             if not self._blame:
                 self._ask("give_back", owner)
