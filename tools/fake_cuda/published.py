@@ -95,7 +95,12 @@ def placed(module: nn.Module, dtype: torch.dtype, device: torch.device, in_float
 
 
 def fake_transformer(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device = GPU, component: str = "transformer"
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device = GPU,
+    component: str = "transformer",
+    *,
+    quantization: None = None,
 ) -> Any:
     """Return a transformer of the published width, as `load_transformer` does."""
     return fake_module(checkpoint.config(component).values | _class(checkpoint, component), dtype, device)
