@@ -29,4 +29,9 @@ Side by side:  $root/$out/side-by-side.mp4
 Open them in any player or browser, for instance:  xdg-open $out/side-by-side.mp4   (macOS: open ...)
 From another machine, copy them first:             scp HOST:$root/$out/side-by-side.mp4 .
 How each was made is recorded next to it, in $out/cfg.json and $out/s2.json.
+
+What to look for: at the paper's ω = 0.25 the two clips are nearly alike; this small model's clips change visibly from
+ω = 1 on, for better or for worse (docs/images/omega.png shows both). The same clip with ω = 1:
+
+  .venv/bin/s2video generate --config configs/shapes.yaml --seed $seed --set guidance.s2_scale=1 --output $out/s2-strong.mp4
 END

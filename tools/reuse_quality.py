@@ -22,12 +22,12 @@ import numpy as np
 from evaluate import Clip, draw_clips, generate, positive_number
 from json_lines import lines_path, read_lines, write_lines
 from reuse_error import passes_over_cfg
-from studies.bootstrap import Bootstrap, Sample
 
 from s2video.engine.engine import Engine
 from s2video.errors import InputError
 from s2video.models.recipes import load_model_config
 from s2video.records.sidecar import versions
+from s2video.study.bootstrap import Bootstrap, Sample
 from s2video.system.progress import Progress
 
 STEPS, LEAST = 30, -3.0  # the lower bound, in points, above which a named way loses nothing that matters

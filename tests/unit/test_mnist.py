@@ -9,7 +9,9 @@ import pytest
 import torch
 from digits import data, design, distances
 from digits.guided import BATCH, Method, sample
+from digits.tables import report
 from digits.transformer import DigitTransformer, Shape
+from json_lines import read_lines
 
 from s2video.errors import InputError
 
@@ -190,3 +192,9 @@ def _classifier(train: data.Digits, path: Path) -> torch.nn.Module:
     from digits.training import train_classifier
 
     return train_classifier(train, path, steps=5)
+
+
+def test_the_page_shows_the_stored_results() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "evidence" / "mnist.md").read_text(encoding="utf-8")
+    assert report(read_lines(root / "tools" / "results" / "mnist.jsonl")[1]) in page

@@ -10,7 +10,14 @@ Record = dict[str, Any]
 
 def report(records: Sequence[Record]) -> str:
     """Return all tables for which there are records, with the verdict."""
-    parts = [_real(records), _screening(records), _networks(records), *_final(records), _verdict(records)]
+    parts = [
+        _verdict(records),
+        _real(records),
+        _screening(records),
+        _networks(records),
+        *_final(records),
+        _explored(records),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -71,8 +78,9 @@ _COLUMNS = (
 def _final_of(name: str, records: Sequence[Record]) -> str:
     order = list(dict.fromkeys(r["name"] for r in records))
     rows = [_row(r) for r in sorted(records, key=lambda r: (order.index(r["name"]), r["seed"]))]
-    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *rows]
-    return f"Network: {name}, 10,000 samples\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return f"Network: {name}, 10,000 samples\n\n" + "\n".join(head + lines)
 
 
 def _row(r: Record) -> tuple[str, ...]:
@@ -81,6 +89,18 @@ def _row(r: Record) -> tuple[str, ...]:
     shares = [f"{r[key]:.3f}" for key in ("precision", "recall", "accuracy")]
     numbers = f"{r['cfg_scale']:g}", push, f"{r['passes']:.1f}", f"{r['frechet']:.2f}"
     return r["name"], str(r["seed"]), *numbers, change, r["against"], *shares
+
+
+def _explored(records: Sequence[Record]) -> str:
+    found = _of(records, "explored")
+    if not found:
+        return ""
+    rows = ["| cell | λ | push (ω) | passes | distance | recall | accuracy |", "|---|---|---|---|---|---|---|"]
+    for r in found:
+        cells = r["name"], f"{r['cfg_scale']:g}", f"{r['push']:g} ({r['omega']:.2f})", f"{r['passes']:.1f}"
+        figures = f"{r['frechet']:.1f}", f"{r['recall']:.2f}", f"{r['accuracy']:.2f}"
+        rows.append("| " + " | ".join((*cells, *figures)) + " |")
+    return "Explored, 2,000 samples of the plain network of seed 0:\n\n" + "\n".join(rows)
 
 
 def _verdict(records: Sequence[Record]) -> str:
