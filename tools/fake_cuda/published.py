@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import diffusers
+import safetensors.torch
 import torch
 import transformers
 from accelerate import init_empty_weights
@@ -22,7 +23,7 @@ from s2video.config.named import named_config
 from s2video.config.run import RunConfig
 from s2video.engine import engine as engine_module
 from s2video.engine.engine import Engine
-from s2video.models import parts
+from s2video.models import lora_format, parts
 from s2video.models.checkpoint import ASSETS, Checkpoint
 from s2video.models.family import PROCESSORS, JsonFile
 from s2video.parallel.mesh import Mesh
@@ -227,6 +228,20 @@ def _empty_component(*args: Any) -> nn.Module:
 
 
 _REAL_EMPTY = parts.empty_component
+_REAL_FILE, _REAL_TRACE = safetensors.torch.load_file, lora_format.trace
+
+
+def _real_trace(*args: Any) -> Any:
+    """Find by the values of real tensors which tensors a conversion is made of."""
+    with unset_fake_temporarily():
+        return _REAL_TRACE(*args)
+
+
+def _fake_file(path: Any) -> dict[str, Tensor]:
+    """Return fake tensors of the names, shapes and dtypes that a file has."""
+    with unset_fake_temporarily():
+        tensors = _REAL_FILE(path)
+    return {name: torch.empty(value.shape, dtype=value.dtype) for name, value in tensors.items()}
 
 
 class _NoFiles:
@@ -253,7 +268,7 @@ def published_engine(
         tokenizers: as in `fake_conditioners`; None: the mesh's rank is not the main one, or the engine encodes nothing.
         num_blocks: blocks of each list of the transformer; None for all.
         layers: of text and image encoders, at most.
-        changes: settings of the config, by dotted name.
+        changes: settings of the config, by dotted name. A LoRA's file must be there.
     """
     checkpoint = FakeCheckpoint(name, num_blocks)
 
@@ -268,6 +283,8 @@ def published_engine(
             (parts, "load_transformer", fake_transformer),
             (parts, "empty_component", _empty_component),
             (parts, "check_component", lambda *_: _NoFiles()),
+            (safetensors.torch, "load_file", _fake_file),
+            (lora_format, "trace", _real_trace),
         ):
             stack.enter_context(patch.object(module, attribute, double))
         if tokenizers is None:

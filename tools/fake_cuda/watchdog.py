@@ -53,7 +53,7 @@ class Watchdog(TorchDispatchMode):
         syncs: waits for the GPU: `.item()`, `bool`, copies to the CPU, results whose size depends on values.
         uploads: copies from pageable CPU memory to the GPU.
         live, peak: bytes of tensors on the GPU, now and at most since `reset_peak`.
-        answers: what `.item()` gives at a place, since fake tensors have no values; elsewhere 1, or True.
+        answers: what `.item()` gives at a place, since fake tensors have no values; elsewhere 1. As bool for bool.
         num_nonzero: rows that `nonzero` gives.
     """
 
@@ -117,7 +117,8 @@ class Watchdog(TorchDispatchMode):
                 return func(*args)  # small tensors on the CPU keep their values
             except DataDependentOutputException:
                 pass
-        return self.answers.get(place(), True if tensor.dtype == torch.bool else 1)
+        answer = self.answers.get(place(), 1)
+        return bool(answer) if tensor.dtype == torch.bool else answer
 
     def _check_dtypes(self, func: Any, operation: Any, tensors: list[Tensor], args: Any) -> None:
         if operation in ONE_DTYPE or func.namespace in COLLECTIVES:
