@@ -9,6 +9,7 @@ idle machine. Nothing is asserted. The table is the one of docs/evidence/cost.md
 section, has every number behind it (see json_lines.py). `--show` prints the table of such files and runs nothing. The
 names of a GPU's sections begin with `gpu`; they are ordered by the value of their answers. With `--minutes`, no section
 begins after that time, and the table says which were not run. A section that fails on a GPU does not stop the others.
+Without a GPU, `tools/fake_cuda_run.py --bench` runs them on a pretended one, to find what would stop them.
 """
 
 import argparse
@@ -58,10 +59,16 @@ SECTIONS = {
     "gpu-weights": Entry("GPU: streamed weights, pass by pass / lockstep", gpu.weights),
     "gpu-memory": Entry("GPU: peak memory of a step / the plan", gpu.memory),
     "gpu-compile": Entry("GPU: compiled blocks", gpu.compiled),
+    "gpu-reuse": Entry("GPU: S² with reuse / CFG, seconds of a run", gpu.reuse),
     "gpu-wan-14b": Entry("GPU: Wan 14B, 1280x720x81, S²/CFG, against diffusers, peak memory", gpu.wan_large),
     "gpu-hunyuan": Entry("GPU: HunyuanVideo, 1280x720x129, S²/cond", gpu.hunyuan),
     "gpu-dtype": Entry("GPU: bfloat16 against float32", gpu.dtypes),
 }
+
+
+def gpu_name() -> str | None:
+    """The name of the GPU; None without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def show(files: Sequence[Path]) -> str:
@@ -79,7 +86,7 @@ def head(args: argparse.Namespace) -> dict[str, Any]:
         "command": shlex.join(["python", "tools/bench.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.machine(),
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "device": gpu_name() if on_gpu else "cpu",
         "cpus": os.cpu_count(),
         "threads": args.threads,
         "quick": args.quick,
@@ -105,7 +112,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in args.sections:
         if name.startswith("gpu") != on_gpu and not args.quick:
             parser.error(f"section {name} runs with --device {'cpu' if on_gpu else 'cuda'}, got {args.device}")
-    if on_gpu and not args.show and not torch.cuda.is_available():
+    if on_gpu and not args.show and gpu_name() is None:
         parser.error("--device cuda: torch finds no GPU here")
     return args
 
@@ -121,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the processes that sections start
-    options = Options(masks=args.masks, repeats=args.repeats, quick=args.quick, device=args.device)
+    device = "cuda:0" if args.device == "cuda" else args.device
+    options = Options(masks=args.masks, repeats=args.repeats, quick=args.quick, device=device)
     report: dict[str, Any] = {**head(args), "sections": {}}
     print(json.dumps(report), file=sys.stderr)
     began, failed = time.monotonic(), False
@@ -132,10 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         try:
             report["sections"][name] = SECTIONS[name].run(options).as_json()
-        except RuntimeError as error:  # out of memory, or a kernel that this GPU lacks
+        except Exception as error:  # out of memory, a kernel that this GPU lacks, NaN: the other sections still count
             if args.device == "cpu":
                 raise
-            print(f"{name}: failed: {str(error).splitlines()[0]}", file=sys.stderr)
+            reason = (str(error).splitlines() or [""])[0]
+            print(f"{name}: failed: {type(error).__name__}: {reason}", file=sys.stderr)
             failed = True
             continue
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)

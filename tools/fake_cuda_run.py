@@ -3,6 +3,7 @@
     python tools/fake_cuda_run.py --json tools/results/fake-cuda.jsonl               # takes up to an hour
     python tools/fake_cuda_run.py --show tools/results/fake-cuda.jsonl               # the table of docs/evidence/gpu.md
     python tools/fake_cuda_run.py --models wan2.1-t2v-1.3b-480p --blocks 2           # takes a minute
+    python tools/fake_cuda_run.py --bench --quick --json FILE.jsonl                  # tools/bench.py --device cuda
 
 For each model, guided S² steps at full depth in the sampler's loop (two on one rank, one on each of four meshes of
 eight), with whole, sharded and streamed weights; and the decoding of a whole video, serial and on eight ranks. Needs no
@@ -181,12 +182,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--blocks", type=int, help="blocks of each list of a transformer; all, if left out")
     parser.add_argument("--json", type=Path, metavar="FILE.jsonl", help="write every row there, and skip those it has")
     parser.add_argument("--show", type=Path, metavar="FILE.jsonl", help="print the table of such a file instead")
+    parser.add_argument(
+        "--bench", nargs=argparse.REMAINDER, help="run tools/bench.py --device cuda instead, with all that follows"
+    )
     args = parser.parse_args(argv)
     if args.show:
         print(table(read_rows(args.show)))
         return 0
     warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
     pretend_cuda()
+    if args.bench is not None:
+        from fake_cuda.bench import report, run_bench
+
+        code, watchdog = run_bench(args.bench)
+        report(watchdog)
+        return code or int(bool(watchdog.faults))
     rows = read_rows(args.json) if args.json else []
     done = {", ".join((r["model"], r["what"], r["weights"], r["degrees"])) for r in rows}
     for case in cases(args.models):

@@ -268,7 +268,10 @@ def test_a_run_that_is_cut_off_counts(
     assert run == ["gpu-selftest", "gpu-wan", "gpu-backends", "gpu-decode"]
     assert list(read_report(file)["sections"]) == ["gpu-selftest", "gpu-backends", "gpu-decode"]
     said = capsys.readouterr()
-    assert "gpu-wan: failed: CUDA out of memory" in said.err and "gpu-weights: not run, 6 minutes" in said.err
+    assert (
+        "gpu-wan: failed: RuntimeError: CUDA out of memory" in said.err
+        and "gpu-weights: not run, 6 minutes" in said.err
+    )
     assert "| title of gpu-memory | not run | | |" in said.out
 
 

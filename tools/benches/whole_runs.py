@@ -4,7 +4,7 @@ import torch
 from diffusers import WanPipeline
 
 from benches.rows import Section, measured
-from benches.workloads import CPU, Options, s2_over_cfg, scaled_step, take_turns
+from benches.workloads import OneStep, Options, draw_masks, s2_over_cfg, scaled_step, take_turns
 from s2video.config.guidance import GuidanceConfig
 from s2video.config.run import RunConfig, build_config
 from s2video.engine.engine import Engine
@@ -60,8 +60,13 @@ def runs(options: Options) -> Section:
 
 
 def with_reuse(options: Options) -> Section:
-    """All steps of a run from random inputs, without text, scheduler and decoding, which are the same for all."""
+    """Wan 1.3B scaled down, on the CPU."""
     step, num_steps = scaled_step(quick=options.quick), 16 if options.quick else 30
+    return reuse_of(step, num_steps, options.repeats, "Wan 1.3B scaled down")
+
+
+def reuse_of(step: OneStep, num_steps: int, repeats: int, name: str) -> Section:
+    """All steps of a run from random inputs, without text, scheduler and decoding, which are the same for all."""
     levels = tuple(1 - i / num_steps for i in range(num_steps))
     experts = Experts([Expert(step.model, WHOLE, step.model.transformer)])
     blocks = step.model.num_blocks
@@ -69,29 +74,31 @@ def with_reuse(options: Options) -> Section:
     def denoiser(guidance: GuidanceConfig) -> tuple[Denoiser, MaskSchedule]:
         masks = guidance.mask_schedule(num_blocks=blocks, seed=0, num_steps=num_steps, levels=levels)
         conditionings = {"cond": step.cond, "uncond": step.uncond, "images": ImageConditioning()}
-        return Denoiser(experts, Mesh(CPU), guidance, dtype=torch.float32, masks=masks, **conditionings), masks
+        dtype = step.cond.text.dtype
+        return Denoiser(experts, Mesh(step.device), guidance, dtype=dtype, masks=masks, **conditionings), masks
 
     @torch.no_grad()
     def run(guidance: GuidanceConfig) -> None:
         made, _ = denoiser(guidance)
         for number, level in enumerate(levels):
-            made(step.latents, torch.tensor(1000 * level), number)
+            made(step.latents, torch.tensor(1000 * level, device=step.device), number)
 
     settings = {"cfg": GuidanceConfig(s2_scale=0.0)} | {name: GuidanceConfig(reuse=name) for name in PRESETS}
+    step([draw_masks(1, blocks)[0]])  # the first of all steps is slower
     times = take_turns(
-        {name: lambda guidance=guidance: run(guidance) for name, guidance in settings.items()}, options.repeats
+        {name: lambda guidance=guidance: run(guidance) for name, guidance in settings.items()}, repeats, step.device
     )
     rows = []
-    for name in PRESETS:
-        masks = denoiser(settings[name])[1]
-        passes = step_passes(settings[name], masks)
+    for preset in PRESETS:
+        masks = denoiser(settings[preset])[1]
+        passes = step_passes(settings[preset], masks)
         full = sum((p.cond == "computed") + (p.uncond == "computed") for p in passes)
         subs = sum(SubWork.of_masks(masks.step(i), blocks).passes for i in range(num_steps))
         held = f"{(full + subs) / (2 * num_steps):.3f} for the masks drawn"
-        if name in REUSE_GOALS:
-            held += f"; at most {REUSE_GOALS[name]:.2f}"
-        what = f"S², reuse {name} / CFG, seconds of {num_steps} steps, Wan 1.3B scaled down ({blocks} blocks)"
-        rows.append(measured(what, times[name], times["cfg"], held))
+        if preset in REUSE_GOALS:
+            held += f"; at most {REUSE_GOALS[preset]:.2f}"
+        what = f"S², reuse {preset} / CFG, seconds of {num_steps} steps, {name} ({blocks} blocks)"
+        rows.append(measured(what, times[preset], times["cfg"], held))
     return Section(rows, {"seconds": times})
 
 

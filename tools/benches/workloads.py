@@ -74,7 +74,7 @@ def random_model(config: Mapping[str, Any], device: torch.device = CPU, dtype: t
     for name, parameter in model.named_parameters():
         value = torch.randn(parameter.shape, device=device, generator=generator)
         if parameter.ndim > 1:
-            value *= parameter[0].numel() ** -0.5
+            value *= value[0].numel() ** -0.5
         elif name.endswith(".weight"):
             value = torch.ones_like(value)  # a norm's
         values[name] = value.to(torch.float32 if in_float32 & set(name.split(".")) else dtype)

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 from torch.overrides import TorchFunctionMode
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from .watchdog import PINNED, Watchdog, current
 
 GPU = torch.device("cuda", 0)
+NAME, MEMORY = "pretended H100", 80 * 10**9
 _CUDA, _META = 1, 14  # c10::DeviceType
 _HALF = (torch.float16, torch.bfloat16)
 aten = torch.ops.aten
@@ -43,9 +45,15 @@ def pretend_cuda() -> None:
     cuda.current_device = lambda: 0
     cuda.set_device = lambda device: None
     cuda.empty_cache = cuda.synchronize = lambda *device: CALLS.append(("synchronize",))
+    cuda.get_device_name = lambda device=None: NAME
+    cuda.get_device_properties = lambda device=None: SimpleNamespace(name=NAME, total_memory=MEMORY)
+    cuda.memory_allocated = lambda device=None: _counted("live")
+    cuda.max_memory_allocated = lambda device=None: _counted("peak")
+    cuda.reset_peak_memory_stats = _reset_peak
     cuda.Stream, cuda.Event, cuda.stream = FakeStream, FakeEvent, _on_stream
     cuda.current_stream = lambda device=None: FakeStream.current
     cuda.default_stream = lambda device=None: FakeStream.default
+    torch.Generator = _Generator  # type: ignore[misc]
     tensor: Any = torch.Tensor
     tensor.pin_memory = _pin_memory
     tensor.is_pinned = lambda self, device=None: torch._C._storage_address(self) in PINNED
@@ -62,6 +70,24 @@ def pretend_cuda() -> None:
     _fsdp_param.alloc_storage = lambda tensor: _resize(tensor, tensor.numel() * tensor.itemsize)
     _fsdp_param.free_storage = lambda tensor: _resize(tensor, 0)
     _fsdp_param_group.alloc_storage = _fsdp_param.alloc_storage
+
+
+class _Generator(torch.Generator):
+    """A generator of the CPU, whatever the device: fake tensors get no numbers."""
+
+    def __new__(cls, device: Any = "cpu") -> "_Generator":
+        return super().__new__(cls, "cpu")
+
+
+def _counted(what: str) -> int:
+    """Return bytes of tensors on the GPU, as the watchdog counts them; 0 without one."""
+    watchdog = current()
+    return 0 if watchdog is None else int(getattr(watchdog, what))
+
+
+def _reset_peak(device: Any = None) -> None:
+    if (watchdog := current()) is not None:
+        watchdog.reset_peak()
 
 
 CALLS: list[tuple[str, ...]] = []  # of streams and events, in order: (method, names); for tests of their order
@@ -146,11 +172,18 @@ def _apply(module: Any, convert: Any, recurse: bool = True) -> Any:
         child._apply(convert)
     for name, value in module._parameters.items():
         if value is not None:
-            module._parameters[name] = torch.nn.Parameter(convert(value), value.requires_grad)
+            module._parameters[name] = torch.nn.Parameter(convert(_fake(value)), value.requires_grad)
     for name, value in module._buffers.items():
         if value is not None:
-            module._buffers[name] = convert(value)
+            module._buffers[name] = convert(_fake(value))
     return module
+
+
+def _fake(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a fake tensor in place of a real one, which fake tensors cannot be used with."""
+    if isinstance(tensor, FakeTensor) or current() is None:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 class GpuAttention(TorchFunctionMode):

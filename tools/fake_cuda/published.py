@@ -70,14 +70,14 @@ def fake_config(name: str, **changes: Any) -> RunConfig:
 def fake_module(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device = GPU) -> Any:
     """Return diffusers' module of a config.json, with fake parameters. Call it in `fake_gpu`."""
     kind = getattr(diffusers, config["_class_name"])
-    with _empty():
+    with empty():
         module = kind.from_config(dict(config))
     in_float32 = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
     return placed(module, dtype, device, in_float32)
 
 
 @contextmanager
-def _empty() -> Iterator[None]:
+def empty() -> Iterator[None]:
     """Make parameters on the meta device and real buffers. Fake ones made in this way break the heap (torch 2.13)."""
     with unset_fake_temporarily(), init_empty_weights(include_buffers=False):
         yield
@@ -185,7 +185,7 @@ def _encoder(name: str, kind: str, layers: int | None) -> Any:
         ),
     }
     configs["CLIPVisionModelWithProjection"] = configs["CLIPVisionModel"]
-    with _empty():
+    with empty():
         return getattr(transformers, kind)(configs[kind]())
 
 
@@ -214,8 +214,9 @@ def fake_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> A
     return getattr(diffusers, kind)(**_SCHEDULERS[kind])
 
 
-def _empty_component(*args: Any) -> nn.Module:
-    with unset_fake_temporarily():  # see `_empty`
+def empty_component(*args: Any) -> nn.Module:
+    """Return a component whose parameters are on the GPU and whose buffers are not, as the loader of parts does."""
+    with unset_fake_temporarily():  # see `empty`
         model = _REAL_EMPTY(*args)
     for part in model.modules():
         for name, value in list(part.named_parameters(recurse=False)):
@@ -244,7 +245,7 @@ def _fake_file(path: Any) -> dict[str, Tensor]:
     return {name: torch.empty(value.shape, dtype=value.dtype) for name, value in tensors.items()}
 
 
-class _NoFiles:
+class NoFiles:
     """Stands for a component's weight files: tensors of the right number of elements, read from nowhere."""
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
@@ -281,8 +282,8 @@ def published_engine(
             (engine_module, "load_conditioners", conditioners),
             (engine_module, "load_scheduler", fake_scheduler),
             (parts, "load_transformer", fake_transformer),
-            (parts, "empty_component", _empty_component),
-            (parts, "check_component", lambda *_: _NoFiles()),
+            (parts, "empty_component", empty_component),
+            (parts, "check_component", lambda *_: NoFiles()),
             (safetensors.torch, "load_file", _fake_file),
             (lora_format, "trace", _real_trace),
         ):

@@ -50,7 +50,7 @@ class Watchdog(TorchDispatchMode):
 
     Attributes:
         faults: operations that CUDA or NCCL would refuse, or that lose precision -> number of times.
-        syncs: waits for the GPU: `.item()`, `bool`, copies to the CPU, results whose size depends on values.
+        syncs: waits for the GPU: `.item()`, `bool`, `equal`, copies to the CPU, results whose size depends on values.
         uploads: copies from pageable CPU memory to the GPU.
         live, peak: bytes of tensors on the GPU, now and at most since `reset_peak`.
         answers: what `.item()` gives at a place, since fake tensors have no values; elsewhere 1. As bool for bool.
@@ -89,6 +89,9 @@ class Watchdog(TorchDispatchMode):
         on_gpu = any(t.device.type == "cuda" for t in tensors)
         if operation is aten._local_scalar_dense:
             return self._scalar(func, args, tensors[0])
+        if operation is aten.equal:
+            self.syncs[f"equal() at {place()}"] += on_gpu
+            return True
         if operation is aten.nonzero and on_gpu:
             self.syncs[f"nonzero at {place()}"] += 1
             return torch.empty(self.num_nonzero, tensors[0].ndim, dtype=torch.int64, device=tensors[0].device)
