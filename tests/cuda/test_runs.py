@@ -179,7 +179,7 @@ def test_the_guider_in_a_modular_pipeline() -> None:
 
 
 def test_lora_adds_no_mix_of_dtypes(tmp_path: Path) -> None:
-    """From a file with pairs in float32 and a difference, as `model.lora` names it."""
+    """From a file with pairs in float32 and in bfloat16, as `model.lora` names it."""
     name, width, rank = "diffusion_model.blocks.0.self_attn", 1536, 16
     file = tmp_path / "lora.safetensors"
     save_file(
@@ -188,7 +188,6 @@ def test_lora_adds_no_mix_of_dtypes(tmp_path: Path) -> None:
             f"{name}.q.lora_up.weight": torch.ones(width, rank),
             f"{name}.k.lora_down.weight": torch.ones(rank, width, dtype=torch.bfloat16),
             f"{name}.k.lora_up.weight": torch.ones(width, rank, dtype=torch.bfloat16),
-            f"{name}.q.diff_b": torch.ones(width),
         },
         file,
     )
