@@ -70,11 +70,7 @@ MUTATIONS = {
         blocks.WanBlockModel,
         "run_block",
         "self._attention.begin(context.attention)",
-<<<<<<< HEAD
         "self._attention.begin(context.attention if state.video.isfinite().all() else None)",
-=======
-        "self._attention.begin(context.attention) if state.video.isfinite().all() else None",
->>>>>>> 401fd43 (Mutations follow the renamed call)
         "item() at wan/blocks.py:run_block",
     ),
     "a copy to the CPU": Mutation(
