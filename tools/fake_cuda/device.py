@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 from torch.overrides import TorchFunctionMode
@@ -181,7 +181,7 @@ def _apply(module: Any, convert: Any, recurse: bool = True) -> Any:
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:
     """Return a fake tensor in place of a real one, which fake tensors cannot be used with."""
-    if isinstance(tensor, FakeTensor) or current() is None:
+    if type(tensor.data) is not torch.Tensor or current() is None:  # a fake one, or one of FSDP's
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
