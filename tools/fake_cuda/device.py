@@ -181,7 +181,7 @@ def _apply(module: Any, convert: Any, recurse: bool = True) -> Any:
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:
     """Return a fake tensor in place of a real one, which fake tensors cannot be used with."""
-    if type(tensor.data) is not torch.Tensor or current() is None:  # a fake one, or one of FSDP's
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or current() is None:  # a fake one, or one of FSDP's
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
