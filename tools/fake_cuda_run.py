@@ -192,11 +192,13 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
     pretend_cuda()
     if args.bench is not None:
-        from fake_cuda.bench import report, run_bench
+        from fake_cuda.bench import faults_of, run_bench
 
         code, watchdog = run_bench(args.bench)
-        report(watchdog)
-        return code or int(bool(watchdog.faults))
+        faults = faults_of(watchdog)
+        for fault, count in faults.items():
+            print(f"fault, {count} times: {fault}", file=sys.stderr)
+        return code or int(bool(faults))
     rows = read_rows(args.json) if args.json else []
     done = {", ".join((r["model"], r["what"], r["weights"], r["degrees"])) for r in rows}
     for case in cases(args.models):

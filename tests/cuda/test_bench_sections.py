@@ -5,7 +5,7 @@ from pathlib import Path
 import bench
 import pytest
 from benches.report_file import read_report
-from fake_cuda.bench import run_bench
+from fake_cuda.bench import faults_of, run_bench
 
 # in miniature, gpu-wan-14b is gpu-wan again
 SECTIONS = [name for name in bench.SECTIONS if name.startswith("gpu") and name != "gpu-wan-14b"]
@@ -20,7 +20,7 @@ def test_a_section_of_a_gpu_runs(tmp_path: Path, name: str) -> None:
     written = read_report(file)
     assert code == 0 and written["sections"][name]["rows"]
     assert written["device"] == "pretended H100"
-    assert not watchdog.faults, watchdog.faults
+    assert not (faults := faults_of(watchdog)), faults
 
 
 def test_peak_memory_of_a_step_is_the_plans(tmp_path: Path) -> None:
