@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -159,6 +158,6 @@ def _unpack(clip: Any) -> None:
     if text.startswith(f"{NAMESPACE} {{") and NAMESPACE not in clip.metadata:
         try:
             facts = parse_json(text.removeprefix(f"{NAMESPACE} "), "a comment")
-            clip.metadata[NAMESPACE] = json.loads(json.dumps(facts))
+            clip.metadata[NAMESPACE] = facts
         except InputError:
             return  # somebody has edited it

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import InputError, S2VideoError
 from ..system.files import atomic_path
+from ..system.json_reader import parse_json
 from ..version import __version__
 
 KINDS = {".mp4": "video/mp4", ".mov": "video/quicktime", ".png": "image/png"}
@@ -176,7 +177,7 @@ def _mentions_them(file: Path) -> bool:
 
 
 def _found(reader: Any) -> Found:
-    values = json.loads(reader.json())
+    values = parse_json(reader.json(), "Content Credentials")
     manifest = values.get("manifests", {}).get(values.get("active_manifest"), {})
     results = reader.get_validation_results() or {}
     codes = [failure.get("code", "") for failure in (results.get("activeManifest") or {}).get("failure", [])]

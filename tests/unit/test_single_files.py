@@ -549,12 +549,12 @@ def test_a_component_as_model_path(wide: Wide) -> None:
 
 
 @pytest.mark.parametrize("component", ["transformer", "text_encoder"])
-@pytest.mark.parametrize("method", ["bitsandbytes", "torchao"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "quanto"])
 def test_quantized_checkpoints_name_their_library(wide: Wide, component: str, method: str, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(wide.folder, tmp_path / "wan"))
     path = copy / component / "config.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"quantization_config": {"quant_method": method, "load_in_4bit": True}}))
-    with pytest.raises(InputError, match=rf"quantized by {method}: expected {method} to be installed") as caught:
+    with pytest.raises(InputError, match=rf"quantized by {method}: expected .*{method} to be installed") as caught:
         Engine(wide.config().patched({"model.path": str(copy)}))
     assert "\n" not in str(caught.value)
