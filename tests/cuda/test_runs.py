@@ -29,7 +29,7 @@ OFFLOADED = {"model.offload_text_encoder": True}
 LENGTHS = {
     "hunyuan_video/pipeline_hunyuan_video_image2video.py:_expand_input_ids_with_image_tokens": 934,
     "hunyuan_video/pipeline_hunyuan_video_image2video.py:_get_llama_prompt_embeds": 700,  # where an answer begins
-    "hunyuan_video/family.py:conditioning": 400,
+    "hunyuan_video/family.py:conditioning": 200,
     "hunyuan_video15/family.py:conditioning": 200,
 }
 
