@@ -88,13 +88,15 @@ def _run_task(arguments: argparse.Namespace) -> int:
             f"WorkingFolder: expected a folder, got {arguments.working_folder} ({error.strerror}); give the one of "
             "this machine with -p WorkingFolder=..."
         ) from None
+    config = job.config.patched({"output.path": str(output / job.name)}, job.name)
     if not ranks.launched_by_torchrun():
-        check_output(output / job.name)
-        check_replacing(OutputPaths(output / job.name))
+        files = OutputPaths.of(config)
+        check_output(files)
+        check_replacing(files)
         if arguments.nproc > 1:
             places = ["--output-folder", str(output), "--working-folder", str(Path.cwd())]
             return launch(LaunchPlan(arguments.nproc), ["task", str(bundle), str(arguments.number), *places])
     from ..fleet.task import run_task
 
-    run_task(job.config.patched({"output.path": str(output / job.name)}, job.name))
+    run_task(config)
     return 0

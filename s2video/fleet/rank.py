@@ -114,6 +114,8 @@ class Rank:
             sys.stdout.flush()
             sys.stderr.flush()
             shutil.rmtree(_roster(plan) / str(plan.local_rank), ignore_errors=True)
+            if plan.rank == 0:  # it alone writes files; what counts was brought
+                shutil.rmtree(_scratch(plan), ignore_errors=True)
             with suppress(OSError):  # the last one removes it
                 _roster(plan).rmdir()
 
