@@ -136,7 +136,7 @@ def test_a_job_without_memory_is_recorded_with_settings_that_fit(
     card = SimpleNamespace(total_memory=24e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     scene_ = scene("a", Mesh(torch.device("cuda", 0)), path="Wan-AI/Wan2.1-T2V-14B-Diffusers", dtype="bfloat16")
-    record = scene_.store.draw("r1", None)
+    record = scene_.store.draw("r1")
     assert record is not None
     scene_.replica._record_failure(record, MEMORY)
     said = str(scene_.store.records()[0].error)

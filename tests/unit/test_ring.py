@@ -119,7 +119,7 @@ def test_the_best_kernel_is_taken_unless_one_is_named() -> None:
     assert choose_kernel(torch.device("cuda"), torch.float32, 12).run is plain_attention
 
 
-@pytest.mark.parametrize(("backend", "message"), [("sage", "log-sum-exp"), ("_native_cudnn", "does not support")])
+@pytest.mark.parametrize(("backend", "message"), [("xformers", "log-sum-exp"), ("sage", "does not support")])
 def test_a_backend_that_cannot_serve_is_refused(backend: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         choose_kernel(CPU, torch.float32, 12, backend)

@@ -134,7 +134,7 @@ def test_quantized_weights_that_lack_a_tensor_are_not_filled_at_random(
     component: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Headers of quantized weights are not compared, because only diffusers knows their names; its report is read."""
-    monkeypatch.setattr(loading, "_quantized_by", lambda checkpoint, component: "some method")
+    monkeypatch.setattr(loading, "quantized_by", lambda checkpoint, component: "some method")
     load(copy, component)
     rewrite(copy / component, drop)
     refused = rf"{component}: (expected the tensors .* 1 missing \(|its files cannot be used)"
