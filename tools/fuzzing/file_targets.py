@@ -38,7 +38,7 @@ from s2video.models.lora import find_lora, load_loras
 from s2video.models.weight_files import read_header
 from s2video.parallel.mesh import Mesh
 from s2video.records.resume import ResumePoint
-from s2video.records.sidecar import job_facts, make_sidecar, run_facts
+from s2video.records.sidecar import job_facts, latents_record, make_sidecar, run_facts
 from s2video.records.sidecar_model import METADATA_KEY, find_sidecar, read_sidecar, videos_in
 from s2video.review.captions import Caption, caption_bar
 from s2video.review.inspect import describe
@@ -196,6 +196,7 @@ def file_targets() -> list[Target]:
         folder = Path(name)
         clip = _clip(folder)
         record = (folder / "clip.json").read_bytes()
+        saved = (_latents_file(record), _latents_file(record, is_older=True))
         pictures = tuple(_picture(kind) for kind in (*FORMATS, "DDS", "ICO", "TGA"))
         return [
             Target("image", pictures, image, mutate_bytes),
@@ -205,7 +206,7 @@ def file_targets() -> list[Target]:
             Target("caption", (b"CFG\na red circle", "S² ω\n猫 \u0301".encode()), caption, mutate_bytes, 5),
             Target("sidecar", (record,), sidecar, mutate_json, 8),
             Target("page", (record,), page, mutate_json, 12),
-            Target("latents", (_latents_file(record),), latents, mutate_tensors, 60),
+            Target("latents", saved, latents, mutate_tensors, 60),
             Target("resume point", (_resume_file(folder),), resume_point, mutate_tensors, 5),
             Target("batch store", (_store_file(folder),), store, mutate_bytes, 60),
             Target("weight header", (_header_file(),), header, mutate_tensors),
@@ -277,10 +278,19 @@ def _latents() -> torch.Tensor:
     return torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def _latents_file(record: bytes) -> bytes:
-    facts = {k: v for k, v in json.loads(record).items() if k not in ("schema", "output", "latents")}
+def _latents_file(record: bytes, *, is_older: bool = False) -> bytes:
+    """A file of latents that says all about its run, or, as older ones, only what decided it.
+
+    Neither has a digest of what it says, or every change would be refused before it gets far.
+    """
+    left_out = {"schema", "output", "record_sha256"} | ({"latents", "weights"} if is_older else set())
+    facts = {key: value for key, value in json.loads(record).items() if key not in left_out}
     facts["config"]["model"] |= {"path": "shapes-wan", "device": "cpu"}
-    return save({"latents": _latents()[:, :, :1].contiguous()}, {METADATA_KEY: json.dumps(facts)})
+    facts["model"] = "shapes-wan"
+    values = _latents()[:, :, :1].contiguous()
+    if not is_older:
+        facts["latents"] = latents_record(values).model_dump(mode="json")
+    return save({"latents": values}, {METADATA_KEY: json.dumps(facts)})
 
 
 def _scheduler() -> Any:
