@@ -22,7 +22,9 @@ LARGE = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 def settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that a recipe sets."""
     values = config.model_dump(mode="json", exclude={"prompt", "checkpoint"})
-    del values["output"]["path"], values["model"]["path"]
+    for key in ("path", "shot"):  # a job of a batch has a shot of its own
+        del values["output"][key]
+    del values["model"]["path"]
     return values
 
 
