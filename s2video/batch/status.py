@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -30,6 +30,7 @@ class Status:
         stale: number of running jobs whose replica has died; the next start makes them again.
         seconds_left: predicted time; None if unknown.
         takes: what each job is of the run file, and what was decided about it.
+        files: paths of what each finished job wrote, by its name.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Status:
     stale: int
     seconds_left: float | None
     takes: tuple[JudgedTake, ...] = ()
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def count(self, state: str) -> int:
         return sum(record.state == state for record in self.records)
@@ -56,7 +58,8 @@ def read_status(folder: Path, *, now: float | None = None) -> Status:
     alive = sum(owners.values())
     jobs = tuple(record for _, record in records)
     left = _seconds_left(jobs, alive, time.time() if now is None else now)
-    return Status(folder, jobs, alive, stale, left, tuple(takes_of(folder, stores)))
+    files = {name: list(paths) for store, _ in stores for name, paths in store.digests().items()}
+    return Status(folder, jobs, alive, stale, left, tuple(takes_of(folder, stores)), files)
 
 
 def _is_alive(store: Store, record: Record) -> bool:
@@ -118,7 +121,6 @@ def _shot_line(shot: ShotTakes) -> str:
 def as_json(status: Status) -> str:
     """Return the status as one JSON object."""
     takes = {each.name: each for each in status.takes}
-    files = {name: list(paths) for store in find_stores(status.folder) for name, paths in store.digests().items()}
     used = {shot.used.name for shot in shots_of(status.takes) if shot.used is not None}
     return json.dumps(
         {
@@ -136,7 +138,7 @@ def as_json(status: Status) -> str:
                     "seconds": record.seconds,
                     "key": record.key,
                     "error": record.error,
-                    "files": files.get(record.name, []),
+                    "files": status.files.get(record.name, []),
                     **_take_json(takes.get(record.name), used),
                 }
                 for record in status.records
