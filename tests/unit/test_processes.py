@@ -91,7 +91,8 @@ def test_a_child_ends_with_its_parent(
 def test_a_stopped_child_ends_with_its_parent(start: Callable[..., subprocess.Popen[str]]) -> None:
     parent = start(PARENT, "tied")
     child = int(said(parent))
-    wait_until(lambda: b"prctl" not in Path(f"/proc/{child}/cmdline").read_bytes())
+    # Just after a program has started its command line is empty, so the new one is waited for, not the old one's end.
+    wait_until(lambda: b"SIGHUP" in (line := Path(f"/proc/{child}/cmdline").read_bytes()) and b"prctl" not in line)
     os.kill(child, signal.SIGSTOP)
     parent.kill()
     wait_until(lambda: is_gone(child))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import reuse_quality
+from json_lines import read_lines
 from reuse_quality import WAYS, Way, describe
 
 
@@ -50,3 +51,9 @@ def test_a_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "made with other settings" in capsys.readouterr().err
     assert reuse_quality.main(["--show", str(file)]) == 0
     assert capsys.readouterr().out == printed
+
+
+def test_the_page_shows_the_stored_results() -> None:
+    root = Path(__file__).parents[2]
+    header, records = read_lines(root / "tools" / "results" / "reuse-quality-2026-11-28.jsonl")
+    assert describe(records, header["batch"]) in (root / "docs" / "evidence" / "reuse.md").read_text(encoding="utf-8")
