@@ -203,7 +203,7 @@ def image_reference(*run: Any) -> Tensor:
 
 
 def conditioning(transformer: HunyuanVideoTransformer3DModel, seed: int) -> Conditioning:
-    """Prompts of different lengths; padding holds numbers too: nobody may look at them."""
+    """Prompts of different lengths; padding holds numbers too, which must not be used."""
     given_frames = int(transformer.config.image_condition_type == "token_replace")
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(2, 12, TEXT_DIM, generator=generator)

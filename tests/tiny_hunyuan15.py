@@ -220,7 +220,7 @@ def conditioning(
     lengths: tuple[int, int] = (5, 9),
     glyphs: tuple[int, int] = (6, 0),
 ) -> Conditioning:
-    """Padding holds numbers too: nobody may look at them."""
+    """Padding holds numbers too, which must not be used."""
     generator = torch.Generator().manual_seed(seed)
     text, text_2, image = (
         torch.randn(2, *shape, generator=generator)

@@ -64,7 +64,7 @@ def video(frames: int = 5) -> list[Image.Image]:
     return [image(seed) for seed in range(frames)]
 
 
-# Wan and what came from it
+# Wan and its descendants
 
 WAN = {**ATTENTION, "text_dim": TEXT, "freq_dim": 16, "ffn_dim": 32, "num_layers": NUM_BLOCKS, "rope_max_seq_len": 64}
 WAN_BLOCKS = {"blocks": HIDDEN}

@@ -2,10 +2,10 @@
 
     python tools/serve_polling.py --work runs/serve-polling -o runs/serve-polling.json      # takes minutes
 
-A server makes videos with the embedded model. In turns, nobody asks, and 200 clients look at the running video every
-2 s, each on a connection of its own. Every step is timed, by the clock and in CPU seconds of the replica's process;
-the server's CPU seconds are read from the system. Clients run on the same machine, so with two cores and other work the
-steps by the clock show more than a server would with clients elsewhere.
+A server makes videos with the embedded model. In turns, it has no clients, and 200 clients that ask for the running
+video every 2 s, each on a connection of its own. Every step is timed, by the clock and in CPU seconds of the replica's
+process; the server's CPU seconds are read from the system. Clients run on the same machine, so with two cores and other
+work the steps by the clock show more than a server would with clients elsewhere.
 
 Exit codes: 0 the median of the steps, by the clock, rises by less than 5 %; 1 it does not, or answers failed.
 """
@@ -87,7 +87,7 @@ class Step:
 
 
 def _turns(arguments: argparse.Namespace, client: Client, port: int, steps: Path, server: int) -> Iterator[Turn]:
-    """Let clients poll in turns with nobody, and keep the replica busy."""
+    """Let clients poll and not poll, in turns, and keep the replica busy."""
     client.wait()
     video = _next_video(client)
     while not steps.exists() or len(read_steps(steps)) < 5:  # the model is loaded, and warm

@@ -192,7 +192,7 @@ def _check_outputs(
             check_file(file)
         check_unclaimed(OutputPaths(files[0].output, tuple(file.output for file in files[1:])).locks)
         check_inputs_kept([path for file in files for path in (file.video, file.sidecar)], read)
-        # a run that was interrupted has left its latents, and perhaps a part of its video
+        # an interrupted run left its latents, and sometimes a part of its video
         interrupted = was_interrupted(OutputPaths(source.output)) and source.latents.parent == source.output.parent
         replaced += [
             check_replacing_video(file, overwrite=arguments.overwrite, was_interrupted=interrupted) for file in files

@@ -126,7 +126,7 @@ def _close(ask: Ask) -> None:
 @contextmanager
 def _cluster(options: RayOptions) -> Iterator[None]:
     """Be connected to the cluster in the block. An own one ends with the block, and with this process."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends no usage statistics
     # Ray's own default, 15, lets ranks wait for every other program of the machine; of a cluster that runs, it decides.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray

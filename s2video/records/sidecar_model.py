@@ -210,7 +210,7 @@ class Sidecar(_Part):
     latents: LatentsRecord = Field(description="the denoised latents, before decoding")
     output: OutputRecord = Field(description="the video file or sequence")
     credentials: CredentialsRecord | None = Field(
-        default=None, description="who signed the file; null, also in older sidecars: nobody"
+        default=None, description="who signed the file; null if it is not signed, and in older sidecars"
     )
     take: str | None = Field(
         default=None,

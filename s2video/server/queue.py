@@ -180,7 +180,8 @@ class JobQueue(Store):
     def _next(self, connection: sqlite3.Connection, models: Sequence[str]) -> sqlite3.Row | None:
         """Return as `Store._next`, but the oldest job when many newer ones were drawn before it.
 
-        A batch ends, so there every job has its turn. Here clients could ask for a loaded model for ever.
+        A batch ends, so there every job has its turn. Here, jobs for a loaded model could keep the others waiting
+        without end.
         """
         oldest, found = super()._next(connection, ()), super()._next(connection, models)
         if oldest is None or found is None or oldest["name"] == found["name"]:

@@ -109,7 +109,7 @@ def compare(study: Study, scores: Scores, meanings: Mapping[str, str], votes: Vo
     Args:
         scores: of every measure, by clip and setting; NaN where a clip has none.
         meanings: what a measure is; those of others are unknown.
-        votes: None if nobody has voted.
+        votes: None if there are none.
     """
     numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(clip.prompt for clip in study.clips))}
     judge = _Judge(study, {clip.name: numbers[clip.prompt] for clip in study.clips})

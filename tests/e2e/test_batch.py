@@ -45,7 +45,7 @@ def here(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_killed_at_random_moments(run: Run) -> None:
-    """Eight videos are whole, distinct, and those of a run that nobody disturbed; tools/chaos.py kills more often."""
+    """Eight videos are whole, distinct, and those of an undisturbed run; tools/chaos.py kills more often."""
     run.write(shots=[PROMPT, "a large blue square"], seeds=4, checkpoint={"every_seconds": 0.05})
     forks = multiprocessing.get_context("forkserver")  # which has imported torch, so that a start takes no seconds
     forks.set_forkserver_preload(["s2video.batch.replica", "s2video.cli.batch"])

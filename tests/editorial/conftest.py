@@ -22,7 +22,7 @@ SHOTS: list[Any] = [
 
 @pytest.fixture(scope="session")
 def made_run(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[EditRun]:
-    """Nobody changes this one."""
+    """No test changes this one."""
     root = tmp_path_factory.mktemp("edit")
     file = root / "run.yaml"
     values = {

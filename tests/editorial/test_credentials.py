@@ -46,7 +46,7 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, signer: tuple[Path, Path]) -> Path:
-    """A folder with x.mp4, x.mov, and the sequence x of a signed run each, and plain.mp4, which nobody signed."""
+    """A folder with x.mp4, x.mov, and the sequence x of a signed run each, and plain.mp4, which is not signed."""
     folder = tmp_path_factory.mktemp("signed")
     chain, key = map(str, signer)
     more = ["--credentials", chain, "--credentials-key", key, "--keep-latents"]

@@ -108,7 +108,7 @@ def test_a_finished_video_is_removed_by_a_second_click(page: Any) -> None:
     button = article.locator("[data-act=remove]")
     button.click()
     assert button.inner_text() == "Remove for good?" and article.count() == 1
-    _until(page, "() => !document.querySelector('.asking')")  # nobody clicked again
+    _until(page, "() => !document.querySelector('.asking')")  # there was no second click
     assert button.inner_text() == "Remove"
     button.click()
     button.click()

@@ -16,7 +16,7 @@ __all__ = ["browser", "chromium"]  # fixtures
 
 @pytest.fixture(scope="session")
 def made_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyRun]:
-    """Two prompts x (cfg, s2, strong); nobody changes it."""
+    """Two prompts x (cfg, s2, strong); no test changes it."""
     root = tmp_path_factory.mktemp("study")
     file = root / "mine.yaml"
     prompts = "".join(f"  - {prompt!r}\n" for prompt in PROMPTS)

@@ -57,7 +57,7 @@ def test_a_page_shows_videos_without_a_sidecar(folder: Path, tmp_path: Path) -> 
     assert text.count("<video") == 2
     assert re.search(r'class="failure"><h3>broken\.mp4', text)
     theirs = text[text.index("<h3>theirs.mp4") :]
-    assert "no S²-Guidance" not in theirs  # nobody knows
+    assert "no S²-Guidance" not in theirs  # it is not known
 
 
 def test_a_sheet_shows_them_too(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

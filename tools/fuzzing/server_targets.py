@@ -37,7 +37,7 @@ class _Asked:
     """A server without replicas, and its answers.
 
     Attributes:
-        waiting: id of a job that waits for ever.
+        waiting: id of a job that is never drawn.
     """
 
     def __init__(self, folder: Path) -> None:

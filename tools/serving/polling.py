@@ -2,7 +2,7 @@
 
     python tools/serving/polling.py HOST PORT /v1/videos/ID CLIENTS EVERY_SECONDS
 
-Polls until its standard input ends. Then it prints how many answers came, how many of them were not 200, and the
+Polls until its standard input ends. Then it prints the number of answers, how many of them were not 200, and the
 median and the largest seconds of an answer, as JSON.
 """
 
@@ -32,7 +32,7 @@ class Polls:
         self._request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
 
     async def client(self) -> None:
-        """Poll for ever, from a random moment on."""
+        """Poll without end, from a random moment on."""
         await asyncio.sleep(random.uniform(0, self._every))
         while True:
             with suppress(OSError, asyncio.IncompleteReadError):

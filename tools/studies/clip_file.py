@@ -1,6 +1,6 @@
 """A cell's file: a line of JSON that says what it is of, then a line for each clip, written as they are made.
 
-A process killed at any moment leaves whole lines and perhaps the beginning of one, which is cut off on opening.
+A process killed at any moment leaves whole lines and at most the beginning of one more, which is cut off on opening.
 """
 
 import json
@@ -66,7 +66,7 @@ def _require_same(path: Path, found: Mapping[str, Any], expected: Mapping[str, A
     if names:
         raise InputError(
             f"{path} was made with other settings ({', '.join(names[:5])}): choose another --work, or delete the file "
-            "to begin it anew"
+            "to start it again"
         )
 
 
