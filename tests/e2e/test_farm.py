@@ -38,7 +38,7 @@ def test_a_bundle_is_checked_run_killed_and_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shots = [{"shot": name, "prompt": PROMPT} for name in ("killed", "undisturbed")]
-    file = run_file(tmp_path, shots, sampling={"num_inference_steps": 12}, checkpoint={"every_seconds": 0.01})
+    file = run_file(tmp_path, shots, sampling={"num_inference_steps": 80}, checkpoint={"every_seconds": 0.01})
     bundle, template, out = tmp_path / "bundle", str(tmp_path / "bundle/template.json"), tmp_path / "out"
     monkeypatch.chdir(tmp_path)
     assert main(["farm", str(file), "-o", "bundle"]) == 0
