@@ -1,4 +1,4 @@
-"""Find the masks of the s2video package: the installed one, or the one that lies beside or above this folder.
+"""Find the masks of the s2video package: the installed one, or the one next to or above this folder.
 
 Only `s2video.guidance.masks` is imported, which needs numpy and nothing else.
 """

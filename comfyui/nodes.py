@@ -24,7 +24,7 @@ class S2Guidance(io.ComfyNode):
             display_name="S²-Guidance",
             category="sampling/guidance",
             description="Runs the model once more with a few random blocks left out, and pushes the result away from "
-            "that prediction (arXiv 2508.12880). Works beside CFG, and at CFG 1.",
+            "that prediction (arXiv 2508.12880). Works with CFG, and at CFG 1.",
             inputs=[
                 io.Model.Input("model"),
                 io.Float.Input(

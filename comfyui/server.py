@@ -42,14 +42,14 @@ def make_video(
     base = url.rstrip("/")
     if not base.startswith(("http://", "https://")):
         raise ServerError(f"server: expected an address such as http://127.0.0.1:8000, got {url[:80]!r}")
-    job = json.loads(_ask(f"{base}/v1/videos", method="POST", body=fields))
+    job = _job(f"{base}/v1/videos", method="POST", body=fields)
     place, away_since = f"{base}/v1/videos/{job['id']}", time.monotonic()
     try:
         while job["status"] in ("queued", "in_progress"):
             check()
             time.sleep(_POLL)
             try:
-                job, away_since = json.loads(_ask(place)), time.monotonic()
+                job, away_since = _job(place), time.monotonic()
             except AwayError:
                 if time.monotonic() - away_since > _PATIENCE:
                     raise
@@ -60,8 +60,17 @@ def make_video(
             _ask(place, method="DELETE")  # no one waits for it any more
         raise
     if job["status"] != "completed":
-        raise ServerError(f"{base}: {job['error']['message']}")
+        raise ServerError(f"{base}: {(job['error'] or {}).get('message', 'the video failed')}")
     return io.BytesIO(_ask(f"{place}/content?codec=h264"))
+
+
+def _job(url: str, *, method: str = "GET", body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    answer = _ask(url, method=method, body=body)
+    try:
+        job = json.loads(answer)
+        return {"error": None, **job} | {name: job[name] for name in ("id", "status", "progress")}
+    except (ValueError, KeyError, TypeError):
+        raise ServerError(f"{url}: expected the answer of s2video serve, got another one; check the address") from None
 
 
 def _ask(url: str, *, method: str = "GET", body: Mapping[str, Any] | None = None) -> bytes:
@@ -75,6 +84,11 @@ def _ask(url: str, *, method: str = "GET", body: Mapping[str, Any] | None = None
             return answer.read()
     except urllib.error.HTTPError as error:
         raise ServerError(f"{url}: {_message(error)}") from None
+    except ValueError:  # whose message can hold the key
+        raise ServerError(
+            f"{url[:80]!r}: expected an address such as http://127.0.0.1:8000, and printable ASCII in {KEY_VARIABLE}; "
+            "correct them"
+        ) from None
     except (OSError, http.client.HTTPException) as error:  # also one that is cut off in the middle
         reason = getattr(error, "reason", error)
         raise AwayError(f"{url}: the server does not answer ({reason}); start it with: s2video serve") from None

@@ -226,6 +226,7 @@ class _Answers(BaseHTTPRequestHandler):
         "locked": (401, b'{"error": {"message": "expected the header Authorization: Bearer KEY"}}'),
         "full": (429, b'{"error": {"message": "1000 videos wait already; try again later"}}'),
         "proxy": (502, b"<html>Bad Gateway</html>"),
+        "page": (200, b"<html>Welcome</html>"),
     }
 
     seen: ClassVar[list[tuple[str, str, Any, str | None]]] = []
@@ -314,11 +315,18 @@ class TestServer:
             ("locked", "Authorization: Bearer KEY"),
             ("full", "1000 videos wait already"),
             ("proxy", "502 Bad Gateway"),
+            ("page", "expected the answer of s2video serve"),
         ],
     )
     def test_what_the_server_says_is_shown(self, address: str, prompt: str, message: str) -> None:
         with pytest.raises(RuntimeError, match=message):
             S2Server.execute(server=address, **{**self.ASKED, "prompt": prompt})
+
+    def test_a_key_that_no_header_can_hold_is_not_shown(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("S2VIDEO_API_KEY", "secret\n")
+        with pytest.raises(RuntimeError, match="expected an address such as") as raised:
+            S2Server.execute(server=address, **self.ASKED)
+        assert "secret" not in str(raised.value)
 
     def test_a_server_may_be_started_again_in_mid_job(self, address: str) -> None:
         (video,) = S2Server.execute(server=address, **{**self.ASKED, "prompt": "away"})
