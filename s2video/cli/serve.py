@@ -20,7 +20,7 @@ from ..system.files import user_path
 from .arguments import add_command, add_set_argument, path_argument, say, whole_number
 
 KEY_VARIABLE = "S2VIDEO_API_KEY"
-_CHECKPOINT_EVERY = 60.0  # seconds between two checkpoints of a running job
+_CHECKPOINT_EVERY = 60.0  # seconds between two resume points of a running job
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -78,6 +78,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise InputError(f"serve needs {error.name}: pip install 's2video[serve]'") from None
     key = os.environ.get(KEY_VARIABLE) or None
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise InputError(
+            f"{KEY_VARIABLE}: expected printable ASCII without spaces around it, got other characters, which no header "
+            "can hold; choose another key"
+        )
     if arguments.host not in _LOOPBACK and key is None:
         raise InputError(
             f"--host {arguments.host}: other machines could make videos here; set {KEY_VARIABLE} to a secret that "
@@ -103,7 +108,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         steps=arguments.max_steps,
         waiting=arguments.max_queue,
     )
-    hosts = () if arguments.host not in _LOOPBACK and not arguments.allow_host else (*LOOPBACK, *arguments.allow_host)
+    others = [name.lower() for name in arguments.allow_host]  # as names in requests are compared
+    hosts = (*LOOPBACK, *others) if others or arguments.host in _LOOPBACK else ()
     queue = JobQueue(arguments.folder.resolve())
     server = Server(queue, models, limits, world_size=arguments.nproc, replicas=arguments.replicas)
     address = Address(arguments.host, arguments.port)
@@ -111,7 +117,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     number = serve(server, rules, address, plan, loaded=arguments.loaded, plain=arguments.plain)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise StoppedError("the server stopped; jobs that it was making go on from their checkpoints at the next start")
+    raise StoppedError("the server stopped; the next start continues the videos that it was making")
 
 
 def _configs(arguments: argparse.Namespace) -> Mapping[str, RunConfig]:
@@ -141,7 +147,7 @@ def _configs(arguments: argparse.Namespace) -> Mapping[str, RunConfig]:
 
 
 def _with_checkpoints(config: RunConfig) -> RunConfig:
-    """Return settings with which a replica that is killed loses a minute of work, unless they say something else."""
+    """Return settings with an interval at which running jobs are saved, if they have none."""
     if config.checkpoint.every_seconds is not None:
         return config
     return config.patched({"checkpoint.every_seconds": _CHECKPOINT_EVERY})

@@ -1,6 +1,6 @@
-"""The HTTP interface: videos as the `openai` client speaks it, and what this project has beside it.
+"""The HTTP interface: videos as the `openai` client asks for them, and what this project adds.
 
-POST /v1/videos, GET and DELETE /v1/videos/ID, GET /v1/videos, GET /v1/videos/ID/content are OpenAI's. Beside them:
+POST /v1/videos, GET and DELETE /v1/videos/ID, GET /v1/videos, GET /v1/videos/ID/content are OpenAI's. This project adds
 /v1/videos/ID/sidecar, /latents and /events, /v1/models, /health, /ready and /metrics. Errors have OpenAI's form.
 """
 
@@ -13,31 +13,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from ..errors import InputError, S2VideoError
 from ..media.formats import FORMATS
 from ..media.output_paths import OutputPaths
-from ..system.json_reader import parse_json
 from ..version import __version__
 from . import page
-from .files import CONTENT_TYPES, BusyError, as_one_file, decoded_data_url, in_format, picture, save_image
+from .body import read_fields
+from .files import CONTENT_TYPES, BusyError, as_one_file, in_format, picture, save_image
 from .guards import COOKIE, BodyError, Guards, Rules, problem, session_of
+from .jobs import Job, is_id
 from .metrics import metrics
-from .queue import FullError, Glance, Job, JobQueue, OtherRequestError, is_id
+from .queue import FullError, Glance, JobQueue, OtherRequestError
 from .video_request import FieldError, Limits, Models, read_request
 from .video_request import Request as VideoRequest
 
 _POLL_AFTER = "1000"  # ms; the header with which the client's polling is slowed down or sped up
 _EVENT_EVERY = 0.5  # seconds between two looks at a job for /events
-_MOST_FIELDS = 200
 _STATUS = {"waiting": "queued", "running": "in_progress", "done": "completed", "failed": "failed"}
 
 
@@ -72,7 +71,7 @@ def build_app(server: Server, rules: Rules) -> Guards:
     _add_files(app, server)
     _add_service(app, server)
     _add_page(app, server, rules)
-    return Guards(cast(Any, app), rules)
+    return Guards(app, rules)
 
 
 def as_video(job: Job) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def _add_errors(app: FastAPI) -> None:
 def _add_videos(app: FastAPI, server: Server) -> None:
     @app.post("/v1/videos")
     async def create(request: Request) -> Response:
-        fields, image = await _fields_of(request)
+        fields, image = await read_fields(request)
         key = request.headers.get("idempotency-key")
         if key is not None and not 0 < len(key) <= 200:
             return problem(400, "Idempotency-Key: expected 1 to 200 characters", code="invalid_value")
@@ -147,7 +146,7 @@ def _add_videos(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/videos/estimate")
     async def estimated(request: Request) -> dict[str, Any]:
-        fields, image = await _fields_of(request)
+        fields, image = await read_fields(request)
         return await run_in_threadpool(_estimate, server, fields, image)
 
     @app.get("/v1/videos")
@@ -222,52 +221,6 @@ def _create(server: Server, fields: Mapping[str, Any], image: bytes | None, key:
     return JSONResponse(as_video(job), headers={"openai-poll-after-ms": _POLL_AFTER})
 
 
-async def _fields_of(request: Request) -> tuple[dict[str, Any], bytes | None]:
-    """Return the fields of a JSON body or a form, names in brackets as mappings, and the image beside them."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        body = parse_json(await request.body(), "body", remedy="send a JSON object")
-        if not isinstance(body, dict):
-            raise InputError(f"expected a JSON object, got {type(body).__name__}")
-        return _without_image(body, None)
-    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        raise HTTPException(415, f"expected multipart/form-data or application/json, got {kind[:80] or 'nothing'}")
-    fields: dict[str, Any] = {}
-    upload: bytes | None = None
-    async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if name != "input_reference":
-                    raise FieldError(name, f"{name[:80]}: expected no file; input_reference takes an image")
-                upload = await value.read()
-            else:
-                _put(fields, name, value)
-    return _without_image(fields, upload)
-
-
-def _put(fields: dict[str, Any], name: str, value: str) -> None:
-    """Set a field of a form; "guidance[s2_scale]" is a setting of the mapping `guidance`. The last of a name counts."""
-    outer, bracket, inner = name.partition("[")
-    if not bracket:
-        fields[name] = value
-        return
-    section = fields.setdefault(outer, {})
-    if not (inner.endswith("]") and isinstance(section, dict)):
-        raise FieldError(name, f"{name[:80]}: expected a name such as guidance[s2_scale]")
-    section[inner.removesuffix("]")] = value
-
-
-def _without_image(fields: dict[str, Any], upload: bytes | None) -> tuple[dict[str, Any], bytes | None]:
-    reference = fields.pop("input_reference", None)
-    if isinstance(reference, Mapping):
-        reference = reference.get("image_url")
-    if not reference:
-        return fields, upload
-    if upload is not None or not isinstance(reference, str):
-        raise FieldError("input_reference", "input_reference: expected one image, as a file or as a data URL")
-    return fields, decoded_data_url(reference)
-
-
 def _found(server: Server, name: str) -> Job:
     job = server.queue.find(name)
     if job is None:
@@ -310,10 +263,10 @@ def _add_files(app: FastAPI, server: Server) -> None:
                 picture(files.video, variant), media_type=f"image/{'webp' if variant == 'thumbnail' else 'jpeg'}"
             )
         if codec is None:
-            return _file(files.video)
+            return _file(server, job, files.video)
         if codec not in FORMATS:
             raise FieldError("codec", f"codec: expected one of {', '.join(FORMATS)}, got {codec[:40]!r}")
-        return _file(in_format(job.job, server.folder, codec))
+        return _file(server, job, in_format(job.job, server.folder, codec))
 
     @app.get("/v1/videos/{name}/sidecar")
     def sidecar(name: str) -> Response:
@@ -321,12 +274,16 @@ def _add_files(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/videos/{name}/latents")
     def latents(name: str) -> Response:
-        return _file(finished(name)[1].latents)
+        job, files = finished(name)
+        return _file(server, job, files.latents)
 
 
-def _file(path: Path) -> Response:
-    """Return a file for download."""
+def _file(server: Server, job: Job, path: Path) -> Response:
+    """Return a file of a job for download."""
     one = as_one_file(path)
+    if server.queue.find(job.id) is None:  # deleted while this file was made
+        server.queue.remove_files(job.job)
+        raise HTTPException(404, f"no video {job.id!r}")
     return FileResponse(one, media_type=CONTENT_TYPES.get(one.suffix, "application/octet-stream"), filename=one.name)
 
 

@@ -22,7 +22,8 @@ from ..models.images import read_images
 from ..review.sheet import strip
 from ..system.files import atomic_path
 from ..system.processes import tied
-from .queue import IMAGES, without_folders
+from .jobs import without_folders
+from .queue import IMAGES
 from .video_request import FieldError
 
 CONTENT_TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".zip": "application/zip"}

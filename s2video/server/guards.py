@@ -10,19 +10,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse, Response
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 COOKIE = "s2video"
@@ -37,7 +32,7 @@ class Rules:
     """Who is answered.
 
     Attributes:
-        hosts: names in the Host header that are answered; empty means any.
+        hosts: names in the Host header that are answered, in lower case; empty means any.
         key: of the header "Authorization: Bearer KEY"; None for no key.
         most: bytes of a body.
     """
@@ -76,10 +71,10 @@ def problem(status: int, message: str, *, code: str, param: str | None = None, *
 class Guards:
     """An ASGI application that refuses what breaks the rules, and passes the rest on."""
 
-    def __init__(self, app: App, rules: Rules) -> None:
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self._app, self._rules = app, rules
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -90,12 +85,12 @@ class Guards:
             return
         await self._app(scope, _Bounded(receive, self._rules.most), send)
 
-    def _refusal(self, scope: Message, headers: dict[str, str]) -> Response | None:
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> Response | None:
         host = headers.get("host", "")
         if self._rules.hosts and _name_of(host) not in self._rules.hosts:
             return problem(403, f"the host {host[:80]!r} is not this server's; use localhost", code="wrong_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
             return problem(403, f"requests from pages of {origin[:80]!r} are not answered", code="wrong_origin")
         if scope["path"] not in _OPEN and not self._rules.knows(headers):
             return problem(

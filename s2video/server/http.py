@@ -9,6 +9,7 @@ from typing import Any
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
@@ -25,9 +26,9 @@ class Http:
         url: the address, for messages.
     """
 
-    def __init__(self, app: object, host: str, port: int, url: str) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, url: str) -> None:
         config = uvicorn.Config(
-            app,  # type: ignore[arg-type]  # uvicorn's own protocol for ASGI is narrower than ASGI
+            app,
             http=_Hurried,
             host=host,
             port=port,
@@ -71,7 +72,7 @@ class _Hurried(H11Protocol):
     """Closes a connection whose client does not send the whole head of a request in time.
 
     uvicorn itself closes connections that are idle between two requests; one that sends a byte now and then would stay,
-    and a thousand of them would keep everybody else out.
+    and a thousand of them would keep all other clients out.
     """
 
     _timer: asyncio.TimerHandle | None = None

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from ..batch.plan import predict_seconds, spoken
 from ..batch.run_file import BatchJob
 from ..config.run import RunConfig
-from ..review.html import render
+from ..review.html import counted, render
 from ..review.page import Media
-from .queue import Job, JobQueue
+from .jobs import Job
+from .queue import JobQueue
 from .video_request import Limits, Models, Request
 
 MOST = 60  # videos on the page, the newest
@@ -127,7 +128,7 @@ def estimate(request: Request, queue: JobQueue, models: Models, *, world_size: i
         seconds, source = predicted, "a rough guess, before the first video"
     waiting = queue.count()["waiting"]
     frames = request.shown["frames"]
-    parts = [f"{frames} frame{'' if frames == 1 else 's'} at {float(Fraction(request.shown['fps'])):g} per second"]
+    parts = [f"{counted(frames, 'frame')} at {float(Fraction(request.shown['fps'])):g} per second"]
     parts.append("time unknown" if seconds is None else f"about {spoken(seconds)} a video ({source})")
     if waiting:
         parts.append(f"{waiting} before it" + (f" on {replicas} replicas" if replicas > 1 else ""))

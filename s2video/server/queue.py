@@ -1,26 +1,23 @@
 """The server's jobs: a batch's store, with a second table of what clients asked for and how far it is.
 
-The store decides what is drawn, by whom, and whether it is done; this module adds ids, progress and cancellation. All
+The store decides what is drawn, by whom, and whether it is done; this module adds progress and cancellation. All
 of it is in one SQLite file, so a restart loses nothing.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..batch.records import Entry, Released, State
+from ..batch.records import Released, State
 from ..batch.store import Store
 from ..errors import InputError
+from .jobs import SELECT_JOBS, Job, Request, as_job, find_job
 
-Phase = Literal["waiting", "loading", "denoising", "decoding", "done", "failed"]
 Order = Literal["asc", "desc"]
 
 IMAGES = "images"  # the folder of clients' images, below the server's
@@ -45,73 +42,6 @@ CREATE TABLE IF NOT EXISTS requests (
     is_cancelled INTEGER NOT NULL DEFAULT 0
 );
 """
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a client asked for, before it is queued."""
-
-    id: str
-    model: str
-    entry: Entry
-    shown: Mapping[str, Any]
-    steps: int
-    digest: str
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """A queued request and its state.
-
-    Attributes:
-        ahead: number of jobs that are drawn before this one; 0 unless it waits.
-        seconds_left: of denoising, by the pace so far; None while that is not known.
-    """
-
-    id: str
-    job: str
-    created: float
-    ended: float | None
-    model: str
-    shown: Mapping[str, Any]
-    state: State
-    error: str | None
-    step: int
-    steps: int
-    ahead: int
-    seconds_left: float | None
-
-    @property
-    def phase(self) -> Phase:
-        """What is happening to it."""
-        if self.state == "waiting":
-            return "waiting"
-        if self.state == "running":
-            return "loading" if self.step == 0 else "denoising" if self.step < self.steps else "decoding"
-        return self.state
-
-    @property
-    def progress(self) -> int:
-        """Per cent: denoising is 0 to 95 by its steps, decoding 95 to 100."""
-        if self.state == "done":
-            return 100
-        return 95 * self.step // self.steps if self.state == "running" and self.steps else 0
-
-
-def new_id() -> str:
-    """Return an id for a request; later ones sort after earlier ones."""
-    return f"video_{time.time_ns():016x}{secrets.token_hex(6)}"
-
-
-def is_id(text: str) -> bool:
-    """Return whether a text has the form of an id."""
-    return re.fullmatch(r"video_[0-9a-f]{28}", text) is not None
-
-
-def without_folders(message: str) -> str:
-    """Return a message for clients, in which paths are names."""
-    return re.sub(r"(?<![\w/])/(?:[^\s/:'\"]+/)+", "", message)
 
 
 class FullError(Exception):
@@ -195,7 +125,7 @@ class JobQueue(Store):
     def find(self, name: str) -> Job | None:
         """Return a job by its id; None if there is none, or it was cancelled."""
         with self._connected() as connection:
-            return _find(connection, name)
+            return find_job(connection, name)
 
     def page(self, *, after: str | None, limit: int, order: Order) -> tuple[list[Job], bool]:
         """Return up to `limit` jobs by the order of their arrival, and whether more follow.
@@ -206,11 +136,11 @@ class JobQueue(Store):
         sign = ">" if order == "asc" else "<"
         with self._connected() as connection:
             rows = connection.execute(
-                f"{_SELECT} WHERE NOT requests.is_cancelled AND (? IS NULL OR requests.id {sign} ?) "
+                f"{SELECT_JOBS} WHERE NOT requests.is_cancelled AND (? IS NULL OR requests.id {sign} ?) "
                 f"ORDER BY requests.id {order} LIMIT ?",
                 (after, after, limit + 1),
             ).fetchall()
-            return [_job(connection, row) for row in rows[:limit]], len(rows) > limit
+            return [as_job(connection, row) for row in rows[:limit]], len(rows) > limit
 
     def remove(self, name: str) -> Job | None:
         """Cancel a job, or forget one that has ended; return it as it was, None if there is none.
@@ -314,16 +244,27 @@ class JobQueue(Store):
                 path.unlink(missing_ok=True)
 
     def drop_images(self) -> None:
-        """Remove images of requests that a process was killed in the middle of. For the start of a server."""
+        """Remove images of requests that a kill interrupted. For the start of a server."""
         for path in (self.folder / IMAGES).glob("*"):
             self.drop_image(path)
+
+    def remove_files(self, name: str) -> None:
+        """Remove all files of a job; `name` is that of its video below the server's folder."""
+        video = self.folder / name
+        for path in sorted(video.parent.glob(f"{video.stem}*")):
+            if path.is_dir():
+                for frame in path.iterdir():
+                    frame.unlink(missing_ok=True)
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
 
     def _forget(self, connection: sqlite3.Connection, name: str) -> None:
         """Remove a job with its files."""
         row = connection.execute("SELECT shown FROM requests WHERE job = ?", (name,)).fetchone()
         connection.execute("DELETE FROM requests WHERE job = ?", (name,))
         connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
-        _remove_files(name, self.folder)
+        self.remove_files(name)
         image = None if row is None else json.loads(row["shown"]).get("image")
         if image is not None:
             (self.folder / IMAGES / image).unlink(missing_ok=True)
@@ -345,7 +286,7 @@ class Glance:
             if self._connection is None:
                 self._connection = sqlite3.connect(self._queue.path, timeout=0, isolation_level=None)
                 self._connection.row_factory = sqlite3.Row
-            return _find(self._connection, name)
+            return find_job(self._connection, name)
         except sqlite3.Error:  # `JobQueue.find` waits, or says what is wrong
             self.close()
             return self._queue.find(name)
@@ -357,43 +298,6 @@ class Glance:
         self._connection = None
 
 
-_SELECT = (
-    "SELECT requests.*, jobs.state, jobs.error, jobs.started, jobs.seconds, jobs.position "
-    "FROM requests JOIN jobs ON jobs.name = requests.job"
-)
-
-
-def _find(connection: sqlite3.Connection, name: str) -> Job | None:
-    row = connection.execute(f"{_SELECT} WHERE requests.id = ? AND NOT requests.is_cancelled", (name,)).fetchone()
-    return None if row is None else _job(connection, row)
-
-
-def _job(connection: sqlite3.Connection, row: sqlite3.Row) -> Job:
-    ahead = 0
-    if row["state"] == "waiting":
-        (ahead,) = connection.execute(
-            "SELECT COUNT(*) FROM jobs WHERE state = 'waiting' AND position < ?", (row["position"],)
-        ).fetchone()
-    left = None
-    done = row["step"] - (row["first_step"] or 0)
-    if row["state"] == "running" and done > 0:
-        left = (row["last_step_at"] - row["first_step_at"]) / done * (row["steps"] - row["step"])
-    ended = row["ended"]
-    if row["state"] in ("done", "failed"):
-        ended = ended or (row["started"] or row["created"]) + (row["seconds"] or 0.0)
-    plain = {name: row[name] for name in ("id", "job", "created", "model", "state")}
-    return Job(
-        **plain,
-        error=None if row["error"] is None else without_folders(row["error"]),
-        ended=ended,
-        shown=json.loads(row["shown"]),
-        step=row["step"],
-        steps=row["steps"],
-        ahead=ahead,
-        seconds_left=left,
-    )
-
-
 def _uses_image(connection: sqlite3.Connection, name: str) -> bool:
     query = "SELECT 1 FROM requests WHERE json_extract(shown, '$.image') = ? LIMIT 1"
     return connection.execute(query, (name,)).fetchone() is not None
@@ -402,15 +306,3 @@ def _uses_image(connection: sqlite3.Connection, name: str) -> bool:
 def _is_cancelled(connection: sqlite3.Connection, name: str) -> bool:
     row = connection.execute("SELECT is_cancelled FROM requests WHERE job = ?", (name,)).fetchone()
     return row is None or bool(row["is_cancelled"])
-
-
-def _remove_files(job: str, folder: Path) -> None:
-    """Remove all files of a job. `job` is the name of its video below the server's folder."""
-    video = folder / job
-    for path in sorted(video.parent.glob(f"{video.stem}*")):
-        if path.is_dir():
-            for frame in path.iterdir():
-                frame.unlink(missing_ok=True)
-            path.rmdir()
-        else:
-            path.unlink(missing_ok=True)

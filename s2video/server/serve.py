@@ -1,6 +1,6 @@
 """The process of the server: HTTP in a thread, replicas under supervision in the main thread.
 
-SIGTERM ends both: replicas save the checkpoint of what they are making, and the next start goes on with it.
+SIGTERM ends both: replicas save the resume point of what they are making, and the next start continues from it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from .app import Server, build_app
 from .guards import Rules
 from .http import Http
 
-_LOOK_EVERY = 0.2  # seconds between two looks for a first job
 _MOST_STARTS = 5  # in a row of replicas that all die before they draw a job
 
 

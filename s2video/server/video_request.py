@@ -31,7 +31,7 @@ from ..media.formats import FORMATS, suffix_of
 from ..models.checkpoint import OpenModel
 from ..records.identity import job_key
 from ..system.json_reader import parse_json
-from .queue import Request, new_id
+from .jobs import Request, new_id
 
 VIDEOS = "videos"  # the folder of all files of jobs, below the server's
 _SOURCE = "request"  # what messages name as the origin of settings
@@ -93,10 +93,10 @@ class Models:
             raise FieldError("model", f"model: expected one of {known}, got {name[:80]!r}")
         return name, self.configs[name]
 
-    def lora(self, text: object) -> list[LoraConfig]:
+    def lora(self, text: str) -> list[LoraConfig]:
         """Return LoRAs for text such as "style" or "style:0.8, detail". Raises FieldError."""
         found = []
-        for part in str(text).split(","):
+        for part in text.split(","):
             name, _, scale = part.strip().partition(":")
             if name not in self.loras:
                 known = ", ".join(self.loras) or "none"
@@ -228,8 +228,8 @@ def _changes(fields: Mapping[str, Any], base: RunConfig, models: Models) -> dict
     if "size" in fields:
         changes["sampling.width"], changes["sampling.height"] = _size(fields["size"])
     loras = [lora.model_dump(mode="json") for lora in base.model.lora]
-    if fields.get("lora"):
-        loras += [lora.model_dump(mode="json") for lora in models.lora(fields["lora"])]
+    if text := _text(fields, "lora", 1000):
+        loras += [lora.model_dump(mode="json") for lora in models.lora(text)]
     return {**changes, "model.lora": loras}
 
 

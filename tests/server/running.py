@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import httpx2 as httpx
 import openai
+from serving.client import free_port
 
 SMALL = {"sampling": {"num_inference_steps": 3}, "guidance": {"s2_scale": 0.5}}
 PROMPT = "a large red circle moving left on a gray background"
@@ -46,13 +46,6 @@ class Running:
         """End it with SIGTERM; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

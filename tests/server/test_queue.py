@@ -10,7 +10,8 @@ from s2video.config.run import RunConfig
 from s2video.errors import InputError
 from s2video.models.checkpoint import open_checkpoint
 from s2video.planning.cards import CARDS
-from s2video.server.queue import IMAGES, JobQueue, Request, new_id, without_folders
+from s2video.server.jobs import Request, new_id, without_folders
+from s2video.server.queue import IMAGES, JobQueue
 from s2video.server.room import crowding
 from s2video.server.video_request import Models
 

@@ -282,6 +282,7 @@ BAD = [
     ({"prompt": "x", "ffmpeg": "/bin/sh"}, 400, "ffmpeg"),
     ({"prompt": "x", "image": "/etc/passwd"}, 400, "image"),
     ({"prompt": "x", "lora": "../../weights"}, 400, "lora"),
+    ({"prompt": "x", "lora": "style," * 1000}, 400, "lora"),
     ({"prompt": "x", "codec": "gif"}, 400, "codec"),
     ({"prompt": "x", "timecode": "99:99:99:99"}, 400, "timecode"),
     ({"prompt": "x", "input_reference": "http://169.254.169.254/latest"}, 400, "input_reference"),
@@ -341,6 +342,7 @@ class TestWire:
         for headers in (
             {"origin": "https://evil.example"},
             {"origin": "null"},
+            {"origin": "http://["},
             {"host": "evil.example"},
             {"host": "["},
         ):
@@ -378,6 +380,15 @@ class TestStart:
         assert main(["serve", "--folder", str(tmp_path / "jobs"), "--host", "0.0.0.0"]) == 2
         assert "S2VIDEO_API_KEY" in capfd.readouterr().err
 
+    def test_a_key_that_no_header_can_hold(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key in ("schlüssel", "secret ", "a\nb", "\udcff"):
+            monkeypatch.setenv("S2VIDEO_API_KEY", key)
+            assert main(["serve", "--folder", str(tmp_path / "jobs")]) == 2
+            error = capfd.readouterr().err
+            assert "expected printable ASCII" in error and key not in error
+
     def test_bad_arguments(self, server: Running, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         for arguments, message in (
             (["--model", "a=shapes", "--model", "a=shapes"], "a twice"),
@@ -394,8 +405,9 @@ class TestStart:
             assert message in capfd.readouterr().err
 
     def test_a_key_is_asked_for(self, tmp_path: Path) -> None:
-        with running(tmp_path / "jobs", S2VIDEO_API_KEY="secret") as started:
+        with running(tmp_path / "jobs", "--allow-host", "Farm.LAN", S2VIDEO_API_KEY="secret") as started:
             started.until_ready()
+            assert httpx.get(f"{started.url}/health", headers={"host": "farm.lan"}).status_code == 200
             assert httpx.get(f"{started.url}/v1/videos").status_code == 401
             wrong = httpx.get(f"{started.url}/v1/videos", headers={"authorization": "Bearer wrong"})
             assert wrong.json()["error"]["code"] == "invalid_api_key"

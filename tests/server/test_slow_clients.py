@@ -14,7 +14,7 @@ from running import free_port
 from s2video.config.named import EMBEDDED_CONFIG
 from s2video.models.checkpoint import open_checkpoint
 from s2video.models.recipes import load_model_config
-from s2video.server import guards
+from s2video.server import app, guards
 from s2video.server import http as module
 from s2video.server.app import Server, build_app
 from s2video.server.guards import Rules
@@ -93,6 +93,27 @@ def test_clients_poll_on_connections_that_stay(started: tuple[int, JobQueue]) ->
     assert httpx.get(f"{url}/{video['id']}").json() == video
     queue.remove(video["id"])
     assert httpx.get(f"{url}/{video['id']}").status_code == 404
+
+
+def test_a_format_of_a_video_that_is_deleted_meanwhile_does_not_stay(
+    started: tuple[int, JobQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, queue = started
+    url = f"http://127.0.0.1:{port}/v1/videos"
+    video = httpx.post(url, json={"prompt": "x"}).json()
+    record = queue.draw("replica-1")
+    assert record is not None and queue.finish(record.name, "replica-1", {})
+
+    def in_format(job: str, folder: Path, codec: str) -> Path:
+        queue.remove(video["id"])  # as another client does while the format is decoded
+        path = (folder / job).with_suffix(f".{codec}.mp4")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"video")
+        return path
+
+    monkeypatch.setattr(app, "in_format", in_format)
+    assert httpx.get(f"{url}/{video['id']}/content?codec=h265").status_code == 404
+    assert list((queue.folder / "videos").iterdir()) == []
 
 
 def test_what_polling_costs_is_computed_from_steps_inside_turns(tmp_path: Path) -> None:
