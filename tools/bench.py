@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benches import decoding_cost, gpu, growth, many_videos, step, two_ranks, weight_fetching, whole_runs
+from benches import decoding_cost, gpu, growth, many_videos, overhead, step, two_ranks, weight_fetching, whole_runs
 from benches.report_file import read_report, write_report
 from benches.rows import Section, table
 from benches.workloads import Options
@@ -46,6 +46,7 @@ SECTIONS = {
     "flops": Entry("S²/CFG, FLOPs of a step and of a run", step.in_flops),
     "memory": Entry("S²/CFG, peak memory of a step", step.in_memory),
     "engine": Entry("CFG here / diffusers' `WanPipeline`", whole_runs.against_diffusers),
+    "overhead": Entry("Outside of blocks / a step", overhead.bench),
     "weights": Entry("Streamed weights, pass by pass / lockstep; memory while loading", weight_fetching.bench),
     "ranks": Entry("One rank / 2 ranks, seconds of a step; the merged suffix", two_ranks.meshes),
     "traffic": Entry("Sent by 2 ranks / the least possible", two_ranks.traffic),

@@ -51,10 +51,10 @@ def add_commands(commands: Any) -> None:
     )
     add_generate_arguments(generate)
     generate.set_defaults(run=_generate)
+    _add_launch(commands)
 
 
-def add_launch_command(commands: Any) -> None:
-    """Add the parser of `launch`."""
+def _add_launch(commands: Any) -> None:
     starter = add_command(
         commands,
         "launch",

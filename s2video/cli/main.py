@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 
 from ..errors import InputError, S2VideoError, StoppedError
 from ..system import ranks
@@ -22,10 +22,24 @@ from ..system.roster import own_roster
 from ..system.shutdown import Termination
 from ..system.terminal import flush_output, lost_output, prepare_streams, say, say_error, show_json
 from ..version import __version__
-from . import batch, catalog, decode, editorial, farm, generate, probe, review, serve, state, study
 from .arguments import Parser
 
 _FIRST_RANK_LIMIT = 10.0  # seconds that the first rank of a host may take to fail as another one of it did
+
+# The modules of this folder that add commands, in the order of --help. Only the one that is called is imported.
+_COMMANDS = {
+    "generate": ("generate", "launch"),
+    "decode": ("decode",),
+    "batch": ("batch", "replica"),
+    "state": ("status", "pick"),
+    "editorial": ("timeline", "copies"),
+    "review": ("inspect", "reproduce", "compare", "sheet", "page"),
+    "study": ("study",),
+    "serve": ("serve",),
+    "farm": ("farm", "task"),
+    "catalog": ("models", "config", "plan", "selftest"),
+    "probe": ("probe",),
+}
 
 _EXAMPLES = """examples:
   s2video generate --model shapes-wan --prompt "a large red circle moving left on a gray background"
@@ -58,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     arguments: argparse.Namespace | None = None
     try:
-        arguments = build_parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+        words = sys.argv[1:] if argv is None else list(argv)
+        arguments = build_parser(*words[:1]).parse_args(words)
         code = int(arguments.run(arguments)) or _code_of_output(arguments.command)
     except InputError as error:
         if not error.is_reported and (error.is_reported is False or ranks.speaks_for_host() or _is_alone()):
@@ -126,23 +141,16 @@ def _is_alone() -> bool:
     return False
 
 
-def build_parser() -> Parser:
-    """Return the parser of all commands; each sets `run`, which takes the parsed arguments."""
+def build_parser(command: str = "") -> Parser:
+    """Return the parser of a command and of those in its module, or of all commands if there is none of this name.
+
+    Each sets `run`, which takes the parsed arguments.
+    """
     parser = Parser(prog="s2video", description="Video from text and images, with S²-Guidance.", epilog=_EXAMPLES)
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    generate.add_commands(commands)
-    decode.add_commands(commands)
-    generate.add_launch_command(commands)
-    batch.add_commands(commands)
-    state.add_commands(commands)
-    editorial.add_commands(commands)
-    review.add_commands(commands)
-    study.add_commands(commands)
-    serve.add_commands(commands)
-    farm.add_commands(commands)
-    catalog.add_commands(commands)
-    probe.add_commands(commands)
+    for module in [name for name, added in _COMMANDS.items() if command in added] or _COMMANDS:
+        import_module(f".{module}", __package__).add_commands(commands)
     return parser
 
 

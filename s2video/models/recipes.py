@@ -102,9 +102,10 @@ def with_recipe(values: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
 
 def find_recipe(model: str) -> str | None:
     """Return the name of the config for a model, by name, Hub id, or content of a folder; None if there is none."""
-    named = next(configs_of(model), None)
-    if named is not None or model in EMBEDDED:
-        return named or EMBEDDED_CONFIG
+    if model in EMBEDDED:
+        return EMBEDDED_CONFIG
+    if (named := next(configs_of(model), None)) is not None:
+        return named
     folder = user_path(model, "model.path")
     return _recognized(folder) if (folder / "model_index.json").is_file() else None
 

@@ -72,8 +72,8 @@ def run(arguments):
 class Parser:
     parse_args = staticmethod(lambda arguments: argparse.Namespace(run=run))
 
-module.build_parser = Parser
-sys.exit(module.main([]))
+module.build_parser = lambda command: Parser()
+sys.exit(module.main(["run"]))
 """
 
 # What `s2video launch` does with the same ranks.

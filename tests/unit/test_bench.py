@@ -9,7 +9,7 @@ from typing import Any
 import bench
 import pytest
 import torch
-from benches import decoding_cost, growth, many_videos, step, weight_fetching, whole_runs
+from benches import decoding_cost, growth, many_videos, overhead, step, weight_fetching, whole_runs
 from benches.report_file import read_report, write_report
 from benches.rows import Row, Section, counted, measured, table
 from benches.workloads import CPU, Options, apart, random_model, s2_over_cfg, scaled_step, scaled_wan, wan_step
@@ -121,6 +121,14 @@ def test_whole_runs() -> None:
     assert [len(draws) for draws in section.raw["masks"]] == [1, 1, 1]  # all three steps are in the window
     assert section.raw["seconds"].keys() == {"s2", "cfg"}
     assert whole_runs.against_diffusers(QUICK).raw["bitwise_equal"]
+
+
+def test_parts_of_a_step_add_up() -> None:
+    section = overhead.bench(replace(QUICK, repeats=1))
+    for row, (found,) in zip(section.rows, section.raw.values(), strict=True):
+        assert all(taken >= 0 for taken in found.values()) and found["blocks"] > 0 and found["rest"] > 0
+        assert row.ratio == pytest.approx(1 - found["blocks"] / sum(found.values()))
+    assert section.raw["shapes-wan (12 blocks)"][0]["scheduler"] > 0 and "guidance" in section.rows[1].held_against
 
 
 def test_runs_with_reuse() -> None:

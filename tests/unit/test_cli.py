@@ -1,5 +1,6 @@
 """Tests of the command line with valid input: plans, output names, and starting and stopping of ranks."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import s2video
-from s2video.cli.main import main
+from s2video.cli.main import build_parser, main
 from s2video.config.named import find_config
 from s2video.config.run import RunConfig
 from s2video.engine.job import plan_jobs, read_prompt_file
@@ -28,6 +29,33 @@ def test_version_names_the_libraries(capsys: pytest.CaptureFixture[str]) -> None
     assert stopped.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith(f"s2video {s2video.__version__} (torch 2.") and "diffusers 0.42" in out
+
+
+def test_a_command_has_the_parser_that_it_has_among_all() -> None:
+    def parsers(command: str = "") -> dict[str, argparse.ArgumentParser]:
+        (action,) = (a for a in build_parser(command)._actions if isinstance(a, argparse._SubParsersAction))
+        return dict(action.choices)
+
+    everything = parsers()
+    assert len(everything) == 23 and parsers("unknown").keys() == parsers("--help").keys() == everything.keys()
+    for command, parser in everything.items():
+        own = parsers(command)
+        assert own[command].format_help() == parser.format_help()
+        assert {p.get_default("run").__module__ for p in own.values()} == {parser.get_default("run").__module__}
+
+
+def test_making_a_video_imports_nothing_of_batches_and_servers(tmp_path: Path) -> None:
+    code = (
+        "import sys; from s2video.cli.main import main; code = main(['generate', '--config', 'none.yaml']);"
+        "print(code, [name for name in sys.modules if name.split('.')[:2] in ("
+        "*(['s2video', room] for room in ('batch', 'editorial', 'fleet', 'server', 'study')), ['sqlite3'])])"
+    )
+    root = str(Path(s2video.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert finished.stdout.split("\n")[0] == "2 []"
 
 
 def test_launch_shows_the_arguments_of_generate(capsys: pytest.CaptureFixture[str]) -> None:

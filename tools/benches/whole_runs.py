@@ -8,7 +8,7 @@ from benches.workloads import OneStep, Options, draw_masks, s2_over_cfg, scaled_
 from s2video.config.guidance import GuidanceConfig
 from s2video.config.run import RunConfig, build_config
 from s2video.engine.engine import Engine
-from s2video.guidance.masks import MaskSchedule, step_masks
+from s2video.guidance.masks import step_masks
 from s2video.guidance.reuse import PRESETS
 from s2video.models.base import ImageConditioning
 from s2video.models.experts import Expert, Experts
@@ -65,32 +65,39 @@ def with_reuse(options: Options) -> Section:
     return reuse_of(step, num_steps, options.repeats, "Wan 1.3B scaled down")
 
 
-def reuse_of(step: OneStep, num_steps: int, repeats: int, name: str) -> Section:
+class Guided:
     """All steps of a run from random inputs, without text, scheduler and decoding, which are the same for all."""
-    levels = tuple(1 - i / num_steps for i in range(num_steps))
-    experts = Experts([Expert(step.model, WHOLE, step.model.transformer)])
-    blocks = step.model.num_blocks
 
-    def denoiser(guidance: GuidanceConfig) -> tuple[Denoiser, MaskSchedule]:
-        masks = guidance.mask_schedule(num_blocks=blocks, seed=0, num_steps=num_steps, levels=levels)
-        conditionings = {"cond": step.cond, "uncond": step.uncond, "images": ImageConditioning()}
-        dtype = step.cond.text.dtype
-        return Denoiser(experts, Mesh(step.device), guidance, dtype=dtype, masks=masks, **conditionings), masks
+    def __init__(self, step: OneStep, num_steps: int, guidance: GuidanceConfig) -> None:
+        self._step, self._guidance = step, guidance
+        self.num_blocks = step.model.num_blocks
+        self._levels = tuple(1 - i / num_steps for i in range(num_steps))
+        self.masks = guidance.mask_schedule(
+            num_blocks=self.num_blocks, seed=0, num_steps=num_steps, levels=self._levels
+        )
 
     @torch.no_grad()
-    def run(guidance: GuidanceConfig) -> None:
-        made, _ = denoiser(guidance)
-        for number, level in enumerate(levels):
-            made(step.latents, torch.tensor(1000 * level, device=step.device), number)
+    def run(self) -> None:
+        step = self._step
+        experts = Experts([Expert(step.model, WHOLE, step.model.transformer)])
+        conditionings = {"cond": step.cond, "uncond": step.uncond, "images": ImageConditioning()}
+        denoise = Denoiser(
+            experts, Mesh(step.device), self._guidance, dtype=step.cond.text.dtype, masks=self.masks, **conditionings
+        )
+        for number, level in enumerate(self._levels):
+            denoise(step.latents, torch.tensor(1000 * level, device=step.device), number)
 
+
+def reuse_of(step: OneStep, num_steps: int, repeats: int, name: str) -> Section:
+    """S² with each preset against CFG, over all steps of a run."""
+    blocks = step.model.num_blocks
     settings = {"cfg": GuidanceConfig(s2_scale=0.0)} | {name: GuidanceConfig(reuse=name) for name in PRESETS}
+    runs = {name: Guided(step, num_steps, guidance) for name, guidance in settings.items()}
     step([draw_masks(1, blocks)[0]])  # the first of all steps is slower
-    times = take_turns(
-        {name: lambda guidance=guidance: run(guidance) for name, guidance in settings.items()}, repeats, step.device
-    )
+    times = take_turns({name: guided.run for name, guided in runs.items()}, repeats, step.device)
     rows = []
     for preset in PRESETS:
-        masks = denoiser(settings[preset])[1]
+        masks = runs[preset].masks
         passes = step_passes(settings[preset], masks)
         full = sum((p.cond == "computed") + (p.uncond == "computed") for p in passes)
         subs = sum(SubWork.of_masks(masks.step(i), blocks).passes for i in range(num_steps))
