@@ -49,6 +49,7 @@ SECTIONS = {
     "overhead": Entry("Outside of blocks / a step", overhead.bench),
     "weights": Entry("Streamed weights, pass by pass / lockstep; memory while loading", weight_fetching.bench),
     "ranks": Entry("One rank / 2 ranks, seconds of a step; the merged suffix", two_ranks.meshes),
+    "wide": Entry("One rank / 2 ranks, wider blocks, seconds of a step", two_ranks.wide),
     "traffic": Entry("Sent by 2 ranks / the least possible", two_ranks.traffic),
     "decode": Entry("Decoding: long / short videos, peak memory; one rank / 2 ranks, seconds", decoding_cost.bench),
     "batch": Entry("Many videos: a loop, separate processes / one batch, seconds", many_videos.bench),

@@ -180,7 +180,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     ("words", "said"),
     [
         (["genrate"], "unknown command 'genrate'; did you mean 'generate'?"),
-        (["x"], "unknown command 'x'; expected one of generate, decode, "),
+        (["x"], "unknown command 'x'; expected one of generate, launch, decode, "),
         (["status", "nowhere"], "nowhere: expected the folder of a batch or its run file, got none"),
         (
             ["generate", "--prompt", "a", "--model", "~/no model"],

@@ -30,14 +30,14 @@ GOAL = 0.95  # of the ceiling
 FLOAT = 4  # bytes
 
 
-def time_meshes(world: Mesh, quick: bool, repeats: int) -> dict[str, Any]:
+def time_meshes(world: Mesh, quick: bool, repeats: int, **shape: int) -> dict[str, Any]:
     """Seconds of CFG and S² steps by mesh, in turns, and of one more S² step by phase.
 
     In "one rank" the other one is asleep meanwhile. In "each alone" both make a whole step of their own at once, and
     the clock stops when both are done.
     """
     torch.set_num_threads(1)
-    step = scaled_step(quick=quick)
+    step = scaled_step(quick=quick, **shape)
     masks = {"cfg": [], "s2": draw_masks(1, step.model.num_blocks)}
     meshes = {ONE: Mesh(world.device), BOTH: Mesh(world.device)}
     meshes |= {name: build_mesh(parallel, world.device) for name, parallel in LAYOUTS.items()}
@@ -62,19 +62,7 @@ def time_meshes(world: Mesh, quick: bool, repeats: int) -> dict[str, Any]:
 
 def meshes(options: Options) -> Section:
     by_rank = apart("two_ranks.time_meshes", num_ranks=2, quick=options.quick, repeats=options.repeats)
-    times = by_rank[0]["seconds"]
-    mean = {
-        name: [(1 - WINDOW) * cfg + WINDOW * s2 for cfg, s2 in zip(kinds["cfg"], kinds["s2"], strict=True)]
-        for name, kinds in times.items()
-    }
-    twice = [2 * taken for taken in mean[ONE]]
-    rows = [measured("Two independent processes / one, steps a second, Wan 1.3B scaled down", twice, mean[BOTH], "2")]
-    for name in LAYOUTS:
-        what = f"One rank / 2 ranks, {name}, seconds of a mean S² step, Wan 1.3B scaled down"
-        rows.append(measured(what, mean[ONE], mean[name], "2"))
-        half = [taken / 2 for taken in mean[BOTH]]
-        goal = f"at least {GOAL}; of an S² step's seconds, {_shares(by_rank, name)}"
-        rows.append(measured(f"The same for {name}, of what two independent processes reach", half, mean[name], goal))
+    rows, times = _speed_ups(by_rank, "Wan 1.3B scaled down"), by_rank[0]["seconds"]
     num_blocks = 6 if options.quick else 30
     masks = draw_masks(1, num_blocks)
     merged = s2_over_cfg(num_blocks, masks)
@@ -87,6 +75,32 @@ def meshes(options: Options) -> Section:
         )
     )
     return Section(rows, {"masks": masks, "seconds": times, "phases": [found["phases"] for found in by_rank]})
+
+
+def wide(options: Options) -> Section:
+    """The same with wider blocks, in which a token costs more to compute than to send, as in published models."""
+    shape = {"dim": 64, "num_layers": 4}
+    by_rank = apart("two_ranks.time_meshes", num_ranks=2, quick=options.quick, repeats=options.repeats, **shape)
+    rows = _speed_ups(by_rank, "four blocks of half of Wan 1.3B's width")
+    return Section(rows, {"seconds": by_rank[0]["seconds"], "phases": [found["phases"] for found in by_rank]})
+
+
+def _speed_ups(by_rank: Sequence[Mapping[str, Any]], name: str) -> list[Row]:
+    """How much faster two ranks are than one, and than half of what two independent processes do."""
+    mean = {
+        layout: [(1 - WINDOW) * cfg + WINDOW * s2 for cfg, s2 in zip(kinds["cfg"], kinds["s2"], strict=True)]
+        for layout, kinds in by_rank[0]["seconds"].items()
+    }
+    twice, half = ([factor * taken for taken in mean[way]] for factor, way in ((2, ONE), (0.5, BOTH)))
+    rows = [measured(f"Two independent processes / one, steps a second, {name}", twice, mean[BOTH], "2")]
+    for layout in LAYOUTS:
+        what = f"One rank / 2 ranks, {layout}, seconds of a mean S² step, {name}"
+        rows.append(measured(what, mean[ONE], mean[layout], "2"))
+        goal = f"at least {GOAL}; of an S² step's seconds, {_shares(by_rank, layout)}"
+        rows.append(
+            measured(f"The same for {layout}, of what two independent processes reach", half, mean[layout], goal)
+        )
+    return rows
 
 
 def _shares(by_rank: Sequence[Mapping[str, Any]], name: str) -> str:

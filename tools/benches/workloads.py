@@ -82,14 +82,18 @@ def random_model(config: Mapping[str, Any], device: torch.device = CPU, dtype: t
     return model.to(device).eval().requires_grad_(False)  # the rotary tables, which are in no file
 
 
-def scaled_wan(*, quick: bool = False) -> dict[str, Any]:
-    """Wan 1.3B's 30 blocks and 12 heads, with heads of 16 instead of 128 and the feed-forward scaled alike."""
+def scaled_wan(*, quick: bool = False, dim: int = 16, num_layers: int = 30) -> dict[str, Any]:
+    """Wan 1.3B's 30 blocks and 12 heads, with heads of 16 instead of 128 and the feed-forward scaled alike.
+
+    Args:
+        dim: channels of a head.
+    """
     return {
         "_class_name": "WanTransformer3DModel",
         "num_attention_heads": 2 if quick else 12,
-        "attention_head_dim": 12 if quick else 16,
-        "ffn_dim": 48 if quick else 1120,
-        "num_layers": 6 if quick else 30,
+        "attention_head_dim": 12 if quick else dim,
+        "ffn_dim": 48 if quick else 70 * dim,
+        "num_layers": 6 if quick else num_layers,
         "text_dim": 256,
         "freq_dim": 256,
     }
@@ -147,9 +151,9 @@ def wan_step(
     return OneStep(WanBlockModel(transformer, attention_backend=backend), latent_shape, cond=cond, uncond=uncond)
 
 
-def scaled_step(*, quick: bool = False) -> OneStep:
-    """Of `scaled_wan`, with 1040 tokens."""
-    return wan_step(random_model(scaled_wan(quick=quick)), (1, 4, 6) if quick else (5, 26, 32))
+def scaled_step(*, quick: bool = False, **shape: int) -> OneStep:
+    """Of `scaled_wan`, which gets `shape`, with 1040 tokens."""
+    return wan_step(random_model(scaled_wan(quick=quick, **shape)), (1, 4, 6) if quick else (5, 26, 32))
 
 
 def draw_masks(count: int, num_blocks: int) -> list[tuple[int, ...]]:
