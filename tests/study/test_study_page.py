@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page_reader import PageReader
 from study_helpers import PROMPTS, StudyRun
 
 from s2video.review.html import digest
@@ -18,30 +18,15 @@ EVIL = '</script><script>alert(1)</script>"\' onload="x" <b>猫{{ 7 * 7 }}'
 NUM_PAIRS = 4  # two prompts, two settings besides the base
 
 
-class Reader(HTMLParser):
-    """Collect tags with attributes, and the text that a closed page shows: none of scripts, styles and details."""
-
-    VOID = ("meta", "link", "img", "input")
+class Reader(PageReader):
+    """Collect the text that a closed page shows too: none of scripts, styles and details."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.shown: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self._open.pop() == tag
+        super().__init__(text)
 
     def handle_data(self, data: str) -> None:
-        if "article" in self._open and "details" not in self._open and data.strip():
+        if "article" in self.open and "details" not in self.open and data.strip():
             self.shown.append(data.strip())
 
 

@@ -4,12 +4,12 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from jinja2 import UndefinedError
+from page_reader import PageReader
 from sidecar_helpers import NUM_BLOCKS, STEPS, made_video
 
 from s2video.batch.store import Entry, Store
@@ -22,31 +22,16 @@ from s2video.review.page import MAX_NAMED, Failure, mask_picture, read_failures,
 EVIL = '</script></h3><script>alert(1)</script>"\' onload="x" &amp;&<b>猫{{ 7 * 7 }}{% raw %}-->'
 
 
-class Reader(HTMLParser):
-    """Collect tags with attributes and the text outside scripts and styles, and check that all tags are closed."""
-
-    VOID = ("meta", "link", "img", "input")
+class Reader(PageReader):
+    """Collect the text outside scripts and styles too."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.sources: dict[str, str] = {"script": "", "style": ""}
-        self._open: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self._open.pop() == tag
+        super().__init__(path.read_text(encoding="utf-8"))
 
     def handle_data(self, data: str) -> None:
-        inside = self._open[-1] if self._open else ""
+        inside = self.open[-1] if self.open else ""
         if inside in self.sources:
             self.sources[inside] += data
         else:
