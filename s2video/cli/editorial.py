@@ -7,6 +7,7 @@ from typing import Any
 
 from ..config.fields import MAX_SIDE
 from ..editorial.read import check_suffix
+from ..editorial.shots import KEPT
 from ..editorial.write import START, write_timeline
 from ..errors import InputError
 from ..media.checks import check_report
@@ -68,6 +69,7 @@ def _timeline(arguments: argparse.Namespace) -> int:
     if arguments.handles is not None and arguments.handles < 0:
         raise InputError(f"--handles: expected 0 or more, got {arguments.handles}")
     check_report(output)
+    check_inputs_kept((output,), {"the batch's own timeline": folder / KEPT})
     check_unsigned(output, is_signed, overwrite=arguments.overwrite)
     title = arguments.title or folder.resolve().name
     for note in write_timeline(folder, output, title=title, start=arguments.start, handles=arguments.handles):

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from ..config.text import show
 from ..errors import InputError
 from .cut import CutShot, Media, common_rate
-from .otio import NAMESPACE, exact_rate, frames_of, library
+from .otio import NAMESPACE, exact_rate, frames_of, library, metadata_of, plain
 
 
 def new_timeline(shots: Sequence[CutShot], *, title: str, start: int, handles: int) -> Any:
@@ -52,14 +53,13 @@ def conformed(timeline: Any, shots: Mapping[str, CutShot]) -> Any:
     """
     otio, result = library(), timeline.deepcopy()
     for clip in result.find_clips():
-        own = clip.metadata.get(NAMESPACE, {})
-        shot = shots.get(str(own.get("shot")))
+        shot = shots.get(str(metadata_of(clip).get("shot")))
         if shot is None or shot.media is None:
             if shot is not None:
                 clip.media_reference = otio.schema.MissingReference(shot.why)
             continue
         fps = exact_rate(clip.duration().rate)
-        length, head = frames_of(clip.duration(), fps), int(own.get("head", 0))
+        length, head = frames_of(clip.duration(), fps), _head(clip)
         if shot.media.fps != fps or shot.media.frames < head + length:
             raise InputError(
                 f"{shot.name}: expected {head + length} frames or more at {fps} frames per second, as in the "
@@ -89,8 +89,16 @@ def _fill(clip: Any, media: Media, length: int, head: int) -> None:
         reference.metadata.update(metadata)
     clip.media_reference = reference
     clip.source_range = range_of(time(media.start + head, rate), time(length, rate))
-    kept = {key: value for key, value in dict(clip.metadata.get(NAMESPACE, {})).items() if key in ("shot", "head")}
-    clip.metadata[NAMESPACE] = {**media.facts, "head": head, **kept}
+    settings = plain(metadata_of(clip).get("settings"))
+    clip.metadata[NAMESPACE] = {**media.facts, "head": head} | ({"settings": settings} if settings else {})
+
+
+def _head(clip: Any) -> int:
+    """Return the frames of a clip's video before its own, as `shots_in` has noted them."""
+    head = metadata_of(clip).get("head", 0)
+    if not isinstance(head, int) or head < 0:
+        raise InputError(f"the batch's timeline: {clip.name}: head: expected frames, got {show(head)}; restore it")
+    return head
 
 
 def _suffix(media: Media) -> str:

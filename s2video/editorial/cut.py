@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batch.picks import JudgedTake, ShotTakes, read_takes, shots_of
-from ..config.run import RunConfig
+from ..config.run import build_config
 from ..errors import InputError
 from ..media.formats import FORMATS, codec_for
 from ..media.output_paths import OutputPaths
@@ -82,7 +82,8 @@ def read_cut(folder: Path) -> list[CutShot]:
 
 def _shot(folder: Path, shot: ShotTakes) -> CutShot:
     named = shot.used or shot.takes[-1]
-    config = RunConfig.model_validate(parse_json(named.record.config, f"the settings of {named.name}"))
+    source = f"the settings of {named.name}"
+    config = build_config(parse_json(named.record.config, source), source)
     frames, fps = config.sampling.num_frames, config.output.fps
     if shot.used is None:
         states = {each.words or each.record.state for each in shot.takes}
@@ -124,11 +125,11 @@ def _media(files: OutputPaths, sidecar: Sidecar, take: JudgedTake) -> Media:
         timecode=timecode,
         first_number=first,
         has_sound=output.audio is not None and style.sound is not None,
-        facts=facts_of(sidecar, take),
+        facts=_facts(sidecar, take),
     )
 
 
-def facts_of(sidecar: Sidecar, take: JudgedTake) -> dict[str, Any]:
+def _facts(sidecar: Sidecar, take: JudgedTake) -> dict[str, Any]:
     """Return what a clip's metadata says about its video, as JSON."""
     guidance, sampling = sidecar.config.guidance, sidecar.config.sampling
     return {

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..errors import InputError
-from .otio import NAMESPACE, frames_of, label, library
+from .otio import frames_of, label, library, metadata_of, url_of
 
 _REEL = 8  # letters
 _MAX_EVENTS = 9999
@@ -26,7 +26,7 @@ def write_edl(timeline: Any, fps: Fraction, *, drop: bool) -> str:
     Names, files, prompts and facts are comments, which other programs keep or ignore.
 
     Raises:
-        InputError: no video track or several, a dissolve, or too many events.
+        InputError: no video track or several, a dissolve, a nested sequence, or too many events.
     """
     otio = library()
     tracks = [track for track in timeline.video_tracks() if track.enabled]
@@ -34,6 +34,8 @@ def write_edl(timeline: Any, fps: Fraction, *, drop: bool) -> str:
         raise InputError(f"EDL: expected one video track, got {len(tracks)}; write .otio or .xml")
     if any(isinstance(child, otio.schema.Transition) for child in tracks[0]):
         raise InputError("EDL: expected cuts only, got a transition; write .otio or .xml")
+    if any(isinstance(child, otio.core.Composition) for child in tracks[0]):
+        raise InputError("EDL: expected clips only, got a nested sequence; write .otio or .xml")
     start = 0 if timeline.global_start_time is None else frames_of(timeline.global_start_time, fps)
     lines = [f"TITLE: {_line(timeline.name or 'cut')[:70]}", f"FCM: {'' if drop else 'NON-'}DROP FRAME", ""]
     reels: dict[str, str] = {}
@@ -54,11 +56,9 @@ def write_edl(timeline: Any, fps: Fraction, *, drop: bool) -> str:
 
 def _comments(clip: Any) -> Iterator[str]:
     yield f"* FROM CLIP NAME: {_line(clip.name)}"
-    if url := getattr(clip.media_reference, "target_url", None):
-        yield f"* SOURCE FILE: {_line(unquote(url).rpartition('/')[2])}"
-    elif url := getattr(clip.media_reference, "target_url_base", None):
+    if url := url_of(clip):
         yield f"* SOURCE FILE: {_line(unquote(url).rstrip('/').rpartition('/')[2])}"
-    facts = clip.metadata.get(NAMESPACE, {})
+    facts = metadata_of(clip)
     if prompt := facts.get("prompt"):
         yield f"* PROMPT: {_line(prompt)}"
     if said := [f"{key}={_line(facts[key])}" for key in _FACTS if facts.get(key) is not None]:
@@ -71,8 +71,8 @@ def _reel(clip: Any, reels: dict[str, str]) -> str:
     Args:
         reels: reel -> medium, of those before; the new one is added.
     """
-    medium = getattr(clip.media_reference, "target_url", None) or clip.name
-    own = clip.metadata.get("cmx_3600", {}).get("reel") or clip.name
+    medium = url_of(clip) or clip.name
+    own = metadata_of(clip, "cmx_3600").get("reel") or clip.name
     base = re.sub(r"[^A-Z0-9_]+", "", str(own).upper()) or "AX"
     reel, number = base[:_REEL], 1
     while reels.get(reel, medium) != medium:

@@ -7,11 +7,15 @@ silent files a sound track, and leaves out the size of the picture and our metad
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from typing import Any
 from xml.etree import ElementTree as Tree
 
-from .otio import NAMESPACE, label, library
+from ..media.timecode import labels_per_second
+from .otio import NAMESPACE, label, library, metadata_of
+
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_xml(timeline: Any, fps: Fraction, *, drop: bool, size: tuple[int, int] | None, sound: bool) -> str:
@@ -22,7 +26,8 @@ def write_xml(timeline: Any, fps: Fraction, *, drop: bool, size: tuple[int, int]
         sound: whether any medium has sound.
     """
     otio = library()
-    copy = timeline.deepcopy()
+    values = _legal(json.loads(timeline.to_json_string()))
+    copy = otio.adapters.read_from_string(json.dumps(values), "otio_json")
     for clip in copy.find_clips():
         _describe(clip)
     # the adapter takes no sequences of frames
@@ -49,12 +54,21 @@ def write_xml(timeline: Any, fps: Fraction, *, drop: bool, size: tuple[int, int]
     return f'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE xmeml>\n{Tree.tostring(root, encoding="unicode")}\n'
 
 
+def _legal(value: Any) -> Any:
+    """Return JSON whose texts have "?" for the characters that XML cannot hold, such as a bell in a prompt."""
+    if isinstance(value, dict):
+        return {_legal(key): _legal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_legal(inner) for inner in value]
+    return _ILLEGAL.sub("?", value) if isinstance(value, str) else value
+
+
 def _describe(clip: Any) -> None:
     """Put our metadata where editors show it, and where `read_timeline` finds it."""
-    facts = dict(clip.metadata.get(NAMESPACE, {}))
+    facts = dict(metadata_of(clip))
     if not facts:
         return
-    own = dict(clip.metadata.get("fcp_xml", {}))
+    own = dict(metadata_of(clip, "fcp_xml"))
     own["logginginfo"] = {
         "description": str(facts.get("prompt", "")),
         "scene": str(facts.get("shot", "")),
@@ -88,7 +102,7 @@ def _correct_markers(clip_item: Tree.Element) -> None:
 def _add_size(style: Tree.Element, fps: Fraction, size: tuple[int, int]) -> None:
     traits = Tree.SubElement(style, "samplecharacteristics")
     rate = Tree.SubElement(traits, "rate")
-    Tree.SubElement(rate, "timebase").text = str(int(fps + Fraction(1, 2)))
+    Tree.SubElement(rate, "timebase").text = str(labels_per_second(fps))
     Tree.SubElement(rate, "ntsc").text = "TRUE" if fps.denominator == 1001 else "FALSE"
     Tree.SubElement(traits, "width").text, Tree.SubElement(traits, "height").text = map(str, size)
     Tree.SubElement(traits, "pixelaspectratio").text = "square"

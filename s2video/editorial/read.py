@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +14,12 @@ from ..errors import InputError
 from ..media.timecode import DROP_RATES
 from ..system.json_reader import parse_json
 from ..system.text_file import read_text_file
-from .otio import NAMESPACE, exact_rate, frames_of, label, library
+from .otio import NAMESPACE, exact_rate, frames_of, label, library, metadata_of
 
-_EVENT = re.compile(r"^\s*\d+\s+\S+\s+\S+\s+\S+(?:\s+\d+)?((?:\s+\d\d[:;]\d\d[:;]\d\d[:;]\d\d){4})\s*$", re.MULTILINE)
+_EVENT = re.compile(  # within a line: \s would try each run of empty lines from each of them
+    r"^[ \t]*\d+[ \t]+\S+[ \t]+\S+[ \t]+\S+(?:[ \t]+\d+)?((?:[ \t]+\d\d[:;]\d\d[:;]\d\d[:;]\d\d){4})[ \t]*$",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ def read_timeline(path: Path, fps: Fraction | None = None) -> Timeline:
     except InputError:
         raise
     except Exception as error:  # the adapters raise errors of many kinds for damaged files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"timeline {path}: expected a timeline, got an error ({reason}); export it again") from None
+        raise InputError(
+            f"timeline {path}: expected a timeline, got an error ({_reason(error)}); export it again"
+        ) from None
     timeline = _single(path, found, otio)
     clips = [clip for track in timeline.video_tracks() for clip in track.find_clips()]
     if not clips:
@@ -83,15 +87,21 @@ def read_timeline(path: Path, fps: Fraction | None = None) -> Timeline:
         rate = fps if fps is not None and suffix == ".edl" else _rate_of(timeline, clips)
         for clip in clips:
             _unpack(clip)
-            if clip.duration().value <= 0:
+            if frames_of(clip.duration(), rate) <= 0:
                 raise InputError(f"timeline {path}: expected clips with frames, got none in {clip.name!r}")
         if suffix == ".edl":
             _set_start(timeline, text, rate, otio)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"timeline {path}: expected clips with lengths, got an error ({error}); export it") from None
+        raise InputError(
+            f"timeline {path}: expected clips with lengths, got an error ({_reason(error)}); export it again"
+        ) from None
     return Timeline(timeline, rate, _drops(timeline, text, suffix, rate))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _single(path: Path, found: Any, otio: Any) -> Any:
@@ -131,7 +141,7 @@ def _is_drop_edl(text: str) -> bool:
 
 
 def _set_start(timeline: Any, text: str, fps: Fraction, otio: Any) -> None:
-    """The start of the record, which the adapter forgets."""
+    """Set the start of the record, which the adapter leaves out."""
     first = _EVENT.search(text)
     if first is not None and timeline.global_start_time is None:
         timecode = first[1].split()[2]
@@ -148,16 +158,16 @@ def _drops(timeline: Any, text: str, suffix: str, fps: Fraction) -> bool:
     if suffix == ".xml":
         found = re.findall(r"<displayformat>\s*(N?DF)\s*</displayformat>", text)
         return not found or found[-1] == "DF"  # the sequence's own comes last
-    return bool(timeline.metadata.get(NAMESPACE, {}).get("drop", True))
+    return bool(metadata_of(timeline).get("drop", True))
 
 
 def _unpack(clip: Any) -> None:
     """Take our metadata out of the comment that `fcp_xml.write_xml` has put it into."""
-    comments = clip.metadata.get("fcp_xml", {}).get("comments", {})
-    text = str(comments.get("mastercomment1", "")) if hasattr(comments, "get") else ""
+    comments = metadata_of(clip, "fcp_xml").get("comments")
+    text = str(comments.get("mastercomment1")) if isinstance(comments, Mapping) else ""
     if text.startswith(f"{NAMESPACE} {{") and NAMESPACE not in clip.metadata:
         try:
             facts = parse_json(text.removeprefix(f"{NAMESPACE} "), "a comment")
             clip.metadata[NAMESPACE] = facts
         except InputError:
-            return  # somebody has edited it
+            return  # it was edited

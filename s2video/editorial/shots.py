@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from ..batch.run_file import RESERVED, base_settings
+from ..config.marks import settings_that_name
 from ..config.run import RunConfig
 from ..config.text import show
 from ..errors import InputError
-from ..media.formats import FORMATS, MAX_EXR_TIMECODE_RATE, Codec
+from ..media.formats import FORMATS, holds_timecode
 from ..models.checkpoint import OpenModel
 from ..models.family import CheckpointInfo
 from ..system.files import atomic_path
 from ..system.terminal import printable
-from .otio import NAMESPACE, exact_rate, frames_of, label, library
+from .otio import NAMESPACE, exact_rate, frames_of, label, library, metadata_of, plain
 from .read import Timeline, read_timeline
 
 KEPT = f"{RESERVED}timeline.otio"
 MAX_HANDLES = 1000
 _VIDEO = re.compile(r"\.(mov|mp4|mxf|mkv|avi|m4v|webm|exr|png|dpx|tiff?|jpe?g)$", re.IGNORECASE)
+_OF_THE_CLIP = ("shot", "prompt", "sampling.num_frames", "output.fps")
 _PROMPT = re.compile(r"^(?:comment:\s*)?prompt:\s*(.+)$", re.IGNORECASE | re.DOTALL)
 
 
@@ -79,41 +81,47 @@ def _shots(
     otio, fps = library(), timeline.fps
     copy = Timeline(timeline.otio.deepcopy(), fps, timeline.drop)
     found: list[dict[str, Any]] = []
-    left, names = [], Counter[str]()
+    left, nested, names = [], [], Counter[str]()
     for track in copy.otio.video_tracks():
         for index, clip in enumerate(track):
+            if isinstance(clip, otio.core.Composition):
+                nested.append(clip.name or "one without a name")
             if not isinstance(clip, otio.schema.Clip) or not clip.enabled:
                 continue
-            own = clip.metadata.get(NAMESPACE, {})
+            own = metadata_of(clip)
             prompt = prompt_of(clip) or config.prompt
             if prompt is None:
                 left.append(clip.name or "a clip without a name")
                 continue
             if exact_rate(clip.duration().rate) != fps:
-                raise InputError(f"timeline {path}: {clip.name}: expected {fps} frames per second, got another rate")
+                raise InputError(
+                    f"timeline {path}: {clip.name}: expected {fps} frames per second, got {clip.duration().rate:g}; "
+                    "export it at one rate"
+                )
             head, tail = (max(handles, more) for more in _overlaps(track, index, fps, otio))
-            name = _unique(_name(own, clip, len(found) + 1), names)
-            length = frames_of(clip.duration(), fps)
-            shot: dict[str, Any] = {
-                **_settings(path, clip.name, own),
-                "shot": name,
-                "prompt": prompt,
-                "sampling.num_frames": possible_frames(head + length + tail, info),
-                "output.fps": str(fps),
-            }
+            shot = _settings(path, clip.name, own)
             begin = frames_of(clip.trimmed_range().start_time, fps) - head
-            if sets_timecode and begin >= 0 and _holds_timecode(config.output.codec, fps):
+            if sets_timecode and begin >= 0 and _takes_timecode(shot, config, fps):
                 shot["output.timecode"] = label(begin, fps, drop=timeline.drop)
+            shot["shot"] = _unique(_name(own, clip, len(found) + 1), names)
+            shot["prompt"] = prompt
+            shot["sampling.num_frames"] = possible_frames(head + frames_of(clip.duration(), fps) + tail, info)
+            shot["output.fps"] = str(fps)
             found.append(shot)
-            clip.metadata[NAMESPACE] = {**_kept(own), "shot": name, "head": head}
+            clip.metadata[NAMESPACE] = {**_kept(own), "shot": shot["shot"], "head": head}
     if not found:
         raise InputError(
             f"timeline {path}: expected a clip with a prompt, got none; write it into the clip's metadata as "
             f"{NAMESPACE}.prompt, into a marker as 'prompt: ...', or set prompt for all of them"
         )
-    copy.otio.metadata[NAMESPACE] = {"fps": str(fps), "drop": timeline.drop, "source": path.name}
-    notes = [f"left as they are, without a prompt: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"]
-    return TimelineShots(found, copy, tuple(map(printable, notes if left else ())))
+    copy.otio.metadata[NAMESPACE] = {"fps": str(fps), "drop": timeline.drop, "source": printable(path.name)}
+    unread = {"without a prompt": left, "as nested sequences, whose clips are not read": nested}
+    notes = (
+        f"left as they are, {what}: {', '.join(clips[:5])}{', ...' if len(clips) > 5 else ''}"
+        for what, clips in unread.items()
+        if clips
+    )
+    return TimelineShots(found, copy, tuple(map(printable, notes)))
 
 
 def prompt_of(clip: Any) -> str | None:
@@ -122,18 +130,19 @@ def prompt_of(clip: Any) -> str | None:
 
 
 def _prompts(clip: Any) -> Iterator[Any]:
-    own = clip.metadata.get(NAMESPACE, {})
-    yield own.get("prompt") if hasattr(own, "get") else None
+    yield metadata_of(clip).get("prompt")
     yield clip.metadata.get("prompt")
-    for comment in clip.metadata.get("cmx_3600", {}).get("comments", []):
+    comments = plain(metadata_of(clip, "cmx_3600").get("comments"))
+    for comment in comments if isinstance(comments, list) else ():
         if (match := _PROMPT.match(str(comment).strip())) is not None:
             yield match[1]
     for marker in clip.markers:
-        for text in (marker.name, marker.comment, marker.metadata.get("fcp_xml", {}).get("comment")):
+        comment = metadata_of(marker, "fcp_xml").get("comment")
+        for text in (marker.name, marker.comment, comment):
             if (match := _PROMPT.match(str(text or "").strip())) is not None:
                 yield match[1]
         if str(marker.name).strip().casefold() == "prompt":
-            yield marker.comment or marker.metadata.get("fcp_xml", {}).get("comment")
+            yield marker.comment or comment
 
 
 def _clean(text: Any) -> str:
@@ -170,22 +179,31 @@ def _unique(name: str, names: Counter[str]) -> str:
 
 def _settings(path: Path, clip: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in a clip's metadata, by dotted key; whether there are such, the run file's reader checks."""
-    settings = own.get("settings", {})
-    if not hasattr(settings, "items"):
+    settings = plain(own.get("settings", {}))
+    if not isinstance(settings, dict):
         raise InputError(f"timeline {path}: {clip}: settings: expected a mapping, got {show(settings)}")
-    found = {str(key): value for key, value in settings.items()}
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    for key in found:
+        if key in _OF_THE_CLIP:
+            raise InputError(f"timeline {path}: {clip}: settings: {key}: the clip itself decides it; leave it out")
+        if settings_that_name().get(key) in ("program", "signer"):
+            raise InputError(
+                f"timeline {path}: {clip}: {key}: a timeline may not name a program or a signer; name it with --set"
+            )
     if own.get("negative_prompt"):
         found.setdefault("negative_prompt", str(own["negative_prompt"]))
     return found
 
 
+def _takes_timecode(shot: Mapping[str, Any], config: RunConfig, fps: Fraction) -> bool:
+    codec = shot.get("output.codec", config.output.codec)
+    return "output.timecode" not in shot and codec in ("auto", *FORMATS) and holds_timecode(codec, fps)
+
+
 def _kept(own: Mapping[str, Any]) -> dict[str, Any]:
     return {key: own[key] for key in ("prompt", "negative_prompt", "settings") if own.get(key)}
-
-
-def _holds_timecode(codec: Codec | str, fps: Fraction) -> bool:
-    style = FORMATS["h264" if codec == "auto" else codec]  # type: ignore[index]
-    return style.has_timecode and fps <= (MAX_EXR_TIMECODE_RATE if codec == "exr" else 100)
 
 
 def keep_timeline(folder: Path, timeline: Timeline) -> None:

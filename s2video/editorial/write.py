@@ -11,11 +11,12 @@ from ..errors import InputError
 from ..media.signature import sign
 from ..media.timecode import Timecode
 from ..system.files import atomic_path
+from ..system.terminal import printable
 from .build import conformed, new_timeline
 from .cut import CutShot, common_rate, read_cut
 from .edl import write_edl
 from .fcp_xml import write_xml
-from .otio import NAMESPACE, is_drop, library
+from .otio import NAMESPACE, is_drop, library, metadata_of
 from .read import check_suffix
 from .shots import kept_timeline
 
@@ -37,7 +38,8 @@ def write_timeline(
         InputError: no batch, no video, or videos that make no timeline.
     """
     suffix, shots = check_suffix(path), read_cut(folder)
-    own = kept_timeline(folder)
+    title = printable(title)  # a name of a folder can have bytes that are no text
+    own, placed = kept_timeline(folder), {shot.name for shot in shots}
     if own is not None:
         if start is not None or handles is not None:
             raise InputError(
@@ -46,19 +48,23 @@ def write_timeline(
             )
         timeline = conformed(own.otio, {shot.name: shot for shot in shots})
         timeline.name = timeline.name or title
+        placed = {str(metadata_of(clip).get("shot")) for clip in timeline.find_clips()}
         fps, drop = own.fps, own.drop
     else:
         fps = common_rate(shots)
         drop = _drop(start, shots, fps)
         first = Timecode.parse(_with_drop(start or START, drop=drop), fps).count
         timeline = new_timeline(shots, title=title, start=first, handles=handles or 0)
-    timeline.metadata[NAMESPACE] = {"fps": str(fps), "drop": drop, "source": folder.resolve().name}
+    timeline.metadata[NAMESPACE] = {"fps": str(fps), "drop": drop, "source": printable(folder.resolve().name)}
     text = _text(timeline, suffix, fps, shots, drop=drop)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         sign(temporary)
-    missing = (f"{shot.name}: {shot.why}; the timeline has a gap there" for shot in shots if shot.media is None)
-    return [*missing, *(note for shot in shots for note in shot.notes)]
+    missing = [f"{shot.name}: {shot.why}; the timeline has a gap there" for shot in shots if shot.media is None]
+    missing += [
+        f"{shot.name}: not in the batch's timeline, so it is left out" for shot in shots if shot.name not in placed
+    ]
+    return [*map(printable, missing), *(note for shot in shots for note in shot.notes)]
 
 
 def _text(timeline: Any, suffix: str, fps: Fraction, shots: Sequence[CutShot], *, drop: bool) -> str:
@@ -82,5 +88,5 @@ def _drop(start: str | None, shots: Sequence[CutShot], fps: Fraction) -> bool:
 
 
 def _with_drop(start: str, *, drop: bool) -> str:
-    """The default start, written as the rate asks."""
+    """Return a start as drop-frame if the labels are."""
     return ";".join(start.rsplit(":", 1)) if drop and ";" not in start else start

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..errors import InputError
 from .credentials import Credentials, check_format
-from .timecode import Timecode, labels_per_second
+from .timecode import MAX_RATE, Timecode, labels_per_second
 
 MAX_RATE_TERM = 1_001_000  # ffmpeg rounds a frame rate whose numerator or denominator is larger
 MAX_EXR_TIMECODE_RATE = 30  # the highest frame rate for which an EXR header can hold a timecode
@@ -161,7 +161,6 @@ class VideoSpec:
                     f"expected at most {MAX_EXR_TIMECODE_RATE} frames per second for a timecode in EXR, got "
                     f"{self.fps}; set output.timecode to null"
                 )
-
         self._check_reel()
 
     def _check_reel(self) -> None:
@@ -210,9 +209,14 @@ class VideoSpec:
             )
 
 
-def holds_timecode(codec: Codec, fps: Fraction) -> bool:
-    """Return whether files of this format can hold a timecode at this frame rate."""
-    return FORMATS[codec].has_timecode and not (codec == "exr" and labels_per_second(fps) > MAX_EXR_TIMECODE_RATE)
+def holds_timecode(codec: Codec | Literal["auto"], fps: Fraction) -> bool:
+    """Return whether files of this format can hold a timecode at this frame rate. "auto" is h264 here."""
+    most = MAX_EXR_TIMECODE_RATE if codec == "exr" else MAX_RATE
+    return _known(codec).has_timecode and 1 <= labels_per_second(fps) <= most
+
+
+def _known(codec: Codec | Literal["auto"]) -> Format:
+    return FORMATS["h264" if codec == "auto" else codec]
 
 
 def codec_for(path: Path, codec: Codec | Literal["auto"] = "auto") -> Codec:
@@ -240,7 +244,7 @@ def codec_for(path: Path, codec: Codec | Literal["auto"] = "auto") -> Codec:
 
 def suffix_of(codec: Codec | Literal["auto"]) -> str:
     """Return the file suffix of a codec. "auto" gives that of h264."""
-    return FORMATS["h264" if codec == "auto" else codec].suffix
+    return _known(codec).suffix
 
 
 def place_of(path: Path) -> Path:

@@ -18,7 +18,8 @@ _DIGEST = re.compile(re.escape(_TEXT) + rb"([0-9a-f]{64})")
 def sign(path: Path) -> None:
     """Add the signature to a finished file, by its suffix: .png, .jpg, .jpeg, .mp4, .otio, .edl, or else HTML."""
     content = path.read_bytes()
-    at, suffix = _place(content, path.suffix), path.suffix
+    suffix = path.suffix.lower()
+    at = _place(content, suffix)
     signature = _wrapped(_TEXT + hashlib.sha256(content).hexdigest().encode(), suffix)
     path.write_bytes(content[:at] + signature + content[at:])
 
@@ -30,7 +31,7 @@ def is_signed(path: Path) -> bool:
     except OSError:
         return False
     for found in _DIGEST.finditer(content):
-        signature = _wrapped(found[0], path.suffix)
+        signature = _wrapped(found[0], path.suffix.lower())
         if (at := content.find(signature)) >= 0:
             rest = content[:at] + content[at + len(signature) :]
             return hashlib.sha256(rest).hexdigest().encode() == found[1]

@@ -1,6 +1,7 @@
 """Timelines: a batch's cut for an editor, and an editor's cut as a batch."""
 
 import json
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -132,6 +133,8 @@ def test_xml_has_what_the_adapter_leaves_out() -> None:
     timeline = cut(FILM, "01:00:00:00")
     clip = next(iter(timeline.otio.find_clips()))
     clip.markers.append(otio.schema.Marker("look", otio.opentime.TimeRange(clip.source_range.start_time)))
+    clip.name = "a\x07bell"
+    assert "<name>a?bell</name>" in as_text(timeline, ".xml")
     assert "<in>8</in>" in as_text(timeline, ".xml").split("<name>look</name>")[1][:80]  # a frame of the medium
 
 
@@ -195,6 +198,13 @@ def test_the_cut_of_a_batch_follows_order_versions_and_picks(
         ("01:00:00:01", "01:00:00:08", "10:00:00:03", "10:00:00:10"),
     ]
     assert "sh020_s0.mp4" in list(found.otio.find_clips())[1].media_reference.target_url
+    loud = path.with_suffix(".OTIO")
+    assert (
+        main(["timeline", str(edit_run.folder), "-o", str(loud)])
+        == 0
+        == main(["timeline", str(edit_run.folder), "-o", str(loud)])
+    )
+    assert read_timeline(loud).fps == FILM
     path.write_text(path.read_text().replace("second", "mine"))
     assert main(["timeline", str(edit_run.folder), "-o", str(path)]) == 2
     assert "expected no file, or an unchanged one of s2video" in capsys.readouterr().err
@@ -275,7 +285,7 @@ def editors_cut(fps: Fraction, *, drop: bool) -> Timeline:
     gap = otio.schema.Gap(source_range=span(0, 7))
     first.extend([red, gap, filmed, blue])
     green = otio.schema.Clip("sh010.mov", source_range=span(0, 4), metadata={"s2video": {"prompt": "a green wall"}})
-    green.metadata["s2video"]["settings"] = {"sampling.seed": 5}
+    green.metadata["s2video"]["settings"] = {"sampling.seed": 5, "output.also": ["{name}_2.mp4"]}
     second.append(green)
     sound.append(otio.schema.Clip("music", source_range=span(0, 38)))
     timeline.tracks.extend([first, second, sound])
@@ -324,6 +334,7 @@ def test_a_timeline_to_shots_to_a_timeline_is_the_same_cut(
     assert label(frames_of(available.start_time, NTSC), NTSC, drop=True) == "01:00:03;08"
     (second,) = found.otio.tracks[1].find_clips()
     assert frames_of(second.source_range.start_time, NTSC) == 2  # its handle is in front
+    assert second.metadata["s2video"]["settings"]["sampling.seed"] == 5
     assert main(["timeline", str(tmp_path / "out"), "-o", str(back), "--handles", "1"]) == 2
     assert "was made from a timeline, which has a start and handles of its own" in capsys.readouterr().err
     # another version of one of them, of the same timeline, or of one that was made from the first
@@ -363,6 +374,17 @@ def test_a_timeline_alone_is_a_batch(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out" / KEPT).exists()
 
 
+def one_clip(start: float = 0, length: float = 5, settings: Any = None, **metadata: Any) -> str:
+    if settings is not None:
+        metadata = {"s2video": {"prompt": "a", "settings": settings}}
+    times = (otio.opentime.RationalTime(value, 24) for value in (start, length))
+    timeline = otio.schema.Timeline("x", metadata=metadata)
+    timeline.tracks.append(otio.schema.Track("V1"))
+    clip = otio.schema.Clip("a", source_range=otio.opentime.TimeRange(*times), metadata=metadata)
+    timeline.tracks[0].append(clip)
+    return str(timeline.to_json_string())
+
+
 @pytest.mark.parametrize(
     ("content", "suffix", "message"),
     [
@@ -376,6 +398,12 @@ def test_a_timeline_alone_is_a_batch(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("TITLE: x\n001  AX V C 99:99:99:99 00 00 00\n", ".edl", "an EDL has no frame rate"),
         ("FCM: DROP FRAME\n001  AX V C 99:99:99:99 00 00 00\n", ".edl", "expected a timeline, got an error"),
         ("FCM: DROP FRAME\n", ".edl", "got none"),
+        ("FCM: DROP FRAME\n" + "\n" * 100_000, ".edl", "got none"),  # not in the square of its empty lines
+        (one_clip(start=math.nan), ".otio", "expected times in frames, got nan at a rate of 24.0"),
+        (one_clip(length=math.inf), ".otio", "expected times in frames, got inf at a rate of 24.0"),
+        (one_clip(s2video="x", cmx_3600=1), ".otio", "expected a clip with a prompt, got none"),
+        (one_clip(settings={"output": {"ffmpeg": "/x"}}), ".otio", "output.ffmpeg: a timeline may not name a program"),
+        (one_clip(settings={"output.fps": 25}), ".otio", "output.fps: the clip itself decides it; leave it out"),
     ],
 )
 def test_files_that_are_no_timelines(
