@@ -74,6 +74,11 @@ class JudgedTake:
         return None if self.pick is None else self.pick.verdict
 
     @property
+    def title(self) -> str:
+        """What it is in a few words, such as "sh010 v002, picked"."""
+        return ", ".join(filter(None, [f"{self.take.shot} {self.take.label}", self.words]))
+
+    @property
     def words(self) -> str:
         """What was decided, such as "picked"; empty: nothing."""
         if self.pick is None:

@@ -452,6 +452,11 @@ def recorded_run_file(path: Path) -> Path | None:
     return None
 
 
+def has_store(folder: Path) -> bool:
+    """Return whether a folder is that of a batch."""
+    return any(folder.glob(f"{RESERVED}*sqlite"))
+
+
 def find_stores(folder: Path) -> list[Store]:
     """Return the stores in a batch's folder: one, or one per shard. Raises InputError if there is none."""
     stores = []

@@ -80,27 +80,26 @@ def _timeline(arguments: argparse.Namespace) -> int:
 
 def _copies(arguments: argparse.Namespace) -> int:
     from ..review.copies import LEAST_HEIGHT, write_copy
-    from ..review.takes import told_videos
+    from ..review.takes import find_videos
 
     slate, burn_in = not arguments.no_slate, not arguments.no_burn_in
     if not LEAST_HEIGHT <= arguments.height <= MAX_SIDE:
         raise InputError(f"--height: expected pixels from {LEAST_HEIGHT} to {MAX_SIDE}, got {arguments.height}")
-    told = told_videos(arguments.videos, everything=arguments.all)
-    for note in told.notes:
+    videos, notes = find_videos(arguments.videos, everything=arguments.all)
+    for note in notes:
         say(note)
     kind = _KINDS[slate, burn_in]
-    outputs = [
-        arguments.output / f"{video.stem if video.suffix else video.name}_{kind}.mp4" for video, _ in told.videos
-    ]
+    outputs = [arguments.output / f"{video.name if video.is_dir() else video.stem}_{kind}.mp4" for video, _ in videos]
     for first, later, same in find_collisions([(output,) for output in outputs]):
         raise InputError(
-            f"{told.videos[later][0]} and {told.videos[first][0]}: both copies would be {same}; make them apart"
+            f"{videos[later][0]} and {videos[first][0]}: both copies would be {same}; put them into two folders"
         )
-    for (video, _), output in zip(told.videos, outputs, strict=True):
+    for output in outputs:
         check_report(output)
-        check_inputs_kept((output,), {f"the input {video}": video})
+    check_inputs_kept(outputs, {f"the input {video}": video for video, _ in videos})
+    for output in outputs:
         check_unsigned(output, is_signed, overwrite=arguments.overwrite)
-    for (video, facts), output in zip(told.videos, outputs, strict=True):
+    for (video, facts), output in zip(videos, outputs, strict=True):
         write_copy(video, output, facts, height=arguments.height, slate=slate, burn_in=burn_in)
         show_path(output)
     return 0

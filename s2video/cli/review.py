@@ -16,7 +16,7 @@ from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.limits import check_request
 from ..records.integrity import UNCHANGED, is_as_written, problems, video_of, video_state
 from ..records.replacing import check_inputs_kept, check_replacing, check_unsigned, inputs_of, sentences
-from ..records.sidecar_model import find_sidecar, read_sidecar, sidecar_schema, videos_in
+from ..records.sidecar_model import find_sidecar, is_sequence, read_sidecar, sidecar_schema, videos_in
 from ..system import ranks
 from ..system.claims import check_unclaimed
 from ..system.progress import Style
@@ -25,6 +25,7 @@ from ..system.terminal import show, show_json, show_path
 from .arguments import add_command, add_overwrite_argument, path_argument, say, whole_number
 
 if TYPE_CHECKING:
+    from ..batch.picks import JudgedTake
     from ..config.run import RunConfig
     from ..records.sidecar_model import Sidecar
     from ..review.captions import Caption
@@ -260,20 +261,27 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _sheet(arguments: argparse.Namespace) -> int:
     from ..review.sequences import FRAMES, other_videos
     from ..review.sheet import contact_sheet
+    from ..review.takes import takes_at
 
     if not 1 <= arguments.columns <= MAX_COLUMNS:
         raise InputError(f"--columns: expected a value from 1 to {MAX_COLUMNS}, got {arguments.columns}")
     videos: list[Path] = []
+    folders: dict[Path, None] = {}
     for path in arguments.videos:
-        is_run = path.is_dir() and not (path.name and path.with_name(f"{path.name}.json").is_file())
+        is_run = path.is_dir() and not is_sequence(path)
+        folders[path if is_run else path.parent] = None
         if is_run:
-            made = [video.path for video in videos_in(path)]
-            is_sequence = not made and any(file.suffix in FRAMES for file in path.iterdir())
-            videos += [path] if is_sequence else [*made, *other_videos(path, made)]
+            made = videos_in(path)
+            others = other_videos(path, [video.path for video in made])
+            frames_only = not made and any(file.suffix in FRAMES for file in path.iterdir())
+            # a row for each take, and not for each file of it
+            masters = [video.path for video in made if video.sidecar.take is None]
+            videos += [path] if frames_only else [*masters, *others]
         else:
             videos.append(_existing(path, sequence=True))
     _check_report(arguments.output, arguments, videos)
-    captioned = [(video, _caption(video, video.stem)) for video in videos]
+    takes = {video: take for folder in folders for video, take in takes_at(folder).items()}
+    captioned = [(video, _caption(video, video.stem, takes.get(video.resolve()))) for video in videos]
     contact_sheet(captioned, arguments.output, columns=arguments.columns, font=arguments.font)
     show_path(arguments.output)
     return 0
@@ -328,8 +336,12 @@ def _check_report(output: Path, arguments: argparse.Namespace, videos: Sequence[
     check_unsigned(output, is_signed, overwrite=arguments.overwrite)
 
 
-def _caption(video: Path, title: str) -> Caption:
-    """The title, and prompt and seed where a sidecar tells them of this very file."""
+def _caption(video: Path, title: str, take: JudgedTake | None = None) -> Caption:
+    """Return what is written above a video: prompt and seed only where a sidecar has them of this very file.
+
+    Args:
+        take: what it is in its batch.
+    """
     from ..review.captions import Caption
 
     try:
@@ -339,4 +351,5 @@ def _caption(video: Path, title: str) -> Caption:
     if (state := video_state(sidecar.output, video)) != UNCHANGED:
         say(f"{video}: {state}; it gets no prompt and seed from its sidecar")
         return Caption(title)
-    return Caption(title, f"seed {sidecar.seed}: {sidecar.prompt}")
+    shown = title if take is None else f"{take.title}: {title}"
+    return Caption(shown, f"seed {sidecar.seed}: {sidecar.prompt}")

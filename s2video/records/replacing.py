@@ -113,19 +113,22 @@ def check_inputs_kept(outputs: Iterable[Path], inputs: Mapping[str, Path | None]
         inputs: files that it reads, by what the user calls them; None: not given. A folder stands for all its
             files.
     """
+    names: dict[object, str] = {}
+    for name, given in inputs.items():
+        if given is not None:
+            path = Path(os.path.realpath(given))
+            names.setdefault(path, name)
+            names.setdefault(_identity(path), name)
     for output in outputs:
         if not os.path.lexists(output):
             continue
         written = Path(os.path.realpath(output))
-        for name, given in inputs.items():
-            if given is None:
-                continue
-            path = Path(os.path.realpath(given))
-            if written == path or path in written.parents or _is_linked(written, path):
-                raise InputError(
-                    f"output {output}: expected a new name, but this is the file of {name}, which is read; choose "
-                    "another output path"
-                )
+        found = [names[key] for key in (written, *written.parents, _identity(written)) if key in names]
+        if found:
+            raise InputError(
+                f"output {output}: expected a new name, but this is the file of {found[0]}, which is read; choose "
+                "another output path"
+            )
 
 
 def inputs_of(config: RunConfig) -> dict[str, Path | None]:
@@ -203,9 +206,10 @@ def _keeps_latents(facts: dict[str, Any] | None) -> bool | None:
         return None
 
 
-def _is_linked(a: Path, b: Path) -> bool:
-    """Whether two existing names are of one file, as hard links are, or names in another case on some systems."""
+def _identity(path: Path) -> object:
+    """Return what is equal for two names of one file, as hard links are, or names in another case on some systems."""
     try:
-        return os.path.samefile(a, b)
+        found = os.stat(path)
     except OSError:
-        return False
+        return path
+    return found.st_dev, found.st_ino

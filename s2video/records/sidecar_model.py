@@ -361,6 +361,14 @@ def find_sidecar(path: Path) -> Path:
     return next((candidate for candidate in present if _named_in(candidate) == path.name), other)
 
 
+def is_sequence(path: Path) -> bool:
+    """Return whether a path is the folder of a sequence with a sidecar, and not a folder of videos."""
+    try:
+        return path.is_dir() and _named_in(find_sidecar(path)) is not None
+    except InputError:
+        return False
+
+
 def _own_sidecars(path: Path) -> list[Path]:
     """Return the names that a sidecar of this file or folder alone can have."""
     if path.is_dir():

@@ -7,7 +7,7 @@ of `compare.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def write_copy(
                 f"{made.width}x{made.height} from ffmpeg; check its version"
             )
         sign(temporary)
-    return probe_video(path)
+    return replace(made, path=path)
 
 
 def _picture_size(info: VideoInfo, height: int) -> tuple[int, int]:
@@ -188,7 +188,8 @@ class _Layout:
         letters = min(self._letters, max(10, self.size[1] // (2 * len(self._facts.slate) + 4)))
         large, font = load_font(None, round(letters * 1.6)), load_font(None, letters)
         left, y = 2 * _MARGIN, 2.2 * letters
-        draw.text((left, y), self._facts.title, font=large, fill="white", anchor="lm")
+        title = next(iter(wrapped(self._facts.title, large, self.size[0] - 2 * left, most=1)), "")
+        draw.text((left, y), title, font=large, fill="white", anchor="lm")
         column = left + max(font.getlength(name) for name, _ in self._facts.slate) + 2 * _MARGIN
         y += 2 * letters
         for name, text in self._facts.slate:

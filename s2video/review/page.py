@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..batch.picks import JudgedTake
-from ..batch.run_file import RESERVED
-from ..batch.store import find_stores
+from ..batch.store import find_stores, has_store
 from ..errors import InputError, S2VideoError
 from ..media.signature import sign
 from ..media.video import probe_video
@@ -113,7 +112,7 @@ class Group(NamedTuple):
 
 def read_failures(folder: Path) -> list[Failure]:
     """Return the failures in the state of a batch, of all its shards; none if there is no batch in the folder."""
-    if not any(folder.glob(f"{RESERVED}*sqlite")):
+    if not has_store(folder):
         return []
     records = [record for store in find_stores(folder) for record in store.records()]
     return [Failure(r.name, f"{r.place}: {r.error}") for r in records if r.state == "failed"]
@@ -154,10 +153,10 @@ def write_page(
     if not videos and not foreign and not failures:
         raise InputError(f"no videos for {path}: expected a folder of videos with their sidecars next to them")
     shared, _ = split_settings([settings_of(video.sidecar) for video in videos])
-    told = takes or {}
-    by_shot, rest = _versions(videos, told)
-    groups = [_group(members, shared, path, embed_below, told, shot) for shot, members in by_shot.items()]
-    groups += [_group(members, shared, path, embed_below, told) for members in group_videos(rest)]
+    takes = takes or {}
+    by_shot, rest = _versions(videos, takes)
+    groups = [_group(members, shared, path, embed_below, takes, shot) for shot, members in by_shot.items()]
+    groups += [_group(members, shared, path, embed_below, takes) for members in group_videos(rest)]
     groups += [Group(card.name, None, [card], {}) for card in foreign if isinstance(card, Card)]
     text = render(
         "run.html",
@@ -224,7 +223,7 @@ def _card(
     video: MadeVideo, differs: Settings, page: Path, embed_below: int, take: JudgedTake | None, *, is_single: bool
 ) -> Card:
     sidecar = video.sidecar
-    said = [] if take is None else [f"{take.take.shot} {take.take.label}", *filter(None, [take.words])]
+    said = [] if take is None else [take.title]
     if take is not None and take.pick is not None and take.pick.note:
         said.append(take.pick.note)
     seeds = [*said, f"seed {sidecar.seed}"] if is_single or said else []

@@ -3,72 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from ..batch.picks import JudgedTake, read_takes, shots_of
-from ..batch.run_file import RESERVED
+from ..batch.store import has_store
 from ..errors import InputError
 from ..records.integrity import UNCHANGED, video_state
-from ..records.sidecar_model import find_sidecar, read_sidecar, videos_in
+from ..records.sidecar_model import find_sidecar, is_sequence, read_sidecar, videos_in
 from .copies import Facts, facts_of
 
 
-class ToldVideos(NamedTuple):
+class FoundVideos(NamedTuple):
     """Videos with the facts of their copies, and sentences for the user."""
 
     videos: list[tuple[Path, Facts]]
     notes: list[str]
 
 
-def told_videos(paths: Sequence[Path], *, everything: bool) -> ToldVideos:
+def find_videos(paths: Sequence[Path], *, everything: bool) -> FoundVideos:
     """Return the videos at these paths.
 
     Args:
-        paths: videos; or folders: of a batch, whose used takes count, or of other videos with sidecars.
+        paths: videos; or folders: of a batch, whose used takes count, or of other takes with sidecars.
         everything: of a batch all takes that are made.
 
     Raises:
         InputError: a path that is neither, or no video at all.
     """
-    told = ToldVideos([], [])
+    found = FoundVideos([], [])
+    takes_in = cache(takes_at)  # many videos can be of one folder
     for path in paths:
-        is_sequence = path.is_dir() and bool(path.name) and path.with_name(f"{path.name}.json").is_file()
-        if path.is_dir() and not is_sequence:
-            if any(path.glob(f"{RESERVED}*sqlite")):
-                told.videos.extend(_of_batch(path, told.notes, everything=everything))
-            else:
-                told.videos.extend((video.path, _facts(video.path, None, told.notes)) for video in videos_in(path))
+        if path.is_dir() and not is_sequence(path):
+            candidates = _of_batch(path, found.notes, everything=everything) if has_store(path) else _in_folder(path)
+            for video, take in candidates:
+                if video.exists():
+                    found.videos.append((video, _facts(video, take, found.notes)))
+                else:
+                    found.notes.append(f"{video} is missing; it gets no copy")
         elif path.exists():
-            told.videos.append((path, _facts(path, takes_at(path.parent).get(path.resolve()), told.notes)))
+            found.videos.append((path, _facts(path, takes_in(path.parent).get(path.resolve()), found.notes)))
         else:
             raise InputError(f"{path}: expected a video, or a folder of videos, found none; check the path")
-    if not told.videos:
+    if not found.videos:
         raise InputError(f"{paths[0]}: expected videos with their sidecars, found none; check the path")
-    return told
+    return found
 
 
 def takes_at(folder: Path) -> Mapping[Path, JudgedTake]:
     """Return the takes of the batch in a folder by the resolved paths of their videos; none if there is no batch."""
-    if not any(folder.glob(f"{RESERVED}*sqlite")):
+    if not has_store(folder):
         return {}
     return {path.resolve(): take for take in read_takes(folder) if (path := _video(folder, take)) is not None}
 
 
-def _of_batch(folder: Path, notes: list[str], *, everything: bool) -> Iterator[tuple[Path, Facts]]:
+def _in_folder(folder: Path) -> Iterator[tuple[Path, None]]:
+    """Yield the video of each take; other files of the same frames would give the same copy."""
+    yield from ((made.path, None) for made in videos_in(folder) if made.sidecar.take is None)
+
+
+def _of_batch(folder: Path, notes: list[str], *, everything: bool) -> Iterator[tuple[Path, JudgedTake]]:
     for shot in shots_of(read_takes(folder)):
         used = [shot.used] if shot.used is not None else []
-        for take in (each for each in shot.takes if each.is_made) if everything else used:
-            if (video := _video(folder, take)) is not None and video.exists():
-                yield video, _facts(video, take, notes)
-            else:
-                notes.append(f"{shot.name}: {take.name} is missing; it gets no copy")
         if not everything and not used:
             notes.append(f"{shot.name}: no take of it is usable; it gets no copy")
+        for take in (each for each in shot.takes if each.is_made) if everything else used:
+            if (video := _video(folder, take)) is not None:
+                yield video, take
+            else:
+                notes.append(f"{shot.name}: {take.name} has no sidecar; it gets no copy")
 
 
 def _video(folder: Path, take: JudgedTake) -> Path | None:
-    """The video of a take where the batch is now; None without a sidecar."""
+    """Return the video of a take where the batch is now; None without a sidecar."""
     sidecar = (folder / take.name).with_suffix(".json")
     try:
         return sidecar.with_name(read_sidecar(sidecar).output.name)

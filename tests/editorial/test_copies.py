@@ -1,6 +1,8 @@
 """Review copies with slate and burn-in, and the page that plays, wipes and compares versions."""
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,21 @@ def test_a_changed_video_gets_no_words_of_its_sidecar(
     source.write_bytes((edit_run.folder / "sh030_s0.mp4").read_bytes() + b"\0" * 8)
     assert main(["copies", str(source), "-o", str(tmp_path / "x"), "--height", "64"]) == 0
     assert "its copy says nothing of its sidecar" in capsys.readouterr().err
+    name = os.fsdecode(b"an old name\xff.mp4")
+    shutil.copy(source, tmp_path / name)
+    assert main(["copies", str(tmp_path / name), "-o", str(tmp_path / "x"), "--height", "64"]) == 0
+
+
+def test_a_sheet_says_shots_versions_and_picks(
+    edit_run: EditRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide(edit_run.folder, ["sh020_v002"], "picked")
+    shown: list[str] = []
+    monkeypatch.setattr(
+        "s2video.review.sheet.contact_sheet", lambda rows, *_, **__: shown.extend(c.title for _, c in rows)
+    )
+    assert main(["sheet", str(edit_run.folder), "-o", str(tmp_path / "sheet.png")]) == 0
+    assert shown[1:3] == ["sh020 v001: sh020_s0", "sh020 v002, picked: sh020_v002_s0"]
 
 
 def test_copies_that_cannot_be_made(made_run: EditRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,6 +108,7 @@ def test_copies_that_cannot_be_made(made_run: EditRun, tmp_path: Path, capsys: p
         ([source, "-o", str(tmp_path), "--height", "10"], "--height: expected pixels from 64"),
         ([source, source, "-o", str(tmp_path)], "both copies would be"),
         ([source, "-o", str(tmp_path)], "expected no file, or an unchanged one of s2video"),
+        ([source, str(tmp_path / "sh010_s0_review.mp4"), "-o", str(tmp_path), "--overwrite"], "which is read"),
     ]:
         assert main(["copies", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -205,6 +205,16 @@ def test_takes_without_latents_are_named(takes: Path, capsys: pytest.CaptureFixt
     assert main(["decode", str(takes / "b.mp4")]) == 2 and "s2video reproduce" in capsys.readouterr().err
 
 
+def test_a_take_gets_one_copy_and_a_missing_one_a_line(takes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (takes / "b.mp4").unlink()
+    words = ["-o", str(takes / "x"), "--height", "64"]
+    assert main(["copies", str(takes), *words]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.split() == [str(takes / "x" / "a_review.mp4")]
+    assert "b.mp4 is missing; it gets no copy" in captured.err
+    assert main(["copies", str(takes / "frames" / "a"), *words]) == 0  # its sidecar is a.exr.json
+
+
 def test_resume_makes_a_missing_file_again(engine: Engine, takes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = job(engine, takes / "a.mov", **{"output.also": ALSO, "output.timecode": "01:00:00:00"})
     stamp = (takes / "a.mov").stat().st_mtime_ns
