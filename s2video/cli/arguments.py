@@ -181,6 +181,11 @@ def whole_number(text: str) -> int:
     return number
 
 
+def optional_path(text: str | None) -> Path | None:
+    """Return the path of an argument that is kept as text, because settings hold it as text; None: not given."""
+    return None if text is None else user_path(text)
+
+
 def path_argument(text: str) -> Path:
     """Return text as a path, with ~ expanded; argparse reports what is wrong with it."""
     try:

@@ -11,19 +11,27 @@ from ..config.output import CopyConfig
 from ..config.run import RunConfig
 from ..errors import InputError, memory_reported
 from ..media.checks import check_file
-from ..media.formats import Codec, codec_for, suffix_of
+from ..media.formats import FORMATS, Codec, codec_for, suffix_of
 from ..media.naming import find_collisions, named_after
 from ..media.output_paths import OutputPaths, VideoFile
 from ..models.recipes import load_config
 from ..records.integrity import saved_latents
 from ..records.replacing import Replaced, check_inputs_kept, check_replacing_video, sentences, was_interrupted
-from ..records.sidecar_model import find_sidecar, read_sidecar, videos_in
+from ..records.sidecar_model import find_sidecar, is_sequence, read_sidecar, videos_in
 from ..system import ranks
 from ..system.claims import check_unclaimed
-from ..system.files import user_path
+from ..system.files import is_hidden
 from ..system.shutdown import Termination
 from ..system.terminal import show_path
-from .arguments import add_also_argument, add_codec_arguments, add_command, add_overwrite_argument, path_argument, say
+from .arguments import (
+    add_also_argument,
+    add_codec_arguments,
+    add_command,
+    add_overwrite_argument,
+    optional_path,
+    path_argument,
+    say,
+)
 
 _LATENTS = ".latents.safetensors"
 
@@ -51,18 +59,19 @@ def add_commands(commands: Any) -> None:
         metavar="LATENTS",
         help="X.latents.safetensors of a --keep-latents run, its video, or a folder with some",
     )
-    decode.add_argument(
+    files = decode.add_argument_group("files")
+    files.add_argument(
         "--output",
         type=path_argument,
         metavar="X.mp4",
         help="or .mov, .png, .exr, or a folder; of several latents: with {name} and {ext}; without it, next to LATENTS",
     )
-    add_also_argument(decode)
-    add_overwrite_argument(decode)
-    add_codec_arguments(decode)
-    decode.add_argument("--resume", action="store_true", help="skip videos that are whole, and of these latents")
-    decode.add_argument("--audio", metavar="A", help="a file with sound; without it, the one of --config")
-    either = decode.add_mutually_exclusive_group()
+    add_also_argument(files)
+    add_codec_arguments(files)
+    files.add_argument("--audio", metavar="A", help="a file with sound; without it, the one of --config")
+    add_overwrite_argument(files)
+    files.add_argument("--resume", action="store_true", help="skip videos that are whole, and of these latents")
+    either = decode.add_argument_group("model and settings").add_mutually_exclusive_group()
     either.add_argument("--config", metavar="C", help="config to decode with; without it, the one in LATENTS")
     either.add_argument("--model", metavar="M", help="folder or Hub id; without it, that of LATENTS, if it is here")
     decode.set_defaults(run=_decode)
@@ -115,7 +124,7 @@ def _sources(paths: Sequence[Path], output: Path | None, codec: Codec | Literal[
 
 def _latents(path: Path) -> Iterator[Path]:
     """Yield the latents that an argument means: a file, that of a finished take, or all in a folder."""
-    if path.is_dir() and not _is_video(path):
+    if path.is_dir() and not is_sequence(path):
         yield from _latents_in(path)
     elif path.suffix == ".safetensors":
         if not path.is_file():
@@ -123,14 +132,17 @@ def _latents(path: Path) -> Iterator[Path]:
                 f"latents {path}: no such file: expected the X.latents.safetensors of a --keep-latents run"
             )
         yield path
-    elif not path.exists() or not _is_video(path):
-        raise InputError(
-            f"latents {path}: expected a .safetensors file, a video with its sidecar, or a folder with some, got "
-            f"{'no such file' if not path.exists() else repr(path.name)}"
-        )
     else:
-        sidecar = find_sidecar(path)
-        latents = saved_latents(sidecar.with_name(read_sidecar(sidecar).output.name), read_sidecar(sidecar))
+        try:
+            sidecar = find_sidecar(path)
+        except InputError:
+            got = repr(path.name) if path.exists() else "no such file"
+            raise InputError(
+                f"latents {path}: expected a .safetensors file, a video with its sidecar, or a folder with some, got "
+                f"{got}"
+            ) from None
+        record = read_sidecar(sidecar)
+        latents = saved_latents(sidecar.with_name(record.output.name), record)
         if not latents.is_file():
             raise InputError(
                 f"latents {path}: expected {latents.name} next to it, got none: its run did not keep them "
@@ -139,17 +151,8 @@ def _latents(path: Path) -> Iterator[Path]:
         yield latents
 
 
-def _is_video(path: Path) -> bool:
-    try:
-        return find_sidecar(path).is_file()
-    except InputError:
-        return False
-
-
 def _latents_in(folder: Path) -> Iterator[Path]:
-    hidden = [path for path in folder.rglob("*") if path.name.startswith(".")]
-    found = [path for path in sorted(folder.rglob(f"*{_LATENTS}")) if not path.name.startswith(".")]
-    found = [path for path in found if not any(above in hidden for above in path.parents)]
+    found = [path for path in sorted(folder.rglob(f"*{_LATENTS}")) if not is_hidden(path, folder)]
     takes = [video for video in videos_in(folder) if video.sidecar.take is None]
     without = [video.path.name for video in takes if not saved_latents(video.path, video.sidecar).is_file()]
     if not found:
@@ -165,7 +168,7 @@ def _output(latents: Path, output: Path | None, codec: Codec | Literal["auto"]) 
     name, extension = latents.name.removesuffix(".safetensors").removesuffix(".latents"), suffix_of(codec)[1:]
     if output is None:
         return latents.with_name(f"{name}.{extension}")
-    if output.is_dir() and not output.suffix:
+    if output.is_dir() and output.suffix not in {format.suffix for format in FORMATS.values()}:
         return output / f"{name}.{extension}"
     return output.parent / named_after(output.name, name, extension)
 
@@ -177,7 +180,7 @@ def _check_outputs(
     arguments: argparse.Namespace,
 ) -> list[Replaced]:
     """Check all files that will be written, and return those that will be replaced. Raises InputError."""
-    read = {"--audio": _path(arguments.audio), "--config": _path(arguments.config)}
+    read = {"--audio": optional_path(arguments.audio), "--config": optional_path(arguments.config)}
     read |= {f"LATENTS {source.latents}": source.latents for source in sources}
     outputs = [_files(source.output, codec, also) for source in sources]
     collisions = find_collisions([path for file in files for path in (file.video, file.sidecar)] for files in outputs)
@@ -186,13 +189,13 @@ def _check_outputs(
             f"--output: {sources[first].latents} and {sources[later].latents} would both make {path}; "
             "put {name} into it, or decode them into two folders"
         )
+    check_inputs_kept([path for files in outputs for file in files for path in (file.video, file.sidecar)], read)
     replaced = []
     for source, files in zip(sources, outputs, strict=True):
         for file in files:
             check_file(file)
         check_unclaimed(OutputPaths(files[0].output, tuple(file.output for file in files[1:])).locks)
-        check_inputs_kept([path for file in files for path in (file.video, file.sidecar)], read)
-        # an interrupted run left its latents, and sometimes a part of its video
+        # an interrupted run has left its latents, and may have left the video of an earlier one
         interrupted = was_interrupted(OutputPaths(source.output)) and source.latents.parent == source.output.parent
         replaced += [
             check_replacing_video(file, overwrite=arguments.overwrite, was_interrupted=interrupted) for file in files
@@ -204,7 +207,3 @@ def _files(output: Path, codec: Codec | Literal["auto"], also: tuple[CopyConfig,
     settings = RunConfig().output.fitted(output, codec).model_copy(update={"also": also})
     codec_for(output, codec)
     return [VideoFile.copy(Path(each.path)) for each in (settings, *settings.copies())]
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else user_path(text)

@@ -31,17 +31,19 @@ def add_commands(commands: Any) -> None:
         "s2video timeline runs/batch-shapes -o cut.edl --handles 8 --start 10:00:00:00",
     )
     timeline.add_argument("folder", type=path_argument, metavar="RUN", help="the batch's folder, or its run file")
-    timeline.add_argument(
+    files = timeline.add_argument_group("files")
+    files.add_argument(
         "-o", "--output", type=path_argument, required=True, metavar="CUT", help=".otio, .edl, or .xml of FCP 7"
     )
-    timeline.add_argument("--title", help="without it, the folder's name")
-    timeline.add_argument(
+    add_overwrite_argument(files)
+    cut = timeline.add_argument_group("the cut")
+    cut.add_argument("--title", help="without it, the folder's name")
+    cut.add_argument(
         "--start", metavar="TIMECODE", help=f"of the first frame; without it, the batch's timeline's, or {START}"
     )
-    timeline.add_argument(
+    cut.add_argument(
         "--handles", type=whole_number, metavar="N", help="frames at both ends of each video that the cut leaves out"
     )
-    add_overwrite_argument(timeline)
     timeline.set_defaults(run=_timeline)
 
     copies = add_command(
@@ -54,12 +56,14 @@ def add_commands(commands: Any) -> None:
     copies.add_argument(
         "videos", type=path_argument, nargs="+", metavar="RUN_OR_VIDEO", help="folders of runs or batches, or videos"
     )
-    copies.add_argument("-o", "--output", type=path_argument, required=True, metavar="FOLDER", help="for the copies")
     copies.add_argument("--all", action="store_true", help="of a batch all takes, not only those that are used")
-    copies.add_argument("--height", type=whole_number, default=540, metavar="PX", help="of the picture")
-    copies.add_argument("--no-slate", action="store_true", help="no frame with the facts in front")
-    copies.add_argument("--no-burn-in", action="store_true", help="no text above and below the picture")
-    add_overwrite_argument(copies)
+    files = copies.add_argument_group("files")
+    files.add_argument("-o", "--output", type=path_argument, required=True, metavar="FOLDER", help="for the copies")
+    add_overwrite_argument(files)
+    picture = copies.add_argument_group("what they show")
+    picture.add_argument("--height", type=whole_number, default=540, metavar="PX", help="of the picture")
+    picture.add_argument("--no-slate", action="store_true", help="no frame with the facts in front")
+    picture.add_argument("--no-burn-in", action="store_true", help="no text above and below the picture")
     copies.set_defaults(run=_copies)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..config.run import RunConfig
@@ -19,7 +18,6 @@ from ..models.limits import check_images, check_request
 from ..records.replacing import Replaced, check_inputs_kept, check_replacing, inputs_of, sentences
 from ..system import ranks
 from ..system.claims import check_unclaimed
-from ..system.files import user_path
 from ..system.launcher import LaunchPlan, launch
 from ..system.progress import Style
 from ..system.shutdown import Termination
@@ -29,6 +27,7 @@ from .arguments import (
     add_command,
     add_generate_arguments,
     add_selftest_arguments,
+    optional_path,
     read_model_arguments,
     say,
     whole_number,
@@ -113,7 +112,7 @@ def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked
 
 def _check_outputs(jobs: Sequence[RunConfig], arguments: argparse.Namespace) -> list[Replaced]:
     """Check all files that will be written. Only for the main rank: other hosts need not have that folder."""
-    read = {"--config": _path(arguments.config), "--prompt-file": arguments.prompt_file}
+    read = {"--config": optional_path(arguments.config), "--prompt-file": arguments.prompt_file}
     replaced = []
     for job in jobs:
         files = OutputPaths.of(job)
@@ -171,10 +170,6 @@ def generate(checked: Checked) -> int:
             for file in OutputPaths.of(job).videos if written is not None else ():
                 show_path(file.video)
     return 0
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else user_path(text)
 
 
 def _launch(arguments: argparse.Namespace) -> int:

@@ -60,6 +60,8 @@ def _pick(arguments: argparse.Namespace) -> int:
             raise InputError("pick: expected names of takes, got none; s2video pick RUN prints them")
         show(takes_as_text(read_takes(folder)))
         return 0
+    if arguments.clear and arguments.note:
+        raise InputError("--note: expected a pick or --reject, got --clear, which keeps no note; leave one of them out")
     read_takes(folder)  # raises before a lock is made in a folder of another kind
     verdict: Verdict | None = None if arguments.clear else "rejected" if arguments.reject else "picked"
     takes = decide(folder, arguments.takes, verdict, note=arguments.note)

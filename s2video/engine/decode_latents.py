@@ -93,22 +93,22 @@ def decode_latents(
         InputError: latents or a checkpoint that cannot be used, or do not fit each other; or the sidecar of `output`
             describes a video of other latents or of another VAE.
     """
-    planned = plan_decoding(path, output, config, codec=codec, also=also, own=own, say=say)
+    planned = plan_decoding(path, output, config, codec=codec, also=also, own=own or {}, say=say)
     return next(decode_all([planned]))[0]
 
 
 def plan_decoding(
     path: Path,
     output: Path,
-    config: RunConfig | None = None,
+    config: RunConfig | None,
     *,
-    codec: Codec | Literal["auto"] = "auto",
-    also: Sequence[CopyConfig] = (),
-    own: Mapping[str, Any] | None = None,
-    say: Say = lambda note: None,
+    codec: Codec | Literal["auto"],
+    also: Sequence[CopyConfig],
+    own: Mapping[str, Any],
+    say: Say,
 ) -> Decoding:
     """Read and check all that `decode_latents` needs, without the VAE. Writes nothing; takes and raises the same."""
-    saved, own = load_latents(path), {key: value for key, value in (own or {}).items() if value is not None}
+    saved, own = load_latents(path), {key: value for key, value in own.items() if value is not None}
     may_download = config is not None or "model.path" in own
     config = _stored_config(saved, path, own, say) if config is None else config.patched(own)
     checkpoint = open_checkpoint(*config.model.source, may_download=may_download)
@@ -151,25 +151,29 @@ def decode_all(plans: Sequence[Decoding], *, resume: bool = False) -> Iterator[l
     for plan in plans:
         files = [file for file, _ in plan.videos]
         if not (resume and all(_is_made(file, facts) for file, facts in plan.videos)):
-            with Claims(OutputPaths(files[0].output, tuple(file.output for file in files[1:])).locks):
-                _decode(plan, vae)
+            with Claims(OutputPaths(files[0].output, tuple(file.output for file in files[1:])).locks) as claim:
+                _decode(plan, vae, claim)
         yield [file.video for file in files]
 
 
-def _decode(plan: Decoding, vae: _VaeInUse) -> None:
+def _decode(plan: Decoding, vae: _VaeInUse, claim: Claims) -> None:
     saved = load_latents(plan.latents)
     if latents_record(saved.latents).sha256 != plan.digest:
         raise InputError(f"{plan.latents}: changed while this command ran; start it again")
     start = time.monotonic()
     shown = {"prompt": "", "seed": "unknown", "model": plan.config.model.path, **plan.facts}
+    shown["config"] = plan.config.model_dump(mode="json")
     targets = []
     for (file, facts), spec in zip(plan.videos, plan.config.output.specs(), strict=True):
-        beside = None if facts is None else sidecar_beside(file, partial(_timed, facts, start))
+        beside = None if facts is None else sidecar_beside(file, partial(_timed, facts, start, file, claim))
         targets.append(Target(file.output, spec, container_metadata(shown, spec.codec), beside))
     write_videos_meanwhile(vae.decoder(plan, saved.latents)(saved.latents), targets)
 
 
-def _timed(facts: Mapping[str, Any], start: float) -> dict[str, Any]:
+def _timed(facts: Mapping[str, Any], start: float, file: VideoFile, claim: Claims) -> dict[str, Any]:
+    """Return the facts of a file that was decoded since `start`, if no other program has written one of its name."""
+    for path in (file.video, file.sidecar):
+        claim.check_unchanged(path, "decode to another name")
     seconds = round(time.monotonic() - start, 3)
     return {**facts, "timings": {**facts["timings"], "decode_seconds": seconds}}
 

@@ -27,6 +27,7 @@ from ..config.run import RunConfig
 from ..config.text import describe_problems, show
 from ..errors import InputError
 from ..media.formats import FORMATS
+from ..system.files import is_hidden
 from ..system.json_reader import read_json
 
 SCHEMA_VERSION = 1
@@ -405,11 +406,11 @@ def read_sidecar(path: Path) -> Sidecar:
 def videos_in(folder: Path) -> list[MadeVideo]:
     """Return the videos in a folder and its subfolders, found by their sidecars and sorted by path.
 
-    Ignores other JSON files. Raises InputError if a sidecar is invalid.
+    Ignores other JSON files and hidden ones. Raises InputError if a sidecar is invalid.
     """
     found = []
     for path in sorted(folder.rglob("*.json")):
-        if path.name.startswith("."):
+        if is_hidden(path, folder):
             continue
         try:
             values = read_json(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..media.video import VideoInfo, probe_video
 from ..records.sidecar_model import find_sidecar, read_sidecar
+from ..system.files import is_hidden
 
 SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".m4v", ".avi")
 FRAMES = (".png", ".exr", ".jpg", ".jpeg")
@@ -74,8 +75,8 @@ def other_videos(folder: Path, known: Collection[Path]) -> Iterator[Path]:
     """Yield the video files below a folder that are not `known`, sorted by path; hidden ones are left out."""
     paths = {path.absolute() for path in known}
     for path in sorted(folder.rglob("*")):
-        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not is_hidden and path.absolute() not in paths:
+        is_shown = path.suffix.lower() in SUFFIXES and path.is_file() and not is_hidden(path, folder)
+        if is_shown and path.absolute() not in paths:
             yield path
 
 

@@ -180,6 +180,11 @@ def _restore(path: Path, former: bytes | None) -> None:
             again.write_bytes(former)
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Return whether a path below a folder, or a folder between them, has a name that begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def check_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:
     """Raise InputError if `folder` exists but is not a folder, or holds files with other names."""
     try:

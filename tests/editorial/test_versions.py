@@ -173,6 +173,7 @@ def test_a_pick_knows_that_its_video_was_made_again(edit_run: EditRun) -> None:
         (["sh020"], "begins the names of sh020_s0.mp4, sh020_v002_s0.mp4"),
         (["sh020_s0", "sh020_v002_s0"], "expected one take of each shot, got several of sh020"),
         (["--reject"], "expected names of takes, got none"),
+        (["sh010_s0", "--clear", "--note", "why"], "--note: expected a pick or --reject, got --clear"),
     ],
 )
 def test_picks_that_are_refused(

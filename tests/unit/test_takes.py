@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from sidecar_helpers import made_video
 from video_helpers import SPEC, noise
 
@@ -139,6 +140,31 @@ def test_decode_resumes_and_replaces_by_the_one_rule(takes: Path, capsys: pytest
         file.write(b"mine")
     assert main(words) == 2 and "changed since it was written" in capsys.readouterr().err
     assert main([*words, "--resume", "--overwrite"]) == 0 and main(["inspect", str(video)]) == 0
+
+
+def test_decode_never_replaces_what_appeared_meanwhile(
+    takes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from s2video.engine.decode_latents import load_vae
+
+    def loaded(*arguments: Any) -> Any:
+        (takes / "b.mov").write_bytes(b"mine")
+        return load_vae(*arguments)
+
+    monkeypatch.setattr("s2video.engine.decode_latents.load_vae", loaded)
+    assert main(["decode", str(takes / "b.mp4"), "--codec", "prores"]) == 1
+    assert "another program wrote this file" in capsys.readouterr().err
+    assert (takes / "b.mov").read_bytes() == b"mine" and not (takes / "b.mov.json").exists()
+
+
+def test_headers_say_what_was_decoded_with(takes: Path, tmp_path: Path) -> None:
+    config, output = tmp_path / "config.yaml", tmp_path / "v1.2"
+    config.write_text("model: {path: shapes-wan, device: cpu}\noutput: {fps: 12}\n", encoding="utf-8")
+    output.mkdir()
+    words = ["--config", str(config), "--codec", "png", "--output", str(output)]
+    assert main(["decode", str(takes / "b.mp4"), *words]) == 0
+    with Image.open(output / "b" / "b.1001.png") as image:
+        assert image.text["FrameRate"] == "12"  # type: ignore[attr-defined]
 
 
 def test_a_decoded_file_is_made_again_from_its_sidecar(takes: Path, capsys: pytest.CaptureFixture[str]) -> None:
