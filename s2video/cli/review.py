@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,22 +167,25 @@ def _inspect(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.file is None:
         raise InputError("inspect: name a video, its sidecar X.json, or its X.latents.safetensors")
-    if not arguments.json and _has_no_sidecar(arguments.file):
-        from ..review.inspect import describe_credentials
 
-        if (said := describe_credentials(arguments.file)) is not None:
-            show(said)
-            return 0
+    from ..review.inspect import credentials_line, describe, describe_credentials
+
+    is_alone = not arguments.json and _has_no_sidecar(arguments.file)
+    if is_alone and (said := describe_credentials(arguments.file)) is not None:
+        show(said)
+        return 0
     path = find_sidecar(arguments.file)
     sidecar = read_sidecar(path)
     video = video_of(arguments.file, path, sidecar)
+    signed = None if sidecar.credentials is None else credentials_line(video)
     if arguments.json:
         show_json(path.read_text(encoding="utf-8"))
     else:
-        from ..review.inspect import describe
-
-        show(describe(sidecar, video))
-    if found := [*problems(path, sidecar, video), *_credential_problems(sidecar, video)]:
+        show(describe(sidecar, video, credentials=signed))
+    found = [*problems(path, sidecar, video)]
+    if signed is not None and video.exists() and not signed.startswith("valid"):
+        found.append(f"{video}: credentials: {signed}")
+    if found:
         raise S2VideoError("; ".join(found))
     return 0
 
@@ -193,16 +196,6 @@ def _has_no_sidecar(file: Path) -> bool:
     except InputError:
         return file.is_file()
     return False
-
-
-def _credential_problems(sidecar: Sidecar, video: Path) -> Iterator[str]:
-    """Yield why the credentials that a sidecar promises are not those of its video."""
-    if sidecar.credentials is None or not video.exists():
-        return
-    from ..review.inspect import credentials_line
-
-    if not (line := credentials_line(video)).startswith("valid"):
-        yield f"{video}: credentials: {line}"
 
 
 def _check_file(file: Path, path: Path, sidecar: Sidecar) -> None:

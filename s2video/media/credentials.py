@@ -11,9 +11,7 @@ import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,14 +20,11 @@ from ..errors import InputError, S2VideoError
 from ..system.files import atomic_path
 from ..system.json_reader import parse_json
 from ..version import __version__
+from .certificates import FIELD, check_certificates, read_signer
 
 KINDS = {".mp4": "video/mp4", ".mov": "video/quicktime", ".png": "image/png"}
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 STATEMENT = "org.s2video.generation"  # label of our own assertion
-MAX_PEM = 1_000_000  # bytes
-_ALGORITHMS = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}  # elliptic curve -> ECDSA
-_LEAST_RSA = 2048  # bits
-_FIELD = "output.credentials"
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ def check_format(suffix: str) -> None:
     """Raise InputError for a format that cannot hold credentials."""
     if suffix not in KINDS:
         kind = suffix.lstrip(".").upper()
-        raise InputError(f"{_FIELD}: {kind} cannot hold credentials; write {', '.join(KINDS)}, or set it to null")
+        raise InputError(f"{FIELD}: {kind} cannot hold credentials; write {', '.join(KINDS)}, or set it to null")
 
 
 def check_credentials(credentials: Credentials) -> None:
@@ -80,33 +75,19 @@ def check_credentials(credentials: Credentials) -> None:
         InputError: c2pa-python is missing, or certificates or a key that cannot be used.
     """
     _library()
-    pem, key = _read(credentials.chain, _FIELD), _read(credentials.key, f"{_FIELD}_key")
-    _check_chain(credentials, pem, key)
+    check_certificates(credentials.chain, credentials.key)
     signed = io.BytesIO()
     try:
         _sign(credentials, {}, "image/png", io.BytesIO(_pixel()), signed)
         signed.seek(0)
         found = _read_stream(signed, "image/png")
     except S2VideoError as error:
-        raise InputError(f"{_FIELD}: {credentials.chain} cannot sign: {error}; use another certificate") from None
+        raise InputError(f"{FIELD}: {credentials.chain} cannot sign: {error}; use another certificate") from None
     if not found.is_valid:
         raise InputError(
-            f"{_FIELD}: {credentials.chain}: expected a certificate for C2PA, got one whose signatures do not verify "
+            f"{FIELD}: {credentials.chain}: expected a certificate for C2PA, got one whose signatures do not verify "
             f"({', '.join(found.problems)}); use another certificate"
         )
-
-
-def signer_of(credentials: Credentials) -> dict[str, str]:
-    """Return who signs, for a record: names, digest and end of the certificate. Raises InputError."""
-    from cryptography.hazmat.primitives.hashes import SHA256
-
-    certificate = _certificates(credentials.chain, _read(credentials.chain, _FIELD))[0]
-    return {
-        "signer": _name(certificate.subject),
-        "issuer": _name(certificate.issuer),
-        "certificate_sha256": certificate.fingerprint(SHA256()).hex(),
-        "valid_until": certificate.not_valid_after_utc.isoformat(),
-    }
 
 
 def sign_video(path: Path, credentials: Credentials, statement: Mapping[str, Any], *, suffix: str) -> None:
@@ -178,17 +159,18 @@ def _mentions_them(file: Path) -> bool:
 
 def _found(reader: Any) -> Found:
     values = parse_json(reader.json(), "Content Credentials")
-    manifest = values.get("manifests", {}).get(values.get("active_manifest"), {})
+    manifest = _mapping(_mapping(values.get("manifests")).get(values.get("active_manifest")))
     results = reader.get_validation_results() or {}
     codes = [failure.get("code", "") for failure in (results.get("activeManifest") or {}).get("failure", [])]
     problems = tuple(code for code in codes if code != "signingCredential.untrusted")
     signature = manifest.get("signature_info") or {}
-    assertions = {each.get("label", ""): each.get("data", {}) for each in manifest.get("assertions", [])}
+    # whoever signed a file chose what its assertions hold
+    assertions = {str(each.get("label")): _mapping(each.get("data")) for each in _mappings(manifest.get("assertions"))}
     created = [
         action
         for label, data in assertions.items()
         if label.startswith("c2pa.actions")
-        for action in data.get("actions", [])
+        for action in _mappings(data.get("actions"))
         if action.get("action") == "c2pa.created"
     ]
     return Found(
@@ -199,6 +181,14 @@ def _found(reader: Any) -> Found:
         source_type=created[0].get("digitalSourceType") if created else None,
         statement=assertions.get(STATEMENT, {}),
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [_mapping(each) for each in value] if isinstance(value, list) else []
 
 
 def _sign(credentials: Credentials, statement: Mapping[str, Any], kind: str, source: Any, target: Any) -> None:
@@ -212,127 +202,13 @@ def _sign(credentials: Credentials, statement: Mapping[str, Any], kind: str, sou
             {"label": STATEMENT, "data": dict(statement)},
         ],
     }
-    pem, key = _read(credentials.chain, _FIELD), _read(credentials.key, f"{_FIELD}_key")
-    algorithm = _algorithm(credentials, _private_key(credentials.key, key)).encode()
+    signs = read_signer(credentials.chain, credentials.key)
     try:
-        signer = library.Signer.from_info(library.C2paSignerInfo(algorithm, pem, key, None))
+        signer = library.Signer.from_info(library.C2paSignerInfo(*signs, None))
         with closing(signer), closing(library.Builder(json.dumps(manifest))) as builder:
             builder.sign(signer, kind, source, target)
     except library.C2paError as error:
         raise S2VideoError(f"C2PA: {' '.join(str(error).split())[:200]}") from None
-
-
-def _check_chain(credentials: Credentials, pem: bytes, key_pem: bytes) -> None:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    path, chain = credentials.chain, _certificates(credentials.chain, pem)
-    signer, key = chain[0], _private_key(credentials.key, key_pem)
-    now = datetime.now(UTC)
-    for certificate in chain:
-        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if not begin <= now <= end:
-            raise InputError(
-                f"{_FIELD}: {path}: expected certificates that are valid now, got {_name(certificate.subject)!r}, "
-                f"valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}; renew it"
-            )
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if signer.public_key().public_bytes(*form) != key.public_key().public_bytes(*form):
-        raise InputError(
-            f"{_FIELD}_key: {credentials.key} is not the key of the first certificate in {path}; name the key that "
-            "belongs to it, and put the signer's certificate first"
-        )
-    _algorithm(credentials, key)
-    _check_usage(path, signer)
-    for certificate, issuer in pairwise(chain):
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except (InvalidSignature, ValueError, TypeError):
-            raise InputError(
-                f"{_FIELD}: {path}: expected each certificate to be issued by the next one, but "
-                f"{_name(certificate.subject)!r} is not by {_name(issuer.subject)!r}; put them in this order"
-            ) from None
-
-
-def _check_usage(path: Path, signer: Any) -> None:
-    from cryptography import x509
-    from cryptography.x509.oid import ExtendedKeyUsageOID
-
-    try:
-        may_sign = signer.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature
-    except x509.ExtensionNotFound:
-        may_sign = False
-    try:
-        usages = list(signer.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except x509.ExtensionNotFound:
-        usages = []
-    documents = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36")  # id-kp-documentSigning
-    c2pa = x509.ObjectIdentifier("1.3.6.1.4.1.62558.2.1")  # id-kp-c2pa-claimSigning
-    allowed = {ExtendedKeyUsageOID.EMAIL_PROTECTION, documents, c2pa}
-    if not may_sign or not allowed.intersection(usages):
-        got = ", ".join(usage._name for usage in usages) or "none"
-        raise InputError(
-            f"{_FIELD}: {path}: expected a certificate with the key usage digitalSignature and an extended key usage "
-            f"for emailProtection, documentSigning or C2PA, got {'that' if may_sign else 'another'} and {got}; "
-            "have one issued for signing content"
-        )
-
-
-def _certificates(path: Path, pem: bytes) -> list[Any]:
-    from cryptography import x509
-
-    try:
-        return list(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:100]
-        raise InputError(f"{_FIELD}: {path}: expected certificates as PEM, got an error ({reason})") from None
-
-
-def _private_key(path: Path, pem: bytes) -> Any:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        return load_pem_private_key(pem, None)
-    except TypeError:
-        raise InputError(f"{_FIELD}_key: {path}: expected a key without a password, got one with; remove it") from None
-    except (ValueError, UnsupportedAlgorithm) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise InputError(f"{_FIELD}_key: {path}: expected a private key as PEM, got an error ({reason})") from None
-
-
-def _algorithm(credentials: Credentials, key: Any) -> str:
-    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _ALGORITHMS:
-        return _ALGORITHMS[key.curve.name]
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        return "ed25519"
-    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _LEAST_RSA:
-        return "ps256"
-    raise InputError(
-        f"{_FIELD}_key: {credentials.key}: expected a key on the curve P-256, P-384 or P-521, Ed25519, or RSA of "
-        f"{_LEAST_RSA} bits or more, got another one"
-    )
-
-
-def _name(name: Any) -> str:
-    from cryptography.x509.oid import NameOID
-
-    common = name.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(common[0].value) if common else str(name.rfc4514_string())
-
-
-def _read(path: Path, field: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_PEM + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{field}: cannot read {path} ({reason}); check the path") from None
-    if len(content) > MAX_PEM:
-        raise InputError(f"{field}: {path}: expected at most {MAX_PEM} bytes, got more")
-    return content
 
 
 def _library() -> ModuleType:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run import RunConfig
-from ..media.credentials import sign_video, signer_of
+from ..media.certificates import signer_of
+from ..media.credentials import sign_video
 from ..version import __version__
 
 
@@ -26,7 +27,7 @@ def signed(made: Path, suffix: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     if signer is None:
         return {**facts, "credentials": None}
     sign_video(made, signer, generation(facts), suffix=suffix)
-    return {**facts, "credentials": signer_of(signer)}
+    return {**facts, "credentials": signer_of(signer.chain)}
 
 
 def generation(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import InputError, S2VideoError
-from ..media.credentials import SOURCE_TYPE, read_credentials
+from ..media.credentials import SOURCE_TYPE, Found, read_credentials
 from ..records.integrity import UNCHANGED, latents_state, saved_latents, take_state, video_state
 from ..records.sidecar_model import Sidecar
 from ..system.terminal import printable
@@ -14,8 +14,12 @@ _WIDTH = 16  # width of the column of names
 _MOST_CELLS = 200_000  # blocks × steps of a grid of masks
 
 
-def describe(sidecar: Sidecar, video: Path) -> str:
-    """Return how the video was made, all masks as a grid, and whether the file has changed since."""
+def describe(sidecar: Sidecar, video: Path, *, credentials: str | None = None) -> str:
+    """Return how the video was made, all masks as a grid, and whether the file has changed since.
+
+    Args:
+        credentials: `credentials_line` of the video; None: it was made without.
+    """
     config = sidecar.config
     lines = {
         "video": f"{video}: {_state(sidecar, video)}",
@@ -43,8 +47,8 @@ def describe(sidecar: Sidecar, video: Path) -> str:
     lines["seconds"] = ", ".join(
         f"{name.removesuffix('_seconds')} {seconds:g}" for name, seconds in sidecar.timings.items()
     )
-    if sidecar.credentials is not None:
-        lines["credentials"] = credentials_line(video)
+    if credentials is not None:
+        lines["credentials"] = credentials
     if sidecar.resumed_after_step is not None:
         lines["resumed"] = f"after step {sidecar.resumed_after_step}"
     lines["latents"] = f"{list(sidecar.latents.shape)}, sha256 {sidecar.latents.sha256}"
@@ -60,9 +64,12 @@ def describe(sidecar: Sidecar, video: Path) -> str:
 def credentials_line(video: Path) -> str:
     """Return in words who signed a file, and whether it is as it was signed."""
     try:
-        found = read_credentials(video)
+        return _in_words(read_credentials(video))
     except (InputError, OSError) as error:
         return f"not verified: {error}"
+
+
+def _in_words(found: Found | None) -> str:
     if found is None:
         return "none: the file has no credentials any more"
     if not found.is_valid:
@@ -82,8 +89,8 @@ def describe_credentials(video: Path) -> str | None:
     if found is None:
         return None
     if not found.is_valid:
-        raise S2VideoError(f"{video}: its credentials are {credentials_line(video)}")
-    lines = {"video": f"{video}: no sidecar next to it", "credentials": credentials_line(video)}
+        raise S2VideoError(f"{video}: its credentials are {_in_words(found)}")
+    lines = {"video": f"{video}: no sidecar next to it", "credentials": _in_words(found)}
     lines |= {f"  {name}": json.dumps(value, ensure_ascii=False) for name, value in found.statement.items()}
     return "\n".join(f"{name:<{_WIDTH}}{printable(value)}" for name, value in lines.items())
 

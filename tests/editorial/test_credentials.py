@@ -18,6 +18,7 @@ from s2video.config.run import build_config
 from s2video.errors import InputError
 from s2video.media.credentials import (
     SOURCE_TYPE,
+    STATEMENT,
     Credentials,
     check_credentials,
     check_format,
@@ -92,6 +93,20 @@ def test_a_flipped_byte_does_not_verify(name: str, signed: Path, tmp_path: Path)
         copy.write_bytes(changed)
         found = read_credentials(copy)
         assert found is not None and not found.is_valid and found.problems
+
+
+def test_a_statement_of_another_kind_is_none(
+    signed: Path, signer: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever signs a file chooses what its assertions hold."""
+    chain, key = (path.read_bytes() for path in signer)
+    info = c2pa.Signer.from_info(c2pa.C2paSignerInfo(b"es256", chain, key, None))
+    assertions = [{"label": STATEMENT, "data": ["x"]}, {"label": "org.other", "data": 1}]
+    with (signed / "plain.mp4").open("rb") as source, (tmp_path / "x.mp4").open("w+b") as target:
+        c2pa.Builder(json.dumps({"assertions": assertions})).sign(info, "video/mp4", source, target)
+    assert main(["inspect", str(tmp_path / "x.mp4")]) in (0, 1)
+    captured = capsys.readouterr()
+    assert "credentials" in captured.out + captured.err
 
 
 def test_inspect_finds_changes_and_reads_files_without_a_sidecar(
