@@ -114,20 +114,21 @@ def check_inputs_kept(outputs: Iterable[Path], inputs: Mapping[str, Path | None]
             files.
     """
     names: dict[object, str] = {}
+    around: dict[object, str] = {}  # folders that hold an input, such as a sequence with the first image
     for name, given in inputs.items():
         if given is not None:
             path = Path(os.path.realpath(given))
-            names.setdefault(path, name)
-            names.setdefault(_identity(path), name)
+            names |= dict.fromkeys((path, _identity(path)), name)
+            around |= dict.fromkeys(path.parents, name)
     for output in outputs:
         if not os.path.lexists(output):
             continue
         written = Path(os.path.realpath(output))
-        found = [names[key] for key in (written, *written.parents, _identity(written)) if key in names]
-        if found:
+        same = [names[key] for key in (written, *written.parents, _identity(written)) if key in names]
+        if same or written in around:
+            what = f"is the file of {same[0]}" if same else f"holds the file of {around[written]}"
             raise InputError(
-                f"output {output}: expected a new name, but this is the file of {found[0]}, which is read; choose "
-                "another output path"
+                f"output {output}: expected a new name, but this {what}, which is read; choose another output path"
             )
 
 

@@ -22,7 +22,7 @@ SHOTS: list[Any] = [
 
 @pytest.fixture(scope="session")
 def made_run(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[EditRun]:
-    """No test changes this one."""
+    """Shared by all tests, so none may change it."""
     root = tmp_path_factory.mktemp("edit")
     file = root / "run.yaml"
     values = {

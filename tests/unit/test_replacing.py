@@ -128,6 +128,8 @@ def test_inputs_are_found_under_any_name(tmp_path: Path) -> None:
             check_inputs_kept([tmp_path / "new.mp4", tmp_path / name], {"image": None, "output.audio": read})
     with pytest.raises(InputError, match=r"is the file of model\.path"):
         check_inputs_kept([read], {"model.path": tmp_path / "folder"})
+    with pytest.raises(InputError, match=r"holds the file of image"):  # a sequence, and its frame as the first image
+        check_inputs_kept([tmp_path / "folder"], {"image": read})
     check_inputs_kept([tmp_path / "folder" / "new.json", tmp_path / "none"], {"model.path": tmp_path / "folder"})
 
 
