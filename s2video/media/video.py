@@ -122,8 +122,8 @@ def write_videos(frames: Iterable[Tensor], targets: Sequence[Target]) -> list[Vi
                 encoders.enter_context(_encoder(temporary, target, (width, height)))
                 for temporary, target in zip(temporaries, targets, strict=True)
             ]
+            kinds = {target.spec.format.pixel_format for target in targets}
             for frame in chain([first], singles):
-                kinds = {target.spec.format.pixel_format for target in targets}
                 as_stored = {kind: pixels(frame, kind) for kind in kinds}
                 for send, target in zip(sends, targets, strict=True):
                     send(as_stored[target.spec.format.pixel_format])
