@@ -399,7 +399,7 @@ def one_clip(start: float = 0, length: float = 5, settings: Any = None, **metada
         ("FCM: DROP FRAME\n001  AX V C 99:99:99:99 00 00 00\n", ".edl", "expected a timeline, got an error"),
         ("FCM: DROP FRAME\n", ".edl", "got none"),
         ("FCM: DROP FRAME\n" + "\n" * 100_000, ".edl", "got none"),  # not in the square of its empty lines
-        (one_clip(start=math.nan), ".otio", "expected times in frames, got nan at a rate of 24.0"),
+        (one_clip(start=math.nan, settings={}), ".otio", "expected times in frames, got nan at a rate of 24.0"),
         (one_clip(length=math.inf), ".otio", "expected times in frames, got inf at a rate of 24.0"),
         (one_clip(s2video="x", cmx_3600=1), ".otio", "expected a clip with a prompt, got none"),
         (one_clip(settings={"output": {"ffmpeg": "/x"}}), ".otio", "output.ffmpeg: a timeline may not name a program"),
