@@ -21,7 +21,7 @@ from .media.formats import Codec
 from .media.output_paths import OutputPaths
 from .media.video import write_videos
 from .models.checkpoint import open_checkpoint
-from .models.images import read_images
+from .models.control import read_pictures
 from .models.recipes import load_config, load_model_config
 from .planning.plan import resolve_parallel
 from .records.identity import audio_digest
@@ -146,7 +146,7 @@ class TextToVideo:
         """
         job = self._job(prompt, seed, negative_prompt, image, last_image, settings)
         engine = self._engine.with_config(job)
-        read_images(*job.image_paths)
+        read_pictures(job)
 
         def chunks() -> Generator[Tensor, None, None]:
             denoised = denoise_in_memory(engine, job, on_step)

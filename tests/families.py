@@ -7,17 +7,24 @@ module `tiny_x.py` with the functions that an entry names, and its line in FAMIL
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tiny
 import tiny_hunyuan
 import tiny_hunyuan15
+import tiny_vace
 import tiny_wan22
 import tiny_wan_i2v
 from torch import Tensor, nn
 
 from s2video.config.run import RunConfig
 from s2video.models.base import Conditioning
-from s2video.models.images import Images
+from s2video.models.control import Pictures
+
+
+def delete_block(transformer: nn.Module, name: str, index: int) -> None:
+    blocks: Any = transformer.get_submodule(name)
+    del blocks[index]
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,8 @@ class TinyFamily:
         conditioning: (a transformer, seed) -> random embeddings for a batch of 2, as `Conditioning` takes them.
         forward: (a transformer, latents, timesteps [2], conditioning) -> the module's own forward, called as its
             pipeline calls it. Latents have all channels that the transformer takes.
-        images: of the video's size in pixels, for those that need some.
+        images: of the video's size in pixels, for those that need some; or what controls the video.
+        leave_out: (a transformer, a list of blocks, an index) -> does nothing any more in that block's place.
         tolerance: of latents and predictions against diffusers'; 0: to the bit.
     """
 
@@ -41,7 +49,8 @@ class TinyFamily:
     reference: Callable[[Path, RunConfig, str, str, int], Tensor]
     conditioning: Callable[[nn.Module, int], Conditioning]
     forward: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
-    images: Images | None = None
+    images: Pictures | None = None
+    leave_out: Callable[[nn.Module, str, int], None] = delete_block
     tolerance: float = 0.0
 
 
@@ -74,6 +83,18 @@ FAMILIES: dict[str, TinyFamily] = {
             images=kind.images,
         )
         for name, kind in tiny_wan_i2v.KINDS.items()
+    },
+    **{
+        name: TinyFamily(
+            kind.build_checkpoint,
+            kind.config,
+            kind.reference,
+            tiny_vace.conditioning,
+            tiny_vace.forward,
+            images=kind.control,
+            leave_out=tiny_vace.leave_out,
+        )
+        for name, kind in tiny_vace.KINDS.items()
     },
     "wan2.2-t2v": TinyFamily(
         tiny_wan22.build_a14b, tiny_wan22.a14b_config, tiny.reference, tiny.conditioning, tiny.forward

@@ -31,6 +31,8 @@ def wan_transformer(state: State) -> State:
     """Wan-AI's own names of a Wan transformer."""
     pairs = [
         (r"^scale_shift_table$", "head.modulation"),
+        (r"^(vace_blocks\.\d+)\.proj_in\.", r"\1.before_proj."),
+        (r"^(vace_blocks\.\d+)\.proj_out\.", r"\1.after_proj."),
         (r"\.scale_shift_table$", ".modulation"),
         (r"^proj_out\.", "head.head."),
         (r"^condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),

@@ -23,6 +23,8 @@ SPECIAL = {
     "wan2.1-i2v-14b-480p": "CLIP image tokens in cross-attention; the image's latents and a mask beside the noise",
     "wan2.1-i2v-14b-720p": "the same at 720p",
     "wan2.1-flf2v-14b-720p": "the same with a last image",
+    "wan2.1-vace-1.3b-480p": "control video, mask, references: 15 blocks of control, never dropped, beside the 30",
+    "wan2.1-vace-14b-720p": "the same, with 8 beside the 40",
     "wan2.2-t2v-a14b": "two transformers, one for high noise, one below a boundary; λ for each",
     "wan2.2-t2v-a14b-lightning": "the same, distilled to four steps: λ = 1",
     "wan2.2-t2v-a14b-lightning-lora": "the published model with that LoRA for each transformer",

@@ -40,7 +40,7 @@ from s2video.system.progress import Progress
 
 PARTS = ("main", "naive", "grid", "drop", "first", "window", "masks", "seeds")
 NUM_STILLS = 4  # frames kept of a clip
-_UNSEEN = ("output", "prompt", "image", "last_image")  # of a config: decides no pixel of the study
+_UNSEEN = ("output", "prompt", "image", "last_image", "control")  # of a config: decides no pixel of the study
 
 
 class Sampler(Protocol):

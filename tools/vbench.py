@@ -135,7 +135,7 @@ def prepare(args: argparse.Namespace) -> None:
     if suffix_of(codec) != ".mp4":
         raise InputError(f"output.codec: VBench wants .mp4 files, got {codec}: use auto")
     values = read_values(args.config, args.set)
-    for key in ("prompt", "image", "last_image"):
+    for key in ("prompt", "image", "last_image", "control"):
         values.pop(key, None)
     for section, key in (("output", "path"), ("guidance", "s2_scale")):
         values[section] = {k: v for k, v in (values.get(section) or {}).items() if k != key}

@@ -14,9 +14,9 @@ from ..media.checks import check_output, check_spec
 from ..media.formats import VideoSpec
 from ..media.output_paths import OutputPaths
 from ..models.checkpoint import OpenModel
+from ..models.control import read_pictures
 from ..models.family import CheckpointInfo
-from ..models.images import read_images
-from ..models.limits import check_images, check_request
+from ..models.limits import check_inputs, check_request
 from ..models.prompts import TextReader, cut_prompts, cut_warning, text_readers
 from ..records.replacing import check_inputs_kept, inputs_of
 from .run_file import RESERVED, BatchJob
@@ -28,8 +28,8 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
 
     Args:
         open_model: opens a checkpoint by its source, or returns the one that it opened before.
-        images: read them too. Before a run they are not read: one that is missing can still appear, and if it does not,
-            its job fails alone.
+        images: read them, and control, too. Before a run they are not read: one that is missing can still appear, and
+            if it does not, its job fails alone.
     """
 
     @cache
@@ -56,12 +56,12 @@ def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size
             continue
         try:
             check_request(config, found, world_size=world_size)
-            check_images(found, image=config.image is not None, last_image=config.last_image is not None)
+            check_inputs(found, config)
             files = OutputPaths.of(config)
             check_output(files)
             check_inputs_kept(files.all, inputs_of(config))
             if images:
-                read_images(*config.image_paths)
+                read_pictures(config)
             sampling = config.sampling
             for spec in config.output.specs():
                 if (problem := spec_problem(spec, sampling.width, sampling.height)) is not None:

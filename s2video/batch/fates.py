@@ -153,6 +153,9 @@ def _what_changed(old: Record, config: RunConfig) -> str:
 
 def _deciding(config: Mapping[str, object]) -> dict[str, object]:
     texts = {name: config.get(name) for name in ("prompt", "negative_prompt", "image", "last_image")}
+    control = config.get("control")
+    files = control if isinstance(control, Mapping) else {}
+    texts |= {f"control.{name}": files.get(name) or None for name in ("video", "mask", "references")}
     return texts | marked_settings(config, PIXELS)
 
 

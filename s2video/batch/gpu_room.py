@@ -78,4 +78,4 @@ def _key(what: Literal["denoising", "decoding"], config: RunConfig) -> tuple[obj
     has_uncond = tuple(scale != 1 for scale in guidance.cfg_scales)
     passes = (guidance.method, has_uncond, guidance.uses_s2, guidance.num_draws, guidance.share_prefix)
     kept = (guidance.reuse.spec(), sampling.max_sequence_length)
-    return *size, *passes, *kept, guidance.batch_branches, config.image is not None
+    return *size, *passes, *kept, guidance.batch_branches, config.image is not None, len(config.control.references)

@@ -189,6 +189,8 @@ class _Replica:
         """Whether a job is denoised while another one is decoded; the main rank decides."""
         if not self._serves(halfway.engine, self._resolved(job)) or job.image is not None:
             return False  # the VAE that decodes is needed for an image, too
+        if halfway.engine.checkpoint.info.control_layers:
+            return False  # and for control
         if (named_backend(job.model.attention_backend) or "").startswith("_native_"):
             return False  # diffusers allows only this kernel while it runs, in the whole process, the VAE included
         overlaps = self._options.overlap == "always"

@@ -114,6 +114,19 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     video.add_argument("--negative-prompt", metavar="N", help="prompt of the unconditional pass")
     video.add_argument("--image", metavar="I", help="first image of the video; for models that take one")
     video.add_argument("--last-image", metavar="I", help="last image of the video; for models that take two")
+    video.add_argument(
+        "--control-video", metavar="V", help="frames that steer the video: a file or a folder; for Wan VACE"
+    )
+    video.add_argument(
+        "--control-mask", metavar="M", help="where control's frames are replaced (white) or kept (black)"
+    )
+    video.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="I",
+        help="image of what the video shows; for Wan VACE; can be given several times",
+    )
     video.add_argument("--seed", type=whole_number, metavar="S", help="seed of the noise and the masks")
     video.add_argument(
         "--num-videos", type=whole_number, default=1, metavar="K", help="videos for each prompt: seeds S to S+K-1"

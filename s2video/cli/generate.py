@@ -14,7 +14,7 @@ from ..errors import memory_reported
 from ..media.checks import check_output, check_spec
 from ..media.output_paths import OutputPaths
 from ..models.checkpoint import Checkpoint, open_checkpoint
-from ..models.limits import check_images, check_request
+from ..models.limits import check_inputs, check_request
 from ..records.replacing import Replaced, check_inputs_kept, check_replacing, inputs_of, sentences
 from ..system import ranks
 from ..system.claims import check_unclaimed
@@ -96,12 +96,12 @@ def check_generate(arguments: argparse.Namespace, *, world_size: int) -> Checked
     specs = jobs[0].output.specs()
     replaced = _check_outputs(jobs, arguments) if ranks.is_main_rank() else []
 
-    from ..models.images import read_images
+    from ..models.control import read_pictures
 
-    read_images(*config.image_paths)  # before the model, which can be a download of many GB
+    read_pictures(config)  # before the model, which can be a download of many GB
     checkpoint = open_checkpoint(*config.model.source)
     check_request(config, checkpoint.info, world_size=world_size)
-    check_images(checkpoint.info, image=config.image is not None, last_image=config.last_image is not None)
+    check_inputs(checkpoint.info, config)
     if ranks.is_main_rank():
         for spec in specs:
             check_spec(spec, config.sampling.width, config.sampling.height)
@@ -130,6 +130,9 @@ def _changes(arguments: argparse.Namespace) -> dict[str, object]:
         "negative_prompt": arguments.negative_prompt,
         "image": arguments.image,
         "last_image": arguments.last_image,
+        "control.video": arguments.control_video,
+        "control.mask": arguments.control_mask,
+        "control.references": arguments.reference or None,
         "sampling.seed": arguments.seed,
         "output.path": arguments.output,
         "output.keep_latents": arguments.keep_latents or None,

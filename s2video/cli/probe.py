@@ -10,7 +10,7 @@ from ..engine.job import read_prompt_file
 from ..errors import InputError, S2VideoError, out_of_memory
 from ..media.checks import check_report
 from ..models.checkpoint import Checkpoint, open_checkpoint
-from ..models.limits import check_images, check_request
+from ..models.limits import check_inputs, check_request
 from ..system import ranks
 from ..system.files import write_json
 from ..system.shutdown import Termination
@@ -78,7 +78,7 @@ def check_probe(arguments: argparse.Namespace, *, world_size: int) -> tuple[RunC
                 check_report(path)
     checkpoint = open_checkpoint(*config.model.source)
     check_request(config.patched({"guidance.reuse": "exact"}), checkpoint.info, world_size=world_size)
-    check_images(checkpoint.info, image=config.image is not None, last_image=config.last_image is not None)
+    check_inputs(checkpoint.info, config)
     return config, checkpoint, prompts
 
 
@@ -87,7 +87,7 @@ def run_probe(config: RunConfig, checkpoint: Checkpoint, prompts: list[str], arg
     import torch
 
     from ..engine.engine import Engine
-    from ..models.images import read_images
+    from ..models.control import read_pictures
     from ..parallel.agreement import require_agreement
     from ..parallel.mesh import init_mesh
     from ..planning.plan import resolve_parallel
@@ -102,7 +102,7 @@ def run_probe(config: RunConfig, checkpoint: Checkpoint, prompts: list[str], arg
             asked = {"prompts": prompts, "points": arguments.points, "draws": arguments.draws}
             require_agreement(asked, mesh.world)
             engine = Engine(config, mesh, checkpoint=checkpoint, progress="none", termination=termination)
-            images = read_images(*config.image_paths)
+            images = read_pictures(config)
             figures = probe(engine, prompts, points=arguments.points, draws=arguments.draws, images=images)
             if figures is None:
                 return 0

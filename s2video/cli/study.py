@@ -240,6 +240,7 @@ def _design(arguments: argparse.Namespace) -> Design:
     values = config.model_dump(mode="json")
     for key in ("prompt", "image", "last_image"):
         del values[key]
+    values["control"] = {"scale": values["control"]["scale"]}
     del values["output"]["path"]
     settings: dict[str, dict[str, Any]] = {}
     for name, *changes in arguments.setting:

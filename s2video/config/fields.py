@@ -33,7 +33,7 @@ Changes = Literal["latents", "frames", "rounding", "nothing"]
 only through files whose contents are compared themselves (weights, LoRAs)."""
 
 
-Names = Literal["program", "target", "targets", "sound", "signer", "file", "model", "lora", "backend"]
+Names = Literal["program", "target", "targets", "sound", "signer", "file", "files", "model", "lora", "backend"]
 """What the value of a setting names outside the config. `records/trust.py` says what of it a data file may name."""
 
 

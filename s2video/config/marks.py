@@ -28,7 +28,7 @@ def marked_settings(config: Mapping[str, Any], kinds: frozenset[Changes]) -> dic
             continue
         if not marks.get("newer"):
             found[key] = config[section][name]
-        elif (value := config[section].get(name, _defaults()[section][name])) != _defaults()[section][name]:
+        elif (value := config.get(section, {}).get(name, _defaults()[section][name])) != _defaults()[section][name]:
             found[key] = value
     return found
 

@@ -20,6 +20,7 @@ from pydantic import (
 from ..errors import InputError
 from ..media.formats import codec_for
 from ..system.files import user_path
+from .control import ControlConfig
 from .fields import Section, Text
 from .guidance import GuidanceConfig
 from .output import OutputConfig
@@ -36,6 +37,7 @@ class RunConfig(Section):
     negative_prompt: Text = Field(default="", description="prompt of the uncond pass; empty: none")
     image: Text | None = Field(default=None, description="first image of the video, a file; for models that take one")
     last_image: Text | None = Field(default=None, description="last image of the video; for models that take two")
+    control: ControlConfig = Field(default=ControlConfig(), description="video, mask and references, for Wan VACE")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="size, length, steps, seed")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="CFG and S²-Guidance")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how ranks share the work")

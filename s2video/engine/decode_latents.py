@@ -320,7 +320,8 @@ def _stored_config(saved: SavedLatents, path: Path, own: Mapping[str, Any], say:
         raise InputError(f"{path}: no settings are stored with these latents; name the model with --config")
     stored = build_config(saved.facts["config"], str(path))
     # decoding does not need these
-    without_inputs = {"image": None, "last_image": None, "model.lora": ()}
+    without_inputs: dict[str, Any] = {"image": None, "last_image": None, "model.lora": ()}
+    without_inputs |= {"control.video": None, "control.mask": None, "control.references": ()}
     without_inputs |= {f"model.{name}": None for name in FILE_SETTINGS if name != "vae"}
     config, notes = config_from_file(stored.patched(without_inputs), path, own)
     for note in notes.values():

@@ -26,6 +26,7 @@ from ..guidance.masks import MaskSchedule
 from ..guidance.reuse import StepPasses
 from ..models.base import Conditioning, ImageConditioning
 from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..models.control import Control, Pictures
 from ..models.experts import Experts, check_machine, load_expert
 from ..models.image_encoder import ImageEncoder
 from ..models.images import Images
@@ -220,7 +221,7 @@ class Engine:
         *,
         negative_prompt: str | None = None,
         mask_seed: int | None = None,
-        images: Images | None = None,
+        images: Pictures | None = None,
         resume_point: ResumePoint | None = None,
         on_step: OnStep | None = None,
         around: Around | None = None,
@@ -231,14 +232,14 @@ class Engine:
             negative_prompt: None takes the config's.
             mask_seed: None takes `guidance.mask_seed`, or the seed. A batch shares its masks, so if its seeds differ,
                 one of the two has to be set.
-            images: first and last image of the videos, of any size, the same on all ranks.
+            images: first and last image of the videos, of any size, or what controls them; the same on all ranks.
             resume_point: makes the batch resumable.
             on_step: called after each step with (steps done, steps in all); returning False asks to stop.
             around: for measurements: called in place of the denoiser, with (denoiser, latents, timestep, step), on all
                 ranks alike, it returns the step's prediction. Ranks do not compare it, and no sidecar records it.
 
         Raises:
-            InputError: images that the checkpoint does not take, or that are missing.
+            InputError: images or control that the checkpoint does not take, or images that are missing.
             StoppedError: on all ranks, at the end of a step, if one of them was asked to stop.
             AgreementError: before the first step, if ranks differ in anything that decides the result.
             NumericalError: NaN or infinity in the latents.
@@ -252,7 +253,7 @@ class Engine:
         seeds: Sequence[int],
         negative_prompt: str | None,
         mask_seed: int | None,
-        images: Images | None,
+        images: Pictures | None,
         resume_point: ResumePoint | None,
         on_step: OnStep | None,
         around: Around | None,
@@ -261,15 +262,18 @@ class Engine:
         negative = self.config.negative_prompt if negative_prompt is None else negative_prompt
         masks = self.mask_schedule(seeds, mask_seed)
         batch = Batch(prompts, seeds, negative, masks.seed)
+        if images is None and self.checkpoint.info.control_layers:
+            images = Control()  # such a model is never without
         if images is not None:
             images = images.fitted(self.config.sampling.width, self.config.sampling.height)
+        shape = self._denoised_shape(images)
         scheduler = self._timed_scheduler()
         statement = latents_statement(
             self.config,
             batch,
             images=images,
             loras=self._lora_digests,
-            latent_shape=self.latent_shape,
+            latent_shape=shape,
             scheduler=scheduler,
         )
         require_agreement(
@@ -285,9 +289,14 @@ class Engine:
         )
         self._warn_of_cut_prompts(batch)
         check_images(
-            self.checkpoint.info, image=images is not None, last_image=images is not None and bool(images.last)
+            self.checkpoint.info,
+            image=isinstance(images, Images),
+            last_image=isinstance(images, Images) and images.last is not None,
+            control=isinstance(images, Control),
         )
-        latents, first_step = self._noise(seeds), 0
+        if isinstance(images, Control):
+            self._say_notes(images)
+        latents, first_step = self._noise(seeds, shape), 0
         if resume_point is not None:
             latents, first_step = resume_point.begin(statement, scheduler, latents)
         fixed, denoiser = self._denoiser(batch, masks, images, latents)
@@ -297,7 +306,7 @@ class Engine:
             latents = fixed.start(latents)
         latents = self._denoise(denoiser, latents, scheduler, first_step, resume_point, on_step, around, seeds)
         self.s2_scales = denoiser.s2_scales()
-        return fixed.with_frames(latents)
+        return fixed.finish(latents)
 
     def _denoise(
         self,
@@ -335,7 +344,7 @@ class Engine:
         return latents
 
     def _denoiser(
-        self, batch: Batch, masks: MaskSchedule, images: Images | None, latents: Tensor
+        self, batch: Batch, masks: MaskSchedule, images: Pictures | None, latents: Tensor
     ) -> tuple[ImageConditioning, Denoiser]:
         """Encode prompts and images, and return what images fix, and the denoiser."""
         config, guidance = self.config, self.config.guidance
@@ -344,7 +353,7 @@ class Engine:
             text = self._encode_text(
                 texts,
                 max_sequence_length=config.sampling.max_sequence_length,
-                images=images,
+                images=images if isinstance(images, Images) else None,
                 is_negative=is_negative,
             )
             return replace(text, guidance=guidance.embedded_scale)
@@ -359,6 +368,10 @@ class Engine:
             self.mesh.watch.report("encoding images")
         with self._decoding:  # the VAE encodes them
             fixed = self._encode_images(images, latents)
+        if self.checkpoint.info.control_layers:
+            num_references = self._denoised_shape(images).frames - self.latent_shape.frames
+            scales = self._control_scales(latents.device)
+            fixed = replace(fixed, num_references=num_references, control_scales=scales)
         return fixed, Denoiser(
             self._experts,
             self.mesh,
@@ -396,6 +409,13 @@ class Engine:
         """Return which prompts of the config are longer than the model reads; main rank only, none on others."""
         return cut_prompts(self.config, self._encode_text.readers)
 
+    def _say_notes(self, control: Control) -> None:
+        """Say once what the user should know about the files of control."""
+        for note in control.notes if self.mesh.is_main else ():
+            if (note, "") not in self._said:
+                self._said.add((note, ""))
+                say(note)
+
     def _warn_of_cut_prompts(self, batch: Batch) -> None:
         """Say once for each prompt that the model reads only its beginning."""
         for prompt in dict.fromkeys(batch.prompts):
@@ -429,7 +449,7 @@ class Engine:
     def denoising_files(self) -> dict[str, str]:
         """Return SHA-256 of the weights, LoRAs and settings files that decide the latents. Main rank only."""
         digests = self.weight_digests() | self.checkpoint.settings_digests()
-        if self.checkpoint.info.image != "none":  # the VAE encodes it
+        if self.checkpoint.info.encodes_pictures:
             return digests
         return {name: digest for name, digest in digests.items() if not name.startswith("vae/")}
 
@@ -465,9 +485,23 @@ class Engine:
         scheduler.set_begin_index(0)
         return scheduler
 
-    def _noise(self, seeds: Sequence[int]) -> Tensor:
-        """Return noise [B, C, T, H, W], drawn whole on the CPU for each seed: no rank or device changes it."""
-        shape = self.latent_shape
+    def _denoised_shape(self, images: Pictures | None) -> LatentShape:
+        """Return the shape of the latents while they are denoised: each reference has a frame before the video's."""
+        references = len(images.references) if isinstance(images, Control) else 0
+        return replace(self.latent_shape, frames=self.latent_shape.frames + references)
+
+    def _control_scales(self, device: torch.device) -> Tensor:
+        """Return the strength of each hint, in the transformer's precision as in diffusers' pipeline."""
+        scales = self.config.control.scales(self.checkpoint.info.control_layers)
+        return torch.tensor(scales).to(device, self._dtype)
+
+    def _noise(self, seeds: Sequence[int], shape: LatentShape | None = None) -> Tensor:
+        """Return noise [B, C, T, H, W], drawn whole on the CPU for each seed: no rank or device changes it.
+
+        Args:
+            shape: None means that of the video.
+        """
+        shape = shape or self.latent_shape
         size = (1, self.checkpoint.info.latent_channels, shape.frames, shape.height, shape.width)
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.cat(noise).to(self.mesh.device)

@@ -17,7 +17,8 @@ from ..config.run import RunConfig
 from ..errors import InputError
 from ..media.output_paths import OutputPaths, VideoFile
 from ..media.video_queue import write_videos_meanwhile
-from ..models.images import Images, read_images
+from ..models.control import Control, Pictures, read_pictures
+from ..models.images import Images
 from ..parallel.collectives import gather_objects
 from ..parallel.mesh import Mesh
 from ..records.identity import audio_digest
@@ -103,7 +104,7 @@ def denoise(
         patience: seconds to wait for another process that makes this video, if it is about to end.
     """
     engine, mesh, files = engine.with_config(job), engine.mesh, OutputPaths.of(job)
-    images = read_images(*job.image_paths)
+    images = read_pictures(job)
     facts = _facts(engine, job.for_output(files.output), images)
     mesh.watch.meet()  # the main rank loads more than the others, and decodes the video before this one
     with ExitStack() as until_finish:
@@ -128,7 +129,7 @@ def denoise(
 def denoise_in_memory(engine: Engine, job: RunConfig, on_step: OnStep | None = None) -> Denoised:
     """Denoise a job of which no file is written."""
     engine = engine.with_config(job)
-    images = read_images(*job.image_paths)
+    images = read_pictures(job)
     return _denoised(engine, images, _facts(engine, job, images), None, on_step)
 
 
@@ -204,12 +205,11 @@ def _check_unchanged(claim: Claims | None, paths: Iterable[Path], remedy: str) -
             claim.check_unchanged(path, remedy)
 
 
-def _facts(engine: Engine, job: RunConfig, images: Images | None) -> dict[str, Any]:
-    records = [] if images is None else images.records(*job.image_paths)
+def _facts(engine: Engine, job: RunConfig, images: Pictures | None) -> dict[str, Any]:
     masks = engine.mask_schedule([job.sampling.seed])
-    return job_facts(
+    facts = job_facts(
         job,
-        images=records,
+        images=images.records(*job.image_paths) if isinstance(images, Images) else (),
         masks=masks,
         passes=None if masks.reuse.is_exact else engine.passes(masks),
         cut_prompts=engine.cut_prompts(),
@@ -217,11 +217,12 @@ def _facts(engine: Engine, job: RunConfig, images: Images | None) -> dict[str, A
         conversions=engine.checkpoint.conversions,
         loras=[lora.record() for lora in engine.loras],
     )
+    return facts | {"control": images.records(job.control) if isinstance(images, Control) else []}
 
 
 def _denoised(
     engine: Engine,
-    images: Images | None,
+    images: Pictures | None,
     facts: dict[str, Any],
     resume_point: ResumePoint | None,
     on_step: OnStep | None,

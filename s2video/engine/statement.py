@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..config.marks import marked_settings
 from ..config.run import RunConfig
 from ..geometry import LatentShape
-from ..models.images import Images
+from ..models.control import Pictures
 from ..records.sidecar import versions
 
 
@@ -33,7 +33,7 @@ def latents_statement(
     config: RunConfig,
     batch: Batch,
     *,
-    images: Images | None,
+    images: Pictures | None,
     loras: Mapping[str, str],
     latent_shape: LatentShape,
     scheduler: Any,

@@ -172,6 +172,19 @@ def read_video(path: Path) -> Tensor:
     return torch.from_numpy(_read_with_pyav(path) if frames is None else frames)
 
 
+def video_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Decode a video file frame by frame: RGB, uint8 [H, W, 3].
+
+    Raises:
+        InputError: `path` is missing, or not a video file.
+    """
+    if not path.is_file():
+        raise InputError(f"no video file at {path}")
+    with _opened(path) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+
 def _metadata_arguments(metadata: Mapping[str, str]) -> list[str | bytes]:
     arguments: list[str | bytes] = []
     for key, text in metadata.items():
@@ -305,8 +318,7 @@ def _read_with_decord(path: Path) -> NDArray[np.uint8] | None:
 
 
 def _read_with_pyav(path: Path) -> NDArray[np.uint8]:
-    with _opened(path) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    frames = list(video_frames(path))
     if not frames:
         raise InputError(f"{path} has no frames")
     return np.stack(frames)

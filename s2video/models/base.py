@@ -4,6 +4,7 @@ Dimension letters: B batch, C latent channels, T H W latent frames, rows, column
 L_local tokens on this rank, M and M_2 text tokens, M_image image tokens, D model width.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -19,10 +20,14 @@ class TokenState(NamedTuple):
     Attributes:
         video: [B, L_local, D].
         text: [B, M, D] if text takes part in joint attention; None if it is only attended to.
+        control: [B, L_local, D], the control stream of a `Controlled` model in cond and uncond; None in sub.
+        hint: [B, L_local, D], what control adds to `video` after the next block; None if it adds nothing there.
     """
 
     video: Tensor
     text: Tensor | None = None
+    control: Tensor | None = None
+    hint: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Conditioning:
         text_2: [B, M_2, D_text_2], embeddings of a second text (HunyuanVideo 1.5: text to render in the picture); M_2
             can be 0.
         text_2_lengths: the same as `text_lengths` for `text_2`; can be 0.
+        control_scales: [K], strength of each of the hints that control gives; None: 1.
     """
 
     text: Tensor
@@ -50,6 +56,7 @@ class Conditioning:
     given_frames: int = 0
     text_2: Tensor | None = None
     text_2_lengths: tuple[int, ...] | None = None
+    control_scales: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +69,17 @@ class ImageConditioning:
         features: [B, M_image, D_image], output of the image encoder.
         noise_share: share of noise in the initial latents, 0 … 1; the rest is the first of `frames`, repeated in every
             frame.
+        num_references: number of latent frames before those of the video, which hold references and are left out of the
+            result.
+        control_scales: as in `Conditioning`.
     """
 
     channels: Tensor | None = None
     frames: Tensor | None = None
     features: Tensor | None = None
     noise_share: float = 1.0
+    num_references: int = 0
+    control_scales: Tensor | None = None
 
     def start(self, noise: Tensor) -> Tensor:
         """Return the initial latents for noise [B, C, T, H, W]."""
@@ -82,6 +94,11 @@ class ImageConditioning:
         frames = self.frames.to(latents.dtype).expand(latents.shape[0], -1, -1, -1, -1)
         return torch.cat((frames, latents[:, :, frames.shape[2] :]), dim=2)
 
+    def finish(self, latents: Tensor) -> Tensor:
+        """Return the video's latents [B, C, T, H, W] for denoised ones [B, C, num_references + T, H, W]."""
+        latents = self.with_frames(latents)
+        return latents[:, :, self.num_references :].contiguous() if self.num_references else latents
+
     def model_input(self, latents: Tensor) -> Tensor:
         """Return the transformer's input [B, C + C', T, H, W] for latents [B, C, T, H, W]."""
         latents = self.with_frames(latents)
@@ -91,12 +108,13 @@ class ImageConditioning:
         return torch.cat((latents, channels), dim=1)
 
     def added_to(self, conditioning: Conditioning) -> Conditioning:
-        """Return one branch's conditioning with the features and the number of frames that images fix."""
+        """Return one branch's conditioning with the features, the number of fixed frames, and control's scales."""
         batch = conditioning.text.shape[0]
         return replace(
             conditioning,
             image=None if self.features is None else self.features.expand(batch, -1, -1),
             given_frames=0 if self.frames is None else self.frames.shape[2],
+            control_scales=self.control_scales,
         )
 
 
@@ -115,6 +133,7 @@ class BlockContext:
         text_lengths: as in `Conditioning`; never None in joint attention.
         time_given: [B, D], as `time`, for tokens of frames that images fix; None if they are modulated like the others.
         num_given: number of this rank's tokens that belong to such frames; they are its first ones.
+        control_scales: as in `Conditioning`.
     """
 
     text: Tensor
@@ -126,6 +145,7 @@ class BlockContext:
     text_lengths: tuple[int, ...] | None = None
     time_given: Tensor | None = None
     num_given: int = 0
+    control_scales: Tensor | None = None
 
 
 class BlockModel(Protocol):
@@ -166,3 +186,29 @@ class BlockModel(Protocol):
     def stack(self, contexts: tuple[BlockContext, ...]) -> BlockContext:
         """Return one context for several branches that pass a block as one batch; shorter texts are padded."""
         ...
+
+
+class Controlled(ABC):
+    """What a `BlockModel` adds that has a second stream of blocks for control, beside those that S² can drop.
+
+    Each block of control advances the stream by one step and gives a hint, which is added to the video's tokens after a
+    certain block. `embed` returns the stream in the state. Blocks of control see the embedded latents, the text and the
+    timestep, but no block of the video, so cond's hints are those of sub.
+
+    Attributes:
+        hints_at: indices of the blocks after which a hint is added, ascending; the first is 0.
+    """
+
+    hints_at: tuple[int, ...]
+
+    @abstractmethod
+    def advance(self, number: int, state: TokenState, context: BlockContext) -> TokenState:
+        """Return the state with the stream after control block `number`, and with its hint.
+
+        With number 0, `state` is that before block 0.
+        """
+
+    @staticmethod
+    def add_hint(state: TokenState) -> TokenState:
+        """Return the state with its hint added to the video's tokens, if there is one."""
+        return state if state.hint is None else state._replace(video=state.video + state.hint, hint=None)

@@ -51,6 +51,7 @@ class TransformerCosts(Protocol):
         joint_text: whether text passes through the blocks together with the video.
         num_single: number of blocks that compute attention and feed-forward side by side (HunyuanVideo 1.0).
         time_per_token: whether the timestep is embedded for each token.
+        hints_at: indices of the blocks before which a block of control runs, in passes with all blocks.
     """
 
     @property
@@ -73,6 +74,8 @@ class TransformerCosts(Protocol):
     def num_single(self) -> int: ...
     @property
     def time_per_token(self) -> bool: ...
+    @property
+    def hints_at(self) -> tuple[int, ...]: ...
     def num_text(self, max_sequence_length: int) -> int:
         """Return M for prompts of at most `max_sequence_length` tokens."""
         ...
@@ -81,6 +84,8 @@ class TransformerCosts(Protocol):
     def block(self, index: int, share: Share, num_text: int) -> Work: ...
     def project(self, tokens: int) -> Work: ...
     def block_parameters(self, index: int) -> int: ...
+    def control_block(self, number: int, share: Share, num_text: int) -> Work: ...
+    def control_parameters(self, number: int) -> int: ...
     def root_parameters(self) -> int:
         """Return the number of parameters outside the blocks."""
         ...
@@ -91,16 +96,18 @@ def whole_pass(model: TransformerCosts, num_tokens: int, num_text: int) -> Work:
     share = Share(num_tokens, model.num_heads, num_tokens, num_tokens)
     parts = [model.embed(num_tokens, num_text), model.project(num_tokens)]
     parts += [model.block(index, share, num_text) for index in range(model.num_blocks)]
+    parts += [model.control_block(number, share, num_text) for number in range(len(model.hints_at))]
     return Work(*(math.fsum(kind) for kind in zip(*parts, strict=True)))
 
 
 class Derived:
-    """Sizes that every family derives in the same way."""
+    """Sizes that every family derives in the same way, and no control."""
 
     num_heads: int
     head_dim: int
     out_channels: int
     patch_size: tuple[int, int, int]
+    hints_at: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
@@ -112,6 +119,18 @@ class Derived:
 
     def num_text(self, max_sequence_length: int) -> int:
         return max_sequence_length
+
+    def control_block(self, number: int, share: Share, num_text: int) -> Work:
+        return Work()
+
+    def control_parameters(self, number: int) -> int:
+        return 0
+
+
+def all_parameters(model: TransformerCosts) -> list[int]:
+    """Return the number of parameters of every block, those of control last."""
+    blocks = [model.block_parameters(index) for index in range(model.num_blocks)]
+    return blocks + [model.control_parameters(number) for number in range(len(model.hints_at))]
 
 
 def linear(inputs: int, outputs: int) -> int:

@@ -69,7 +69,7 @@ def load_expert(
     loras = load_loras(transformer, settings.lora, component, family.pipeline)
     model = family.block_model(transformer, named_backend(settings.attention_backend))
     if settings.compile == "blocks":
-        compile_blocks(block for name in family.block_lists for block in getattr(transformer, name))
+        compile_blocks(transformer.get_submodule(name) for name in family.block_names(transformer))
     return Expert(model, weights, transformer), loras
 
 

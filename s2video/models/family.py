@@ -19,9 +19,10 @@ from .costs import TransformerCosts
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from .base import BlockModel, Conditioning, ImageConditioning
+    from .control import Control
     from .images import Images
 
 _AS_GOOD = {"CLIPVisionModel": "CLIPVisionModelWithProjection"}  # the same with an additional, unused layer
@@ -46,6 +47,7 @@ class CheckpointInfo:
         last_image: the same for a last image, in addition to the first.
         text_length: number of text tokens, with padding, that the transformer needs; None means any number.
         takes_lora: whether diffusers loads LoRAs for its pipeline.
+        control_layers: number of hints that control gives to the transformer; 0: the checkpoint takes no control.
     """
 
     num_blocks: int
@@ -61,6 +63,12 @@ class CheckpointInfo:
     last_image: Literal["none", "optional", "required"] = "none"
     text_length: int | None = None
     takes_lora: bool = True
+    control_layers: int = 0
+
+    @property
+    def encodes_pictures(self) -> bool:
+        """Whether the VAE encodes pictures that the user gives, so that it counts for the latents."""
+        return self.image != "none" or self.control_layers > 0
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,7 @@ class Family(ABC):
             any class.
         optional: the folders that can be missing.
         block_lists: attributes of the transformer that hold its blocks, in the order in which they run.
+        control_lists: those that hold blocks of control, which are never dropped.
         components: folders of this checkpoint -> their classes.
         text_sees_image: whether the text encoder sees the first image together with the prompt.
         second_text: what a second text encoder reads of a prompt; None without one.
@@ -139,6 +148,7 @@ class Family(ABC):
     classes: ClassVar[Mapping[str, str]]
     optional: ClassVar[frozenset[str]] = frozenset()
     block_lists: ClassVar[tuple[str, ...]]
+    control_lists: ClassVar[tuple[str, ...]] = ()
     text_sees_image: ClassVar[bool] = False
     second_text: ClassVar[SecondText | None] = None
 
@@ -197,6 +207,11 @@ class Family(ABC):
     def block_model(self, transformer: Any, attention_backend: str | None) -> BlockModel:
         """Return a diffusers transformer wrapped to run block by block."""
 
+    def block_names(self, transformer: nn.Module) -> list[str]:
+        """Return the names of all blocks, of control too, in the order in which they run (`stages.stages_of`)."""
+        lists: list[tuple[str, Any]] = [(name, transformer.get_submodule(name)) for name in self.block_lists]
+        return [f"{name}.{index}" for name, blocks in lists for index in range(len(blocks))]
+
     @abstractmethod
     def encode(self, pipeline: Any, prompts: Prompts) -> tuple[Tensor, ...]:
         """Encode prompts with a pipeline from `build_pipeline`. Return tensors with one row per prompt."""
@@ -224,10 +239,24 @@ class Family(ABC):
         """
         raise InputError(f"image: expected none for {self.pipeline}, got one; leave it out")
 
+    def encode_control(
+        self, pipeline: Any, control: Control, latents: Tensor, *, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """Encode control on the main rank to the tensors that `image_conditioning` takes; as `encode_images`.
+
+        Args:
+            control: frames of the video's size in pixels. It can be empty.
+            latents: [1, C, T, H, W], with the frames of references; only the shape is used.
+
+        Raises:
+            InputError: if the family takes no control (`CheckpointInfo.control_layers` is 0).
+        """
+        raise InputError(f"control: expected none for {self.pipeline}, got some; leave it out")
+
     def image_conditioning(self, latents: Tensor, *encoded: Tensor) -> ImageConditioning:
         """Return the image conditioning for latents [B, C, T, H, W], which give shape, device and dtype.
 
-        `encoded` is the output of `encode_images`, or empty if there is no image.
+        `encoded` is the output of `encode_images` or `encode_control`, or empty if there is no image and no control.
         """
         from .base import ImageConditioning
 

@@ -1,4 +1,4 @@
-"""Encoding of a video's first and last image to image conditioning.
+"""Encoding of a video's first and last image, or of its control, to image conditioning.
 
 The encoders and the VAE run on the mesh's main rank only; their outputs are broadcast. Does not know how the
 conditioning is used.
@@ -13,8 +13,8 @@ from ..parallel.collectives import broadcast_tensors
 from ..parallel.mesh import Mesh
 from ..parallel.offload import keep_on_cpu
 from .base import ImageConditioning
+from .control import Control, Pictures
 from .family import Family
-from .images import Images
 
 
 class ImageEncoder:
@@ -34,8 +34,8 @@ class ImageEncoder:
         self._offloaded = keep_on_cpu(encoder, mesh.device, pins_from=2) if encoder is not None and offload else None
         self._last: tuple[Any, tuple[Tensor, ...]] | None = None
 
-    def __call__(self, images: Images | None, latents: Tensor) -> ImageConditioning:
-        """Return the image conditioning for latents [B, C, T, H, W]. All ranks call this, with the same images."""
+    def __call__(self, images: Pictures | None, latents: Tensor) -> ImageConditioning:
+        """Return the image conditioning for latents [B, C, T, H, W]. All ranks call this with the same images."""
         if images is None:
             return self._family.image_conditioning(latents)
         key = (images.digests(), latents.shape[1:])
@@ -45,12 +45,15 @@ class ImageEncoder:
         return self._family.image_conditioning(latents, *self._last[1])
 
     @torch.no_grad()
-    def _encode(self, images: Images, latents: Tensor) -> tuple[Tensor, ...]:
+    def _encode(self, images: Pictures, latents: Tensor) -> tuple[Tensor, ...]:
         if self._offloaded is not None:
             self._offloaded.bring()
         elif self._encoder is not None:
             self._encoder.to(self._mesh.device)
-        encoded = self._family.encode_images(self._pipeline, images, latents, device=self._mesh.device)
+        if isinstance(images, Control):
+            encoded = self._family.encode_control(self._pipeline, images, latents, device=self._mesh.device)
+        else:
+            encoded = self._family.encode_images(self._pipeline, images, latents, device=self._mesh.device)
         if self._offloaded is not None:
             self._offloaded.release()
             if self._mesh.device.type == "cuda":

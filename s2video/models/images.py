@@ -27,7 +27,7 @@ class Images(NamedTuple):
 
     def fitted(self, width: int, height: int) -> "Images":
         """Return images scaled to cover the video's size and cropped at the centre; unchanged if they fit."""
-        return Images(_fit(self.first, width, height), None if self.last is None else _fit(self.last, width, height))
+        return Images(fit(self.first, width, height), None if self.last is None else fit(self.last, width, height))
 
     def records(self, *paths: Path | None) -> list[dict[str, str]]:
         """Return the path and digest of each image, for a sidecar."""
@@ -51,10 +51,11 @@ def read_images(first: Path | None, last: Path | None) -> Images | None:
     """
     if first is None:
         return None
-    return Images(_read(first, "image"), None if last is None else _read(last, "last_image"))
+    return Images(read_image(first, "image"), None if last is None else read_image(last, "last_image"))
 
 
-def _read(path: Path, field: str) -> Image.Image:
+def read_image(path: Path, field: str) -> Image.Image:
+    """Read one image as `read_images` does; `field` is the setting that names it. Raises InputError."""
     image, profile = _decoded(path, field)
     if image.mode.startswith(_DEEP):
         raise InputError(
@@ -136,7 +137,10 @@ def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
     return converted
 
 
-def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
+def fit(
+    image: Image.Image, width: int, height: int, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """Return an image scaled to cover a size in pixels and cropped at the centre; unchanged if it has that size."""
     if image.size == (width, height):
         return image
-    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (width, height), resampling)

@@ -21,6 +21,7 @@ _PIPELINE_MULTIPLE = 16  # pixels; required by diffusers' pipelines, whose resul
 def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: int = 1) -> None:
     """Raise InputError for the first setting that the checkpoint, the device or the number of ranks cannot serve."""
     _check_size(config, checkpoint)
+    _check_control(config, checkpoint)
     _check_masks(config, checkpoint.num_blocks)
     _check_reuse(config)
     length = config.sampling.max_sequence_length
@@ -77,8 +78,18 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
             )
 
 
-def check_images(checkpoint: CheckpointInfo, *, image: bool, last_image: bool) -> None:
-    """Raise InputError unless the checkpoint accepts this combination of images."""
+def check_images(checkpoint: CheckpointInfo, *, image: bool, last_image: bool, control: bool = False) -> None:
+    """Raise InputError unless the checkpoint accepts this combination of images and control."""
+    if control and not checkpoint.control_layers:
+        raise InputError(
+            "control: expected none for this checkpoint, got files; leave video, mask and references out, or choose a "
+            "checkpoint that takes control, such as Wan VACE"
+        )
+    if (image or last_image) and control:
+        raise InputError(
+            "image: expected none together with control, got one; put it into control.references, or as a frame into "
+            "control.video, with a control.mask that keeps it"
+        )
     if last_image and not image:
         raise InputError("last_image: expected a first image too, got none; set --image, or image in the config")
     for name, takes, given in (("image", checkpoint.image, image), ("last_image", checkpoint.last_image, last_image)):
@@ -91,6 +102,16 @@ def check_images(checkpoint: CheckpointInfo, *, image: bool, last_image: bool) -
             raise InputError(
                 f"{name}: expected one for this checkpoint, got none; set {option}, or {name} in the config"
             )
+
+
+def check_inputs(checkpoint: CheckpointInfo, config: RunConfig) -> None:
+    """Raise InputError unless the checkpoint accepts the images and the control of a job. Reads no file."""
+    check_images(
+        checkpoint,
+        image=config.image is not None,
+        last_image=config.last_image is not None,
+        control=bool(config.control.files),
+    )
 
 
 def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
@@ -116,10 +137,24 @@ def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
             f"sampling.num_frames: expected {offset} more than a multiple of {step}, got {frames}; "
             f"{_nearest(frames, step, offset)}"
         )
-    if checkpoint.max_positions is not None and 1 + (frames - offset) // step > checkpoint.max_positions:
+    if checkpoint.max_positions is not None:
+        most = offset + step * (checkpoint.max_positions - len(config.control.references) - 1)
+        if frames > most:
+            raise InputError(
+                f"sampling.num_frames: expected at most {most}, the limit of the model's positions, got {frames}"
+            )
+
+
+def _check_control(config: RunConfig, checkpoint: CheckpointInfo) -> None:
+    hints, scales = checkpoint.control_layers, config.control.scale
+    if hints and len(scales) not in (1, hints):
         raise InputError(
-            f"sampling.num_frames: expected at most {offset + step * (checkpoint.max_positions - 1)}, the limit of "
-            f"the model's positions, got {frames}"
+            f"control.scale: expected a number, or {hints}, one for each layer of this checkpoint that takes a hint, "
+            f"got {len(scales)}"
+        )
+    if not hints and set(scales) != {1.0}:
+        raise InputError(
+            f"control.scale: expected 1 for this checkpoint, which takes no control, got {list(scales)}; leave it out"
         )
 
 

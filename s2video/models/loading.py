@@ -63,7 +63,7 @@ def _quantized(
             f"model.quantization: {name} needs weights as diffusers stores them, because diffusers quantises while it "
             f"loads, got others in {checkpoint.folder / component}; leave it out"
         )
-    block_lists = checkpoint.family.block_lists
+    block_lists = (*checkpoint.family.block_lists, *checkpoint.family.control_lists)
     settings = diffusers_settings(name, block_lists, dtype)
     model = _from_pretrained(checkpoint, component, dtype=dtype, quantization_config=settings, **_placed(device))
     require_quantized([block for blocks in block_lists for block in getattr(model, blocks)], name)

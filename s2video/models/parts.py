@@ -4,7 +4,7 @@ Each rank reads only the parts that it keeps (its shards of the blocks, or one s
 process needs memory for a whole checkpoint. Every rank holds all parameters outside the blocks.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +53,8 @@ def place_transformer(
             f"{parallel.weights}; set it to replicated"
         )
     model: nn.Module = empty_component(checkpoint, component, dtype)
-    block_lists = checkpoint.family.block_lists
-    blocks = {
-        f"{name}.{index}.": block
-        for name in block_lists
-        for index, block in enumerate(cast(nn.ModuleList, model.get_submodule(name)))
-    }
+    family = checkpoint.family
+    blocks = {f"{name}.": model.get_submodule(name) for name in family.block_names(model)}
     # buffers would be lost when a block gets its memory
     assert not any(list(block.buffers()) for block in blocks.values())
 
@@ -69,7 +65,7 @@ def place_transformer(
     }
     model.load_state_dict(values, strict=False, assign=True)
     for name, child in model.named_children():
-        if name not in block_lists:
+        if name not in (*family.block_lists, *family.control_lists):
             child.to(mesh.device)  # moves the rotary tables, which no file holds
 
     prefixes = tuple(blocks)

@@ -19,7 +19,8 @@ from .checkpoint import ASSETS, EMBEDDED
 from .weight_files import read_json
 
 PUBLISHED = ASSETS / "published"
-_OWN = ("prompt", "image", "last_image", "output.path")  # settings of a video, not of a model
+# settings of a video, not of a model
+_OWN = ("prompt", "image", "last_image", "control.video", "control.mask", "control.references", "output.path")
 
 
 class Loaded(NamedTuple):

@@ -11,11 +11,13 @@ from .family import Family, JsonFile
 from .hunyuan_video.family import HunyuanVideo, HunyuanVideoImageToVideo
 from .hunyuan_video15.family import HunyuanVideo15, HunyuanVideo15ImageToVideo
 from .wan.family import Wan, WanImageToVideo, WanTextImageToVideo
+from .wan_vace.family import WanVace
 
 FAMILIES: list[type[Family]] = [
     Wan,
     WanImageToVideo,
     WanTextImageToVideo,
+    WanVace,
     HunyuanVideo,
     HunyuanVideoImageToVideo,
     HunyuanVideo15,

@@ -16,7 +16,8 @@ class Entry(NamedTuple):
     """One config.
 
     Attributes:
-        inputs: "text", "image" or "image?" (optional), "last image" or "last image?".
+        inputs: "text", "image" or "image?" (optional), "last image" or "last image?", "control video?", "mask?",
+            "references?".
         size: "WIDTHxHEIGHTxFRAMES", pixels and frames.
         num_blocks, memory_gb: transformer blocks, and predicted memory of one rank alone, in GB, as configured; None,
             with no inputs, if the model's values are not at hand.
@@ -51,11 +52,16 @@ def _entry(name: str) -> Entry:
         return Entry(_shown_name(name, config.model.path), config.model.path, (), size, sampling.num_inference_steps)
     info = checkpoint.info
     images = (("image", info.image), ("last image", info.last_image))
+    control = ("control video?", "mask?", "references?") if info.control_layers else ()
     plan = plan_for(config.patched({"parallel": {"degrees": "given"}}), 1, CARDS["H200"], checkpoint, is_published)
     return Entry(
         _shown_name(name, config.model.path),
         config.model.path,
-        ("text", *(f"{what}{'?' if takes == 'optional' else ''}" for what, takes in images if takes != "none")),
+        (
+            "text",
+            *(f"{what}{'?' if takes == 'optional' else ''}" for what, takes in images if takes != "none"),
+            *control,
+        ),
         size,
         sampling.num_inference_steps,
         info.num_blocks,

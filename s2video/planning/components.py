@@ -14,6 +14,7 @@ from ..config.run import RunConfig
 from ..decoding.kinds import HUNYUAN15_VAE, VAES
 from ..geometry import LatentShape
 from ..models.checkpoint import Checkpoint
+from ..models.costs import all_parameters
 from ..models.quantization import METHODS
 from ..models.registry import read_costs
 from ..models.weight_files import read_json
@@ -56,7 +57,7 @@ class Components:
         costs = read_costs(values, self.checkpoint.config("transformer").path)
         root = costs.root_parameters() * item_bytes(self.config.model.dtype)
         stored = sum(file.path.stat().st_size for file in self.checkpoint.files("transformer"))
-        return max(stored - root, 0) / sum(map(costs.block_parameters, range(costs.num_blocks)))
+        return max(stored - root, 0) / sum(all_parameters(costs))
 
     @property
     def vae_bytes(self) -> float:
@@ -81,10 +82,11 @@ class Components:
         """The memory to encode the first image, 0 if the checkpoint takes none.
 
         Wan's encoder gets a whole video, of which all frames but the images are gray: 37 numbers for each pixel and
-        channel, and a copy of the video. TI2V and HunyuanVideo encode the image alone: 13 and 7.5.
+        channel, and a copy of the video. TI2V and HunyuanVideo encode the image alone: 13 and 7.5. Control is a whole
+        video, of which VACE holds that and the mask in float32, and each once more for what is kept and what is made.
         """
         info, sampling = self.checkpoint.info, self.config.sampling
-        if info.image == "none":
+        if not info.encodes_pictures:
             return 0.0
         pixels, size = sampling.width * sampling.height, item_bytes(self.config.model.vae_dtype)
         vae = self.checkpoint.config("vae").values
@@ -92,6 +94,8 @@ class Components:
             numbers = 7.5 * vae.get("block_out_channels", [128])[0]
         elif info.time_per_token:
             numbers = 13 * vae.get("base_dim", 96) / (vae.get("patch_size") or 1) ** 2
+        elif info.control_layers:
+            numbers = 37 * vae.get("base_dim", 96) + 12 * sampling.num_frames
         else:
             numbers = 37 * vae.get("base_dim", 96) + 3 * sampling.num_frames
         return numbers * pixels * size + self._image_encoder_bytes

@@ -60,17 +60,22 @@ def sent_bytes(degrees: Degrees, step: Step, rank: int) -> dict[str, float]:
     full, merged = layouts(degrees, step)
     passes = step.full_passes(degrees)
     once, again = full.block_bytes(rank // degrees.branch, step), merged.block_bytes(rank, step)
-    sent: dict[str, float] = {
-        kind: passes * model.num_blocks * once[kind] + sum(sub.runs) * again[kind] for kind in once
-    }
+    in_full = passes * (model.num_blocks + len(model.hints_at))
+    sent: dict[str, float] = {kind: in_full * once[kind] + sum(sub.runs) * again[kind] for kind in once}
     sent["all_gather"] += passes * full.gather_bytes(step) + sub.count * merged.gather_bytes(step)
     if degrees.branch == 2:
         sent["all_gather"] += step.prediction_bytes
         if rank % 2 == 0:  # cond's ranks send tokens to their partners
             sent["send"] += sub.forks * _fork_bytes(merged.tokens[rank + 1], step)
+            sent["send"] += _shared_hints(step) * merged.tokens[rank + 1] * model.width * step.item_bytes
     if step.weights in ("fsdp", "zero3"):
         sent["weights"] = block_weights(step) * (degrees.world_size - 1) / degrees.world_size
     return sent
+
+
+def _shared_hints(step: Step) -> float:
+    """Return how many hints of cond sub gets in a step; all its branches get the same ones."""
+    return math.fsum(step.sub.started[index] for index in step.model.hints_at) if step.sub.count else 0.0
 
 
 def _fork_bytes(tokens: int, step: Step) -> int:
@@ -126,11 +131,14 @@ def _step_cost(degrees: Degrees, step: Step, card: Card) -> _Cost:
     costs = [
         _pass_cost(degrees, full, (float(passes),) * model.num_blocks, passes, step, card),
         _pass_cost(degrees, merged, sub.runs, sub.count, step, card),
+        _control_cost(degrees, full, passes, step, card),
         _local_cost(model.embed(full.busiest.tokens, step.num_text), passes, step, card),
     ]
     if degrees.branch == 2:
         partners = _link(card, 2, degrees)
         forks = sub.forks * _transfer(_fork_bytes(merged.busiest.tokens, step), partners, card)
+        hint = merged.busiest.tokens * model.width * step.item_bytes
+        forks += _shared_hints(step) * _transfer(hint, partners, card)
         costs.append(_Cost(0.0, forks + _transfer(step.prediction_bytes, partners, card)))
         if sub.count:  # text and timestep are embedded again, with the rotary embedding of other tokens
             costs.append(_local_cost(model.embed(0, step.num_text), 1, step, card))
@@ -141,9 +149,7 @@ def _pass_cost(
     degrees: Degrees, layout: Layout, runs: Sequence[float], projections: float, step: Step, card: Card
 ) -> _Cost:
     """Return the cost of running block i `runs[i]` times, and of projections gathered on all ranks of the layout."""
-    model, busiest = step.model, layout.busiest
-    sent = [layout.block_bytes(rank, step) for rank in range(len(layout.tokens))]
-    most = {kind: max(s[kind] for s in sent) for kind in sent[0]}
+    model, busiest, most = step.model, layout.busiest, _most_sent(layout, step)
     blocks = []
     for index, times in enumerate(runs):
         part = model.block(index, busiest, step.num_text)
@@ -151,6 +157,21 @@ def _pass_cost(
     gathered = _transfer(layout.gather_bytes(step), _link(card, degrees.world_size, degrees), card)
     local = _local_cost(model.project(busiest.tokens), projections, step, card)
     return _sum([*blocks, local, _Cost(0.0, projections * gathered)])
+
+
+def _control_cost(degrees: Degrees, layout: Layout, passes: int, step: Step, card: Card) -> _Cost:
+    """Return the cost of all blocks of control in cond and uncond."""
+    most, costs = _most_sent(layout, step), []
+    for number in range(len(step.model.hints_at)):
+        part = step.model.control_block(number, layout.busiest, step.num_text)
+        costs.append(_Cost(passes * part.total, passes * _block_seconds(degrees, layout, part, most, step, card)))
+    return _sum([_Cost(), *costs])
+
+
+def _most_sent(layout: Layout, step: Step) -> dict[str, int]:
+    """Return the most bytes that a rank sends in a block, by kind."""
+    sent = [layout.block_bytes(rank, step) for rank in range(len(layout.tokens))]
+    return {kind: max(s[kind] for s in sent) for kind in sent[0]}
 
 
 def _local_cost(part: Work, times: float, step: Step, card: Card) -> _Cost:

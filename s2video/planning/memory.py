@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from ..models.costs import all_parameters
 from .step import Degrees, Layout, Step, block_weights, layouts
 
 Phase = Literal["text encoding", "image encoding", "denoising", "decoding"]
@@ -55,7 +56,7 @@ def weight_bytes(degrees: Degrees, step: Step) -> float:
     root, blocks = step.model.root_parameters() * step.item_bytes, block_weights(step)
     if step.weights == "replicated":
         return step.num_transformers * (root + blocks)
-    two = 2 * max(map(step.model.block_parameters, range(step.model.num_blocks))) * step.item_bytes
+    two = 2 * max(all_parameters(step.model)) * step.item_bytes
     return step.num_transformers * (root + two + (0 if step.weights == "streamed" else blocks / degrees.world_size))
 
 
@@ -69,6 +70,8 @@ def activation_bytes(degrees: Degrees, step: Step) -> float:
     full, merged = layouts(degrees, step)
     passes, own = step.full_passes(degrees), max(full.tokens) + text
     states = passes * own + step.sub.count * (max(merged.tokens) + text)
+    if model.hints_at:  # the stream of control and a hint in each pass, and with a branch axis sub's part of a hint
+        states += 2 * passes * own + (max(merged.tokens) if degrees.branch == 2 and step.sub.count else 0)
     contexts = passes
     modulation = 0.0
     if model.time_per_token:  # 6·D in the blocks and D at the end, for each token; 24 for the block that runs

@@ -60,15 +60,16 @@ def kinds(passes: Sequence[StepPasses]) -> tuple[Kind, ...]:
     return tuple(Kind(count / len(passes), *computed) for computed, count in counts.items())
 
 
-def other_ways(guidance: GuidanceConfig, num_blocks: int, num_steps: int) -> dict[str, float]:
+def other_ways(guidance: GuidanceConfig, num_blocks: int, num_steps: int, num_hints: int = 0) -> dict[str, float]:
     """Return the passes of a run under other presets of reuse, and of S² in place of CFG, over those of plain CFG.
 
-    Passes through all blocks, with equal weight for each. Empty for other guidance methods. A pass that runs beside
-    another on other ranks counts too.
+    Passes through all blocks, with equal weight for each; `num_hints` more, those of control, are not in sub. Empty for
+    other guidance methods. A pass that runs beside another on other ranks counts too.
     """
     if guidance.method != "s2":
         return {}
     sub = SubWork.expected(guidance.mask_spec(), num_blocks, share_prefix=guidance.share_prefix).passes
+    sub *= num_blocks / (num_blocks + num_hints)
     found = {}
     for with_cfg in (True, False):
         for preset, spec in PRESETS.items():

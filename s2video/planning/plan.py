@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config.guidance import GuidanceConfig
@@ -179,7 +179,7 @@ def plan_for(
         step=step,
         num_steps=num_steps,
         computed=_computed(passes),
-        other_ways=other_ways(config.guidance, num_blocks, num_steps),
+        other_ways=other_ways(config.guidance, num_blocks, num_steps, checkpoint.info.control_layers),
         note="; ".join(_notes(config)),
         candidates=tuple(candidates),
         refused=tuple(refused),
@@ -227,12 +227,13 @@ def step_of(
         temporal_factor=info.temporal_factor,
         spatial_factor=info.spatial_factor,
     )
+    denoised = replace(shape, frames=shape.frames + len(config.control.references))
     transformer = checkpoint.config("transformer")
     costs = read_costs(transformer.values | {"expand_timesteps": info.time_per_token}, transformer.path)
     parts = Components(config, checkpoint, is_published)
     step = Step(
         model=costs,
-        num_tokens=shape.tokens(info.patch_size).num_tokens,
+        num_tokens=denoised.tokens(info.patch_size).num_tokens,
         num_text=costs.num_text(sampling.max_sequence_length),
         item_bytes=item_bytes(config.model.dtype),
         has_uncond=config.guidance.cfg_scales != (1, 1),

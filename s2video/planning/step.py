@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from ..geometry import split_evenly
-from ..models.costs import Share, TransformerCosts
+from ..models.costs import Share, TransformerCosts, all_parameters
 from ..parallel.traffic import ring_minimum, ulysses_minimum
 from .passes import Kind
 from .work import SubWork
@@ -142,6 +142,6 @@ def layouts(degrees: Degrees, step: Step) -> tuple[Layout, Layout]:
 
 
 def block_weights(step: Step) -> float:
-    """Return the bytes of all blocks of one transformer."""
+    """Return the bytes of all blocks of one transformer, with those of control."""
     size = step.item_bytes if step.weight_bytes is None else step.weight_bytes
-    return sum(map(step.model.block_parameters, range(step.model.num_blocks))) * size
+    return sum(all_parameters(step.model)) * size

@@ -17,11 +17,13 @@ class SubWork:
         runs: number of sub branches that run each block.
         forks: number of different blocks at which they fork from cond.
         count: number of sub branches, without those that drop nothing and so equal cond.
+        started: share of steps in which at least one has forked when a block begins, for each block, in [0, 1].
     """
 
     runs: tuple[float, ...]
     forks: float
     count: float
+    started: tuple[float, ...] = ()
 
     @property
     def passes(self) -> float:
@@ -37,7 +39,8 @@ class SubWork:
             float(sum(start <= index and index not in mask for start, mask in zip(starts, masks, strict=True)))
             for index in range(num_blocks)
         )
-        return cls(runs, len(set(starts)), len(masks))
+        started = tuple(float(any(start <= index for start in starts)) for index in range(num_blocks))
+        return cls(runs, len(set(starts)), len(masks), started)
 
     @classmethod
     def expected(cls, spec: MaskSpec, num_blocks: int, *, share_prefix: bool = True) -> SubWork:
@@ -48,17 +51,19 @@ class SubWork:
         """
         eligible, dropped = spec.eligible(num_blocks), spec.count(num_blocks)
         if dropped == 0:
-            return cls((0.0,) * num_blocks, 0.0, 0.0)
+            return cls((0.0,) * num_blocks, 0.0, 0.0, (0.0,) * num_blocks)
 
         def undropped(of: int) -> float:
             return math.comb(len(eligible) - of, dropped) / math.comb(len(eligible), dropped)
 
-        runs, forks, before = [], [], 0
+        runs, forks, started, before = [], [], [], 0
         for index in range(num_blocks):
             drawn = index in eligible
             kept = undropped(1) if drawn else 1.0
             runs.append(spec.num_draws * (kept - undropped(before + drawn) if share_prefix else kept))
             first = undropped(before) - undropped(before + drawn)
             forks.append(1 - (1 - first) ** spec.num_draws)
+            started.append(1 - undropped(before + drawn) ** spec.num_draws if share_prefix else 1.0)
             before += drawn
-        return cls(tuple(runs), math.fsum(forks) if share_prefix else 1.0, float(spec.num_draws))
+        total = math.fsum(forks) if share_prefix else 1.0
+        return cls(tuple(runs), total, float(spec.num_draws), tuple(started))

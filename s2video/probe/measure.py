@@ -21,7 +21,7 @@ from ..engine.engine import Engine
 from ..guidance.equations import Predictions
 from ..guidance.forecasts import History
 from ..guidance.masks import MaskSpec, dropped_blocks
-from ..models.images import Images
+from ..models.control import Pictures
 from ..sampling.denoiser import Denoiser
 from ..system.progress import Progress
 
@@ -96,7 +96,9 @@ class Figures:
         return asdict(self)
 
 
-def probe(engine: Engine, prompts: Sequence[str], *, points: int, draws: int, images: Images | None) -> Figures | None:
+def probe(
+    engine: Engine, prompts: Sequence[str], *, points: int, draws: int, images: Pictures | None
+) -> Figures | None:
     """Run plain CFG for every prompt, and return the figures; None on ranks other than the main one.
 
     Args:

@@ -24,6 +24,8 @@ def deciding(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what determines a video, by name, from the facts in its sidecar."""
     decided = {key: facts[key] for key in ("prompt", "negative_prompt", "seed", "masks", "weights")}
     decided["images"] = [image["digest"] for image in facts["images"]]
+    if facts.get("control"):
+        decided["control"] = [f"{part['kind']} {part['sha256']}" for part in facts["control"]]
     newer = {key: facts[key] for key in _NEWER if facts.get(key)}
     if facts["config"].get("output", {}).get("credentials"):
         newer["is signed"] = True  # by whom does not count, so that certificates can be renewed
@@ -68,7 +70,7 @@ def job_key(job: RunConfig, checkpoint: Mapping[str, str]) -> str:
         InputError: a LoRA that cannot be found.
     """
     seed = job.sampling.seed
-    determines = {
+    determines: dict[str, Any] = {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
         "seed": seed,
@@ -80,6 +82,8 @@ def job_key(job: RunConfig, checkpoint: Mapping[str, str]) -> str:
         "audio": audio_digest(job),
         "versions": _versions(),
     }
+    if job.control.files:
+        determines["control"] = [[file.setting, _content_digest(file.path)] for file in job.control.files]
     if job.output.credentials is not None:
         determines["is signed"] = True
     return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()
@@ -101,3 +105,11 @@ def _file_digest(path: Path | None) -> str | None:
     if path is None or not path.is_file():
         return None
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _content_digest(path: Path) -> str | None:
+    """Of a file as `_file_digest`; of a folder, of the names and the contents of its files."""
+    if not path.is_dir():
+        return _file_digest(path)
+    files = [[file.name, _file_digest(file)] for file in sorted(path.iterdir())]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()

@@ -143,6 +143,7 @@ def inputs_of(config: RunConfig) -> dict[str, Path | None]:
         "output.credentials_key": config.output.credentials_key,
         "model.path": config.model.path,
     }
+    named |= {f"{file.setting} ({file.path.name})": file.path for file in config.control.files}
     named |= {f"model.lora, number {number}": lora.path for number, lora in enumerate(config.model.lora, 1)}
     return {name: None if path is None else user_path(path) for name, path in named.items()}
 

@@ -97,6 +97,18 @@ class ImageRecord(_Part):
     )
 
 
+class ControlRecord(_Part):
+    """A video, a mask or a reference that steered the video."""
+
+    kind: Literal["video", "mask", "reference"] = Field(description="which one")
+    path: str = Field(description="path of the file or folder during the run")
+    frames: Count = Field(description="frames that were used")
+    sha256: Digest = Field(
+        description='SHA-256 of their number and size as "N (width, height)" and the pixels of all, row by row: 8-bit '
+        "RGB, or grey for a mask; video and mask at the size of the video"
+    )
+
+
 class LatentsRecord(_Part):
     """Values to compare other latents with, exactly or approximately."""
 
@@ -184,6 +196,9 @@ class Sidecar(_Part):
     )
     images: tuple[ImageRecord, ...] = Field(
         max_length=2, description="the first and, optionally, the last image; empty without images"
+    )
+    control: tuple[ControlRecord, ...] = Field(
+        default=(), description="what steered the video, if the model takes control; older sidecars do not have this"
     )
     seed: Count = Field(description="seed of the noise")
     mask_seed: Count = Field(description="seed of the masks")

@@ -54,6 +54,9 @@ def config_from_file(config: RunConfig, source: object, own: Mapping[str, Any] |
             notes[key] = f"{source}: {key} {value!r} is not used: a data file may not have code downloaded"
         elif kind == "file":
             _require_local(value, key, source)
+        elif kind == "files":
+            for path in value:
+                _require_local(path, key, source)
         elif kind == "lora":
             for lora in value:
                 _require_local(lora.path, key, source)

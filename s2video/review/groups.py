@@ -53,7 +53,7 @@ def group_videos(videos: Sequence[MadeVideo]) -> list[list[MadeVideo]]:
 
 def _subject(sidecar: Sidecar) -> tuple[object, ...]:
     size = sidecar.config.sampling
-    images = tuple(image.digest for image in sidecar.images)
+    images = *(image.digest for image in sidecar.images), *(part.sha256 for part in sidecar.control)
     return sidecar.prompt, images, sidecar.seed, size.width, size.height
 
 

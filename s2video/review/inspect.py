@@ -27,6 +27,7 @@ def describe(sidecar: Sidecar, video: Path, *, credentials: str | None = None) -
         "prompt": sidecar.prompt,
         "negative prompt": sidecar.negative_prompt or "(none)",
         "images": ", ".join(image.path for image in sidecar.images) or "(none)",
+        **({"control": ", ".join(f"{part.kind} {part.path}" for part in sidecar.control)} if sidecar.control else {}),
         "seeds": f"noise {sidecar.seed}, masks {sidecar.mask_seed}",
         "model": f"{sidecar.model}, {len(sidecar.weights)} weight files",
         "picture": f"{config.sampling.width}x{config.sampling.height} px, {config.sampling.num_frames} frames, "

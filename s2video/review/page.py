@@ -233,6 +233,7 @@ def _card(
     num_named = 0 if is_single else MAX_NAMED
     record = {f"seconds: {key.removesuffix('_seconds')}": f"{value:g}" for key, value in sidecar.timings.items()}
     record |= {f"image {number}": image.path for number, image in enumerate(sidecar.images, 1)}
+    record |= {f"control {number}, {part.kind}": part.path for number, part in enumerate(sidecar.control, 1)}
     record |= {"SHA-256 of the file": sidecar.output.sha256, "SHA-256 of the latents": sidecar.latents.sha256}
     return Card(
         name=video.path.name,

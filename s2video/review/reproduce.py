@@ -68,7 +68,8 @@ def job_again(
 
 
 def check_images_again(sidecar: Sidecar) -> None:
-    """Raise InputError if an image that the video was made from is missing, or is another picture."""
+    """Raise InputError if an image or control that the video was made from is missing, or is another picture."""
+    from ..models.control import read_control
     from ..models.images import read_images
 
     first, last = (*(Path(image.path) for image in sidecar.images), None, None)[:2]
@@ -77,6 +78,16 @@ def check_images_again(sidecar: Sidecar) -> None:
         if image.digest != digest:
             raise InputError(
                 f"image {image.path}: expected the picture that the video was made from, got another one: restore it"
+            )
+    settings = sidecar.config.control
+    if len(settings.files) != len(sidecar.control):
+        raise InputError("the sidecar contradicts itself: its control is not that of its config")
+    control = read_control(sidecar.config).records(settings) if settings.files else []
+    for part, now in zip(sidecar.control, control, strict=True):
+        if part.sha256 != now["sha256"]:
+            raise InputError(
+                f"control, {part.kind} {part.path}: expected the pictures that the video was made from, got others: "
+                "restore them"
             )
 
 

@@ -33,6 +33,7 @@ MAX_TAKES = 1000
 MASK_SEEDS = 500_000_000  # where the seeds of masks begin
 SEED, MASK_SEED = "sampling.seed", "guidance.mask_seed"
 NO_S2: Mapping[str, Any] = {"guidance.method": "s2", "guidance.s2_scale": 0.0, "guidance.s2_push": None}
+_CONTROL = ("control.video", "control.mask", "control.references")
 _OWN = ("prompts", "seeds", "settings", "folder")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
 
@@ -205,7 +206,7 @@ def _problem(key: str) -> str | None:
     """Return why a setting cannot change `key`; None if it can."""
     if key in (SEED, MASK_SEED):
         return f"{key}: a study sets it by prompt and take, the same under every setting; remove it"
-    if key in ("prompt", "image", "last_image", "output.codec"):
+    if key in ("prompt", "image", "last_image", *_CONTROL, "output.codec"):
         return f"{key}: expected the same under every setting; remove it"
     return key_problem(key)
 

@@ -19,6 +19,7 @@ from shapes.caption_encoder import build_tokenizer
 from transformers import ByT5Tokenizer, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 import s2video
+from s2video.models.control import Control, Pictures
 from s2video.models.images import Images
 
 SMALL = "wan2.1-t2v-1.3b-480p"
@@ -93,6 +94,7 @@ def test_the_second_experts_turn() -> None:
     [
         SMALL,  # UMT5
         "wan2.1-flf2v-14b-720p",  # and CLIP, two images through the VAE
+        "wan2.1-vace-1.3b-480p",  # control of all kinds through the VAE
         "wan2.2-ti2v-5b",
         "hunyuanvideo-720p",  # LLaMA and CLIP
         "hunyuanvideo-i2v-720p",  # Llava, which sees the image
@@ -112,7 +114,12 @@ def test_a_whole_run_encodes_and_denoises(model: str) -> None:
         watchdog.answers |= LENGTHS
         sampling, info = engine.config.sampling, engine.checkpoint.info
         image = Image.new("RGB", (sampling.width, sampling.height))
-        images = Images(image, image if info.last_image == "required" else None) if info.image != "none" else None
+        images: Pictures | None = None
+        if info.control_layers:
+            frames = (image,) * sampling.num_frames
+            images = Control(frames, tuple(frame.convert("L") for frame in frames), (image,))
+        elif info.image != "none":
+            images = Images(image, image if info.last_image == "required" else None)
         latents = engine.sample(['a red circle, below it "S2"'], [3], images=images)
         shape = engine.latent_shape
         assert latents.device.type == "cuda" and latents.dtype == torch.float32

@@ -13,6 +13,7 @@ from fake_cuda.ranks import fake_mesh
 MODELS = (
     "wan2.1-t2v-1.3b-480p",
     "wan2.1-flf2v-14b-720p",
+    "wan2.1-vace-14b-720p",
     "wan2.2-i2v-a14b",
     "wan2.2-ti2v-5b",
     "hunyuanvideo-720p",

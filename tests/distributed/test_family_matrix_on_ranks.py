@@ -11,11 +11,12 @@ from tiny_wan_i2v import KINDS, image
 
 from s2video.config.run import RunConfig
 from s2video.engine.engine import Engine
+from s2video.models.control import Pictures
 from s2video.models.images import Images
 from s2video.parallel.mesh import Mesh
 
 
-def sample(mesh: Mesh | None, config: RunConfig, images: Images | None) -> torch.Tensor:
+def sample(mesh: Mesh | None, config: RunConfig, images: Pictures | None) -> torch.Tensor:
     prompts = ["a small red circle moving left on a gray background", "blue"]
     return Engine(config, mesh).sample(prompts, [3, 4], negative_prompt="large", mask_seed=1, images=images)
 

@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import HunyuanVideo15Transformer3DModel, HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from diffusers import (
+    HunyuanVideo15Transformer3DModel,
+    HunyuanVideoTransformer3DModel,
+    WanTransformer3DModel,
+    WanVACETransformer3DModel,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2video.errors import InputError
 from s2video.guidance.masks import MaskSpec
-from s2video.models.costs import Share, whole_pass
+from s2video.models.costs import Share, all_parameters, whole_pass
 from s2video.models.hunyuan_video15.costs import HunyuanVideo15Costs
 from s2video.models.registry import read_costs
 from s2video.planning.work import SubWork
@@ -25,6 +30,11 @@ NUM_TEXT = 7
 
 def run_wan(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
     model(latents, torch.empty(1), torch.empty(1, NUM_TEXT, model.config.text_dim))
+
+
+def run_wan_vace(model: WanVACETransformer3DModel, latents: torch.Tensor) -> None:
+    control = torch.empty(1, model.config.vace_in_channels, *latents.shape[2:])
+    model(latents, torch.empty(1), torch.empty(1, NUM_TEXT, model.config.text_dim), control_hidden_states=control)
 
 
 def run_wan_with_times(model: WanTransformer3DModel, latents: torch.Tensor) -> None:
@@ -83,6 +93,12 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], Callable[..., None]]] = {
         | {"image_dim": 10, "added_kv_proj_dim": 60, "pos_embed_seq_len": 514},
         run_wan_with_images,
     ),
+    "Wan VACE": (
+        WanVACETransformer3DModel,
+        {"num_attention_heads": 5, "attention_head_dim": 12, "text_dim": 18, "freq_dim": 32, "ffn_dim": 94}
+        | {"num_layers": 4, "rope_max_seq_len": 64, "vace_layers": [0, 1, 3], "vace_in_channels": 7},
+        run_wan_vace,
+    ),
     "HunyuanVideo": (
         HunyuanVideoTransformer3DModel,
         {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 2, "num_single_layers": 3}
@@ -120,8 +136,7 @@ def test_flops_and_parameters_are_those_of_the_module(name: str) -> None:
     num_tokens = 5 * 7 * (3 if "2 frames" in name else 6)
     num_text = 512 if run is run_wan_with_images else NUM_TEXT
     assert whole_pass(costs, num_tokens, num_text).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
-    blocks = sum(costs.block_parameters(index) for index in range(costs.num_blocks))
-    assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
+    assert costs.root_parameters() + sum(all_parameters(costs)) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("image_to_video", [False, True])
@@ -165,7 +180,13 @@ def test_hunyuan_video_15_has_the_most_text_that_its_pipelines_give() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [WanTransformer3DModel, HunyuanVideoTransformer3DModel, HunyuanVideo15Transformer3DModel]
+    "kind",
+    [
+        WanTransformer3DModel,
+        WanVACETransformer3DModel,
+        HunyuanVideoTransformer3DModel,
+        HunyuanVideo15Transformer3DModel,
+    ],
 )
 def test_defaults_are_those_of_diffusers(kind: type[Any]) -> None:
     parameters = inspect.signature(kind.__init__.__wrapped__).parameters.values()
@@ -201,10 +222,12 @@ def test_a_sub_pass_in_full_passes(num_blocks: int, dropped: int, naive: float, 
     assert SubWork.expected(spec, num_blocks, share_prefix=False).passes == pytest.approx(naive)
 
 
-def averaged(steps: Sequence[SubWork]) -> tuple[list[Fraction], Fraction, Fraction]:
+def averaged(steps: Sequence[SubWork]) -> tuple[list[Fraction], Fraction, Fraction, list[Fraction]]:
     count = len(steps)
     runs = [Fraction(int(sum(of_block)), count) for of_block in zip(*(step.runs for step in steps), strict=True)]
-    return runs, Fraction(int(sum(s.forks for s in steps)), count), Fraction(int(sum(s.count for s in steps)), count)
+    started = [Fraction(int(sum(of_block)), count) for of_block in zip(*(step.started for step in steps), strict=True)]
+    forks, branches = (Fraction(int(sum(getattr(s, name) for s in steps)), count) for name in ("forks", "count"))
+    return runs, forks, branches, started
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
@@ -225,9 +248,10 @@ def test_expectations_are_averages_over_all_masks(spec: MaskSpec, share_prefix: 
         SubWork.of_masks(drawn, num_blocks, share_prefix=share_prefix)
         for drawn in product(masks, repeat=spec.num_draws)
     ]
-    runs, forks, count = averaged(steps)
+    runs, forks, count, started = averaged(steps)
     expected = SubWork.expected(spec, num_blocks, share_prefix=share_prefix)
     assert expected.runs == pytest.approx([float(x) for x in runs])
+    assert expected.started == pytest.approx([float(x) for x in started])
     assert (expected.forks, expected.count) == pytest.approx((float(forks), float(count)))
 
 

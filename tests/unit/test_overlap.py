@@ -56,8 +56,11 @@ class Scene:
         self.replica = _Replica(
             self.store, "r1", mesh, ParallelConfig(), open_checkpoint, _Options("always", "none", Termination())
         )
+        opened = open_checkpoint("shapes-wan")
         monkeypatch.setattr(
-            self.replica, "_engine_for", lambda job, _: SimpleNamespace(config=job, can_decode_alone=True)
+            self.replica,
+            "_engine_for",
+            lambda job, _: SimpleNamespace(config=job, can_decode_alone=True, checkpoint=opened),
         )
         monkeypatch.setattr(self.replica, "_record_files", self._record)
         monkeypatch.setattr(module, "denoise", self._denoise)

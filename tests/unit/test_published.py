@@ -26,6 +26,7 @@ from transformers import (
 
 from s2video.config.run import read_config
 from s2video.models.checkpoint import ASSETS, Checkpoint
+from s2video.models.costs import all_parameters
 from s2video.models.limits import check_request
 from s2video.models.registry import read_costs
 
@@ -51,6 +52,11 @@ OF_FEATURES = OF_IMAGES | {
     "blocks.0.attn2.norm_added_k.weight": (5120,),
 }
 OF_BOTH = OF_FEATURES | {"condition_embedder.image_embedder.pos_embed": (1, 514, 1280)}
+OF_CONTROL = OF_TEXT | {
+    "vace_patch_embedding.weight": (5120, 96, 1, 2, 2),
+    "vace_blocks.0.proj_in.weight": (5120, 5120),
+    "vace_blocks.7.proj_out.weight": (5120, 5120),
+}
 OF_HUNYUAN = {
     "x_embedder.proj.weight": (3072, 16, 1, 2, 2),
     "context_embedder.token_refiner.refiner_blocks.1.norm_out.linear.weight": (6144, 3072),
@@ -78,6 +84,8 @@ TRANSFORMERS: list[tuple[str, str, int, int, dict[str, tuple[int, ...]]]] = [
     ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "transformer", 1303, 16_394_878_784, OF_FEATURES),
     ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "transformer", 1303, 16_394_878_784, OF_FEATURES),
     ("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", "transformer", 1304, 16_395_536_704, OF_BOTH),
+    ("Wan-AI/Wan2.1-VACE-1.3B-diffusers", "transformer", 1264, 2_153_972_032, {}),
+    ("Wan-AI/Wan2.1-VACE-14B-diffusers", "transformer", 1331, 17_337_592_896, OF_CONTROL),
     ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "transformer", 1095, 14_288_491_584, OF_TEXT),
     ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "transformer_2", 1095, 14_288_491_584, OF_TEXT),
     ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "transformer", 825, 4_999_787_712, OF_5B),
@@ -130,7 +138,7 @@ def test_transformers(
 )
 def test_transformers_weigh_what_plans_count_on(config: Path) -> None:
     costs = read_costs(values(config))
-    counted = costs.root_parameters() + sum(map(costs.block_parameters, range(costs.num_blocks)))
+    counted = costs.root_parameters() + sum(all_parameters(costs))
     assert counted == sum(p.numel() for p in on_meta(config).parameters())
 
 

@@ -64,7 +64,7 @@ def foreign_latents(path: Path, **changes: Any) -> Path:
 def test_every_text_setting_says_what_it_names() -> None:
     """A new setting of type text has to choose: a mark in `config/sections.py`, or a line in NO_NAMES."""
     assert {key for key in dotted_keys(RunConfig) if _is_text(key)} == NO_NAMES | {
-        key for key, kind in settings_that_name().items() if kind not in ("lora", "targets")
+        key for key, kind in settings_that_name().items() if kind not in ("lora", "targets", "files")
     }
 
 

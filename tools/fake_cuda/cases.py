@@ -1,6 +1,7 @@
 """Parts of the project to run on a pretended GPU: the conditioning of a published model, and guided steps with it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -39,7 +40,7 @@ def conditioning(checkpoint: FakeCheckpoint, max_sequence_length: int) -> Condit
     """Return the conditioning of a prompt of the longest length, as the family's encoders would give it."""
     config = checkpoint.config("transformer").values
     made = {"dtype": torch.bfloat16, "device": GPU}
-    if config["_class_name"] == "WanTransformer3DModel":
+    if config["_class_name"] in ("WanTransformer3DModel", "WanVACETransformer3DModel"):
         return Conditioning(torch.empty(1, max_sequence_length, config["text_dim"], **made))
     length = max_sequence_length + (140 if config.get("image_condition_type") == "token_replace" else 0)
     text = torch.empty(1, length, config["text_embed_dim"], **made)
@@ -57,6 +58,10 @@ def image_conditioning(checkpoint: FakeCheckpoint, latents: Tensor) -> ImageCond
     _, channels, *shape = latents.shape
     if config["_class_name"] == "HunyuanVideo15Transformer3DModel" and info.image == "none":
         return family.image_conditioning(latents)
+    if info.control_layers:
+        control = torch.empty(1, config["vace_in_channels"], *shape, device=GPU)
+        scales = torch.empty(info.control_layers, dtype=torch.bfloat16, device=GPU)
+        return replace(family.image_conditioning(latents, control), control_scales=scales)
     if info.image == "none":
         return ImageConditioning()
     if config["_class_name"] == "HunyuanVideoTransformer3DModel" or info.time_per_token:

@@ -52,7 +52,9 @@ class FakeCheckpoint(Checkpoint):
     def config(self, component: str) -> JsonFile:
         file = super().config(component)
         if component.startswith("transformer") and self.num_blocks is not None:
-            fewer = {key: self.num_blocks for key in _DEPTHS if key in file.values}
+            fewer: dict[str, Any] = {key: self.num_blocks for key in _DEPTHS if key in file.values}
+            if (hints := file.values.get("vace_layers")) is not None:
+                fewer["vace_layers"] = [index for index in hints if index < self.num_blocks]
             return replace(file, values=file.values | fewer)
         return file
 

@@ -32,6 +32,7 @@ from s2video.media.formats import VideoSpec
 from s2video.media.video import probe_video, read_video, write_video
 from s2video.models import loading
 from s2video.models.checkpoint import Checkpoint, find_checkpoint
+from s2video.models.control import read_control
 from s2video.models.gguf_header import read_gguf_header
 from s2video.models.images import FORMATS, read_images
 from s2video.models.lora import find_lora, load_loras
@@ -63,6 +64,16 @@ def video(data: bytes, folder: Path) -> Any:
     probe_video(folder / "v.mp4")
     contact_sheet([(folder / "v.mp4", Caption("v"))], folder / "sheet.png", columns=2)
     return read_video(folder / "v.mp4").shape
+
+
+def control(data: bytes, folder: Path) -> Any:
+    """A control video, with itself as its mask."""
+    (folder / "v.mp4").write_bytes(data)
+    names = {"video": str(folder / "v.mp4"), "mask": str(folder / "v.mp4")}
+    found = read_control(build_config({"sampling": {"width": 32, "height": 32, "num_frames": 2}, "control": names}))
+    if {frame.size for frame in (*found.video, *found.mask)} != {(32, 32)}:
+        raise Finding("control that does not fit")
+    return found.digests()
 
 
 def sound(data: bytes, folder: Path) -> Any:
@@ -201,6 +212,7 @@ def file_targets() -> list[Target]:
         return [
             Target("image", pictures, image, mutate_bytes),
             Target("video", (clip,), video, mutate_bytes, 150),
+            Target("control", (clip,), control, mutate_bytes, 40),
             Target("sound", (_sound(folder),), sound, mutate_bytes, 40),
             Target("font", (_font(),), font, mutate_bytes, 30),
             Target("caption", (b"CFG\na red circle", "S² ω\n猫 \u0301".encode()), caption, mutate_bytes, 5),

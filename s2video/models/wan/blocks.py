@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...geometry import LatentShape, Shard
 from ...parallel.attention import AttentionPlan, set_backend, sharded_attention
@@ -150,6 +150,7 @@ class WanBlockModel:
             rotary=(cos[:, mine.start : mine.stop], sin[:, mine.start : mine.stop]),
             attention=plan,
             latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
+            control_scales=conditioning.control_scales,
         )
 
     def _token_times(self, timestep: Tensor, latents: Tensor, given_frames: int, shard: Shard) -> Tensor:
@@ -168,17 +169,22 @@ class WanBlockModel:
         return image.to(self._dtype)
 
     def embed(self, latents: Tensor, context: BlockContext) -> TokenState:
-        model = self.transformer
+        return TokenState(self._tokens(latents, self.transformer.patch_embedding, context))
+
+    def _tokens(self, latents: Tensor, embedding: nn.Module, context: BlockContext) -> Tensor:
+        """Return this rank's tokens [B, L_local, D] of latents [B, C, T, H, W] under a convolution of patches."""
 
         def patchify(frames: Tensor) -> Tensor:
-            return model.patch_embedding(frames).flatten(2).transpose(1, 2)
+            tokens: Tensor = embedding(frames)
+            return tokens.flatten(2).transpose(1, 2)
 
-        local = embed_shard(latents.to(self._dtype), context.attention.mine, model.config.patch_size, patchify)
-        return TokenState(local)
+        patch_size = self.transformer.config.patch_size
+        return embed_shard(latents.to(self._dtype), context.attention.mine, patch_size, patchify)
 
     def run_block(self, index: int, state: TokenState, context: BlockContext) -> TokenState:
         self._attention.begin(context.attention)
-        return TokenState(self.transformer.blocks[index](state.video, context.text, context.time, context.rotary))
+        video = self.transformer.blocks[index](state.video, context.text, context.time, context.rotary)
+        return state._replace(video=video)
 
     def project(self, state: TokenState, context: BlockContext) -> Tensor:
         model = self.transformer
