@@ -19,6 +19,7 @@ from .errors import InputError
 from .media.checks import check_output
 from .media.formats import Codec
 from .media.output_paths import OutputPaths
+from .media.sound import Sound, wav_of
 from .media.video import write_videos
 from .models.checkpoint import open_checkpoint
 from .models.control import read_pictures
@@ -42,12 +43,14 @@ class Video:
         latents: the latents that it was decoded from, float32 [1, C, T', H', W'], on the CPU.
         config: every setting that it was made with.
         facts: the contents of its sidecar: prompt, seed, masks, digests of weights and latents, versions, timings, ...
+        sound: the sound that the model made with it; None for a model that makes none.
     """
 
     frames: Tensor = field(repr=False)
     latents: Tensor = field(repr=False)
     config: RunConfig
     facts: Mapping[str, Any] = field(repr=False)
+    sound: Sound | None = field(default=None, repr=False)
 
     def save(
         self, path: str | Path, codec: Codec | Literal["auto"] = "auto", *, overwrite: bool = False, **output: Any
@@ -69,13 +72,20 @@ class Video:
         """
         path = user_path(path)
         config = self.config.patched({"output": {"codec": codec, "also": [], **output, "path": str(path)}}, "save")
-        facts = {**self.facts, "config": config.model_dump(mode="json"), "audio_sha256": audio_digest(config)}
+        changed = {"config": config.model_dump(mode="json"), "audio_sha256": audio_digest(config)}
+        own = None if config.output.audio is not None else self.sound
+        if own is not None and config.output.fps != self.config.output.fps:
+            raise InputError(
+                f"output.fps: expected {self.config.output.fps}, for which the model made its sound, got "
+                f"{config.output.fps}; change it, or name another sound in output.audio"
+            )
+        facts = {**self.facts, **changed, "sound": None if own is None else "model"}
         files = OutputPaths.of(config)
         check_output(files)
         check_inputs_kept(files.all, inputs_of(config))
         check_replacing(files, overwrite=overwrite)
-        with Claims(files.locks):
-            write_videos([self.frames], targets_of(config, facts, lambda file: facts))
+        with Claims(files.locks), wav_of(own) as wav:
+            write_videos([self.frames], targets_of(config, facts, lambda file: facts, sound=wav))
         return files.video
 
 
@@ -126,7 +136,7 @@ class TextToVideo:
         start = time.monotonic()
         frames = torch.cat([chunk.cpu() for chunk in denoised.engine.decode(denoised.latents)])
         facts = denoised.all_facts(time.monotonic() - start)
-        return Video(frames, denoised.latents.cpu(), job, facts)
+        return Video(frames, denoised.latents.cpu(), job, facts, denoised.engine.sound(denoised.latents))
 
     def stream(
         self,
@@ -140,6 +150,8 @@ class TextToVideo:
         **settings: Any,
     ) -> Generator[Tensor, None, None]:
         """Yield the frames of one video, each chunk [t, H, W, 3] as soon as it is decoded; otherwise as in a call.
+
+        Sound that the model makes is left out.
 
         Bad input is refused at once. Denoising starts when the first chunk is requested, and memory does not grow with
         the number of frames. Closing the generator, or leaving its loop, stops the work.

@@ -12,6 +12,7 @@ from typing import Any
 import tiny
 import tiny_hunyuan
 import tiny_hunyuan15
+import tiny_minimax_h3
 import tiny_vace
 import tiny_wan22
 import tiny_wan_i2v
@@ -42,6 +43,9 @@ class TinyFamily:
         images: of the video's size in pixels, for those that need some; or what controls the video.
         leave_out: (a transformer, a list of blocks, an index) -> does nothing any more in that block's place.
         tolerance: of latents and predictions against diffusers'; 0: to the bit.
+        has_uncond: whether it takes a cfg_scale other than 1.
+        timestep: for `forward`, or one for each kind of row.
+        latent_shape: frames, rows and columns of latents for `forward`; with sound, those that carry it included.
     """
 
     build_checkpoint: Callable[[Path], Path]
@@ -52,6 +56,9 @@ class TinyFamily:
     images: Pictures | None = None
     leave_out: Callable[[nn.Module, str, int], None] = delete_block
     tolerance: float = 0.0
+    has_uncond: bool = True
+    timestep: float | tuple[float, ...] = 700.0
+    latent_shape: tuple[int, int, int] = (5, 10, 14)
 
 
 FAMILIES: dict[str, TinyFamily] = {
@@ -130,4 +137,14 @@ FAMILIES: dict[str, TinyFamily] = {
             ),
         )
     },
+    "minimax-h3": TinyFamily(
+        tiny_minimax_h3.build_checkpoint,
+        tiny_minimax_h3.tiny_config,
+        tiny_minimax_h3.reference,
+        tiny_minimax_h3.conditioning,
+        tiny_minimax_h3.forward,
+        has_uncond=False,
+        timestep=(0.3, 0.55),
+        latent_shape=(tiny_minimax_h3.LATENT_FRAMES, 2, 10),
+    ),
 }

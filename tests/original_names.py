@@ -57,6 +57,35 @@ def wan_transformer(state: State) -> State:
     return _renamed(state, pairs)
 
 
+def minimax_h3_transformer(state: State) -> State:
+    """MiniMax's names, with Q, K and V joined, and the gate of the feed-forward before its values."""
+    joined = dict(state)
+    for name in [name for name in state if name.endswith(".attn.to_q.weight")]:
+        layer = name.removesuffix("to_q.weight")
+        joined[f"{layer}qkv_proj.weight"] = torch.cat([joined.pop(f"{layer}to_{kind}.weight") for kind in "qkv"])
+    for name in [name for name in state if name.endswith(".ff.net.0.proj.weight")]:
+        values, gates = joined[name].chunk(2)
+        joined[name] = torch.cat((gates, values))
+    pairs = [
+        (r"^transformer_blocks\.", "blocks."),
+        (r"^token_refiner\.refiner_blocks\.", "token_refiner.blocks."),
+        (r"^time_embedder\.linear_1\.", "time_embedder.proj_in."),
+        (r"^time_embedder\.linear_2\.", "time_embedder.proj_out."),
+        (r"^proj_in\.", "video_patch_proj."),
+        (r"^audio_proj_in\.", "audio_patch_proj."),
+        (r"^context_embedder\.", "condition_proj."),
+        (r"^norm_out\.norm\.", "final_layer.norm."),
+        (r"^norm_out\.linear\.", "final_layer.adaln_proj.linear."),
+        (r"^proj_out\.", "final_layer.video_out."),
+        (r"^audio_proj_out\.", "final_layer.audio_out."),
+        (r"\.norm_([qk])\.", r".\1_norm."),
+        (r"\.to_out\.0\.", ".out_proj."),
+        (r"\.ff\.net\.0\.proj\.", ".mlp.fc1."),
+        (r"\.ff\.net\.2\.", ".mlp.fc2."),
+    ]
+    return _renamed(joined, pairs)
+
+
 def hunyuan_transformer(state: State) -> State:
     """Tencent's own names of a HunyuanVideo transformer, with Q, K and V (and the MLP) joined."""
     joined = dict(state)

@@ -36,6 +36,7 @@ SPECIAL = {
     "hunyuanvideo-1.5-t2v-720p": "the same at 720p",
     "hunyuanvideo-1.5-i2v-480p": "the same, with SigLIP image tokens, and the image's latents beside the noise",
     "hunyuanvideo-1.5-i2v-720p": "the same at 720p",
+    "minimax-h3-768p": "sound is made with the picture: rows of both in one sequence; no uncond; Qwen3-VL",
 }
 # whose checkpoint is of the size of another one
 SIZED_AS = {"wan2.2-t2v-a14b-lightning": "Wan-AI/Wan2.2-T2V-A14B-Diffusers"}

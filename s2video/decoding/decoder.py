@@ -14,7 +14,8 @@ from ..errors import S2VideoError
 from ..geometry import LatentShape
 from ..parallel.lead import in_step
 from ..parallel.mesh import Axis, Mesh, first_ranks
-from .kinds import VAES
+from .kinds import MINIMAX_H3_VAE, VAES
+from .minimax_h3 import decode_clips
 from .sharded import decode_sharded
 from .tiled import decode_tiled
 from .whole import decode_frames
@@ -27,8 +28,7 @@ class FrameDecoder:
 
     Args:
         mode: "sharded" for strips of the picture (Wan's VAE only); "tiled" for overlapping tiles; "serial" for rank 0
-            alone (HunyuanVideo's VAE still decodes tiles); "auto" for sharded with Wan's VAE, tiled with
-            HunyuanVideo's.
+            alone (others than Wan's still decode tiles); "auto" for sharded with Wan's VAE, tiled with others.
         latent_shape: shape of the latents of all videos. Strips use at most as many ranks as its longer side is long.
         vae_class: name of the VAE's class in diffusers.
         load_vae: loads the VAE; called once, on the ranks that decode.
@@ -55,6 +55,7 @@ class FrameDecoder:
             mode = "serial"  # a single strip is the whole picture
         ranks = {"serial": 1, "tiled": world.size, "sharded": max(latent_shape.height, latent_shape.width)}
         self._mode = mode
+        self._vae_class = vae_class
         self._mesh = mesh
         self._num_ranks = min(world.size, ranks[mode])
         self._timeout_seconds = timeout_seconds
@@ -106,7 +107,9 @@ class FrameDecoder:
             self._is_decoding = False
 
     def _decoded(self, latents: Tensor, axis: Axis) -> Generator[Any, None, None]:
-        if self._mode == "sharded":
+        if self._vae_class == MINIMAX_H3_VAE:
+            yield from decode_clips(self.vae, latents, axis)
+        elif self._mode == "sharded":
             yield from decode_sharded(self.vae, latents, axis)
         elif self._mode == "tiled" or not isinstance(self.vae, AutoencoderKLWan):
             yield from decode_tiled(self.vae, latents, axis)

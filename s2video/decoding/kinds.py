@@ -5,6 +5,7 @@ from dataclasses import dataclass
 WAN_VAE = "AutoencoderKLWan"
 HUNYUAN_VAE = "AutoencoderKLHunyuanVideo"
 HUNYUAN15_VAE = "AutoencoderKLHunyuanVideo15"
+MINIMAX_H3_VAE = "AutoencoderKLMiniMaxH3"
 
 
 @dataclass(frozen=True)
@@ -24,4 +25,5 @@ VAES = {
     WAN_VAE: VaeKind(is_causal=True),
     HUNYUAN_VAE: VaeKind(tile_frames=17),
     HUNYUAN15_VAE: VaeKind(),
+    MINIMAX_H3_VAE: VaeKind(tile_frames=28),
 }

@@ -124,7 +124,7 @@ def _media(files: OutputPaths, sidecar: Sidecar, take: JudgedTake) -> Media:
         start=start,
         timecode=timecode,
         first_number=first,
-        has_sound=output.audio is not None and style.sound is not None,
+        has_sound=(output.audio or sidecar.sound) is not None and style.sound is not None,
         facts=_facts(sidecar, take),
     )
 

@@ -151,9 +151,7 @@ def _clean(text: Any) -> str:
 
 def possible_frames(frames: int, info: CheckpointInfo) -> int:
     """Return the smallest number of frames, at least `frames`, that the model can make (see `models.limits`)."""
-    step = info.temporal_factor * info.patch_size[0]
-    offset = 1 + info.temporal_factor * (info.patch_size[0] - 1)
-    return offset + max(0, -(-(frames - offset) // step)) * step
+    return info.frames.at_least(frames)
 
 
 def _overlaps(track: Any, index: int, fps: Fraction, otio: Any) -> tuple[int, int]:

@@ -22,15 +22,19 @@ from ..config.run import RunConfig, build_config
 from ..config.sections import FILE_SETTINGS
 from ..config.text import describe_problems
 from ..decoding.decoder import FrameDecoder
+from ..decoding.sound import decode_sound, split_sound
 from ..errors import InputError
 from ..geometry import LatentShape
 from ..media.checks import check_spec
 from ..media.formats import Codec
 from ..media.output_paths import OutputPaths, VideoFile
+from ..media.sound import wav_of
 from ..media.video import Target
 from ..media.video_queue import write_videos_meanwhile
 from ..models.checkpoint import Checkpoint, open_checkpoint
-from ..models.loading import load_vae
+from ..models.family import CheckpointInfo
+from ..models.limits import check_sound_rate
+from ..models.loading import load_sound_vae, load_vae
 from ..parallel.mesh import Mesh, resolve_device
 from ..records.identity import audio_digest
 from ..records.sidecar import SavedLatents, latents_record, load_latents, machine, versions, why_not_made
@@ -48,7 +52,7 @@ class Decoding:
 
     Attributes:
         latents: their file.
-        digest, shape: SHA-256 of their values, and their shape.
+        digest, shape: SHA-256 of their values, and the shape of the picture's.
         facts: what their file says about the job.
         config: the settings to decode with; `output` has all files to write, the first as its own path.
         videos: these files, each with the sidecar to write, or None if nothing is known that one could say.
@@ -73,7 +77,7 @@ def decode_latents(
     own: Mapping[str, Any] | None = None,
     say: Say = lambda note: None,
 ) -> Path:
-    """Make the video of latents that a run saved. Loads the VAE and nothing else.
+    """Make the video of latents that a run saved. Loads its VAE, and that of the sound, and nothing else.
 
     The sidecar of X.mov is X.mov.json. If the run's own sidecar X.json describes a video of this name, or if there is
     none and the run was to make it, X.json is written instead.
@@ -120,7 +124,10 @@ def plan_decoding(
         )
     settings = config.output.fitted(output, codec).model_copy(update={"also": tuple(also)})
     config = config.model_copy(update={"output": settings})
-    height, width = (size * info.spatial_factor for size in saved.latents.shape[3:])
+    shape = _picture_shape(saved.latents, info, path)
+    if info.sound is not None:
+        check_sound_rate(config, info.sound)
+    height, width = (size * info.spatial_factor for size in (shape.height, shape.width))
     for spec in settings.specs():
         check_spec(spec, width, height)
     digest = latents_record(saved.latents).sha256
@@ -135,7 +142,18 @@ def plan_decoding(
     if record is None:
         say(f"{output}: gets no sidecar: {reason}")
     videos = tuple(_videos(path, digest, config, checkpoint, record))
-    return Decoding(path, digest, LatentShape(*saved.latents.shape[2:]), saved.facts, config, checkpoint, videos)
+    return Decoding(path, digest, shape, saved.facts, config, checkpoint, videos)
+
+
+def _picture_shape(latents: Tensor, info: CheckpointInfo, path: Path) -> LatentShape:
+    """Return the shape of the picture's latents; those of its sound follow them, if the model makes some."""
+    _, channels, total, height, width = latents.shape
+    if info.sound is None:
+        return LatentShape(total, height, width)
+    try:
+        return LatentShape(info.sound.latent_frames(total, channels * height * width), height, width)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}: name the right model with --config, or sample them again") from None
 
 
 def decode_all(plans: Sequence[Decoding], *, resume: bool = False) -> Iterator[list[Path]]:
@@ -163,11 +181,18 @@ def _decode(plan: Decoding, vae: _VaeInUse, claim: Claims) -> None:
     start = time.monotonic()
     shown = {"prompt": "", "seed": "unknown", "model": plan.config.model.path, **plan.facts}
     shown["config"] = plan.config.model_dump(mode="json")
+    sound, picture = plan.checkpoint.info.sound, saved.latents
+    if sound is not None:
+        picture, rows = split_sound(saved.latents, sound)
+    own = None
+    if sound is not None and plan.config.output.audio is None:
+        own = decode_sound(vae.of_sound(plan), rows, sound.channels)
     targets = []
-    for (file, facts), spec in zip(plan.videos, plan.config.output.specs(), strict=True):
-        beside = None if facts is None else sidecar_beside(file, partial(_timed, facts, start, file, claim))
-        targets.append(Target(file.output, spec, container_metadata(shown, spec.codec), beside))
-    write_videos_meanwhile(vae.decoder(plan, saved.latents)(saved.latents), targets)
+    with wav_of(own) as wav:
+        for (file, facts), spec in zip(plan.videos, plan.config.output.specs(), strict=True):
+            beside = None if facts is None else sidecar_beside(file, partial(_timed, facts, start, file, claim))
+            targets.append(Target(file.output, spec, container_metadata(shown, spec.codec), beside, wav))
+        write_videos_meanwhile(vae.decoder(plan, picture)(picture), targets)
 
 
 def _timed(facts: Mapping[str, Any], start: float, file: VideoFile, claim: Claims) -> dict[str, Any]:
@@ -179,11 +204,19 @@ def _timed(facts: Mapping[str, Any], start: float, file: VideoFile, claim: Claim
 
 
 class _VaeInUse:
-    """The VAE that was loaded last, for the latents that follow."""
+    """The VAEs that were loaded last, of picture and sound, for the latents that follow."""
 
     def __init__(self) -> None:
         self._source: object = None
         self._vae: Any = None
+        self._sound: tuple[object, Any] = (None, None)
+
+    def of_sound(self, plan: Decoding) -> Any:
+        """Return the VAE of the sound, which is loaded if it is another than before."""
+        device, source = resolve_device(plan.config.model.device), plan.config.model.source
+        if self._sound[0] != source:
+            self._sound = (source, load_sound_vae(plan.checkpoint, device))
+        return self._sound[1]
 
     def decoder(self, plan: Decoding, latents: Tensor) -> FrameDecoder:
         """Return a decoder for latents [1, C, T, H, W], which loads the VAE if it is another than before."""
@@ -235,10 +268,13 @@ def _videos(
         if record_of_file is None:
             yield file, None
             continue
-        yield file, _content(record_of_file, settings, config, None if is_master else take)
+        makes_sound = checkpoint.info.sound is not None and config.output.audio is None
+        yield file, _content(record_of_file, settings, config, None if is_master else take, makes_sound)
 
 
-def _content(record: Mapping[str, Any], settings: Any, config: RunConfig, take: str | None) -> dict[str, Any]:
+def _content(
+    record: Mapping[str, Any], settings: Any, config: RunConfig, take: str | None, makes_sound: bool
+) -> dict[str, Any]:
     stored = build_config(record["config"], "the record of the take")
     changes = {"output": settings.model_dump(mode="json"), "model.vae_dtype": config.model.vae_dtype}
     written = stored.patched(changes)
@@ -247,6 +283,7 @@ def _content(record: Mapping[str, Any], settings: Any, config: RunConfig, take: 
     return {key: value for key, value in record.items() if key not in _OF_THE_FILE} | {
         "config": written.model_dump(mode="json"),
         "audio_sha256": audio_digest(written),
+        "sound": "model" if makes_sound and written.output.audio is None else None,
         "take": take,
         "decoded": {"machine": here, "versions": versions()},
     }
@@ -285,7 +322,9 @@ def _is_missing_master(master: VideoFile, path: Path, record: Mapping[str, Any])
 
 
 def _is_vae_of(checkpoint: Checkpoint, record: Mapping[str, Any]) -> bool:
-    vae = {file.name: file.sha256 for file in checkpoint.files("vae")}
+    names = ("vae", "audio_vae")
+    files = [file for name in names if name in checkpoint.family.components for file in checkpoint.files(name)]
+    vae = {file.name: file.sha256 for file in files}
     return vae.items() <= dict(record["weights"]).items()
 
 

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from ..config.run import RunConfig
 from ..decoding.decoder import FrameDecoder
+from ..decoding.sound import decode_sound, split_sound
 from ..errors import InputError, StoppedError
 from ..geometry import LatentShape
 from ..guidance.equations import needs_uncond
 from ..guidance.masks import MaskSchedule
 from ..guidance.reuse import StepPasses
+from ..media.sound import Sound
 from ..models.base import Conditioning, ImageConditioning
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.control import Control, Pictures
@@ -31,7 +33,7 @@ from ..models.experts import Experts, check_machine, load_expert
 from ..models.image_encoder import ImageEncoder
 from ..models.images import Images
 from ..models.limits import check_images, check_request
-from ..models.loading import load_conditioners, load_scheduler, load_vae
+from ..models.loading import load_conditioners, load_scheduler, load_sound_vae, load_vae
 from ..models.lora import AppliedLora, lora_digests
 from ..models.noise_levels import noise_levels
 from ..models.prompts import cut_prompts, cut_warning
@@ -108,6 +110,7 @@ class Engine:
         self._said: set[tuple[str, str]] = set()  # shared by copies of this engine, as the one before
         self._decoders: dict[int, FrameDecoder] = {}
         self._load_vae = cache(lambda: load_vae(self.checkpoint, getattr(torch, config.model.vae_dtype), mesh.device))
+        self._load_sound_vae = cache(lambda: load_sound_vae(self.checkpoint, mesh.device))
         # Copies of this engine share these. A batch decodes in one thread and denoises in another, so there are two;
         # whoever has both took the first one first. They can be taken again by `on_step`.
         self._denoising, self._decoding = RLock(), RLock()
@@ -190,12 +193,8 @@ class Engine:
     @property
     def latent_shape(self) -> LatentShape:
         sampling = self.config.sampling
-        return LatentShape.from_pixels(
-            num_frames=sampling.num_frames,
-            height=sampling.height,
-            width=sampling.width,
-            temporal_factor=self.checkpoint.info.temporal_factor,
-            spatial_factor=self.checkpoint.info.spatial_factor,
+        return self.checkpoint.info.latent_shape(
+            num_frames=sampling.num_frames, height=sampling.height, width=sampling.width
         )
 
     @property
@@ -227,6 +226,8 @@ class Engine:
         around: Around | None = None,
     ) -> Tensor:
         """Denoise one latent for each (prompt, seed), as one batch: float32 [B, C, T, H, W], equal on all ranks.
+
+        If the model makes sound, its latents are the last frames (see `decoding.sound`).
 
         Args:
             negative_prompt: None takes the config's.
@@ -376,7 +377,7 @@ class Engine:
             self._experts,
             self.mesh,
             guidance,
-            dtype=self._dtype,
+            dtype=torch.float32 if self._family.takes_float32 else self._dtype,
             masks=masks,
             cond=cond,
             uncond=uncond,
@@ -384,13 +385,15 @@ class Engine:
         )
 
     def decode(self, latents: Tensor, *, alone: bool = False) -> Generator[Tensor, None, None]:
-        """Yield the frames of one video [1, C, T, H, W] on the main rank: chunks of float32 [t, H, W, 3] in [0, 1].
+        """Yield the frames of one video on the main rank, from its latents: chunks of float32 [t, H, W, 3] in [0, 1].
 
         All ranks exhaust it together, and the others receive nothing; see `FrameDecoder`. If the main rank
         `can_decode_alone`, it can do so in any thread, while the others do something else. In a single process several
         videos can be decoded at once, in turns or in threads.
         """
         decode = self._decoder.alone if alone else self._decoder
+        if (sound := self.checkpoint.info.sound) is not None:
+            latents, _ = split_sound(latents, sound)
         resting = nullcontext() if alone else self.mesh.watch.resting_after()
         with resting, closing(decode(latents)) as chunks:
             while True:
@@ -399,6 +402,14 @@ class Engine:
                 if chunk is None:
                     return
                 yield chunk
+
+    def sound(self, latents: Tensor) -> Sound | None:
+        """Return the sound of one video's latents, or None if the model makes none; main rank only."""
+        shape = self.checkpoint.info.sound
+        if shape is None:
+            return None
+        with self._decoding:
+            return decode_sound(self._load_sound_vae(), split_sound(latents, shape)[1], shape.channels)
 
     @property
     def can_decode_alone(self) -> bool:
@@ -451,7 +462,7 @@ class Engine:
         digests = self.weight_digests() | self.checkpoint.settings_digests()
         if self.checkpoint.info.encodes_pictures:
             return digests
-        return {name: digest for name, digest in digests.items() if not name.startswith("vae/")}
+        return {name: digest for name, digest in digests.items() if not name.startswith(("vae/", "audio_vae/"))}
 
     def mask_schedule(self, seeds: Sequence[int], mask_seed: int | None = None) -> MaskSchedule:
         """Return the masks that `sample` draws for a batch with these seeds. Raises InputError as `sample` does."""
@@ -502,6 +513,7 @@ class Engine:
             shape: None means that of the video.
         """
         shape = shape or self.latent_shape
-        size = (1, self.checkpoint.info.latent_channels, shape.frames, shape.height, shape.width)
-        noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        info = self.checkpoint.info
+        size = (1, info.latent_channels, shape.frames, shape.height, shape.width)
+        noise = [self._family.noise(size, torch.Generator().manual_seed(seed), info) for seed in seeds]
         return torch.cat(noise).to(self.mesh.device)

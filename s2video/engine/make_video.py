@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config.run import RunConfig
 from ..errors import InputError
 from ..media.output_paths import OutputPaths, VideoFile
+from ..media.sound import wav_of
 from ..media.video_queue import write_videos_meanwhile
 from ..models.control import Control, Pictures, read_pictures
 from ..models.images import Images
@@ -168,9 +169,11 @@ def _write(denoised: Denoised, files: OutputPaths, *, alone: bool) -> Path:
             raise InputError(f"output.audio: {job.output.audio} changed while the video was made; {remedy}")
         return denoised.all_facts(time.monotonic() - start)
 
-    frames = denoised.engine.decode(denoised.latents, alone=alone)
-    # the sidecar says which codec "auto" was
-    write_videos_meanwhile(frames, targets_of(job.for_output(files.output), facts, all_facts))
+    sound = denoised.engine.sound(denoised.latents) if job.output.audio is None else None
+    with wav_of(sound) as wav:
+        frames = denoised.engine.decode(denoised.latents, alone=alone)
+        # the sidecar says which codec "auto" was
+        write_videos_meanwhile(frames, targets_of(job.for_output(files.output), facts, all_facts, sound=wav))
     if not keeps_latents:
         files.latents.unlink()
     if denoised.resume_point is not None:
@@ -207,6 +210,7 @@ def _check_unchanged(claim: Claims | None, paths: Iterable[Path], remedy: str) -
 
 def _facts(engine: Engine, job: RunConfig, images: Pictures | None) -> dict[str, Any]:
     masks = engine.mask_schedule([job.sampling.seed])
+    makes_sound = engine.checkpoint.info.sound is not None and job.output.audio is None
     facts = job_facts(
         job,
         images=images.records(*job.image_paths) if isinstance(images, Images) else (),
@@ -217,7 +221,8 @@ def _facts(engine: Engine, job: RunConfig, images: Pictures | None) -> dict[str,
         conversions=engine.checkpoint.conversions,
         loras=[lora.record() for lora in engine.loras],
     )
-    return facts | {"control": images.records(job.control) if isinstance(images, Control) else []}
+    control = images.records(job.control) if isinstance(images, Control) else []
+    return facts | {"control": control, "sound": "model" if makes_sound else None}
 
 
 def _denoised(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..config.run import RunConfig
 from ..errors import InputError
-from ..geometry import LatentShape
 from ..media.output_paths import OutputPaths
 from ..models.family import CheckpointInfo
 
@@ -24,13 +23,7 @@ _LEAST_BITS = {"h264": 0.01, "h265": 0.01, "prores": 0.5, "dnxhr": 0.5, "png": 0
 def least_space(job: RunConfig, info: CheckpointInfo) -> tuple[int, int]:
     """Return a low estimate of the bytes that a video takes when it is complete, and of those while it is made."""
     sampling = job.sampling
-    shape = LatentShape.from_pixels(
-        num_frames=sampling.num_frames,
-        height=sampling.height,
-        width=sampling.width,
-        temporal_factor=info.temporal_factor,
-        spatial_factor=info.spatial_factor,
-    )
+    shape = info.latent_shape(num_frames=sampling.num_frames, height=sampling.height, width=sampling.width)
     latents = 4 * info.latent_channels * shape.frames * shape.height * shape.width
     pixels = sampling.width * sampling.height * sampling.num_frames
     video = int(pixels * sum(_LEAST_BITS[spec.codec] for spec in job.output.specs()) / 8)
@@ -54,8 +47,7 @@ def check_decoding_space(plans: Iterable[Decoding]) -> None:
 
 def _decoded(plan: Decoding) -> tuple[Path, int, int]:
     info, shape = plan.checkpoint.info, plan.shape
-    frames = (shape.frames - 1) * info.temporal_factor + 1
-    pixels = frames * shape.height * shape.width * info.spatial_factor**2
+    pixels = info.frames.frames(shape.frames) * shape.height * shape.width * info.spatial_factor**2
     files = zip(plan.videos, plan.config.output.specs(), strict=True)
     video = sum(int(pixels * _LEAST_BITS[spec.codec] / 8) for (file, _), spec in files if not file.video.exists())
     return plan.videos[0][0].video, video, video

@@ -14,7 +14,7 @@ from ..system.files import check_replaceable, check_target
 from .credentials import check_credentials
 from .exr import check_openimageio
 from .ffmpeg import check_encoder
-from .formats import VideoSpec, is_frame_name
+from .formats import VideoSpec, is_in_sequence
 from .output_paths import OutputPaths, VideoFile
 
 LONGEST_SUFFIX = ".checkpoint.safetensors"  # of the files next to a video; they are called like it otherwise
@@ -45,7 +45,7 @@ def check_file(file: VideoFile) -> None:
 
 def _check_names(file: VideoFile) -> None:
     if file.video != file.output:
-        check_replaceable(file.video, partial(is_frame_name, file.output))
+        check_replaceable(file.video, partial(is_in_sequence, file.output))
     else:
         check_target(file.video)
     check_target(file.sidecar)

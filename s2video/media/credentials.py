@@ -91,7 +91,7 @@ def check_credentials(credentials: Credentials) -> None:
 
 
 def sign_video(path: Path, credentials: Credentials, statement: Mapping[str, Any], *, suffix: str) -> None:
-    """Sign a finished file, or each file in the folder of a sequence, in its place.
+    """Sign a finished file, or each frame in the folder of a sequence, in its place.
 
     Args:
         path: it may have a temporary name.
@@ -101,7 +101,8 @@ def sign_video(path: Path, credentials: Credentials, statement: Mapping[str, Any
     Raises:
         S2VideoError: it cannot be signed; the file is then as it was.
     """
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    files = [file for file in sorted(path.iterdir()) if file.suffix == suffix] if path.is_dir() else [path]
+    for file in files:
         with atomic_path(file) as temporary:
             with file.open("rb") as source, temporary.open("w+b") as target:
                 _sign(credentials, statement, KINDS[suffix], source, target)

@@ -257,6 +257,16 @@ def frame_name(path: Path, number: int) -> str:
     return f"{path.stem}.{number:04d}{path.suffix}"
 
 
+def sound_name(path: Path) -> str:
+    """Return the file name of the sound in the folder of a sequence called `path`, such as X.wav."""
+    return f"{path.stem}.wav"
+
+
+def is_in_sequence(path: Path, name: str) -> bool:
+    """Return whether a file of this name belongs into the folder of a sequence called `path`: a frame, or the sound."""
+    return is_frame_name(path, name) or name == sound_name(path)
+
+
 def is_frame_name(path: Path, name: str) -> bool:
     """Return whether a file of this name is one frame of a sequence called `path`."""
     return re.fullmatch(rf"{re.escape(path.stem)}\.\d{{4,}}{re.escape(path.suffix)}", name, re.ASCII) is not None

@@ -26,7 +26,7 @@ from ..system.files import Beside, atomic_folder, atomic_path
 from .colour import pixels
 from .exr import ExrSequence
 from .ffmpeg import TAG_BT709, TAG_SRGB, Ffmpeg, raw_input
-from .formats import VideoSpec, codec_for, is_frame_name, place_of
+from .formats import VideoSpec, codec_for, is_in_sequence, place_of, sound_name
 from .png_text import add_texts
 
 MAX_METADATA_BYTES = 100_000  # Linux allows at most 128 KiB in one argument of a program
@@ -34,6 +34,7 @@ MAX_METADATA_BYTES = 100_000  # Linux allows at most 128 KiB in one argument of 
 STANDARD_METADATA = frozenset({"title", "artist", "comment", "description", "synopsis", "copyright", "genre", "album"})
 USE_BUNDLED = "use the ffmpeg of imageio-ffmpeg (unset IMAGEIO_FFMPEG_EXE)"
 SAMPLE_RATE = 48_000  # Hz, for every sound track
+_WAV = ("-c:a", "pcm_s24le", "-f", "wav")  # next to the frames of a sequence
 
 # Colour tags are code points of ITU-T H.273; the names are ffmpeg's.
 PRIMARIES = {1: "bt709", 2: "unknown", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 9: "bt2020", 12: "smpte432"}
@@ -71,12 +72,15 @@ class Target:
         are names that MP4 defines (title, comment, ...), every player shows them. With any other key, all are stored in
         a form that fewer players show. Headers of EXR and PNG have each under its key.
     beside: a JSON file that gets its final name together with the video, see `atomic_path`.
+    sound: a file with the model's own sound, for a spec without `audio`: the sound track, or X.wav in the folder of a
+        sequence, cut or padded to the length of the video.
     """
 
     path: Path
     spec: VideoSpec
     metadata: Mapping[str, str]
     beside: Beside | None = None
+    sound: Path | None = None
 
 
 def write_video(
@@ -130,8 +134,9 @@ def write_videos(frames: Iterable[Tensor], targets: Sequence[Target]) -> list[Vi
                 num_frames += 1
         written = []
         for temporary, target in zip(temporaries, targets, strict=True):
-            if target.spec.audio is not None:
-                _add_sound(temporary, target.spec, num_frames, target.metadata)
+            sound = target.spec.audio or target.sound
+            if sound is not None:
+                _add_sound(temporary, target, sound, num_frames)
             written.append(_checked(temporary, target.path, target.spec, width, height, num_frames))
         return written
 
@@ -245,26 +250,40 @@ def _encoder(temporary: Path, target: Target, size: tuple[int, int]) -> Iterator
         add_texts(frame, target.metadata)
 
 
-def _add_sound(video: Path, spec: VideoSpec, num_frames: int, metadata: Mapping[str, str]) -> None:
-    """Add the sound track to a finished video file, with exactly the same length.
+def _add_sound(video: Path, target: Target, sound: Path, num_frames: int) -> None:
+    """Add the sound track to a finished video file, or a WAV file to a finished sequence, with exactly the same length.
 
     This is a second pass because with `-shortest` in one pass ffmpeg ends the sound before or after the pictures (seen
     in 9.0).
     """
-    assert spec.format.sound is not None
+    spec = target.spec
     num_samples = round(num_frames / spec.fps * SAMPLE_RATE)
     length = f"aresample={SAMPLE_RATE},apad,atrim=end_sample={num_samples}"
-    inputs = ["-i", f"file:{video}", "-i", f"file:{spec.audio}", "-map", "0:v", "-map", "1:a:0", "-map_metadata", "-1"]
-    sound = ["-c:v", "copy", "-af", length, *spec.format.sound]
+    if spec.format.is_sequence:
+        track = [
+            "-map",
+            "0:a:0",
+            "-map_metadata",
+            "-1",
+            "-af",
+            length,
+            *_WAV,
+            f"file:{video / sound_name(target.path)}",
+        ]
+        with Ffmpeg(["-i", f"file:{sound}", *track], spec.ffmpeg):
+            return  # ffmpeg reads files only, and ends by itself
+    assert spec.format.sound is not None
+    inputs = ["-i", f"file:{video}", "-i", f"file:{sound}", "-map", "0:v", "-map", "1:a:0", "-map_metadata", "-1"]
+    copied = ["-c:v", "copy", "-af", length, *spec.format.sound]
     with atomic_path(video) as temporary:
-        texts = _metadata_arguments(metadata)
-        with Ffmpeg([*inputs, *sound, *texts, *spec.container_arguments(), f"file:{temporary}"], spec.ffmpeg):
+        texts = _metadata_arguments(target.metadata)
+        with Ffmpeg([*inputs, *copied, *texts, *spec.container_arguments(), f"file:{temporary}"], spec.ffmpeg):
             pass  # ffmpeg reads files only, and ends by itself
 
 
 def _atomic_output(target: Target) -> AbstractContextManager[Path]:
     if target.spec.format.is_sequence:
-        return atomic_folder(place_of(target.path), partial(is_frame_name, target.path), target.beside)
+        return atomic_folder(place_of(target.path), partial(is_in_sequence, target.path), target.beside)
     return atomic_path(target.path, target.beside)
 
 
@@ -283,7 +302,7 @@ def _checked(temporary: Path, path: Path, spec: VideoSpec, width: int, height: i
 
 
 def _probe_sequence(folder: Path, spec: VideoSpec) -> VideoInfo:
-    frames = sorted(folder.iterdir())
+    frames = sorted(file for file in folder.iterdir() if file.suffix == spec.format.suffix)
     if not frames:
         raise InputError(f"no frames in {folder}")
     return replace(probe_video(frames[-1]), num_frames=len(frames), fps=spec.fps)

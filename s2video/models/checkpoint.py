@@ -21,8 +21,11 @@ from .formats import refuse_as_model
 from .registry import FAMILIES, family_of
 from .weight_files import (
     AGAIN,
+    DIFFUSERS_PARTS,
+    INDEXES,
     PICKLES,
     WeightFile,
+    index_of,
     named_paths,
     read_json,
     read_weight_file,
@@ -33,9 +36,10 @@ from .weight_files import (
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED = ("shapes-wan",)
 _FOLDERS = {"scheduler", *(name for family in FAMILIES for name in family.classes)}
-_SETTINGS = {"scheduler": "scheduler_config.json", **dict.fromkeys(PROCESSORS, "preprocessor_config.json")}
+_SETTINGS = dict.fromkeys(("scheduler", "audio_scheduler"), "scheduler_config.json")
+_SETTINGS |= dict.fromkeys(PROCESSORS, "preprocessor_config.json")
 _POINTER_BYTES = 1024  # a Git LFS pointer is shorter
-_HUB_FILES = ["model_index.json", *(f"{name}/*" for name in sorted(_FOLDERS))]
+_HUB_FILES = [*INDEXES, *(f"{name}/*" for name in sorted(_FOLDERS))]
 
 
 class Checkpoint:
@@ -48,19 +52,20 @@ class Checkpoint:
         files: components -> weights that replace those of the folder, as the user names them.
 
     Attributes:
-        family: the family of its pipeline, with its model_index.json.
+        family: the family of its pipeline, with its model_index.json or modular_model_index.json.
         named: the components whose weights are not those of the folder.
         conversions: loaded components whose weights had other names or formats -> how they were converted.
 
     Raises:
-        InputError: if model_index.json is missing, damaged, or names an unknown pipeline.
+        InputError: if that file is missing, damaged, or names an unknown pipeline.
     """
 
     def __init__(self, folder: Path, variant: str | None = None, files: Iterable[tuple[str, str]] = ()) -> None:
         self.folder = folder
         self.variant = variant
         self._named = dict(files)
-        self.family: Family = family_of(_json_file(folder / "model_index.json"))
+        self.family: Family = family_of(_json_file(index_of(folder)))
+        _check_folders(self.family)
         self.conversions: dict[str, str] = {}
         self._configs: dict[str, JsonFile] = {}
         self._files: dict[str, tuple[WeightFile, ...]] = {}
@@ -98,7 +103,7 @@ class Checkpoint:
         if component != "scheduler":
             return self.family.components[component]
         entry = self.family.index.values.get("scheduler")
-        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
+        if not isinstance(entry, list) or len(entry) < 2 or not isinstance(entry[1], str):
             raise InputError(f"{self.family.index.path}: scheduler: expected [library, class], got {entry!r}; {AGAIN}")
         return entry[1]
 
@@ -110,7 +115,7 @@ class Checkpoint:
             file = _json_file(self.folder / component / name)
             _refuse_code(file.values, file.path)
             check_bounds(file.values, file.path)
-            if component == "vae":
+            if component in ("vae", "audio_vae"):
                 check_latent_statistics(file.values, file.path)
             self._configs[component] = file
         return self._configs[component]
@@ -122,7 +127,7 @@ class Checkpoint:
                 paths = named_paths(self._named[component], f"model.{component}")
                 names = [f"{component}/file {number} of {len(paths)}" for number in range(1, len(paths) + 1)]
             else:
-                is_diffusers = component.startswith(("transformer", "vae"))
+                is_diffusers = component.startswith(DIFFUSERS_PARTS)
                 stem = "diffusion_pytorch_model" if is_diffusers else "model"
                 paths = weight_paths(self.folder / component, stem, self.variant, index_first=is_diffusers)
                 names = [f"{component}/{path.name}" for path in paths]
@@ -174,7 +179,7 @@ class Checkpoint:
         }
         if not settings:
             return {}
-        return {"model_index.json": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}
+        return {self.family.index.path.name: hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}
 
     def settings_digests(self) -> dict[str, str]:
         """Return names of all files but weights -> their SHA-256, with model_index.json; each file is read once."""
@@ -238,7 +243,7 @@ def find_checkpoint(
     if path in EMBEDDED:
         return ASSETS / path
     folder = user_path(path, "model.path")
-    if (folder.is_dir() and not (folder / "model_index.json").exists()) or folder.is_file():
+    if (folder.is_dir() and not index_of(folder).exists()) or folder.is_file():
         refuse_as_model(folder)
     if folder.is_dir():
         return folder
@@ -309,3 +314,16 @@ def _refuse_code(values: Any, path: Path, *, of_a_kernel: bool = False) -> None:
 
 def _json_file(path: Path) -> JsonFile:
     return JsonFile(path, read_json(path))
+
+
+def _check_folders(family: Family) -> None:
+    """Raise InputError unless the components that an index names are in folders of the same name."""
+    for name in (*family.components, "scheduler"):
+        entry = family.index.values.get(name)
+        place = entry[2] if isinstance(entry, list) and len(entry) == 3 else None
+        folder = place.get("subfolder") if isinstance(place, dict) else None
+        if folder not in (None, "", name):
+            raise InputError(
+                f"{family.index.path}: {name}: expected the subfolder {name!r}, got {str(folder)[:60]!r}; download the "
+                "checkpoint as it was published"
+            )

@@ -94,6 +94,8 @@ def converter_for(class_name: str, config: Mapping[str, Any]) -> Converter | Non
     if entry is None:
         return None
     convert: Converter = entry["checkpoint_mapping_fn"]
+    if class_name == "MiniMaxH3Transformer3DModel":
+        return lambda tensors: convert(checkpoint=tensors, config=dict(config))  # type: ignore[call-arg]
     if class_name != "HunyuanVideoTransformer3DModel":
         return lambda tensors: convert(checkpoint=tensors)  # type: ignore[call-arg]
     width = int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128))

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from ..decoding.kinds import WAN_VAE
 from ..errors import InputError
+from ..geometry import FrameGrid, LatentShape, SoundShape
 from .costs import TransformerCosts
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ..config.sections import SamplingConfig
     from .base import BlockModel, Conditioning, ImageConditioning
     from .control import Control
     from .images import Images
@@ -48,6 +50,10 @@ class CheckpointInfo:
         text_length: number of text tokens, with padding, that the transformer needs; None means any number.
         takes_lora: whether diffusers loads LoRAs for its pipeline.
         control_layers: number of hints that control gives to the transformer; 0: the checkpoint takes no control.
+        sound: the sound that is made with the picture; None: none.
+        counts_end: whether its scheduler counts the end of the last step too, so that it takes one step fewer.
+        has_uncond: whether there can be an uncond pass; False: guidance is distilled into the model, which has no other
+            input for it.
     """
 
     num_blocks: int
@@ -64,11 +70,34 @@ class CheckpointInfo:
     text_length: int | None = None
     takes_lora: bool = True
     control_layers: int = 0
+    sound: SoundShape | None = None
+    has_uncond: bool = True
+    counts_end: bool = False
 
     @property
     def encodes_pictures(self) -> bool:
         """Whether the VAE encodes pictures that the user gives, so that it counts for the latents."""
         return self.image != "none" or self.control_layers > 0
+
+    @property
+    def frames(self) -> FrameGrid:
+        """The numbers of frames that the model can make."""
+        if self.sound is not None:
+            return self.sound.frames
+        return FrameGrid.causal(self.temporal_factor, self.patch_size[0])
+
+    def latent_shape(self, *, num_frames: int, height: int, width: int) -> LatentShape:
+        """Return the shape of the picture's latents; height and width are in pixels."""
+        return LatentShape(self.frames.latents(num_frames), height // self.spatial_factor, width // self.spatial_factor)
+
+    def num_steps(self, sampling: SamplingConfig) -> int:
+        """Return the steps of a run, as far as its settings tell."""
+        return sampling.expected_steps - self.counts_end
+
+    def num_tokens(self, shape: LatentShape) -> int:
+        """Return the tokens of a video of this shape, with those of its sound."""
+        picture = shape.tokens(self.patch_size).num_tokens
+        return picture + (0 if self.sound is None else self.sound.num_rows(shape.frames))
 
 
 @dataclass(frozen=True)
@@ -138,6 +167,7 @@ class Family(ABC):
         control_lists: those that hold blocks of control, which are never dropped.
         components: folders of this checkpoint -> their classes.
         text_sees_image: whether the text encoder sees the first image together with the prompt.
+        takes_float32: whether the transformer takes latents in float32, whatever its own precision.
         second_text: what a second text encoder reads of a prompt; None without one.
 
     Raises:
@@ -150,6 +180,7 @@ class Family(ABC):
     block_lists: ClassVar[tuple[str, ...]]
     control_lists: ClassVar[tuple[str, ...]] = ()
     text_sees_image: ClassVar[bool] = False
+    takes_float32: ClassVar[bool] = False
     second_text: ClassVar[SecondText | None] = None
 
     @classmethod
@@ -166,7 +197,7 @@ class Family(ABC):
         }
         for name in self.weighted:
             expected, entry = self.components[name], index.values.get(name)
-            named = str(entry[-1]) if isinstance(entry, list) and entry else ""
+            named = str(entry[1]) if isinstance(entry, list) and len(entry) > 1 else ""
             if named == _AS_GOOD.get(expected):
                 self.components[name] = named
             elif named != expected:
@@ -175,7 +206,8 @@ class Family(ABC):
     @property
     def weighted(self) -> tuple[str, ...]:
         """The components that have weights."""
-        return tuple(name for name in self.components if not name.startswith(("tokenizer", *PROCESSORS)))
+        without = ("tokenizer", "audio_scheduler", *PROCESSORS)
+        return tuple(name for name in self.components if not name.startswith(without))
 
     @property
     def transformers(self) -> tuple[str, ...]:
@@ -185,7 +217,7 @@ class Family(ABC):
     @property
     def conditioners(self) -> tuple[str, ...]:
         """The components that convert prompts and images to the transformer's conditioning."""
-        return tuple(name for name in self.components if not name.startswith(("transformer", "vae")))
+        return tuple(name for name in self.components if not name.startswith(("transformer", "vae", "audio_")))
 
     def build_pipeline(self, conditioners: Mapping[str, Any], vae: Any) -> Any:
         """Return a diffusers pipeline of these components, which cleans, tokenizes and encodes prompts and images."""
@@ -223,6 +255,20 @@ class Family(ABC):
     @abstractmethod
     def set_timesteps(self, scheduler: Any, num_steps: int, device: torch.device) -> None:
         """Set the scheduler's timesteps as the pipeline does."""
+
+    def complete_scheduler(self, scheduler: Any, folder: Path, info: CheckpointInfo) -> Any:
+        """Return what denoises with the scheduler of a checkpoint in `folder`, which can have a second one."""
+        return scheduler
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator, info: CheckpointInfo) -> Tensor:
+        """Return one video's noise on the CPU, as its pipeline draws it.
+
+        Args:
+            shape: [1, C, T, H, W] of the picture. The sampler's latents have the shape of the result.
+        """
+        import torch
+
+        return torch.randn(shape, generator=generator)
 
     def encode_images(
         self, pipeline: Any, images: Images, latents: Tensor, *, device: torch.device

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from .weight_files import PICKLES, WeightFile, read_weight_file
+from .weight_files import PICKLES, WeightFile, index_of, read_weight_file
 
 _DIFFUSERS = "in diffusers' names"
 _MAX_FILES = 200  # that are looked at in a folder
@@ -64,7 +64,7 @@ def refuse_as_model(path: Path) -> None:
     said = "; ".join(f"{file.relative_to(path) if file != path else file.name} is {what}" for file, what in found[:4])
     more = f"; and {len(found) - 4} more files" if len(found) > 4 else ""
     whole = "a file" if path.is_file() else "a folder without model_index.json"
-    if path.is_dir() and (path / "config.json").is_file() and (path.parent / "model_index.json").is_file():
+    if path.is_dir() and (path / "config.json").is_file() and index_of(path.parent).is_file():
         raise InputError(
             f"model.path: expected a folder in diffusers' format, got {path}, a component of one; set model.path to "
             f"{path.parent}"

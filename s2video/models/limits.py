@@ -10,6 +10,7 @@ import math
 from ..config.run import RunConfig
 from ..decoding.kinds import VAES, WAN_VAE
 from ..errors import InputError
+from ..geometry import SoundShape
 from ..guidance.reuse import LEAST_STEPS
 from .compiled import check_compile
 from .family import CheckpointInfo
@@ -22,8 +23,11 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
     """Raise InputError for the first setting that the checkpoint, the device or the number of ranks cannot serve."""
     _check_size(config, checkpoint)
     _check_control(config, checkpoint)
+    if checkpoint.sound is not None:
+        _check_sound(config, checkpoint.sound)
+    _check_uncond(config, checkpoint)
     _check_masks(config, checkpoint.num_blocks)
-    _check_reuse(config)
+    _check_reuse(config, checkpoint)
     length = config.sampling.max_sequence_length
     if checkpoint.text_length not in (None, length):
         raise InputError(
@@ -129,16 +133,19 @@ def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
                 f"sampling.{name}: expected at most {token * checkpoint.max_positions}, the limit of the model's "
                 f"positions, got {size}"
             )
-    factor, frames = checkpoint.temporal_factor, sampling.num_frames
-    step = factor * checkpoint.patch_size[0]
-    offset = 1 + factor * (checkpoint.patch_size[0] - 1)  # the first latent frame holds one frame, later ones `factor`
-    if (frames - offset) % step != 0:
+    grid, frames = checkpoint.frames, sampling.num_frames
+    if not grid.holds(frames):
         raise InputError(
-            f"sampling.num_frames: expected {offset} more than a multiple of {step}, got {frames}; "
-            f"{_nearest(frames, step, offset)}"
+            f"sampling.num_frames: expected {grid.first} more than a multiple of {grid.step}, got {frames}; "
+            f"{_nearest(frames, grid.step, grid.first)}"
+        )
+    if not grid.least <= frames <= (grid.most or frames):
+        last = grid.at_least((grid.most or frames) - grid.step + 1)
+        raise InputError(
+            f"sampling.num_frames: expected {grid.at_least(0)} to {last} for this model, got {frames}; change it"
         )
     if checkpoint.max_positions is not None:
-        most = offset + step * (checkpoint.max_positions - len(config.control.references) - 1)
+        most = grid.first + grid.step * (checkpoint.max_positions - len(config.control.references) - 1)
         if frames > most:
             raise InputError(
                 f"sampling.num_frames: expected at most {most}, the limit of the model's positions, got {frames}"
@@ -155,6 +162,41 @@ def _check_control(config: RunConfig, checkpoint: CheckpointInfo) -> None:
     if not hints and set(scales) != {1.0}:
         raise InputError(
             f"control.scale: expected 1 for this checkpoint, which takes no control, got {list(scales)}; leave it out"
+        )
+
+
+def check_sound_rate(config: RunConfig, sound: SoundShape) -> None:
+    """Raise InputError if a video with the model's own sound would not have the frame rate that it is made for."""
+    if config.output.fps != sound.fps and config.output.audio is None:
+        raise InputError(
+            f"output.fps: expected {sound.fps}, because this model makes sound for that rate, got {config.output.fps}; "
+            "change it, or name another sound in output.audio"
+        )
+
+
+def _check_sound(config: RunConfig, sound: SoundShape) -> None:
+    """Check what a model with sound fixes: the frame rate, and the steps, which picture and sound take together."""
+    sampling = config.sampling
+    check_sound_rate(config, sound)
+    for name in ("scheduler", "sigmas"):
+        if getattr(sampling, name) is not None:
+            raise InputError(
+                f"sampling.{name}: expected null for this checkpoint, which has a scheduler for the picture and one "
+                f"for the sound, got {getattr(sampling, name)!r}; leave it out"
+            )
+    if sampling.num_inference_steps < 2:
+        raise InputError(
+            "sampling.num_inference_steps: expected at least 2 for this checkpoint, whose scheduler counts the end of "
+            f"the last step too, got {sampling.num_inference_steps}; change it"
+        )
+
+
+def _check_uncond(config: RunConfig, checkpoint: CheckpointInfo) -> None:
+    guidance = config.guidance
+    if not checkpoint.has_uncond and guidance.cfg_scales != (1, 1):
+        raise InputError(
+            "guidance.cfg_scale: expected 1 for this checkpoint, into which guidance is distilled, so that it has no "
+            f"uncond pass, got {guidance.cfg_scale:g}; set it to 1 (then D = cond − ω (sub − cond))"
         )
 
 
@@ -202,8 +244,8 @@ def _check_masks(config: RunConfig, num_blocks: int) -> None:
         )
 
 
-def _check_reuse(config: RunConfig) -> None:
-    steps = config.sampling.expected_steps
+def _check_reuse(config: RunConfig, checkpoint: CheckpointInfo) -> None:
+    steps = checkpoint.num_steps(config.sampling)
     if not config.guidance.reuse.spec().is_exact and steps < LEAST_STEPS:
         raise InputError(
             f"guidance.reuse: expected at least {LEAST_STEPS} sampling.num_inference_steps, got {steps}: with so few, "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from .foreign import check_encoder, one_line
 from .layout import Layout, read_layout, whole_state
 from .quantization import description, diffusers_settings, require_quantized
 from .tensors import check_layout, check_loaded, load_checked
+from .weight_files import DIFFUSERS_PARTS
 
 if TYPE_CHECKING:  # the command line checks checkpoints before it spends seconds on importing torch
     import torch
@@ -79,13 +81,27 @@ def _placed(device: torch.device) -> dict[str, Any]:
 @one_line("vae")
 def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
     """Load the VAE on `device`. Raises InputError if its files do not hold its weights."""
-    layout = check_component(checkpoint, "vae")
-    if layout is not None and not is_standard(checkpoint, "vae", layout):
-        vae = empty_component(checkpoint, "vae", dtype)
+    return _load_autoencoder(checkpoint, "vae", dtype, device)
+
+
+def _load_autoencoder(checkpoint: Checkpoint, component: str, dtype: torch.dtype, device: torch.device) -> Any:
+    layout = check_component(checkpoint, component)
+    if layout is not None and not is_standard(checkpoint, component, layout):
+        vae = empty_component(checkpoint, component, dtype)
         fill_component(vae, layout, device)
         return vae
-    vae = _from_pretrained(checkpoint, "vae", dtype=dtype)
+    vae = _from_pretrained(checkpoint, component, dtype=dtype)
     return vae.to(device).eval().requires_grad_(False)
+
+
+@one_line("audio_vae")
+def load_sound_vae(checkpoint: Checkpoint, device: torch.device) -> Any:
+    """Load the VAE of the sound on `device`, in float32. Raises InputError if its files do not hold its weights."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # diffusers' module uses an older form of weight norm
+        return _load_autoencoder(checkpoint, "audio_vae", torch.float32, device)
 
 
 def _from_pretrained(checkpoint: Checkpoint, component: str, **options: Any) -> Any:
@@ -214,7 +230,7 @@ def is_standard(checkpoint: Checkpoint, component: str, layout: Layout) -> bool:
     if component in checkpoint.named or not layout.is_plain:
         return False
     folder, files = checkpoint.folder / component, checkpoint.files(component)
-    stem = "diffusion_pytorch_model" if component.startswith(("transformer", "vae")) else "model"
+    stem = "diffusion_pytorch_model" if component.startswith(DIFFUSERS_PARTS) else "model"
     variant = "".join(f".{name}" for name in _variant(checkpoint, component).values())
     if len(files) == 1 and files[0].path.name == f"{stem}{variant}.safetensors":
         return True
@@ -294,13 +310,18 @@ def load_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> A
     is_scheduler = inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)
     if not is_scheduler:
         raise InputError(
-            f"{checkpoint.folder / 'model_index.json'}: scheduler: expected a scheduler of diffusers, got {name!r}; "
+            f"{checkpoint.family.index.path}: scheduler: expected a scheduler of diffusers, got {name!r}; "
             "download the checkpoint again, whole"
         )
     scheduler = kind.from_pretrained(checkpoint.folder, subfolder="scheduler")
     _try_schedule(checkpoint, scheduler)
-    if flow_shift is None:
-        return scheduler
+    scheduler = scheduler if flow_shift is None else _shifted(scheduler, flow_shift)
+    return checkpoint.family.complete_scheduler(scheduler, checkpoint.folder, checkpoint.info)
+
+
+def _shifted(scheduler: Any, flow_shift: float) -> Any:
+    """Return the scheduler with another shift."""
+    kind = type(scheduler)
     fields = [field for field in ("flow_shift", "shift") if field in scheduler.config]
     if not fields:
         raise InputError(

@@ -16,7 +16,7 @@ from ..config.run import RunConfig, build_config, origin, patch, read_values
 from ..errors import InputError
 from ..system.files import user_path
 from .checkpoint import ASSETS, EMBEDDED
-from .weight_files import read_json
+from .weight_files import index_of, read_json
 
 PUBLISHED = ASSETS / "published"
 # settings of a video, not of a model
@@ -108,19 +108,19 @@ def find_recipe(model: str) -> str | None:
     if (named := next(configs_of(model), None)) is not None:
         return named
     folder = user_path(model, "model.path")
-    return _recognized(folder) if (folder / "model_index.json").is_file() else None
+    return _recognized(folder) if index_of(folder).is_file() else None
 
 
 def _recognized(folder: Path) -> str | None:
     """Return the first config whose model has the same pipeline and transformer settings as a local folder."""
     try:
-        index, transformer = read_json(folder / "model_index.json"), read_json(folder / "transformer" / "config.json")
+        index, transformer = read_json(index_of(folder)), read_json(folder / "transformer" / "config.json")
         for name in config_names():
             published = PUBLISHED / named_config(name).model.path.replace("/", "--")
             published = published if published.is_dir() else ASSETS / named_config(name).model.path
             if (
-                read_json(published / "model_index.json").get("_class_name") == index.get("_class_name")
-                and _public(read_json(published / "model_index.json"), ("boundary_ratio", "expand_timesteps"))
+                read_json(index_of(published)).get("_class_name") == index.get("_class_name")
+                and _public(read_json(index_of(published)), ("boundary_ratio", "expand_timesteps"))
                 == _public(index, ("boundary_ratio", "expand_timesteps"))
                 and _settings(read_json(published / "transformer" / "config.json")) == _settings(transformer)
             ):

@@ -10,6 +10,7 @@ from .costs import TransformerCosts
 from .family import Family, JsonFile
 from .hunyuan_video.family import HunyuanVideo, HunyuanVideoImageToVideo
 from .hunyuan_video15.family import HunyuanVideo15, HunyuanVideo15ImageToVideo
+from .minimax_h3.family import MiniMaxH3
 from .wan.family import Wan, WanImageToVideo, WanTextImageToVideo
 from .wan_vace.family import WanVace
 
@@ -22,11 +23,12 @@ FAMILIES: list[type[Family]] = [
     HunyuanVideoImageToVideo,
     HunyuanVideo15,
     HunyuanVideo15ImageToVideo,
+    MiniMaxH3,
 ]
 
 
 def family_of(index: JsonFile) -> Family:
-    """Return the first family that claims a checkpoint's model_index.json.
+    """Return the first family that claims a checkpoint's model_index.json or modular_model_index.json.
 
     Raises:
         InputError: if the pipeline is unknown, or a component has another class.
@@ -37,7 +39,7 @@ def family_of(index: JsonFile) -> Family:
     known = dict.fromkeys(family.pipeline for family in FAMILIES)
     raise InputError(
         f"{index.path.parent}: expected a checkpoint in diffusers format of {' or '.join(known)}, got "
-        f"{index.values.get('_class_name')!r} in model_index.json; choose another checkpoint"
+        f"{index.values.get('_class_name')!r} in {index.path.name}; choose another checkpoint"
     )
 
 

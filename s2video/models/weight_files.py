@@ -27,12 +27,19 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MAX_HEADER = json_reader.MAX_BYTES  # room for 200,000 tensors; safetensors allows three times as much
 _MAX_SHARDS = 1000
 _NO_PICKLE = "a pickle can contain code, so none is loaded: take the model's .safetensors file, or convert it"
+INDEXES = ("model_index.json", "modular_model_index.json")  # of a pipeline, and of one that is a chain of blocks
+DIFFUSERS_PARTS = ("transformer", "vae", "audio_vae")  # begin the names of the components that diffusers loads
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SHARD = re.compile(r"-(\d+)-of-(\d+)(\.safetensors|\.gguf)$")
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)(-\d+-of-\d+)?\.safetensors$")
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
 _BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
 _BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
+
+
+def index_of(folder: Path) -> Path:
+    """Return the file that names a checkpoint's components; the usual one if there is none."""
+    return next((folder / name for name in INDEXES if (folder / name).is_file()), folder / INDEXES[0])
 
 
 @dataclass(frozen=True)

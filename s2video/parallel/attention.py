@@ -115,10 +115,9 @@ def sharded_joint_attention(
     *,
     text_lengths: Sequence[int] | None = None,
     backend: str | None,
+    text_first: bool = False,
 ) -> Tensor:
     """Return joint attention: video and text tokens attend to all video and text tokens, in one softmax.
-
-    Text tokens follow the video tokens.
 
     Args:
         video: query, key and value of this rank's video tokens, [B, S_local, H, D] each.
@@ -126,6 +125,7 @@ def sharded_joint_attention(
         text_lengths: number of text tokens of each sample without padding, 0 … M; None if there is no padding. Padding
             is at the end and excluded from the softmax; its output is zero.
         backend: as in `sharded_attention`.
+        text_first: without a ring, text tokens precede those of the video for the kernel, which changes the last bits.
 
     Returns:
         [B, S_local + M, H, D], video before text; the text is bitwise the same on every rank.
@@ -146,8 +146,10 @@ def sharded_joint_attention(
         pass
     elif kernel is None:
         for samples, length in _runs(lengths):
-            q, k, v = (torch.cat((a[samples], b[samples, :length]), dim=1) for a, b in zip(video, text, strict=True))
-            joint[samples, : group + length] = _attend(q, k, v, backend)
+            parts = ((a[samples], b[samples, :length]) for a, b in zip(video, text, strict=True))
+            q, k, v = (torch.cat(pair[:: -1 if text_first else 1], dim=1) for pair in parts)
+            output = _attend(q, k, v, backend)
+            joint[samples, : group + length] = output.roll(-length, dims=1) if text_first else output
     else:
         joint[:, :group], joint[:, group:] = _joint_ring(video, text, lengths, plan, kernel)
     return tokens_from_heads(joint, tokens, heads, ulysses, shared=num_text)

@@ -7,11 +7,13 @@ The numbers per pixel are peaks of the project's code on fake tensors of the pub
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from ..config.run import RunConfig
-from ..decoding.kinds import HUNYUAN15_VAE, VAES
+from ..decoding.kinds import HUNYUAN15_VAE, MINIMAX_H3_VAE, VAES
 from ..geometry import LatentShape
 from ..models.checkpoint import Checkpoint
 from ..models.costs import all_parameters
@@ -36,12 +38,13 @@ class Components:
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
-        """The parameters of the VAE, of all text encoders together, and of the image encoder, if any."""
+        """The parameters of the VAEs, of all text encoders together, and of the image encoder, if any."""
         if self.is_published:
             values = read_json(self.checkpoint.folder / "parameters.json")
             return {name: int(count) for name, count in values.items()}
         weighted = self.checkpoint.family.weighted
-        sizes = {name: self.checkpoint.num_parameters(name) for name in weighted if name in ("vae", "image_encoder")}
+        own = ("vae", "audio_vae", "image_encoder")
+        sizes = {name: self.checkpoint.num_parameters(name) for name in weighted if name in own}
         encoders = (self.checkpoint.num_parameters(name) for name in weighted if name.startswith("text_encoder"))
         return sizes | {"text_encoder": sum(encoders)}
 
@@ -61,8 +64,8 @@ class Components:
 
     @property
     def vae_bytes(self) -> float:
-        """The weights of the VAE."""
-        return self._sizes["vae"] * item_bytes(self.config.model.vae_dtype)
+        """The weights of the VAE, and of that of the sound, which is in float32."""
+        return self._sizes["vae"] * item_bytes(self.config.model.vae_dtype) + 4 * self._sizes.get("audio_vae", 0)
 
     @property
     def _image_encoder_bytes(self) -> float:
@@ -113,6 +116,8 @@ class Components:
         size, mode = item_bytes(self.config.model.vae_dtype), self.config.parallel.decode
         pixels, kind = sampling.width * sampling.height, VAES[self.checkpoint.info.vae_class]
         tile = min(pixels, _TILE**2)
+        if self.checkpoint.info.vae_class == MINIMAX_H3_VAE:
+            return _transformer_decoding(vae, tile, pixels, size)
         if not kind.is_causal:
             frames = sampling.num_frames if kind.tile_frames is None else min(sampling.num_frames, kind.tile_frames)
             numbers = 6.9 if self.checkpoint.info.vae_class == HUNYUAN15_VAE else 9.2
@@ -128,6 +133,18 @@ class Components:
         longer_side = max(shape.height, shape.width)
         num_ranks = 1 if mode == "serial" else min(world_size, longer_side)
         return numbers * channels * pixels * math.ceil(longer_side / num_ranks) / longer_side * size
+
+
+def _transformer_decoding(vae: Mapping[str, Any], tile: int, pixels: int, size: int) -> float:
+    """Return the peak of MiniMax-H3's decoder, a transformer over a tile's seven latent frames.
+
+    Its feed-forward holds 18 numbers for each token and channel: the state, what is normalized, the values and gates
+    (together 8·D), and their product and a factor of it (4·D each). Counted from the code, not measured. The first rank
+    also holds the tiles of a clip of 28 frames, the picture that is put together from them, and a copy.
+    """
+    width = vae.get("decoder_num_attention_heads", 32) * vae.get("decoder_attention_head_dim", 64)
+    tokens = 7 * tile // 16**2
+    return 18 * width * tokens * size + 3 * 3 * 28 * pixels * size
 
 
 def item_bytes(dtype: str) -> int:

@@ -190,7 +190,8 @@ def _block_seconds(degrees: Degrees, layout: Layout, part: Work, sent: dict[str,
     if layout.ulysses > 1:  # two all-to-alls; each of four tensors is copied into a buffer and out of one
         group = _link(card, degrees.ulysses * degrees.branch, degrees)
         local += _transfer(sent["all_to_all"], group, card) + card.latency_us * 1e-6
-        copied = 16 * layout.busiest.tokens * step.model.width * step.item_bytes
+        heads = step.model.num_heads * step.model.head_dim
+        copied = 16 * layout.busiest.tokens * heads * step.item_bytes
         local += copied / (card.memory_gbs * GIGA)
     shared = part.exchanged / _rates(step, card)[1]
     if layout.ring == 1:

@@ -96,6 +96,7 @@ def _working_set(layout: Layout, step: Step) -> float:
     attention = 13.0 * size if layout.ulysses > 1 else 12 + 5.0 * size
     if layout.ring > 1:
         attention = 12 + 6.0 * size + 3 * size * (layout.ring > 2) + 3 * size * (layout.ulysses > 1)
+    attention *= model.num_heads * model.head_dim / model.width  # heads are wider than D in MiniMax-H3
     ratio = model.mlp_width / model.width
     if model.num_single:
         attention += (ratio + 2) * size

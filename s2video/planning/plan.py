@@ -15,7 +15,6 @@ from ..config.guidance import GuidanceConfig
 from ..config.run import RunConfig
 from ..config.sections import ParallelConfig
 from ..errors import InputError
-from ..geometry import LatentShape
 from ..guidance.reuse import StepPasses
 from ..models.checkpoint import ASSETS, EMBEDDED, Checkpoint, find_checkpoint
 from ..models.compiled import check_compile
@@ -170,7 +169,7 @@ def plan_for(
         configured = " × ".join(f"{name} {degree}" for name, degree in given.items())
         refused.append((configured, f"the config's degrees form no legal mesh of {world_size} ranks"))
     candidates.sort(key=lambda c: (not c.fits, c.forecast.seconds, c.degrees))
-    num_steps, num_blocks = config.sampling.expected_steps, checkpoint.info.num_blocks
+    num_steps, num_blocks = checkpoint.info.num_steps(config.sampling), checkpoint.info.num_blocks
     return Plan(
         world_size=world_size,
         card=card,
@@ -210,7 +209,7 @@ def step_of(
     weights = "fsdp" if config.parallel.weights == "zero3" else config.parallel.weights
     parallel = ParallelConfig(weights=weights)
     check_request(config.model_copy(update={"parallel": parallel, "model": model}), info)
-    num_steps = config.sampling.expected_steps
+    num_steps = info.num_steps(config.sampling)
     sub = _sub_work(config.guidance, info.num_blocks)
     passes = planned_passes(
         config.guidance,
@@ -220,20 +219,14 @@ def step_of(
         boundary_ratio=info.boundary_ratio,
     )
     sampling = config.sampling
-    shape = LatentShape.from_pixels(
-        num_frames=sampling.num_frames,
-        height=sampling.height,
-        width=sampling.width,
-        temporal_factor=info.temporal_factor,
-        spatial_factor=info.spatial_factor,
-    )
+    shape = info.latent_shape(num_frames=sampling.num_frames, height=sampling.height, width=sampling.width)
     denoised = replace(shape, frames=shape.frames + len(config.control.references))
     transformer = checkpoint.config("transformer")
     costs = read_costs(transformer.values | {"expand_timesteps": info.time_per_token}, transformer.path)
     parts = Components(config, checkpoint, is_published)
     step = Step(
         model=costs,
-        num_tokens=denoised.tokens(info.patch_size).num_tokens,
+        num_tokens=info.num_tokens(denoised),
         num_text=costs.num_text(sampling.max_sequence_length),
         item_bytes=item_bytes(config.model.dtype),
         has_uncond=config.guidance.cfg_scales != (1, 1),

@@ -206,7 +206,7 @@ class ResumePoint:
             return None
         point = read_point(self.path)
         saved, statement = point.statement, self._full_statement()
-        if _NEWER not in saved:  # version 0.1.0 did not record settings files
+        if not _INDEXES & saved.keys():  # version 0.1.0 did not record settings files
             statement = {name: value for name, value in statement.items() if name in saved or name in self._statement}
         for field in sorted(saved.keys() | statement.keys()):
             then, now = saved.get(field), statement.get(field)
@@ -234,7 +234,7 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-_NEWER = "weights of model_index.json"
+_INDEXES = frozenset(f"weights of {name}" for name in ("model_index.json", "modular_model_index.json"))
 
 
 def _short(value: Any) -> str:

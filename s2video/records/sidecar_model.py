@@ -253,6 +253,11 @@ class Sidecar(_Part):
     audio_sha256: Digest | None = Field(
         default=None, description="SHA-256 of the file of config.output.audio; null: no sound, or an older sidecar"
     )
+    sound: Literal["model"] | None = Field(
+        default=None,
+        description="model: the file has the sound that the model made with the picture, from the same latents; null: "
+        "that of config.output.audio, or none, and in older sidecars",
+    )
     record_sha256: Digest | None = Field(
         default=None,
         description="SHA-256 of this document without this key, as JSON with sorted keys, no white space, and escapes "

@@ -36,13 +36,18 @@ def sidecar_beside(file: VideoFile, facts: Callable[[], Mapping[str, Any]]) -> B
 
 
 def targets_of(
-    job: RunConfig, facts: Mapping[str, Any], all_facts: Callable[[VideoFile], Mapping[str, Any]]
+    job: RunConfig,
+    facts: Mapping[str, Any],
+    all_facts: Callable[[VideoFile], Mapping[str, Any]],
+    *,
+    sound: Path | None = None,
 ) -> list[Target]:
     """Return what to write of a job, for `media.video.write_videos`: its video, then more files of the same frames.
 
     Args:
         facts: at least prompt, seed and model, for the files' metadata.
         all_facts: returns the content of the master's sidecar; called for each file when it is complete.
+        sound: a file with the model's own sound, which a sound in `output.audio` replaces.
     """
     files = OutputPaths.of(job)
 
@@ -57,7 +62,8 @@ def targets_of(
     for file, output, content in zip(files.videos, (job.output, *job.output.copies()), contents, strict=True):
         spec = output.spec(file.output)
         metadata = container_metadata(facts, spec.codec)
-        targets.append(Target(file.output, spec, metadata, sidecar_beside(file, content)))
+        own = sound if job.output.audio is None else None
+        targets.append(Target(file.output, spec, metadata, sidecar_beside(file, content), own))
     return targets
 
 

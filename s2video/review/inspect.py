@@ -33,6 +33,8 @@ def describe(sidecar: Sidecar, video: Path, *, credentials: str | None = None) -
         "picture": f"{config.sampling.width}x{config.sampling.height} px, {config.sampling.num_frames} frames, "
         f"{config.output.fps} a second",
     }
+    if (sound := "of the model" if sidecar.sound is not None else config.output.audio) is not None:
+        lines["sound"] = sound
     for component, how in sidecar.conversions.items():
         lines[component] = how
     for number, lora in enumerate(sidecar.loras, 1):

@@ -251,7 +251,7 @@ def _card(
 
 def _size_of(video: MadeVideo) -> Size:
     sampling, output = video.sidecar.config.sampling, video.sidecar.config.output
-    fps, has_sound = float(output.fps), output.audio is not None
+    fps, has_sound = float(output.fps), output.audio is not None or video.sidecar.sound is not None
     return Size(sampling.width, sampling.height, sampling.num_frames, fps, has_sound)
 
 

@@ -89,7 +89,7 @@ class Denoiser:
         return predict(
             expert.model,
             self._images.model_input(latents.to(self._dtype)),
-            timestep.expand(latents.shape[0]),
+            timestep.expand(latents.shape[0], *timestep.shape),
             mesh=self._mesh if with_uncond else self._mesh.undivided(),
             cond=self._cond,
             uncond=self._uncond if with_uncond and needs_uncond(guidance.cfg_scales[index]) else None,

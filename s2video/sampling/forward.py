@@ -67,7 +67,7 @@ def predict(
 
     Args:
         latents: [B, C, T, H, W], whole on every rank.
-        timestep: [B].
+        timestep: [B], or [B, N] for a model whose rows have N timesteps.
         mesh: the ranks that take part. A branch axis requires `uncond`, which half of the ranks run.
         uncond: None skips this pass.
         masks: block indices to drop; one sub prediction is made for each mask. An empty mask gives cond.

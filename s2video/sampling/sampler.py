@@ -52,8 +52,8 @@ def sample(
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **random)[0]
         if not torch.isfinite(latents).all():
             raise NumericalError(
-                f"step {step + 1} of {len(timesteps)} (timestep {float(timestep):g}): the latents became NaN or "
-                "infinite; try a smaller guidance scale, model.dtype bfloat16 instead of float16, or float32"
+                f"step {step + 1} of {len(timesteps)} (timestep {float(timestep.flatten()[0]):g}): the latents became "
+                "NaN or infinite; try a smaller guidance scale, model.dtype bfloat16 instead of float16, or float32"
             )
         if on_step is not None:
             on_step(step + 1, len(timesteps), latents)

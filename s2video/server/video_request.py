@@ -263,9 +263,9 @@ def _frames(fields: Mapping[str, Any], config: RunConfig, models: Models) -> dic
         seconds = math.nan
     if not 0 < seconds < 3600:
         raise FieldError("seconds", f"seconds: expected a number above 0, got {text!r:.80}")
-    stride = models.open(*config.model.source).info.temporal_factor
+    grid = models.open(*config.model.source).info.frames
     wanted = Fraction(str(seconds)) * config.output.fps
-    return {"sampling.num_frames": stride * max(0, round((wanted - 1) / stride)) + 1}
+    return {"sampling.num_frames": grid.nearest(wanted)}
 
 
 def _check_limits(config: RunConfig, limits: Limits) -> None:

@@ -20,6 +20,7 @@ MODELS = (
     "hunyuanvideo-i2v-720p",
     "hunyuanvideo-1.5-t2v-480p",
     "hunyuanvideo-1.5-i2v-720p",
+    "minimax-h3-768p",
 )
 MESHES: dict[str, dict[str, int]] = {
     "1": {},

@@ -12,6 +12,7 @@ import torch
 from diffusers import (
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoTransformer3DModel,
+    MiniMaxH3Transformer3DModel,
     WanTransformer3DModel,
     WanVACETransformer3DModel,
 )
@@ -174,6 +175,34 @@ def test_flops_and_parameters_of_hunyuan_video_15(image_to_video: bool) -> None:
     assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
 
 
+def test_flops_and_parameters_of_minimax_h3() -> None:
+    """Without rows of sound, which are narrower than patches; with two timesteps."""
+    settings = {"num_attention_heads": 3, "attention_head_dim": 12, "hidden_size": 20, "num_layers": 2, "ffn_dim": 28}
+    settings |= {"num_refiner_layers": 1, "in_channels": 5, "audio_in_channels": 7, "text_dim": 6, "freq_dim": 16}
+    settings |= {"time_embed_hidden_dim": 18, "time_embed_dim": 14, "rope_freq_dim": 2}
+    num_tokens = 6 * 5 * 7
+    with torch.device("meta"), torch.no_grad():
+        model = MiniMaxH3Transformer3DModel(**settings)
+        rows = torch.empty(NUM_TEXT + num_tokens, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            model(
+                torch.empty(1, num_tokens, 5 * 4),
+                torch.empty(1, 0, 7),
+                torch.empty(1, NUM_TEXT, 6),
+                timestep=torch.empty(2),
+                timestep_indices=rows,
+                token_tags=rows,
+                position_ids=torch.empty(len(rows), 3),
+                video_indices=torch.empty(num_tokens, dtype=torch.long),
+                audio_indices=torch.empty(0, dtype=torch.long),
+                text_indices=torch.empty(NUM_TEXT, dtype=torch.long),
+            )
+    costs = read_costs({"_class_name": "MiniMaxH3Transformer3DModel", **settings})
+    assert whole_pass(costs, num_tokens, NUM_TEXT).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    blocks = sum(costs.block_parameters(index) for index in range(costs.num_blocks))
+    assert costs.root_parameters() + blocks == sum(p.numel() for p in model.parameters())
+
+
 def test_hunyuan_video_15_has_the_most_text_that_its_pipelines_give() -> None:
     texts = {task: HunyuanVideo15Costs.from_config({"task_type": task}).num_text(1000) for task in ("t2v", "i2v")}
     assert texts == {"t2v": 1000 + 256, "i2v": 1000 + 256 + 729}
@@ -186,6 +215,7 @@ def test_hunyuan_video_15_has_the_most_text_that_its_pipelines_give() -> None:
         WanVACETransformer3DModel,
         HunyuanVideoTransformer3DModel,
         HunyuanVideo15Transformer3DModel,
+        MiniMaxH3Transformer3DModel,
     ],
 )
 def test_defaults_are_those_of_diffusers(kind: type[Any]) -> None:

@@ -22,6 +22,8 @@ from transformers import (
     LlamaModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from s2video.config.run import read_config
@@ -77,6 +79,16 @@ OF_DUAL_BLOCKS = {
     "cond_type_embed.weight": (3, 2048),
 }
 
+OF_SOUND = {
+    "proj_in.weight": (5376, 96),
+    "audio_proj_in.weight": (5376, 32),
+    "transformer_blocks.49.attn.to_q.weight": (7168, 5376),
+    "transformer_blocks.49.adaln_proj.linear.weight": (96768, 2688),
+    "transformer_blocks.0.ff.net.0.proj.weight": (28672, 5376),
+    "token_refiner.refiner_blocks.1.attn.to_out.0.weight": (5376, 7168),
+    "audio_proj_out.weight": (32, 5376),
+}
+
 # model -> transformer's folder, its tensors, its parameters, shapes of some
 TRANSFORMERS: list[tuple[str, str, int, int, dict[str, tuple[int, ...]]]] = [
     ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "transformer", 825, 1_418_996_800, {}),
@@ -103,6 +115,7 @@ TRANSFORMERS: list[tuple[str, str, int, int, dict[str, tuple[int, ...]]]] = [
         )
         for kind in ("480p_t2v", "720p_t2v", "480p_i2v", "720p_i2v")
     ),
+    ("MiniMaxAI/MiniMax-H3", "transformer", 638, 33_122_992_896, OF_SOUND),
 ]
 
 
@@ -183,6 +196,22 @@ def test_text_encoders_of_hunyuan_video_weigh_what_plans_count_on() -> None:
         count = sum(p.numel() for part in (model, clip_text) for p in part.parameters())
         assert values(folder / "parameters.json")["text_encoder"] == count
         assert Checkpoint(folder).family.components["text_encoder"] == type(model).__name__
+
+
+def test_other_components_of_minimax_h3_weigh_what_plans_count_on() -> None:
+    """Qwen3-VL 32B, whose head stays unused, and the VAE of sound; diffusers' defaults are the published sizes."""
+    text = {"vocab_size": 151936, "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64}
+    text |= {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
+    with torch.device("meta"):
+        models = {
+            "text_encoder": Qwen3VLForConditionalGeneration(
+                Qwen3VLConfig(text_config=text, vision_config={"out_hidden_size": 5120})
+            ),
+            "audio_vae": diffusers.AutoencoderKLMiniMaxH3Audio(),
+        }
+    counted = values(folder_of("MiniMaxAI/MiniMax-H3") / "parameters.json")
+    for name, model in models.items():
+        assert sum(p.numel() for p in model.parameters()) == counted[name]
 
 
 @pytest.mark.parametrize("name", ["hunyuanvideo-720p", "hunyuanvideo-i2v-720p"])

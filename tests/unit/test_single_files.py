@@ -288,6 +288,7 @@ def test_hunyuan_video(tiny_hunyuan_checkpoint: Path, form: str, tmp_path: Path)
 
 ORIGINAL = {"WanTransformer3DModel": original.wan_transformer}
 ORIGINAL["HunyuanVideoTransformer3DModel"] = original.hunyuan_transformer
+ORIGINAL["MiniMaxH3Transformer3DModel"] = original.minimax_h3_transformer
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

@@ -14,7 +14,7 @@ from torch import Tensor
 from s2video.errors import InputError
 from s2video.models import loading
 from s2video.models.checkpoint import Checkpoint
-from s2video.models.loading import load_conditioners, load_transformer, load_vae
+from s2video.models.loading import load_conditioners, load_sound_vae, load_transformer, load_vae
 
 CPU = torch.device("cpu")
 
@@ -35,6 +35,8 @@ def load(checkpoint: Path, component: str) -> object:
     opened = Checkpoint(checkpoint)
     if component.startswith("transformer"):
         return load_transformer(opened, torch.float32, CPU, component)
+    if component == "audio_vae":
+        return load_sound_vae(opened, CPU)
     return load_vae(opened, torch.float32, CPU) if component == "vae" else load_conditioners(opened, torch.float32)
 
 

@@ -33,6 +33,9 @@ ALLOWED_UPLOADS = {
     "schedulers/scheduling_unipc_multistep.py:multistep_uni_c_bh_update": "scalars of diffusers' scheduler",
     "hunyuan_video/blocks.py:prepare": "the lengths of the prompts, a few numbers",
     "hunyuan_video15/blocks.py:prepare": "the lengths of the prompts, a few numbers",
+    "minimax_h3/blocks.py:prepare": "two timesteps",
+    "minimax_h3/blocks.py:_angles": "the positions of the rows, once for all steps",
+    "schedulers/scheduling_minimax_h3.py:step": "scalars of diffusers' scheduler",
 }
 
 
@@ -40,6 +43,9 @@ def conditioning(checkpoint: FakeCheckpoint, max_sequence_length: int) -> Condit
     """Return the conditioning of a prompt of the longest length, as the family's encoders would give it."""
     config = checkpoint.config("transformer").values
     made = {"dtype": torch.bfloat16, "device": GPU}
+    if config["_class_name"] == "MiniMaxH3Transformer3DModel":
+        text = torch.empty(1, max_sequence_length, config["text_dim"], **made)
+        return Conditioning(text, text_lengths=(max_sequence_length,))
     if config["_class_name"] in ("WanTransformer3DModel", "WanVACETransformer3DModel"):
         return Conditioning(torch.empty(1, max_sequence_length, config["text_dim"], **made))
     length = max_sequence_length + (140 if config.get("image_condition_type") == "token_replace" else 0)
@@ -86,7 +92,7 @@ def denoiser(engine: Engine) -> tuple[Denoiser, Tensor]:
         engine._experts,
         engine.mesh,
         config.guidance,
-        dtype=engine._dtype,
+        dtype=torch.float32 if engine._family.takes_float32 else engine._dtype,
         masks=engine.mask_schedule([0]),
         cond=cond,
         uncond=cond if any(map(needs_uncond, config.guidance.cfg_scales)) else None,

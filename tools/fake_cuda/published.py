@@ -26,6 +26,8 @@ from s2video.engine.engine import Engine
 from s2video.models import lora_format, parts
 from s2video.models.checkpoint import ASSETS, Checkpoint
 from s2video.models.family import PROCESSORS, JsonFile
+from s2video.models.minimax_h3 import blocks as h3_blocks
+from s2video.models.minimax_h3.schedulers import PairedScheduler
 from s2video.parallel.mesh import Mesh
 
 from .device import GPU
@@ -213,7 +215,20 @@ def fake_conditioners(
 def fake_scheduler(checkpoint: Checkpoint, flow_shift: float | None = None) -> Any:
     """Return a scheduler of the class that the checkpoint names."""
     kind = checkpoint.class_of("scheduler")
+    if kind == "MiniMaxH3Scheduler":
+        assert checkpoint.info.sound is not None
+        return PairedScheduler(_RealSchedule(12.0), _RealSchedule(3.0), checkpoint.info.sound)
     return getattr(diffusers, kind)(**_SCHEDULERS[kind])
+
+
+class _RealSchedule(diffusers.MiniMaxH3Scheduler):
+    """Merges steps of the same noise level with real numbers, since fake ones cannot be compared."""
+
+    def set_timesteps(self, num_inference_steps: int, device: object = None) -> None:
+        with unset_fake_temporarily():
+            super().set_timesteps(num_inference_steps)
+            numbers = self.sigmas.tolist(), self.timesteps.tolist()
+        self.sigmas, self.timesteps = map(torch.tensor, numbers)
 
 
 def empty_component(*args: Any) -> nn.Module:
@@ -231,6 +246,7 @@ def empty_component(*args: Any) -> nn.Module:
 
 
 _REAL_EMPTY = parts.empty_component
+_REAL_POSITIONS = h3_blocks.packed_positions
 _REAL_FILE, _REAL_TRACE = safetensors.torch.load_file, lora_format.trace
 
 
@@ -238,6 +254,18 @@ def _real_trace(*args: Any) -> Any:
     """Find by the values of real tensors which tensors a conversion is made of."""
     with unset_fake_temporarily():
         return _REAL_TRACE(*args)
+
+
+def _fake_positions(*args: Any) -> Tensor:
+    """Return fake positions of rows, which are planned from numbers on the CPU."""
+    with unset_fake_temporarily():
+        positions = _REAL_POSITIONS(*args)
+    return torch.empty(positions.shape, dtype=positions.dtype)
+
+
+def _fake_times(timestep: Tensor) -> tuple[Tensor, list[int]]:
+    """Return two timesteps, as in every step but the first."""
+    return torch.empty(2), [0, 1]
 
 
 def _fake_file(path: Any) -> dict[str, Tensor]:
@@ -288,6 +316,8 @@ def published_engine(
             (parts, "check_component", lambda *_: NoFiles()),
             (safetensors.torch, "load_file", _fake_file),
             (lora_format, "trace", _real_trace),
+            (h3_blocks, "packed_positions", _fake_positions),
+            (h3_blocks, "distinct_times", _fake_times),
         ):
             stack.enter_context(patch.object(module, attribute, double))
         if tokenizers is None:
