@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 BACKEND: Any = "inductor"  # of torch.compile; tests take others
-_KEPT = (
-    64  # compilations of a block's code that torch keeps, for models and shapes together; beyond, it would not compile
-)
-_COMPILERS = ("c++", "g++", "clang++")
+# Compilations of a block's code that torch keeps, for models and shapes together; beyond, it would not compile.
+_KEPT = 64
 
 
 def check_compile(config: RunConfig) -> None:
@@ -38,12 +37,11 @@ def check_compile(config: RunConfig) -> None:
 def require_compiler(device: str) -> None:
     """Raise InputError unless torch.compile can make code for a device ("cpu" or "cuda") on this machine."""
     if device == "cpu":
-        named = os.environ.get("CXX")
-        if not any(shutil.which(name) for name in ([named] if named else _COMPILERS)):
-            expected = named or f"one of {', '.join(_COMPILERS)}"
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # torch tries no other
+        if shutil.which(compiler) is None:
             raise InputError(
-                f"model.compile: blocks on a CPU needs a C++ compiler, expected {expected} in PATH, got none; install "
-                "g++, or set model.compile to none"
+                f"model.compile: blocks on a CPU needs a C++ compiler, expected {compiler or 'a name in CXX'} in PATH, "
+                "got none; install it, set CXX to another one, or set model.compile to none"
             )
     elif importlib.util.find_spec("triton") is None:
         raise InputError(

@@ -77,6 +77,10 @@ def test_what_cannot_be_compiled_is_refused_first(tiny_checkpoint: Path, monkeyp
     info = open_checkpoint(str(tiny_checkpoint)).info
     with pytest.raises(InputError, match=r"zero3, because DeepSpeed .* set parallel\.weights to fsdp"):
         check_request(tiny_config(tiny_checkpoint).patched({**COMPILED, "parallel.weights": "zero3"}), info)
+    monkeypatch.delenv("CXX", raising=False)
+    with monkeypatch.context() as patched, pytest.raises(InputError, match=r"expected (g\+\+|clang\+\+) in PATH"):
+        patched.setattr("shutil.which", lambda name: "/usr/bin/c++" if name == "c++" else None)
+        require_compiler("cpu")  # torch tries no other name
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match=r"expected no-such-compiler in PATH, got none"):
         Engine(tiny_config(tiny_checkpoint).patched(COMPILED), progress="none")
