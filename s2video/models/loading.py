@@ -74,7 +74,7 @@ def _quantized(
 
 
 def _placed(device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for quantized weights: for a CPU none, which would mean offloading."""
+    """Return where `from_pretrained` places quantised weights; for a CPU nothing, as it would offload weights there."""
     return {} if device.type == "cpu" else {"device_map": {"": str(device)}}
 
 

@@ -1,7 +1,8 @@
 """Quantised weights of transformers (`model.quantization`), by diffusers' own quantisers.
 
-The linear layers of the blocks are quantised while they are loaded; embeddings and the output projection are not. What
-cannot be combined is refused before a model is loaded. Imports torch and the quantisers' libraries only to use them.
+Linear layers are quantised while they are loaded: by torchao those of the blocks, by bitsandbytes also those of the
+embeddings and the output. What cannot be combined is refused before a model is loaded. Imports torch and the
+quantisers' packages only to use them.
 """
 
 from __future__ import annotations
@@ -19,26 +20,28 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Library = Literal["torchao", "bitsandbytes"]
-_INSTALL: dict[Library, str] = {"torchao": "pip install 's2video[quant]'", "bitsandbytes": "pip install bitsandbytes"}
+Package = Literal["torchao", "bitsandbytes"]
+_INSTALL: dict[Package, str] = {"torchao": "pip install 's2video[quant]'", "bitsandbytes": "pip install bitsandbytes"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to store the weights of a block's linear layers.
+    """A way to store the weights of linear layers.
 
     Attributes:
-        kind: the library's class, or the prefix of its settings.
+        kind: the package's class, or diffusers' name of its setting.
         weight_bytes: of one weight, with its scales.
         text: for the sidecar.
         on_cpu: whether it runs there.
+        capability: the least compute capability of a GPU that it runs on; None if all have it.
     """
 
-    library: Library
+    package: Package
     kind: str
     weight_bytes: float
     text: str
     on_cpu: bool = True
+    capability: tuple[int, int] | None = None
 
 
 METHODS = {
@@ -46,7 +49,12 @@ METHODS = {
     "int8_dynamic": Method("torchao", "Int8DynamicActivationInt8WeightConfig", 1.0, "int8 weights and activations"),
     "fp8": Method("torchao", "Float8WeightOnlyConfig", 1.0, "fp8 weights"),
     "fp8_dynamic": Method(
-        "torchao", "Float8DynamicActivationFloat8WeightConfig", 1.0, "fp8 weights and activations", on_cpu=False
+        "torchao",
+        "Float8DynamicActivationFloat8WeightConfig",
+        1.0,
+        "fp8 weights and activations",
+        on_cpu=False,
+        capability=(8, 9),
     ),
     "bnb_int8": Method("bitsandbytes", "load_in_8bit", 1.0, "int8 weights", on_cpu=False),
     # 4 bits, and a float32 for 64 weights
@@ -69,7 +77,7 @@ def check_quantization(config: RunConfig) -> None:
             f"model.quantization: {name} needs the transformer in diffusers' format, because diffusers quantises while "
             f"it loads, got model.{named}; leave one of the two out"
         )
-    if model.offload_experts and METHODS[name].library == "bitsandbytes":
+    if model.offload_experts and METHODS[name].package == "bitsandbytes":
         raise InputError(
             f"model.quantization: {name} keeps weights on the GPU, so model.offload_experts has to be false; set that, "
             "or choose int8 or fp8, which torchao can move"
@@ -92,20 +100,33 @@ def require_quantizer(config: RunConfig, device: str, quantized_by: Sequence[str
             f"model.quantization: expected null for a checkpoint that is quantised by {already}, got {name}; leave it "
             "out, or take the checkpoint in bfloat16"
         )
-    if importlib.util.find_spec(method.library) is None:
+    if importlib.util.find_spec(method.package) is None:
         raise InputError(
-            f"model.quantization: {name} needs {method.library}, which is not installed; {_INSTALL[method.library]}"
+            f"model.quantization: {name} needs {method.package}, which is not installed; {_INSTALL[method.package]}"
         )
     if device == "cpu" and not method.on_cpu:
         raise InputError(f"model.quantization: {name} needs a GPU, got a CPU; choose int8, int8_dynamic or fp8")
+    if device != "cpu" and method.capability is not None:
+        import torch
+
+        if (found := torch.cuda.get_device_capability()) < method.capability:
+            least, own = (f"{major}.{minor}" for major, minor in (method.capability, found))
+            raise InputError(
+                f"model.quantization: {name} needs a GPU of compute capability {least} or newer, got {own}; choose "
+                "int8, int8_dynamic or fp8"
+            )
 
 
 def diffusers_settings(name: str, block_lists: Sequence[str], dtype: torch.dtype) -> Any:
-    """Return diffusers' settings that quantise the linear layers in these lists of blocks."""
+    """Return diffusers' settings that quantise the linear layers in these lists of blocks.
+
+    diffusers lets bitsandbytes leave out layers by name alone, and the blocks of HunyuanVideo have layers named like
+    others. So it quantises all.
+    """
     import diffusers
 
     method = METHODS[name]
-    if method.library == "torchao":
+    if method.package == "torchao":
         from torchao import quantization
 
         weights = getattr(quantization, method.kind)()
@@ -119,7 +140,8 @@ def diffusers_settings(name: str, block_lists: Sequence[str], dtype: torch.dtype
 def description(name: str) -> str:
     """Return what the sidecar says about quantised weights."""
     method = METHODS[name]
-    return f"{method.text} of the blocks' linear layers, by {method.library} {version(method.library)}"
+    which = "the blocks'" if method.package == "torchao" else "all"
+    return f"{method.text} of {which} linear layers, by {method.package} {version(method.package)}"
 
 
 def require_quantized(blocks: Sequence[nn.Module], name: str) -> None:

@@ -145,6 +145,13 @@ def test_what_this_machine_lacks_is_said(tiny_checkpoint: Path, monkeypatch: pyt
             require_quantizer(tiny(tiny_checkpoint, method), "cuda", [None])
 
 
+def test_an_older_gpu_is_refused_first(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 6))
+    require_quantizer(tiny(tiny_checkpoint, "fp8"), "cuda", [None])
+    with pytest.raises(InputError, match=r"fp8_dynamic needs a GPU of compute capability 8\.9 or newer, got 8\.6"):
+        require_quantizer(tiny(tiny_checkpoint, "fp8_dynamic"), "cuda", [None])
+
+
 def test_plain_weights_are_not_taken_for_quantised_ones() -> None:
     """diffusers leaves weights as they are if a device map places them on the CPU."""
     with pytest.raises(S2VideoError, match="got plain weights"):
