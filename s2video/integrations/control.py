@@ -52,9 +52,9 @@ class Control:
     _video: "_Video | None" = None
     _schedulers: list[Any] = field(default_factory=list)
 
-    def begin(self, asked: Mapping[str, Any]) -> None:
+    def begin(self, arguments: Mapping[str, Any]) -> None:
         """Start a call of the pipeline, with these arguments."""
-        self._embeddings = PromptEmbeddings(asked)
+        self._embeddings = PromptEmbeddings(arguments)
 
     def encoded(self, encode: Callable[..., Any], returned: Any, arguments: Any, keywords: Any) -> None:
         """Note what the pipeline's `encode_prompt` returned."""

@@ -22,18 +22,18 @@ class PromptEmbeddings:
     """The embeddings of one call of a pipeline.
 
     Attributes:
-        asked: the pipeline's arguments, by name.
+        arguments: the pipeline's arguments, by name.
         cond: embeddings of the prompt: a row for each sample.
         others: all other tensors that the encoding returned, among them the embeddings of the negative prompt.
     """
 
-    asked: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     cond: list[Sequence[Tensor]] = field(default_factory=list)
     others: list[Sequence[Tensor]] = field(default_factory=list)
     _given: list[Sequence[Tensor]] = field(default_factory=list)  # by the user; some pipelines do not encode them
 
     def __post_init__(self) -> None:
-        for name, value in self.asked.items():
+        for name, value in self.arguments.items():
             if "prompt_embeds" in name and not name.startswith("pooled"):
                 (self.others if name.startswith("negative") else self._given).extend(_rows(value))
 
@@ -49,15 +49,15 @@ class PromptEmbeddings:
 
     def _is_negative(self, bound: Mapping[str, Any]) -> bool:
         """Return whether a call of `encode_prompt` is for the negative prompt, in pipelines with a call for each."""
-        if self._is_asked(bound, ""):
+        if self._is_of(bound, ""):
             return False
-        return self._is_asked(bound, "negative_") or bool(self.cond)
+        return self._is_of(bound, "negative_") or bool(self.cond)
 
-    def _is_asked(self, bound: Mapping[str, Any], prefix: str) -> bool:
+    def _is_of(self, bound: Mapping[str, Any], prefix: str) -> bool:
         embeds, text = bound.get("prompt_embeds"), bound.get("prompt")
         if embeds is not None:
-            return embeds is self.asked.get(f"{prefix}prompt_embeds")
-        return text is not None and _texts(text) == _texts(self.asked.get(f"{prefix}prompt"))
+            return embeds is self.arguments.get(f"{prefix}prompt_embeds")
+        return text is not None and _texts(text) == _texts(self.arguments.get(f"{prefix}prompt"))
 
     def rows(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Rows | None:
         """Return which chunks of a call's batch are cond; None if none of its arguments is a known embedding."""

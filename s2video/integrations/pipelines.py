@@ -109,8 +109,8 @@ def _guided_pipeline(base: type) -> type:
             control = self.__dict__.get(_ATTRIBUTE)  # not in a pipeline that `from_pipe` makes of this class
             if control is None:
                 return super().__call__(*arguments, **keywords)
-            control.begin(_named(super().__call__, arguments, keywords))
             with _guiding(transformers(self), control):
+                control.begin(_named(super().__call__, arguments, keywords))
                 return super().__call__(*arguments, **keywords)
 
     if hasattr(base, "encode_prompt"):
@@ -147,8 +147,8 @@ def _guiding(modules: Sequence[Any], control: Control) -> Iterator[None]:
         check(control.pipe, control.guidance, transformer)
         if _ATTRIBUTE in transformer.__dict__:
             raise InputError(
-                "pipe: expected a transformer that no other call is using, got one that another enabled pipeline "
-                "shares and is calling now; call one after the other"
+                "pipe: expected a transformer that no other call is using, got one that another call of an enabled "
+                "pipeline is using now; make one call after the other"
             )
     for transformer in modules:
         control.caches[transformer] = Caches(transformer)

@@ -94,6 +94,18 @@ def test_what_cannot_be_told_apart_is_refused(encoding: Any) -> None:
     s2video.disable(encoding)
 
 
+def test_a_call_within_a_call_is_refused_and_leaves_the_first_one_alone(encoding: Any) -> None:
+    s2video.enable(encoding, **ALWAYS)
+    expected = run(encoding)
+
+    def call_again(pipe: Any, *rest: Any) -> dict[str, Any]:
+        with pytest.raises(InputError, match="another call of an enabled pipeline is using now"):
+            run(pipe, prompt="a green star")
+        return {}
+
+    assert torch.equal(run(encoding, callback_on_step_end=call_again), expected)
+
+
 def test_embeddings_of_the_user_are_found(encoding: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch)
     given = tiny_models.texts(128)
