@@ -141,10 +141,13 @@ class S2Guidance(BaseGuidance):
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Restore the model. Called after each prediction."""
         _disarm(denoiser)
-        if self._forks is not None and self._count_prepared == 1:
+        if self._forks is None:
+            return
+        if self._count_prepared == 1:
             self._forks.require_recorded()
         if self._count_prepared == self.num_conditions:
-            self._forks = None  # the states are large
+            forks, self._forks = self._forks, None  # the states are large
+            forks.require_used()
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **subs: Tensor) -> GuiderOutput:
         """Combine predictions of one shape to the guided one, in the dtype of `pred_cond`."""

@@ -202,6 +202,30 @@ def test_disabled_it_is_cond() -> None:
     assert guider.forward(cond).pred is cond
 
 
+def test_blocks_that_another_wrapper_runs_in_sub_are_noticed(pipe: Any) -> None:
+    """A step cache of another package that answers later calls by its own list of blocks would make sub equal to cond."""
+    transformer, num_calls = pipe.transformer, 0
+    blocks, forward = transformer.blocks, transformer.forward
+
+    def cached(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        given = transformer._modules["blocks"]
+        transformer._modules["blocks"] = given if num_calls == 1 else blocks
+        try:
+            return forward(*arguments, **keywords)
+        finally:
+            transformer._modules["blocks"] = given
+
+    transformer.forward = cached
+    try:
+        with pytest.raises(InputError, match="expected the transformer to run each of its blocks"):
+            run(pipe, s2video.S2Guidance(s2_scale=0.4, start=0.0, stop=1.0))
+    finally:
+        del transformer.forward
+    assert transformer.blocks is blocks
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("call", [0, 2 * NUM_BLOCKS + 2], ids=["in-cond", "in-sub"])
 def test_an_interrupted_call_leaves_nothing_behind(pipe: Any, error: type[BaseException], call: int) -> None:
