@@ -72,7 +72,7 @@ class AttentionPlan:
 
 
 def attention_kernel(backend: str | None, device: torch.device, dtype: torch.dtype, dim: int, ring: Axis) -> str:
-    """Return the name of the kernel with which video tokens attend to each other; "native" stands for torch's choice.
+    """Return the name of the kernel with which video tokens attend to each other; "native" means torch's choice.
 
     Args:
         backend: from `named_backend`.

@@ -47,8 +47,7 @@ NEEDS = {
     "sage_hub": Needs(lse=True, widest=128),
     "xformers": Needs(half=False),
 }
-_LIBRARIES = ("flex", "flash", "flash_hub", "_flash_3", "sage", "sage_hub")
-LIBRARIES_WITH_LSE = tuple(name for name in _LIBRARIES if NEEDS[name].lse)
+LIBRARIES_WITH_LSE = ("flex", "flash", "flash_hub", "_flash_3", "sage", "sage_hub")
 """Backends of other libraries that return the log-sum-exp, by diffusers' functions."""
 
 
@@ -101,15 +100,3 @@ def _flex(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     output, others = flex.flex_attention(query, key, value, return_aux=flex.AuxRequest(lse=True))
     assert others.lse is not None
     return output, others.lse
-
-
-def table() -> str:
-    """Return what combines with what, in Markdown; for docs/speed.md."""
-    rows = [("backend", "runs on", "dtypes on a GPU", "one rank, Ulysses", "ring", "run by tests")]
-    for name, need in NEEDS.items():
-        half = "bfloat16, float16" if need.half else "all"
-        ring = "yes" if need.lse else "no: no log-sum-exp"
-        tests = "rules and doubles" if need.gpu else "yes"
-        rows.append((f"`{name}`", "GPU" if need.gpu else "GPU, CPU", half, "yes", ring, tests))
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_table import table
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from tiny import PROMPT, tiny_config
@@ -15,7 +16,7 @@ import s2video
 from s2video.engine.engine import Engine
 from s2video.errors import InputError
 from s2video.parallel.attention import AttentionPlan, sharded_attention, sharded_joint_attention
-from s2video.parallel.backends import LIBRARIES_WITH_LSE, NEEDS, check_here, table
+from s2video.parallel.backends import LIBRARIES_WITH_LSE, NEEDS, check_here
 from s2video.parallel.mesh import SequenceAxes
 from s2video.parallel.ring import LIBRARY_KERNELS, check_backend, choose_kernel, partial_attention, plain_attention
 

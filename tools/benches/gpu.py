@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
@@ -35,6 +36,7 @@ from s2video.decoding.whole import decode_frames, denormalize, to_frames
 from s2video.engine.selftest import run_selftest
 from s2video.guidance.equations import Predictions, combine
 from s2video.guidance.reuse import LEAST_STEPS
+from s2video.models import compiled as block_compiler
 from s2video.models.base import Conditioning
 from s2video.models.hunyuan_video.blocks import HunyuanVideoBlockModel
 from s2video.parallel.mesh import Mesh
@@ -77,12 +79,12 @@ def diffusers_step(step: OneStep, original: dict[str, Any]) -> Callable[[], Any]
     pipeline.set_progress_bar_config(disable=True)
     frames, rows, columns = step.latents.shape[2:]
     assert step.uncond is not None
-    told = {"prompt_embeds": step.cond.text, "negative_prompt_embeds": step.uncond.text}
+    texts = {"prompt_embeds": step.cond.text, "negative_prompt_embeds": step.uncond.text}
 
     def run() -> Any:
         transformer.set_attn_processor(dict(original))
         size = {"num_frames": 4 * (frames - 1) + 1, "height": 8 * rows, "width": 8 * columns}
-        latents = pipeline(**told, **size, num_inference_steps=1, guidance_scale=5.0, output_type="latent").frames
+        latents = pipeline(**texts, **size, num_inference_steps=1, guidance_scale=5.0, output_type="latent").frames
         transformer.set_attn_processor(dict(ours))
         return latents
 
@@ -155,7 +157,7 @@ def wan_large(options: Options) -> Section:
 
 
 def hunyuan(options: Options) -> Section:
-    """One step each, at 1280x720x129: there is no uncond pass, so S² stands against cond alone."""
+    """One step each, at 1280x720x129: there is no uncond pass, so S² is compared with cond alone."""
     device = torch.device(options.device)
     transformer = random_model(TINY_HUNYUAN if options.quick else published(HUNYUAN), device, torch.bfloat16)
     config, last = transformer.config, transformer.proj_out.weight
@@ -208,10 +210,11 @@ def backends(options: Options) -> Section:
 
 
 def compiled(options: Options) -> Section:
-    """Blocks compiled once must serve every mask; a recompilation is an error."""
+    """Blocks compiled as `model.compile: blocks` does must serve every mask; a recompilation is an error."""
     step = sized_wan(options, SMALL, (21, 60, 104))
     masks = draw_masks(options.masks, step.model.num_blocks)
-    step.model.transformer.compile_repeated_blocks(fullgraph=True, backend="eager" if options.quick else "inductor")
+    with patch.object(block_compiler, "BACKEND", "eager" if options.quick else block_compiler.BACKEND):
+        block_compiler.compile_blocks(step.model.transformer.blocks)
     step([masks[0]])
     with torch._dynamo.config.patch(error_on_recompile=True):
         for mask in masks:

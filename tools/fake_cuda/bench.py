@@ -14,8 +14,8 @@ from unittest.mock import patch
 import bench
 import torch
 from benches import gpu, weight_fetching, workloads
-from torch import nn
 
+from s2video.models import compiled as block_compiler
 from s2video.models import parts
 from s2video.models.registry import FAMILIES
 from s2video.system.files import write_json
@@ -51,7 +51,7 @@ def _bench_patched() -> Iterator[None]:
             (workloads, "init_empty_weights", lambda include_buffers: empty()),
             (parts, "empty_component", empty_component),
             (parts, "check_component", lambda *_: NoFiles()),
-            (nn.Module, "compile", lambda self, *_, **__: None),
+            (block_compiler, "compile_blocks", lambda blocks: None),
         ):
             stack.enter_context(patch.object(owner, attribute, double))
         yield
