@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -74,7 +75,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         arguments = build_parser(*words[:1]).parse_args(words)
-        code = int(arguments.run(arguments)) or _code_of_output(arguments.command)
+        code = _run_command(arguments) or _code_of_output(arguments.command)
     except InputError as error:
         if not error.is_reported and (error.is_reported is False or ranks.speaks_for_host() or _is_alone()):
             _say_failure(str(error))
@@ -92,6 +93,18 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         code = 130
     return code
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
+    try:
+        return int(arguments.run(arguments))
+    except (ValueError, RuntimeError) as error:  # diffusers reads the variable when a command first imports its models
+        if "AttentionBackendName" not in str(error):
+            raise
+        raise InputError(
+            "DIFFUSERS_ATTN_BACKEND: expected the name of one of diffusers' attention backends, such as native, got "
+            f"{os.environ.get('DIFFUSERS_ATTN_BACKEND')!r}; change it, or remove it from the environment"
+        ) from None
 
 
 def _code_of_output(command: str) -> int:

@@ -417,6 +417,20 @@ def test_exit_code_of_the_process(command: tuple[str, ...], workspace: Workspace
     assert "guidance.s2_scale" in finished.stderr
 
 
+def test_an_unknown_backend_in_the_environment(workspace: Workspace) -> None:
+    """diffusers fails at it while it is imported, whatever the command."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "s2video", "selftest"],
+        capture_output=True,
+        text=True,
+        cwd=workspace.folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "DIFFUSERS_ATTN_BACKEND": "fast"},
+        timeout=120,
+    )
+    assert finished.returncode == 2 and finished.stderr.count("\n") == 1
+    assert "DIFFUSERS_ATTN_BACKEND: expected" in finished.stderr and "got 'fast'" in finished.stderr
+
+
 def test_an_image_is_read_before_a_model_is_downloaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
