@@ -88,4 +88,5 @@ def known_pipelines() -> dict[str, PipelineKind]:
 def transformers(pipe: Any) -> list[Any]:
     """Return the transformers that a pipeline has now."""
     names = [name for name in pipe.components if name.startswith("transformer")]
-    return [module for module in (getattr(pipe, name, None) for name in names) if module is not None]
+    found = (getattr(pipe, name, None) for name in names)
+    return list(dict.fromkeys(module for module in found if module is not None))  # one can be in both places

@@ -202,6 +202,20 @@ def test_another_scheduler_is_followed(pipe_and_arguments: tuple[Any, dict[str, 
     assert torch.equal(run(fresh, arguments), exchanged)
 
 
+def test_one_transformer_in_both_places(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
+    """As one that is in the first place alone, and it is left as it was."""
+    pipe, arguments = pipe_and_arguments
+    before = state_of(pipe)
+    s2video.enable(pipe, s2_scale=SCALE)
+    expected = run(pipe, arguments)
+    s2video.disable(pipe)
+    both = WanPipeline(**{**pipe.components, "transformer_2": pipe.transformer}, boundary_ratio=0.5)
+    s2video.enable(both, s2_scale=SCALE)
+    assert torch.equal(run(both, arguments), expected)
+    s2video.disable(both)
+    assert state_of(pipe) == before
+
+
 def test_another_transformer_is_guided_by_the_next_call(pipe_and_arguments: tuple[Any, dict[str, Any]]) -> None:
     pipe, arguments = pipe_and_arguments
     s2video.enable(pipe, s2_scale=SCALE)

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, HunyuanVideo15Pipeline, HunyuanVideo15Transformer3DModel, WanPipeline
+from diffusers import (
+    ClassifierFreeGuidance,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideo15Pipeline,
+    HunyuanVideo15Transformer3DModel,
+    WanPipeline,
+)
 from diffusers.modular_pipelines.hunyuan_video1_5.modular_blocks_hunyuan_video1_5 import HunyuanVideo15CoreDenoiseStep
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22Blocks
@@ -37,12 +43,12 @@ def modular(blocks: Any, classic: Any, *names: str, **components: Any) -> Any:
     return made
 
 
-def run(pipe: Any, guider: Any, guider_2: Any = None) -> Tensor:
+def run(pipe: Any, guider: Any, guider_2: Any = None, num_steps: int = 6) -> Tensor:
     pipe.update_components(guider=guider, **({} if guider_2 is None else {"guider_2": guider_2}))
     latents: Tensor = pipe(
         prompt=PROMPT,
         negative_prompt="",
-        num_inference_steps=6,
+        num_inference_steps=num_steps,
         max_sequence_length=MAX_SEQUENCE_LENGTH,
         generator=torch.Generator().manual_seed(7),
         output="latents",
@@ -192,6 +198,52 @@ def test_a_push_sets_the_strength_of_each_sample() -> None:
         s2video.S2Guidance(s2_scale=0.5, s2_push=0.1)
 
 
+@pytest.mark.parametrize("reuse", ["deviation", "light", "fast", {"sub_every": 3, "sub_until": 0.8}], ids=str)
+def test_reuse_makes_the_video_of_enable(classic: Any, pipe: Any, reuse: Any) -> None:
+    """Which is that of the engine; the scheduler's timesteps are rounded, and its noise levels are not."""
+    settings: dict[str, Any] = {"s2_push": 0.1, "drop_ratio": 0.3, "mask_seed": 5, "reuse": reuse}
+    s2video.enable(classic, **settings)
+    arguments = {"prompt": PROMPT, "max_sequence_length": MAX_SEQUENCE_LENGTH, **SIZE, "num_inference_steps": 16}
+    expected = run_classic(classic, guidance_scale=3.0, **arguments)
+    s2video.disable(classic)
+    guider = s2video.S2Guidance(3.0, **settings)
+    if reuse in ("light", "fast"):  # others need no noise levels
+        guider.scheduler = pipe.scheduler
+    made = run(pipe, guider, num_steps=16)
+    torch.testing.assert_close(made, expected, atol=2e-5, rtol=0)
+    assert torch.equal(run(pipe, guider, num_steps=16), made)  # no prediction is kept between videos
+    assert guider._video is None
+
+
+def test_reuse_with_two_guiders(classic: Any) -> None:
+    """Forecasts of the second transformer start from its own predictions."""
+    two = WanPipeline(**{**classic.components, "transformer_2": build_transformer(seed=1)}, boundary_ratio=0.875)
+    settings = {"s2_scale": 0.4, "drop_ratio": 0.3, "mask_seed": 5, "reuse": "fast"}
+    s2video.enable(two, **settings)
+    arguments = {"prompt": PROMPT, "max_sequence_length": MAX_SEQUENCE_LENGTH, **SIZE, "num_inference_steps": 16}
+    expected = run_classic(two, guidance_scale=3.0, guidance_scale_2=2.0, **arguments)
+    s2video.disable(two)
+    names = ("tokenizer", "text_encoder", "transformer", "transformer_2", "vae", "scheduler")
+    pipe = modular(Wan22Blocks(), two, *names, boundary_ratio=0.875)
+    guiders = [s2video.S2Guidance(scale, **settings) for scale in (3.0, 2.0)]
+    for guider in guiders:
+        guider.scheduler = pipe.scheduler
+    torch.testing.assert_close(run(pipe, *guiders, num_steps=16), expected, atol=2e-5, rtol=0)
+
+
+def test_reuse_is_refused_where_it_cannot_be(pipe: Any) -> None:
+    guider = s2video.S2Guidance(3.0, reuse="fast")
+    with pytest.raises(InputError, match="expected at least 16 steps, got 6"):
+        run(pipe, guider)
+    with pytest.raises(InputError, match=r"got none; set guider\.scheduler = pipe\.scheduler, or use reuse deviation"):
+        run(pipe, guider, num_steps=16)
+    guider.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(InputError, match="got one with other timesteps"):
+        run(pipe, guider, num_steps=16)
+    with pytest.warns(UserWarning, match="reuse deviation is safer"):
+        s2video.S2Guidance(5.0, reuse="light")
+
+
 def test_disabled_it_is_cond() -> None:
     guider = s2video.S2Guidance()
     guider.set_state(step=5, num_inference_steps=10, timestep=torch.tensor(500))
@@ -252,7 +304,9 @@ def test_an_interrupted_call_leaves_nothing_behind(pipe: Any, error: type[BaseEx
 
 
 def test_manners_of_a_guider(tmp_path: Path) -> None:
-    guider = s2video.S2Guidance(guidance_scale=4.0, s2_scale=0.3, never_drop=(0, 5), band=(1, 8), mask_seed=9)
+    guider = s2video.S2Guidance(
+        4.0, s2_scale=0.3, never_drop=(0, 5), band=(1, 8), mask_seed=9, reuse={"preset": "light", "start": 0.4}
+    )
     guider.save_pretrained(tmp_path)
     for other in (s2video.S2Guidance.from_pretrained(tmp_path), guider.new()):
         assert (other._spec, other._guidance) == (guider._spec, guider._guidance)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.guiders import LTX2Guidance
+from diffusers.guiders.guider_utils import GuiderOutput
 from test_plugin_matrix import without_blocks
 from tiny_guided import GUIDED, Guided
 from tiny_matrix import MINIATURES, Miniature
@@ -12,6 +13,8 @@ from tiny_models import WAN_BLOCKS
 from torch import Tensor, nn
 
 import s2video
+from s2video.errors import InputError
+from s2video.models.noise_levels import noise_levels
 
 DROPPED = {"drop_count": 2, "never_drop": (0, 1, 3, 5), "start": 0.0, "stop": 1.0}
 
@@ -77,3 +80,66 @@ def test_the_sound_of_ltx_2_can_have_its_own_guidance() -> None:
     assert {"pred_cond", "pred_uncond", "pred_sub_0", "pred_cond_stg"} <= contexts
     for name in ("latents", "audio_latents"):
         assert torch.equal(made[0][name], made[1][name])
+
+
+class ByHand(Copies):
+    """Reuse "fast", by hand: every step makes all predictions, and forecasts replace those that are not due."""
+
+    num_saved = 0
+    _last: int | None = None
+
+    def _names(self) -> list[str]:
+        return ["pred_cond", "pred_uncond", "pred_sub_0"]
+
+    def forward(self, pred_cond: Tensor | None = None, pred_uncond: Tensor | None = None, **subs: Tensor) -> Any:
+        assert pred_cond is not None and pred_uncond is not None and self._step is not None
+        step, part = self._step, (self._step + 0.5) / (self._num_inference_steps or 1)
+        if self._last is None or step <= self._last:
+            self._points: list[tuple[int, float, Tensor, Tensor]] = []
+            self._deviation: tuple[int, Tensor] | None = None
+        self._last, level, acts = step, noise_levels(self.scheduler)[step], part <= 0.5
+        cond, uncond = pred_cond.float(), pred_uncond.float()
+        is_due = part < 0.2 or len(self._points) < 2 or step - self._points[-1][0] >= 2
+        is_due = is_due or (acts and self._deviation is None)
+        if is_due:
+            self._points.append((step, level, cond, cond - uncond))
+        else:
+            ByHand.num_saved += 2
+            (_, older, *before), (_, newer, *last) = self._points[-2:]
+            slope = (level - newer) / (newer - older)
+            cond, difference = (b + slope * (b - a) for a, b in zip(before, last, strict=True))
+            uncond = cond - difference
+        pred = uncond + 3.0 * (cond - uncond)
+        if acts and is_due and (self._deviation is None or step - self._deviation[0] >= 2):
+            self._deviation = step, subs["pred_sub_0"].float() - cond
+            pred = pred - 0.4 * self._deviation[1]
+        else:
+            ByHand.num_saved += 1
+            if acts and self._deviation is not None:
+                pred = pred - 0.4 * (cond + self._deviation[1] - cond)
+        return GuiderOutput(pred=pred, pred_cond=cond, pred_uncond=uncond)
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_with_reuse_a_pipeline_is_not_asked_for_what_is_forecast(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps without any call, without uncond and without sub, to the bit those of a guider that computes all."""
+    monkeypatch.setattr("s2video.integrations.guider_reuse.LEAST_STEPS", 5)
+    row = GUIDED[name]
+    pipe, arguments = row.build()
+    guider = s2video.S2Guidance(3.0, s2_scale=0.4, reuse="fast", **DROPPED)
+    guider.scheduler = pipe.scheduler
+    if "num_inference_steps" not in arguments:
+        with pytest.raises(InputError, match="expected at least 5 steps"):
+            run(row, pipe, arguments, guider)
+        return
+    arguments["num_inference_steps"] = 5
+    matrix = Miniature(row.build, WAN_BLOCKS) if callable(row.parts) else MINIATURES[row.parts]
+    Copies.shortened, ByHand.num_saved = without_blocks(matrix, pipe.transformer), 0
+    calls = [0]
+    pipe.transformer.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    by_hand = ByHand(3.0, s2_scale=0.4, **DROPPED)
+    by_hand.scheduler = pipe.scheduler
+    expected, num_all = run(row, pipe, arguments, by_hand), calls[0]
+    num_saved, calls[0] = ByHand.num_saved, 0
+    assert torch.equal(run(row, pipe, arguments, guider), expected)
+    assert num_all - calls[0] == num_saved // (2 if row.second == "audio_guider" else 1) > 0
