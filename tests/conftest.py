@@ -13,6 +13,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ranks import RankPool
@@ -62,6 +63,14 @@ def tiny_hunyuan15_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_hunyuan15_image_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
     return checkpoint_of("hunyuan-video-1.5-image")
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`wide_wan.Wide`: a checkpoint whose tensors hold whole blocks of GGUF."""
+    from wide_wan import build_wide
+
+    return build_wide(tmp_path_factory.mktemp("wide") / "wan")
 
 
 @pytest.fixture(scope="session")

@@ -107,12 +107,12 @@ class ModelConfig(Section):
         description="precision of the VAE; diffusers recommends float32, which on a GPU means TF32 in convolutions, as "
         "in diffusers, unless NVIDIA_TF32_OVERRIDE is 0 in the environment",
     )
-    quantization: Literal["int8", "int8_dynamic", "fp8", "fp8_dynamic", "bnb_int8", "bnb_nf4"] | None = setting(
+    quantization: Literal["int8", "int8_dynamic", "fp8", "fp8_dynamic", "bnb_int8", "bnb_nf4", "gguf"] | None = setting(
         "latents",
         newer=True,
         default=None,
         description="how the linear layers of the blocks are stored: int8 or fp8 weights (torchao), with activations "
-        "quantised too (dynamic), or by bitsandbytes; null: in dtype",
+        "quantised too (dynamic), by bitsandbytes, or as a GGUF file has them (gguf); null: in dtype",
     )
     attention_backend: Text | None = setting(
         "latents",

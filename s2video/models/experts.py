@@ -19,6 +19,7 @@ from ..parallel.weights import BlockWeights
 from .base import BlockModel
 from .checkpoint import Checkpoint
 from .compiled import compile_blocks, require_compiler
+from .gguf_weights import GGUF, check_gguf
 from .loading import quantized_by
 from .lora import AppliedLora, load_loras
 from .parts import place_transformer
@@ -46,6 +47,9 @@ def check_machine(checkpoint: Checkpoint, config: RunConfig, device: torch.devic
         check_here(backend, device.type, getattr(torch, config.model.dtype))
     by = [quantized_by(checkpoint, name) for name in checkpoint.family.transformers]
     require_quantizer(config, device.type, by)
+    if config.model.quantization == GGUF:
+        for name in checkpoint.family.transformers:
+            check_gguf(checkpoint.files(name), name, checkpoint.class_of(name))
 
 
 def load_expert(

@@ -84,6 +84,22 @@ class Layout:
             return parts[0]
         return torch.cat(parts) if parts else torch.empty(0)
 
+    def packed(self, name: str) -> tuple[str, Tensor] | None:
+        """Return a matrix as GGUF stores it: its type, and its rows as uint8 [rows, bytes]; None if it is plain.
+
+        Also None if it is stored in blocks that do not end with its rows.
+        """
+        stored = [self._stored[run.source] for run in self._rows[name]]
+        kind, shape = str(stored[0].entry["dtype"]), self.shapes[name]
+        is_one = all(found.file.is_gguf and found.entry["dtype"] == kind for found in stored)
+        if not is_one or len(shape) != 2 or BLOCKS[kind][0] == 1 or shape[1] % BLOCKS[kind][0]:
+            return None
+        numbers, size = BLOCKS[kind]
+        each = shape[1] // numbers
+        runs = zip(self._rows[name], stored, strict=True)
+        content = b"".join(_blocks(found, run.first * each, run.last * each) for run, found in runs)
+        return kind, torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape[0], each * size)
+
     def tensor(self, name: str) -> Tensor:
         """Return a whole tensor, in its stored precision, or in float32 if it was quantized."""
         shape = self.shapes[name]
@@ -179,11 +195,9 @@ def _scale(place: tuple[WeightFile, str]) -> Tensor:
 def _from_blocks(stored: _Stored, start: int, stop: int) -> Tensor:
     """Read and dequantize the blocks of a GGUF tensor that hold these elements."""
     kind = str(stored.entry["dtype"])
-    numbers, size = BLOCKS[kind]
+    numbers, _ = BLOCKS[kind]
     first, last = start // numbers, -(-stop // numbers)
-    with stored.file.path.open("rb") as file:
-        file.seek(stored.entry["data_offsets"][0] + first * size)
-        content = file.read((last - first) * size)
+    content = _blocks(stored, first, last)
     plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if kind in plain:
         return torch.frombuffer(bytearray(content), dtype=plain[kind])
@@ -193,6 +207,14 @@ def _from_blocks(stored: _Stored, start: int, stop: int) -> Tensor:
     blocks = np.frombuffer(content, np.uint8).reshape(1, -1)
     values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
     return torch.from_numpy(np.ascontiguousarray(values)).flatten()[start - first * numbers : stop - first * numbers]
+
+
+def _blocks(stored: _Stored, first: int, last: int) -> bytes:
+    """Read blocks `first` … `last` of a GGUF tensor."""
+    _, size = BLOCKS[str(stored.entry["dtype"])]
+    with stored.file.path.open("rb") as file:
+        file.seek(stored.entry["data_offsets"][0] + first * size)
+        return file.read((last - first) * size)
 
 
 def require_gguf(path: object) -> Any:

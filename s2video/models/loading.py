@@ -18,6 +18,7 @@ from ..errors import InputError
 from .checkpoint import Checkpoint
 from .family import PROCESSORS
 from .foreign import check_encoder, one_line
+from .gguf_weights import GGUF, load_gguf
 from .layout import Layout, read_layout, whole_state
 from .quantization import description, diffusers_settings, require_quantized
 from .tensors import check_layout, check_loaded, load_checked
@@ -59,13 +60,18 @@ def load_transformer(
 def _quantized(
     checkpoint: Checkpoint, component: str, layout: Layout | None, dtype: torch.dtype, device: torch.device, name: str
 ) -> Any:
-    """Load a transformer whose blocks' linear layers diffusers quantises."""
+    """Load a transformer whose blocks' linear layers diffusers quantises, or keeps as a GGUF file stores them."""
+    block_lists = (*checkpoint.family.block_lists, *checkpoint.family.control_lists)
+    if name == GGUF and layout is not None:
+        empty, folder = empty_component(checkpoint, component, dtype), checkpoint.folder / component
+        model, kept = load_gguf(empty, layout, folder, block_lists, dtype, device)
+        checkpoint.conversions[component] = kept
+        return model.eval().requires_grad_(False)
     if layout is None or not is_standard(checkpoint, component, layout):
         raise InputError(
             f"model.quantization: {name} needs weights as diffusers stores them, because diffusers quantises while it "
             f"loads, got others in {checkpoint.folder / component}; leave it out"
         )
-    block_lists = (*checkpoint.family.block_lists, *checkpoint.family.control_lists)
     settings = diffusers_settings(name, block_lists, dtype)
     model = _from_pretrained(checkpoint, component, dtype=dtype, quantization_config=settings, **_placed(device))
     require_quantized([block for blocks in block_lists for block in getattr(model, blocks)], name)

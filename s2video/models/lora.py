@@ -195,7 +195,7 @@ def _change(file: LoraFile, target: Target, parameter: Any, change_of: Any, scal
     if not parameter.is_floating_point() or type(parameter.data) is not torch.Tensor:
         raise InputError(
             f"model.lora: {file.path}: {target.parameter}: expected plain weights, got quantized ones, to which a "
-            "difference cannot be added; take the checkpoint in bfloat16 or float16"
+            "difference cannot be added; leave model.quantization out, or take the checkpoint in bfloat16 or float16"
         )
     try:
         change = scale * change_of(file, target, parameter)

@@ -1,8 +1,8 @@
 """Quantised weights of transformers (`model.quantization`), by diffusers' own quantisers.
 
 Linear layers are quantised while they are loaded: by torchao those of the blocks, by bitsandbytes also those of the
-embeddings and the output. What cannot be combined is refused before a model is loaded. Imports torch and the
-quantisers' packages only to use them.
+embeddings and the output. Those of a GGUF file are quantised already and stay as they are (`gguf_weights.py`). What
+cannot be combined is refused before a model is loaded. Imports torch and the quantisers' packages only to use them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError
+from .gguf_weights import GGUF
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Package = Literal["torchao", "bitsandbytes"]
-_INSTALL: dict[Package, str] = {"torchao": "pip install 's2video[quant]'", "bitsandbytes": "pip install bitsandbytes"}
+Package = Literal["torchao", "bitsandbytes", "gguf"]
+_INSTALL: dict[Package, str] = {
+    "torchao": "pip install 's2video[quant]'",
+    "bitsandbytes": "pip install bitsandbytes",
+    "gguf": "pip install 's2video[gguf]'",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Method:
 
     Attributes:
         kind: the package's class, or diffusers' name of its setting.
-        weight_bytes: of one weight, with its scales.
+        weight_bytes: of one weight, with its scales; None if the file decides.
         text: for the sidecar.
         on_cpu: whether it runs there.
         capability: the least compute capability of a GPU that it runs on; None if all have it.
@@ -38,7 +43,7 @@ class Method:
 
     package: Package
     kind: str
-    weight_bytes: float
+    weight_bytes: float | None
     text: str
     on_cpu: bool = True
     capability: tuple[int, int] | None = None
@@ -59,6 +64,7 @@ METHODS = {
     "bnb_int8": Method("bitsandbytes", "load_in_8bit", 1.0, "int8 weights", on_cpu=False),
     # 4 bits, and a float32 for 64 weights
     "bnb_nf4": Method("bitsandbytes", "load_in_4bit", 0.5625, "nf4 weights", on_cpu=False),
+    GGUF: Method("gguf", "GGUFQuantizationConfig", None, "as GGUF stores them"),
 }
 
 
@@ -72,7 +78,8 @@ def check_quantization(config: RunConfig) -> None:
             f"model.quantization: {name} needs parallel.weights replicated, because a quantised weight cannot be cut "
             f"into rows or copied as bytes, got {config.parallel.weights}; set one of the two to its default"
         )
-    if named := next((key for key in ("transformer", "transformer_2") if getattr(model, key) is not None), None):
+    named = next((key for key in ("transformer", "transformer_2") if getattr(model, key) is not None), None)
+    if named is not None and name != GGUF:
         raise InputError(
             f"model.quantization: {name} needs the transformer in diffusers' format, because diffusers quantises while "
             f"it loads, got model.{named}; leave one of the two out"

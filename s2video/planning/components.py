@@ -14,9 +14,11 @@ from typing import Any
 
 from ..config.run import RunConfig
 from ..decoding.kinds import HUNYUAN15_VAE, MINIMAX_H3_VAE, VAES
+from ..errors import InputError
 from ..geometry import LatentShape
 from ..models.checkpoint import Checkpoint
 from ..models.costs import all_parameters
+from ..models.gguf_weights import GGUF, bytes_per_weight
 from ..models.quantization import METHODS
 from ..models.registry import read_costs
 from ..models.weight_files import read_json
@@ -52,6 +54,8 @@ class Components:
     def weight_bytes(self) -> float | None:
         """The bytes of one parameter of a transformer's blocks if they are quantised, otherwise None."""
         name = self.config.model.quantization
+        if name == GGUF:
+            return self._gguf_bytes()
         if name is not None:
             return METHODS[name].weight_bytes
         values = self.checkpoint.config("transformer").values
@@ -61,6 +65,15 @@ class Components:
         root = costs.root_parameters() * item_bytes(self.config.model.dtype)
         stored = sum(file.path.stat().st_size for file in self.checkpoint.files("transformer"))
         return max(stored - root, 0) / sum(all_parameters(costs))
+
+    def _gguf_bytes(self) -> float:
+        model = self.config.model
+        if self.is_published and model.transformer is None:
+            raise InputError(
+                "model.quantization: gguf needs the bytes of a GGUF file, got none; set model.transformer to one"
+            )
+        named = Checkpoint(self.checkpoint.folder, model.variant, model.source.files)
+        return bytes_per_weight(named.files("transformer"), "transformer", item_bytes(model.dtype))
 
     @property
     def vae_bytes(self) -> float:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import original_names as original
 import pytest
 import torch
 from ranks import RankError, RankPool
 from tiny import PROMPT, tiny_config
 from torch import Tensor
+from wide_wan import Q8, Wide, gguf_of
 
 from s2video.config.run import RunConfig
 from s2video.engine.engine import Engine
@@ -29,3 +31,15 @@ def test_two_ranks_make_the_video_of_one(ranks: Ranks, tiny_checkpoint: Path) ->
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
     with pytest.raises(RankError, match=r"model\.quantization"):
         ranks(2).run(sample, config, "fp8", timeout=600)
+
+
+def sample_kept(mesh: Mesh, config: RunConfig) -> Tensor:
+    return Engine(config, mesh, progress="none").sample([PROMPT], [3])
+
+
+def test_two_ranks_keep_the_weights_of_a_gguf_file(ranks: Ranks, wide: Wide, tmp_path: Path) -> None:
+    file = gguf_of(original.wan_transformer, "wan", Q8)(wide.states["transformer"], tmp_path)
+    config = wide.config(transformer=str(file), quantization="gguf")
+    expected = sample_kept(Mesh(torch.device("cpu")), config)
+    for got in ranks(2).run(sample_kept, config, timeout=600):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)

@@ -255,7 +255,7 @@ def test_disabled_it_is_cond() -> None:
 
 
 def test_blocks_that_another_wrapper_runs_in_sub_are_noticed(pipe: Any) -> None:
-    """A step cache of another package that answers later calls by its own list of blocks would make sub equal to cond."""
+    """A step cache of another package that runs its own list of blocks in later calls would make sub equal to cond."""
     transformer, num_calls = pipe.transformer, 0
     blocks, forward = transformer.blocks, transformer.forward
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,112 +13,31 @@ import pytest
 import tiny
 import torch
 import yaml
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan
 from families import FAMILIES
 from original_names import State
 from safetensors.torch import load_file
-from shapes.caption_encoder import build_tokenizer
-from tiny import MAX_SEQUENCE_LENGTH, PROMPT
+from tiny import PROMPT
 from tiny_hunyuan import tiny_config as hunyuan_config
 from tiny_wan22 import a14b_config, build_a14b
-from torch import Tensor, nn
+from torch import Tensor
+from wide_wan import CPU, Q8, Wide, gguf_of, wide_transformer
 
 from s2video.cli.main import main
-from s2video.config.run import RunConfig, build_config
 from s2video.config.sections import ParallelConfig
 from s2video.engine.decode_latents import decode_latents
 from s2video.engine.engine import Engine
 from s2video.errors import InputError
 from s2video.models.checkpoint import Checkpoint, open_checkpoint
-from s2video.models.loading import load_conditioners, load_transformer, load_vae
+from s2video.models.loading import load_conditioners, load_transformer
 from s2video.models.parts import place_transformer
 from s2video.parallel.mesh import Mesh
 from s2video.records.sidecar import save_latents
 from s2video.records.sidecar_model import read_sidecar
 
-SIZE = {"width": 32, "height": 32, "num_frames": 1, "num_inference_steps": 2}
-CPU = torch.device("cpu")
-F16, Q8 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0
-
-
-def wide_transformer() -> WanTransformer3DModel:
-    """Wide enough for the blocks of GGUF's K-quants, which have 256 numbers."""
-    torch.manual_seed(0)
-    return WanTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=64,
-        text_dim=128,
-        freq_dim=32,
-        ffn_dim=256,
-        num_layers=2,
-        rope_max_seq_len=64,
-    )
-
-
-@dataclass
-class Wide:
-    """A checkpoint in diffusers' format, the states of its components, and what it makes."""
-
-    folder: Path
-    states: dict[str, State]
-    latents: Tensor
-    frames: Tensor
-
-    def config(self, **model: Any) -> RunConfig:
-        return build_config(
-            {
-                "model": {"path": str(self.folder), "device": "cpu", **model},
-                "sampling": {**SIZE, "max_sequence_length": MAX_SEQUENCE_LENGTH},
-                "guidance": {"window": [0, 1]},
-            }
-        )
-
-    def loaded(self, component: str, **model: Any) -> nn.Module:
-        checkpoint = open_checkpoint(*self.config(**model).model.source)
-        if component == "vae":
-            return load_vae(checkpoint, torch.float32, CPU)
-        if component == "text_encoder":
-            return load_conditioners(checkpoint, torch.float32)[component]
-        return load_transformer(checkpoint, torch.float32, CPU, component)
-
-    def made(self, **model: Any) -> tuple[Tensor, Tensor | None]:
-        """Latents, and frames if the VAE is the one in question."""
-        engine = Engine(self.config(**model))
-        latents = engine.sample([PROMPT], [3])
-        return latents, torch.cat(list(engine.decode(latents))) if "vae" in model else None
-
-
-@pytest.fixture(scope="session")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Wide:
-    folder = tmp_path_factory.mktemp("wide") / "wan"
-    torch.manual_seed(0)
-    parts = {
-        "text_encoder": tiny.tiny_text_encoder(),
-        "vae": AutoencoderKLWan(base_dim=8).eval(),
-        "transformer": wide_transformer().eval(),
-    }
-    WanPipeline(tokenizer=build_tokenizer(), scheduler=tiny.build_scheduler(), **parts).save_pretrained(folder)
-    states = {name: dict(part.state_dict()) for name, part in parts.items()}
-    states["text_encoder"].pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
-    found = Wide(folder, states, torch.empty(0), torch.empty(0))
-    engine = Engine(found.config())
-    found.latents = engine.sample([PROMPT], [3])
-    found.frames = torch.cat(list(engine.decode(found.latents)))
-    return found
-
 
 def f16(state: State) -> State:
     return {name: value.half() for name, value in state.items()}
-
-
-def gguf_of(names: Callable[[State], State], arch: str, kind: Any, **how: Any) -> Callable[[State, Path], Path]:
-    """Matrices in `kind`, everything else in F16 or, where it is small, in F32."""
-
-    def quantize(name: str, value: Tensor) -> Any:
-        is_matrix = value.ndim == 2 and value.shape[1] % 32 == 0 and min(value.shape) > 8
-        return kind if is_matrix else gguf.GGMLQuantizationType.F32
-
-    return lambda state, folder: original.write_gguf(names(state), folder / "x.gguf", arch, quantize, **how)
 
 
 def file_of(names: Callable[[State], State], prefix: str = "") -> Callable[[State, Path], Path]:
