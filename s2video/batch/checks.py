@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,8 +18,8 @@ from ..models.family import CheckpointInfo
 from ..models.limits import check_inputs, check_request
 from ..models.prompts import TextReader, cut_prompts, cut_warning, text_readers
 from ..records.replacing import check_inputs_kept, inputs_of
-from .run_file import RESERVED, BatchJob
-from .store import recorded_run_file
+from .run_file import BatchJob
+from .store import recorded_run_file, state_files
 
 
 def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size: int, images: bool) -> Iterator[str]:
@@ -81,14 +80,14 @@ def check_folder(folder: Path, shard: tuple[int, int] | None, run_file: Path) ->
     That is the batch of another run file that still exists, or one with another number of shards.
     """
     count = 1 if shard is None else shard[1]
-    for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
-        match = re.fullmatch(rf"{re.escape(RESERVED)}(?:\d+-of-(\d+)\.)?sqlite", path.name)
-        if match is not None and (other := int(match[1] or 1)) != count:
+    found = state_files(folder)
+    for path, of in found.items():
+        if (other := 1 if of is None else of[1]) != count:
             raise InputError(
                 f"{folder}: expected {other} shards, because {path.name} is here, got {count}; use "
                 f"{f'--shard I/{other}' if other > 1 else 'no --shard'}, or another folder"
             )
-    for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
+    for path in found:
         other_file = recorded_run_file(path)
         if other_file is not None and other_file.exists() and not other_file.samefile(run_file):
             raise InputError(

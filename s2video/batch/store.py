@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -25,6 +26,7 @@ from .run_file import RESERVED
 
 LEASE = 60.0  # seconds without a renewal after which another replica can draw the job
 MAX_ATTEMPTS = 3  # number of replicas that may die during one job
+_STATE_FILE = re.compile(rf"{re.escape(RESERVED)}(?:(\d+)-of-(\d+)\.)?sqlite", re.ASCII)
 
 
 class Store:
@@ -35,7 +37,7 @@ class Store:
         shard: (i, n), if n machines share the batch; None for the whole batch.
         clock: returns seconds since the epoch, for people.
         ticks: returns seconds since any moment, the same for all processes of this machine. It decides about leases, so
-            it must not jump when somebody sets the time, nor count the time that the machine sleeps.
+            it must not jump when the time is set, nor count the time that the machine sleeps.
         keeps_open: keep one connection for all transactions, until `close`. For a process that has thousands of them,
             and is the only one to write.
     """
@@ -71,7 +73,7 @@ class Store:
                 # shards may be on a network file system, where WAL does not work because it needs shared memory
                 connection.execute(f"PRAGMA journal_mode = {'DELETE' if self._is_shared else 'WAL'}")
                 self._check_version(connection)
-                connection.executescript(SCHEMA)
+                connection.executescript(f"BEGIN IMMEDIATE;{SCHEMA}COMMIT;")  # a reader sees all tables or none
                 if "take" not in {row["name"] for row in connection.execute("PRAGMA table_info(jobs)")}:
                     connection.execute("ALTER TABLE jobs ADD COLUMN take TEXT")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -92,9 +94,14 @@ class Store:
             ) from None
 
     def check(self) -> None:
-        """Raise InputError if a newer version of s2video wrote the file."""
+        """Raise InputError if a newer version of s2video wrote the file, or a start of the batch is creating it."""
         with self._connected() as connection:
             self._check_version(connection)
+            if connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None:
+                raise InputError(
+                    f"{self.folder}: expected a batch that has begun, got an empty {self.path.name}; try again in a "
+                    "moment, or start the batch"
+                )
 
     def _check_version(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -454,18 +461,25 @@ def recorded_run_file(path: Path) -> Path | None:
 
 def has_store(folder: Path) -> bool:
     """Return whether a folder is that of a batch."""
-    return any(folder.glob(f"{RESERVED}*sqlite"))
+    return bool(state_files(folder))
+
+
+def state_files(folder: Path) -> dict[Path, tuple[int, int] | None]:
+    """Return the SQLite files of a batch in a folder, and the shard (i, n) of each; others are left out."""
+    found: dict[Path, tuple[int, int] | None] = {}
+    for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
+        if (match := _STATE_FILE.fullmatch(path.name)) is not None:
+            found[path] = (int(match[1]), int(match[2])) if match[1] else None
+    return found
 
 
 def find_stores(folder: Path) -> list[Store]:
     """Return the stores in a batch's folder: one, or one per shard. Raises InputError if there is none."""
-    stores = []
     if not folder.is_dir():
         raise InputError(f"{folder}: expected the folder of a batch or its run file, got none; check the path")
-    for path in sorted(folder.glob(f"{RESERVED}*sqlite")):
-        number, _, count = path.name.removeprefix(RESERVED).removesuffix("sqlite").rstrip(".").partition("-of-")
-        stores.append(Store(folder, (int(number), int(count)) if number else None))
-        stores[-1].check()
+    stores = [Store(folder, shard) for shard in state_files(folder).values()]
+    for store in stores:
+        store.check()
     if not stores:
         raise InputError(f"{folder}: expected the folder of a batch, got one without {RESERVED}sqlite; check the path")
     return stores

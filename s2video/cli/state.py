@@ -78,7 +78,8 @@ def _status(arguments: argparse.Namespace) -> int:
         if counts != shown:
             show(as_json(status) if arguments.json else as_text(status))
             shown = counts
-        is_finished = not counts["waiting"] and not counts["running"]
+        is_begun = bool(status.records)  # a start that still reads the weights has put no jobs
+        is_finished = is_begun and not counts["waiting"] and not counts["running"]
         if is_finished or not arguments.watch:
             break
         time.sleep(_WATCH_SECONDS)

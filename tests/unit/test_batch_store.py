@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -314,6 +315,15 @@ def test_status_does_not_guess(store: Store) -> None:
 def test_status_of_no_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the folder of a batch"):
         read_status(tmp_path)
+
+
+def test_status_of_a_batch_that_has_put_no_job_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "batch.sqlite").touch()
+    assert main(["status", str(tmp_path)]) == 2
+    assert "expected a batch that has begun, got an empty batch.sqlite; try again" in capsys.readouterr().err
+    Store(tmp_path).create()
+    shutil.copy(tmp_path / "batch.sqlite", tmp_path / "batch.old.sqlite")  # is no part of the state
+    assert main(["status", str(tmp_path), "--exit-code"]) == 3
 
 
 class Steps:
