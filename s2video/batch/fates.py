@@ -43,12 +43,14 @@ class Fate:
         problem: why nothing may start, as a sentence.
         replaced: a video that is there and will be replaced.
         is_kept: its settings have changed, and its video is left as it is.
+        is_damaged: it is made again because of its files, although it was done and its settings are the same.
     """
 
     again: str | None = None
     problem: str | None = None
     replaced: Replaced | None = None
     is_kept: bool = False
+    is_damaged: bool = False
 
 
 TO_MAKE = frozenset({"make", "make again", "continue"})
@@ -126,7 +128,7 @@ def _fate_of_done(
     if old.key != key:
         return Fate("something that determines its pixels has changed")
     if changes:
-        return Fate(f"{', '.join(changes)} is missing or has changed")
+        return Fate(f"{', '.join(changes)} is missing or has changed", is_damaged=True)
     return Fate()
 
 

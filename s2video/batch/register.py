@@ -103,16 +103,21 @@ def register(
     # only their ratios count, so any card will do
     works = predict_seconds(ordered, open_model, world_size=world_size, card=CARDS["H100"])
     entries, again, registered = [], set(), Registered([], [])
+    damaged = []
     for (job, key, fate), work in zip(judged, works, strict=True):
         entries.append(_entry(job, key, work, known.get(job.name) if fate.is_kept else None))
         if fate.again is not None:
             _discard(OutputPaths.of(job.config))
             store.log("made again", job=job.name, reason=fate.again)
+            if fate.is_damaged:
+                damaged.append(f"{job.name} is made again: {fate.again}")
             again.add(job.name)
         if fate.replaced is not None:
             registered.replaced.append(fate.replaced)
         if fate.is_kept:
             registered.kept.append(job.name)
+    for sentence in shortened(damaged):
+        say(sentence)
     replaceable = frozenset(job.name for job, _, fate in judged if fate.replaced is not None)
     names = {entry.name for entry in entries}
     others = [(name, record.take or "") for name, record in known.items() if name not in names]

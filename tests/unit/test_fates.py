@@ -59,9 +59,9 @@ def test_a_job_that_is_done_is_kept_or_made_again(case: Case) -> None:
     assert case.fate(case.done) == Fate()
     assert case.fate(case.done, force=True) == Fate("--force")
     (case.folder / "x.json").unlink()
-    assert case.fate(case.done) == Fate("x.json is missing or has changed")
+    assert case.fate(case.done) == Fate("x.json is missing or has changed", is_damaged=True)
     (case.folder / "x.mp4").write_bytes(b"")
-    assert case.fate(case.done) == Fate("x.mp4, x.json is missing or has changed")
+    assert case.fate(case.done) == Fate("x.mp4, x.json is missing or has changed", is_damaged=True)
     (case.folder / "x.mp4").unlink()
     assert case.fate(case.done, key="other") == Fate("something that determines its pixels has changed")
 
@@ -84,7 +84,7 @@ def test_a_video_that_somebody_changed_is_never_replaced_unasked(case: Case) -> 
     case.make()
     (case.folder / "x.mp4").write_bytes(b"graded")
     assert "x.mp4 was changed since it was made: move it" in (case.fate(case.done).problem or "")
-    assert case.fate(case.done, overwrite=True) == Fate("x.mp4 is missing or has changed")
+    assert case.fate(case.done, overwrite=True) == Fate("x.mp4 is missing or has changed", is_damaged=True)
     assert case.fate(case.done, force=True) == Fate("--force")
 
 
