@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import IO, Any, Literal, get_args
 from ..errors import InputError, S2VideoError, StoppedError
 from ..media.formats import place_of
 from ..system import ranks
-from ..system.files import atomic_path, user_path
+from ..system.files import atomic_path, restore, user_path
 from ..system.processes import tied
 from .records import Record, State
 from .run_file import RESERVED, Batch, load_batch
@@ -171,10 +172,7 @@ def _saved(run_file: str | Path | Mapping[str, Any]) -> Iterator[Path]:
     try:
         yield path
     except InputError:
-        if former is not None:
-            path.write_bytes(former)
-        else:
-            path.unlink(missing_ok=True)
+        restore(path, former)
         if is_new:
             with suppress(OSError):  # not empty
                 folder.rmdir()
@@ -184,9 +182,10 @@ def _saved(run_file: str | Path | Mapping[str, Any]) -> Iterator[Path]:
 def _as_yaml(value: Any, name: str, indent: int | None = None) -> str:
     """Return a value as JSON, which is YAML too."""
     try:
-        return json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False, indent=indent)
+        text = json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False, indent=indent)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected values that YAML can hold, got another ({error})") from None
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)  # YAML refuses or changes these
 
 
 def _plain(value: Any) -> Any:

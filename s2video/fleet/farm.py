@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from ..batch.plan import predict
 from ..batch.run_file import BatchJob
 from ..config.run import RunConfig
+from ..config.text import describe_problems
 from ..errors import InputError
 from ..models.checkpoint import OpenModel
 from ..planning.cards import CARDS
-from ..system.files import atomic_folder, write_json
+from ..system.files import atomic_folder, check_replaceable, write_json
 from ..system.json_reader import read_json
 from ..system.terminal import show
 
@@ -57,7 +60,7 @@ def write_bundle(
     Raises:
         InputError: the folder holds other files, or cannot be written.
     """
-    _check_folder(folder)
+    check_replaceable(folder, _is_ours, "files of a bundle")
     forecasts = predict(jobs, open_model, world_size=nproc, card=CARDS["H100"])  # memory is the same on any card
     groups: dict[str, list[BatchJob]] = {}
     for job, forecast in zip(jobs, forecasts, strict=True):
@@ -69,7 +72,7 @@ def write_bundle(
         name = "Videos" if len(groups) == 1 else f"Videos {number}"
         steps.append(_step(name, range(first, first + len(group)), json.loads(needs), nproc))
         first += len(group)
-    with atomic_folder(folder, lambda name: _OURS.fullmatch(name) is not None) as temporary:
+    with atomic_folder(folder, _is_ours) as temporary:
         for number, job in enumerate(ordered, 1):
             write_json(
                 temporary / _JOB.format(number), {"name": job.name, "config": job.config.model_dump(mode="json")}
@@ -86,9 +89,8 @@ def read_job(bundle: Path, number: int) -> FarmJob:
         raise InputError(f"{path}: expected the file of a task, with name and config; write the bundle again")
     try:
         config = RunConfig.model_validate(found["config"])
-    except ValueError as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path}: expected the settings of a video ({first}); write the bundle again") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe_problems(error, RunConfig)}; write the bundle again") from None
     parts = Path(found["name"]).parts
     if Path(found["name"]).is_absolute() or ".." in parts or not parts:
         raise InputError(f"{path}: name: expected a path below the output folder, got {found['name'][:100]!r}")
@@ -173,14 +175,5 @@ def _step(name: str, numbers: range, needs: Mapping[str, Any], nproc: int) -> di
     }
 
 
-def _check_folder(folder: Path) -> None:
-    try:
-        strangers = [entry.name for entry in os.scandir(folder) if not _OURS.fullmatch(entry.name)]
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise InputError(f"{folder}: expected a folder for the bundle ({error.strerror}); choose another one") from None
-    if strangers:
-        raise InputError(
-            f"{folder}: expected a new folder, or an older bundle, got {min(strangers)!r} in it; choose another folder"
-        )
+def _is_ours(name: str) -> bool:
+    return _OURS.fullmatch(name) is not None

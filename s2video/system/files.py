@@ -148,6 +148,20 @@ def _replace_folder(temporary: Path, folder: Path, former: Path) -> None:
         raise
 
 
+def put_in_place(source: Path, target: Path) -> None:
+    """Rename a finished file, or a folder of files, to `target` in place of what is there, on the same file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not source.is_dir():
+        _flush_to_disk(source)
+        os.replace(source, target)
+        return
+    for path in source.iterdir():
+        _flush_to_disk(path)
+    former = _hidden_next_to(target)
+    _replace_folder(source, target, former)
+    shutil.rmtree(former, ignore_errors=True)
+
+
 def _exchange(a: Path, b: Path) -> bool:
     """Exchange the names of two folders in one step, where the system can; return whether it did."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -167,12 +181,12 @@ def _renamed_before(beside: Beside | None, temporary: Path) -> Iterator[None]:
         yield
     except BaseException:
         if temporary.exists():
-            _restore(beside.path, former)
+            restore(beside.path, former)
         raise
 
 
-def _restore(path: Path, former: bytes | None) -> None:
-    """Give a file the content that it had before."""
+def restore(path: Path, former: bytes | None) -> None:
+    """Give a file the content that it had before; None: it did not exist."""
     if former is None:
         path.unlink(missing_ok=True)
     elif path.read_bytes() != former:
@@ -185,8 +199,8 @@ def is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def check_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:
-    """Raise InputError if `folder` exists but is not a folder, or holds files with other names."""
+def check_replaceable(folder: Path, is_ours: Callable[[str], bool], what: str = "frames of that sequence") -> None:
+    """Raise InputError if `folder` exists but is not a folder, or holds files with other names; `what` names ours."""
     try:
         strangers = [entry.name for entry in os.scandir(folder) if not (entry.is_file() and is_ours(entry.name))]
     except FileNotFoundError:
@@ -195,8 +209,8 @@ def check_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:
         raise InputError(f"cannot write {folder}: {error.strerror}; choose another output path") from error
     if strangers:
         raise InputError(
-            f"cannot write {folder}: expected only frames of that sequence in this folder, got {min(strangers)!r}; "
-            "choose another output path"
+            f"cannot write {folder}: expected only {what} in this folder, got {min(strangers)!r}; choose another "
+            "output path"
         )
 
 

@@ -10,6 +10,7 @@ import pytest
 import s2video
 from s2video.batch import run as batch_run
 from s2video.cli.main import main
+from s2video.config.yaml_reader import parse_yaml
 
 SMALL = {"num_frames": 1, "num_inference_steps": 1}
 
@@ -68,6 +69,11 @@ def test_what_cannot_be_used_leaves_nothing(
     with pytest.raises(s2video.InputError, match=message):
         s2video.run_batch({**content(tmp_path / "out"), **changes}, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_text_reaches_a_run_file_as_it_is() -> None:
+    text = "a\x7f\x85\u2028b \\u0041 é 😀"
+    assert parse_yaml(batch_run._as_yaml({"prompt": text}, "here"), "here") == {"prompt": text}
 
 
 @pytest.mark.parametrize(
