@@ -33,7 +33,7 @@ _REMEDY = "restore the file, or remove it and pick again"
 
 @dataclass(frozen=True)
 class Pick:
-    """What somebody decided about a take.
+    """A decision about a take.
 
     Attributes:
         content: SHA-256 over the digests of the video's files at that time.

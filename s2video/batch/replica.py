@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -44,8 +44,8 @@ from .gpu_room import GpuRoom
 from .heartbeat import Heartbeat
 from .interfaces import JobSource
 from .records import Record
+from .run_file import Overlap
 
-Overlap = Literal["auto", "always", "never"]
 _IDLE = 0.2  # seconds between two looks for new jobs of a replica that stays
 # Seconds until the system has taken the lock from a replica that lost the job: another machine's takes a while.
 _CLAIM_PATIENCE = 45.0

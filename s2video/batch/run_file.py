@@ -31,6 +31,7 @@ from .takes import Take, chosen_shots, version_of
 MAX_JOBS = 100_000
 RESERVED = "batch."  # prefix of the batch's own files in its folder
 TIMELINES = (".otio", ".edl", ".xml")  # suffixes of timelines, which can list shots
+Overlap = Literal["auto", "always", "never"]  # whether a video is decoded while the next one is denoised
 _SEED = "sampling.seed"
 _NAME_TEMPLATE = "{shot}{variant}_s{seed}.{ext}"
 
@@ -84,7 +85,7 @@ class RunFile(RunConfig):
         default={},
         description="more fields for name, such as show and version; a shot can override them as fields.version",
     )
-    overlap: Literal["auto", "always", "never"] = Field(
+    overlap: Overlap = Field(
         default="auto",
         description="decode a video while the next one is denoised; auto: if memory holds both",
     )
@@ -113,7 +114,7 @@ class Batch:
     """
 
     folder: Path
-    overlap: Literal["auto", "always", "never"]
+    overlap: Overlap
     jobs: tuple[BatchJob, ...]
     problems: tuple[str, ...]
     recipe: str | None = None

@@ -144,7 +144,7 @@ class _LocalCrew:
         return _LocalReplica(owner, process, partial(self._has_work, owner), self.idleness)
 
     def tick(self) -> None:
-        """Nothing: what these replicas say reaches the terminal by itself."""
+        """Do nothing: what these replicas say reaches the terminal by itself."""
 
     def _has_work(self, owner: str) -> bool:
         """Return whether a replica makes a job or has still to start; one that stays may have nothing to do."""

@@ -119,7 +119,8 @@ def _version(text: str) -> int:
 
 
 def _batch(arguments: argparse.Namespace) -> int:
-    path = arguments.run_file or arguments.config or arguments.timeline
+    path: Path | None = arguments.run_file or arguments.config or arguments.timeline
+    shard: tuple[int, int] | None = arguments.shard
     if path is None or (arguments.run_file and arguments.config):
         raise InputError("batch: expected one run file, such as configs/batch-shapes.yaml")
     if arguments.handles is not None and arguments.timeline is None:
@@ -139,28 +140,30 @@ def _batch(arguments: argparse.Namespace) -> int:
         say(recipe_note(path, batch.recipe))
     require_usable(batch, open_model, world_size, dry_run=arguments.dry_run)
     jobs = list(batch.jobs)
-    if arguments.shard is not None:
-        index, count = arguments.shard
+    if shard is not None:
+        index, count = shard
         jobs = [job for job in jobs if job.take is not None and job.take.number % count == index - 1]
     gpus: Sequence[str] = ()
     if arguments.replicas > 1 and jobs and ray is None:  # one replica takes all of them
         gpus = visible_gpus(jobs[0].config.model.device)
     plan = ReplicaPlan(arguments.replicas, arguments.nproc, gpus)
-    plan.check()
+    if ray is None:
+        plan.check()
     is_main = ranks.is_main_rank()
-    store = Store(batch.folder, arguments.shard)
+    store = Store(batch.folder, shard)
     wanted = Again(arguments.force, arguments.retry_failed, arguments.overwrite, arguments.keep_changed)
     if arguments.dry_run:
         if is_main:
-            check_folder(batch.folder, arguments.shard, path)
+            check_folder(batch.folder, shard, path)
             _dry_run(jobs, store, open_model, wanted, plan, world_size)
         return 0
     if not jobs:
         terminal.say("no videos for this shard")
         return 0
     if not is_main:
-        return _run_as_rank(store, jobs, batch, arguments.plain)
-    with _owned(store, path, arguments.shard):
+        _run_as_rank(store, jobs, batch, arguments.plain)
+        return 0
+    with _owned(store, path, shard):
         replaced, kept = register(jobs, store, open_model, world_size=world_size, wanted=wanted, batch=batch)
         _say_fates(replaced, kept, wanted)
         if edit is not None:
@@ -170,15 +173,10 @@ def _batch(arguments: argparse.Namespace) -> int:
         terminal.say(f"{waiting} of {len(records)} videos to make in {batch.folder}")
         if is_rank:
             _run_as_rank(store, jobs, batch, arguments.plain)
-        else:
-            if ray is not None and not waiting:
-                number = None
-            elif ray is not None:
-                number = run_on_ray(store, jobs[0].config, ray, overlap=batch.overlap)
-            else:
-                number = _supervise_here(store, plan, jobs[0].config, batch, arguments)
-            if number is not None:
-                _stopped(store, number)
+        elif ray is None:
+            _check_end(store, _supervise_here(store, plan, jobs[0].config, batch, arguments))
+        elif waiting:  # otherwise no cluster is needed
+            _check_end(store, run_on_ray(store, jobs[0].config, ray, overlap=batch.overlap))
         return _verdict(store)
 
 
@@ -270,13 +268,12 @@ def require_usable(batch: Batch, open_model: OpenModel, world_size: int, *, dry_
     raise InputError(f"{len(problems)} problems with the shots of this batch, see above; nothing was started")
 
 
-def _run_as_rank(store: Store, jobs: Sequence[BatchJob], batch: Batch, plain: bool) -> int:
+def _run_as_rank(store: Store, jobs: Sequence[BatchJob], batch: Batch, plain: bool) -> None:
     """Run the only replica, whose ranks torchrun started."""
     from ..batch.replica import run_replica
 
     owner = f"replica-1-{os.urandom(4).hex()}"
     run_replica(store, jobs[0].config, owner, overlap=batch.overlap, progress="plain" if plain else "auto")
-    return 0
 
 
 def _replica(arguments: argparse.Namespace) -> int:
@@ -303,7 +300,10 @@ def _replica(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _stopped(store: Store, number: int) -> None:
+def _check_end(store: Store, number: int | None) -> None:
+    """Raise KeyboardInterrupt or StoppedError if a signal stopped the replicas."""
+    if number is None:
+        return
     done = sum(record.state == "done" for record in store.records())
     if number == signal.SIGINT:
         raise KeyboardInterrupt

@@ -49,19 +49,19 @@ def add_commands(commands: Any) -> None:
 def _farm(arguments: argparse.Namespace) -> int:
     if arguments.nproc < 1:
         raise InputError(f"--nproc: expected a value >= 1, got {arguments.nproc}")
-    batch = load_batch(arguments.run_file, arguments.set)
+    run_file: Path = arguments.run_file
+    bundle: Path = arguments.output
+    batch = load_batch(run_file, arguments.set)
     if batch.recipe is not None:
-        say(recipe_note(arguments.run_file, batch.recipe))
+        say(recipe_note(run_file, batch.recipe))
     open_model = cache(open_checkpoint)
     require_usable(batch, open_model, arguments.nproc, dry_run=True)
     for job in batch.jobs:
         check_replacing(OutputPaths.of(job.config))
-    steps = write_bundle(
-        arguments.output, arguments.run_file.stem, batch.jobs, batch.folder, open_model, nproc=arguments.nproc
-    )
+    steps = write_bundle(bundle, run_file.stem, batch.jobs, batch.folder, open_model, nproc=arguments.nproc)
     kinds = "" if steps == 1 else f" of {steps} kinds of machines"
     terminal.say(f"{len(batch.jobs)} tasks{kinds}, with their videos in {batch.folder}")
-    show_path(arguments.output / TEMPLATE)
+    show_path(bundle / TEMPLATE)
     return 0
 
 
@@ -79,13 +79,15 @@ def _task(arguments: argparse.Namespace) -> int:
 
 
 def _run_task(arguments: argparse.Namespace) -> int:
-    bundle, output = arguments.bundle.absolute(), arguments.output_folder.absolute()
+    bundle: Path = arguments.bundle.absolute()
+    output: Path = arguments.output_folder.absolute()
+    working: Path = arguments.working_folder
     job = read_job(bundle, arguments.number)
     try:
-        os.chdir(arguments.working_folder)
+        os.chdir(working)
     except OSError as error:
         raise InputError(
-            f"WorkingFolder: expected a folder, got {arguments.working_folder} ({error.strerror}); give the one of "
+            f"WorkingFolder: expected a folder, got {working} ({error.strerror}); give the one of "
             "this machine with -p WorkingFolder=..."
         ) from None
     config = job.config.patched({"output.path": str(output / job.name)}, job.name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import get_args
 
 from ..errors import InputError
+from ..fleet.keeper import Files
 from ..fleet.run import RayOptions
 from .arguments import whole_number
 
@@ -22,7 +24,7 @@ def add_ray_arguments(batch: argparse.ArgumentParser) -> None:
     ray.add_argument("--rank-cpus", type=whole_number, metavar="N", help="cores of each rank (default: 1)")
     ray.add_argument(
         "--ray-files",
-        choices=["auto", "shared", "collect"],
+        choices=get_args(Files),
         help="whether all machines share the batch's folder, or files are brought to this one; auto (the default): "
         "each machine looks",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -18,10 +18,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..batch.interfaces import Ending
 from ..system.terminal import say, say_plain, show_path
-from .rank import Ask, Place, Rank, RankPlan
+from .rank import Place, Rank, RankPlan, RankSettings, first_line
+from .remote_store import Ask
 
 _GRACE = 6.0  # seconds in which ranks say why they end after another one has ended
-_WAITING = 10.0  # seconds without a place after which the user is told
+_WAITING = 10.0  # seconds without a place after which a line says so
 _PROGRESS_EVERY = 15.0  # seconds between two lines about progress
 _AGAIN = 2.0  # seconds after which a second request to stop is another one, as in system.shutdown
 _MOST_DEATHS = 3  # of replicas of one number, after which one that dies before it draws a job is not started again
@@ -37,7 +38,7 @@ class RayPlan:
         uses_gpus: each rank gets a GPU.
         cpus: cores of each rank.
         spans: the ranks of a replica may be on several machines; they are on as few as possible.
-        rank: what all ranks have in common; the other fields are replaced.
+        settings: what all ranks have in common.
     """
 
     count: int
@@ -45,7 +46,7 @@ class RayPlan:
     uses_gpus: bool
     cpus: int
     spans: bool
-    rank: RankPlan
+    settings: RankSettings
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -191,10 +192,10 @@ class RayReplica:
             try:
                 self._places[index] = ray.get(reference)
             except ray.exceptions.RayError as error:
-                return self._died(f"could not start rank {index} ({_first_line(error)})")
+                return self._died(f"could not start rank {index} ({first_line(error)})")
         if self._placing:
             return None
-        for plan, index in rank_plans(self.plan.rank, self.owner, self._places):
+        for plan, index in rank_plans(self.plan.settings, self.owner, self._places):
             self._running[self._actors[index].run.remote(plan, self.keeper)] = plan.rank
         return None
 
@@ -220,13 +221,13 @@ class RayReplica:
 
     def _loss_of(self, rank: int, error: Exception) -> str:
         """Say where a rank was lost, and take note if its whole machine is gone."""
-        plans = rank_plans(self.plan.rank, self.owner, self._places)
+        plans = rank_plans(self.plan.settings, self.owner, self._places)
         place = next(self._places[index] for plan, index in plans if plan.rank == rank)
         is_gone = place.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         self._machine_is_gone |= is_gone
         which = f" of rank {rank}" if self.plan.nproc > 1 else ""
         where = f"{place.address}{', a machine that is gone' if is_gone else ''}"
-        return f"lost the process{which} on {where} ({_first_line(error)})"
+        return f"lost the process{which} on {where} ({first_line(error)})"
 
     def _died(self, problem: str) -> Ending:
         """End after a process or a machine was lost, which says nothing about the next attempt until it repeats."""
@@ -247,11 +248,11 @@ class RayReplica:
         return ending
 
 
-def rank_plans(common: RankPlan, owner: str, places: Mapping[int, Place]) -> list[tuple[RankPlan, int]]:
+def rank_plans(settings: RankSettings, owner: str, places: Mapping[int, Place]) -> list[tuple[RankPlan, int]]:
     """Return the plan of each rank and the index of its place. Ranks of one machine have adjacent numbers.
 
     Args:
-        common: what all ranks have in common.
+        settings: what all ranks have in common.
         places: of the ranks, by index; the machine of index 0 comes first.
     """
     machines: dict[str, list[int]] = {}
@@ -262,8 +263,8 @@ def rank_plans(common: RankPlan, owner: str, places: Mapping[int, Place]) -> lis
     for machine, indices in enumerate(machines.values()):
         gpus = tuple(gpu for index in indices for gpu in places[index].gpus)
         for local_rank, index in enumerate(indices):
-            plan = replace(
-                common,
+            plan = RankPlan(
+                settings,
                 owner=owner,
                 rank=len(plans),
                 world_size=len(places),
@@ -282,7 +283,3 @@ def _ready(references: Mapping[Any, int]) -> Sequence[Any]:
         return []
     ready, _ = ray.wait(list(references), num_returns=len(references), timeout=0, fetch_local=False)
     return list(ready)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

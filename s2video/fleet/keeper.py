@@ -8,7 +8,6 @@ files of machines that do not share the batch's folder. Only one call runs at a 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections import Counter, deque
@@ -23,6 +22,7 @@ from ..batch.run_file import RESERVED
 from ..batch.store import Store
 from ..errors import InputError, S2VideoError
 from ..media.output_paths import OutputPaths
+from ..system.files import put_in_place
 
 INCOMING = f"{RESERVED}incoming"  # folder of files that are still being received
 PART = 8 * 2**20  # bytes that are sent at once
@@ -31,6 +31,7 @@ _PULSES = 100.0  # reports in a second, of all replicas together
 _MOST_NEWS = 10_000  # lines that wait to be printed; older ones are dropped
 
 Stream = Literal["output", "error"]
+Files = Literal["auto", "shared", "collect"]  # whether machines share the batch's folder; "auto": each looks
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,11 @@ class _Replica:
     Attributes:
         alive: holds its lock file.
         steps: of its jobs: steps done and steps in all.
-        stops: it was asked to stop.
         received: of files that it sends, by path below the batch's folder: their digest so far, and their bytes.
     """
 
     alive: ExitStack
     steps: dict[str, tuple[int, int]] = field(default_factory=dict)
-    stops: bool = False
     received: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
 
@@ -74,6 +73,7 @@ class Keeper:
         self._store = Store(Path(folder), keeps_open=True, ticks=ticks)
         self._versions = dict(versions)
         self._replicas: dict[str, _Replica] = {}
+        self._stopping: set[str] = set()  # replicas that have to stop, some before they are known here
         self._news: deque[News] = deque(maxlen=_MOST_NEWS)
         self._open = Counter(self._store.count_open())  # this process is the only one that changes them
 
@@ -100,7 +100,8 @@ class Keeper:
 
     def draw(self, owner: str, models: Sequence[str] = ()) -> Record | None:
         """Return as `Store.draw`; None also for a replica that was asked to stop."""
-        if self._known(owner).stops:
+        self._known(owner)
+        if owner in self._stopping:
             return None
         record = self._store.draw(owner, models)
         if record is not None:
@@ -119,7 +120,7 @@ class Keeper:
         """
         replica = self._known(owner)
         replica.steps = dict(steps)
-        return None if replica.stops else max(PULSE, len(self._replicas) / _PULSES)
+        return None if owner in self._stopping else max(PULSE, len(self._replicas) / _PULSES)
 
     def finish(self, name: str, owner: str, digests: Mapping[str, str], others: tuple[str, ...] | None = None) -> bool:
         """Mark a job as done; see `Store.finish`.
@@ -187,7 +188,7 @@ class Keeper:
         if name not in self.renew(owner):
             return False
         self._check_received(owner, path, sha256)
-        _replace(self._staging(owner) / path, self._store.folder / path)
+        put_in_place(self._staging(owner) / path, self._store.folder / path)
         return True
 
     def read_part(self, path: str, offset: int) -> bytes | None:
@@ -202,9 +203,8 @@ class Keeper:
     # For the supervisor, with the names of `Store`
 
     def stop(self, owner: str) -> None:
-        """Ask a replica to stop after its step."""
-        if owner in self._replicas:
-            self._replicas[owner].stops = True
+        """Ask a replica to stop after its step; one that is still starting will draw no job."""
+        self._stopping.add(owner)
 
     def take_news(self) -> list[News]:
         """Return the lines that replicas printed since the last call."""
@@ -260,7 +260,10 @@ class Keeper:
     def _check_received(self, owner: str, path: str, sha256: str) -> None:
         found = self._known(owner).received.pop(path, None)
         if found is None or found[0].hexdigest() != sha256:
-            raise S2VideoError(f"{path}: expected the file with SHA-256 {sha256[:12]}…, got another one; send it again")
+            raise S2VideoError(
+                f"{path}: expected the file with SHA-256 {sha256[:12]}…, got another one from {owner}; make it again "
+                "with --retry-failed"
+            )
 
     def _unpack(self, owner: str, digests: Mapping[str, str], others: tuple[str, ...]) -> None:
         """Put the received files of a job into their places, those of a sequence all at once."""
@@ -268,7 +271,7 @@ class Keeper:
             self._check_received(owner, path, digest)
         staging, folder = self._staging(owner), self._store.folder
         for entry in (*others, *_roots(digests)):
-            _replace(staging / _inside(entry), folder / entry)
+            put_in_place(staging / _inside(entry), folder / entry)
 
 
 def _roots(digests: Mapping[str, str]) -> list[str]:
@@ -278,20 +281,6 @@ def _roots(digests: Mapping[str, str]) -> list[str]:
     rest = [PurePosixPath(path) for path in digests if path not in sidecars]
     roots = [path if path.parent in folders or not sidecars else path.parent for path in rest]
     return [*sidecars, *dict.fromkeys(root.as_posix() for root in roots)]
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Rename a file or folder on the same file system, in place of what is there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    former = target.with_name(f".{target.name}.former")
-    if not source.is_dir():
-        os.replace(source, target)
-        return
-    shutil.rmtree(former, ignore_errors=True)
-    if target.exists():
-        os.rename(target, former)
-    os.rename(source, target)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def _inside(path: str) -> PurePosixPath:

@@ -12,28 +12,27 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import ray
 
-from ..batch.replica import Overlap, run_replica
-from ..batch.store import LEASE
+from ..batch.replica import run_replica
+from ..batch.run_file import Overlap
 from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError, StoppedError
-from ..system.locks import is_held
+from ..system.locks import held_lock, is_held
 from ..system.roster import own_roster
 from ..system.terminal import prepare_streams, say_error
-from .keeper import Stream
+from .keeper import Files, Stream
 from .remote_store import Ask, RemoteStore, UnreachableError
 
-Files = Literal["auto", "shared", "collect"]
-
-_PATIENCE = LEASE / 4  # seconds for an answer of the keeper
+_PATIENCE = 120.0  # seconds for an answer of the keeper, which may be busy with the files of other replicas
 _ROSTERS = "s2video-ray-"  # folders of the ranks of one replica on this machine
+_SCRATCH = "-files"  # end of the name of a folder for files that are brought to the keeper
 _LAST_WORDS = 3.0  # seconds for the last lines to reach the keeper
 
 
@@ -55,6 +54,27 @@ class Place:
 
 
 @dataclass(frozen=True)
+class RankSettings:
+    """What all ranks of all replicas have in common.
+
+    Attributes:
+        config: JSON of any job; it says how ranks join.
+        folder: of the batch, where the batch was started.
+        seen: name of a file in it that shows whether this machine sees the same folder.
+        cwd: working folder where the batch was started, against which relative paths count.
+        idle_limit: see `RemoteStore`.
+    """
+
+    config: str
+    overlap: Overlap
+    folder: str
+    seen: str
+    cwd: str
+    files: Files
+    idle_limit: float
+
+
+@dataclass(frozen=True)
 class RankPlan:
     """What a rank is and does.
 
@@ -63,13 +83,9 @@ class RankPlan:
         machine: number of its machine among those of the replica.
         master: address and port of rank 0's store.
         gpus: all of this replica's GPUs on this machine, by local rank.
-        config: JSON of any job; it says how ranks join.
-        folder: of the batch, where the batch was started.
-        seen: name of a file in it that shows whether this machine sees the same folder.
-        cwd: working folder where the batch was started, against which relative paths count.
-        idle_limit: see `RemoteStore`.
     """
 
+    settings: RankSettings
     owner: str
     rank: int
     world_size: int
@@ -78,13 +94,6 @@ class RankPlan:
     machine: int
     master: tuple[str, int]
     gpus: tuple[str, ...]
-    config: str
-    overlap: Overlap
-    folder: str
-    seen: str
-    cwd: str
-    files: Files
-    idle_limit: float
 
 
 class Rank:
@@ -114,20 +123,19 @@ class Rank:
             sys.stdout.flush()
             sys.stderr.flush()
             shutil.rmtree(_roster(plan) / str(plan.local_rank), ignore_errors=True)
-            if plan.rank == 0:  # it alone writes files; what counts was brought
-                shutil.rmtree(_scratch(plan), ignore_errors=True)
             with suppress(OSError):  # the last one removes it
                 _roster(plan).rmdir()
 
     def _run(self, plan: RankPlan, ask: Ask) -> int:
         try:
             _enter(plan)
-            collects = self._collects(plan)
-            folder = _scratch(plan) if collects else Path(plan.folder)
-            idle_limit = plan.idle_limit if plan.world_size == 1 else None
+            settings, collects = plan.settings, _collects(plan.settings)
+            folder = _scratch(plan) if collects else Path(settings.folder)
+            idle_limit = settings.idle_limit if plan.world_size == 1 else None
             store = RemoteStore(ask, folder, collects=collects, idle_limit=idle_limit)
-            config = RunConfig.model_validate_json(plan.config)
-            run_replica(store, config, plan.owner, overlap=plan.overlap, progress="none")
+            config = RunConfig.model_validate_json(settings.config)
+            with _removed_at_end(folder) if collects and plan.rank == 0 else nullcontext():
+                run_replica(store, config, plan.owner, overlap=settings.overlap, progress="none")
         except StoppedError:
             return 143
         except S2VideoError as error:
@@ -139,30 +147,36 @@ class Rank:
             return 1
         return 0
 
-    def _collects(self, plan: RankPlan) -> bool:
-        """Whether files of this machine are to be brought to the keeper."""
-        is_seen = (Path(plan.folder) / plan.seen).exists()
-        if plan.files == "shared" and not is_seen:
-            raise InputError(
-                f"{plan.folder}: expected the batch's folder on {socket.gethostname()}, because of --ray-files shared, "
-                "got another one or none; mount it, or use --ray-files auto"
-            )
-        return plan.files == "collect" or not is_seen
+
+def _collects(settings: RankSettings) -> bool:
+    """Return whether files of this machine are to be brought to the keeper."""
+    is_seen = (Path(settings.folder) / settings.seen).exists()
+    if settings.files == "shared" and not is_seen:
+        raise InputError(
+            f"{settings.folder}: expected the batch's folder on {socket.gethostname()}, because of --ray-files shared, "
+            "got another one or none; mount it, or use --ray-files auto"
+        )
+    return settings.files == "collect" or not is_seen
 
 
-def asking(keeper: Any, patience: float = _PATIENCE) -> Ask:
-    """Return a function that calls a method of the keeper, an actor of Ray, and raises what the method raises."""
+def asking(keeper: Any) -> Ask:
+    """Return a function that calls methods of the keeper, an actor of Ray."""
 
-    def ask(name: str, *arguments: Any) -> Any:
+    def ask(name: str, *arguments: Any, patience: float = _PATIENCE) -> Any:
         try:
             return ray.get(getattr(keeper, name).remote(*arguments), timeout=patience)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError as error:
-            text = str(error).splitlines()[0]
-            raise UnreachableError(f"the process that holds the batch's state does not answer ({text})") from None
+            reason = first_line(error)
+            raise UnreachableError(f"the process that holds the batch's state does not answer ({reason})") from None
 
     return ask
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error, many of which Ray ends with a trace."""
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
 class _Lines:
@@ -172,7 +186,7 @@ class _Lines:
         source = plan.owner if plan.world_size == 1 else f"{plan.owner} rank {plan.rank}"
         own = str(_scratch(plan))  # files that are brought are told by where they will be
         self._send: Callable[[str], Any] = lambda line: keeper.tell.remote(
-            source, stream, line.replace(own, plan.folder)
+            source, stream, line.replace(own, plan.settings.folder)
         )
         self._beneath = beneath
         self._rest = ""
@@ -185,9 +199,9 @@ class _Lines:
         return len(text)
 
     def flush(self) -> None:
-        """Called after each line, and when the process ends suddenly; only then there is a reason to wait."""
+        """Wait until the keeper has the lines, because the process may end suddenly after this."""
         self._beneath.flush()
-        if len(self._pending) > 0:
+        if self._pending:
             with suppress(Exception):
                 _, self._pending = ray.wait(
                     self._pending, num_returns=len(self._pending), timeout=_LAST_WORDS, fetch_local=False
@@ -200,12 +214,12 @@ class _Lines:
 def _enter(plan: RankPlan) -> None:
     """Take on the working folder and the environment that torchrun gives to a rank."""
     try:
-        os.chdir(plan.cwd)
+        os.chdir(plan.settings.cwd)
     except OSError:
-        if plan.files == "shared":
+        if plan.settings.files == "shared":
             raise InputError(
-                f"{plan.cwd}: expected the folder in which the batch was started on {socket.gethostname()}, got none; "
-                "start it in a folder that all machines share"
+                f"{plan.settings.cwd}: expected the folder in which the batch was started on {socket.gethostname()}, "
+                "got none; start it in a folder that all machines share"
             ) from None
     if plan.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(plan.gpus)
@@ -234,7 +248,23 @@ def _roster(plan: RankPlan) -> Path:
 
 
 def _scratch(plan: RankPlan) -> Path:
-    return _own_folder() / f"{plan.owner}-files"
+    return _own_folder() / f"{plan.owner}{_SCRATCH}"
+
+
+@contextmanager
+def _removed_at_end(folder: Path) -> Iterator[None]:
+    """Remove a replica's folder of files after the block, and before it those of replicas that were killed."""
+    for old in _own_folder().glob(f"*{_SCRATCH}"):
+        if not is_held(lock := old.with_suffix(".lock")):
+            shutil.rmtree(old, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+    lock = folder.with_suffix(".lock")
+    with held_lock(lock):  # before the folder is made
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def _own_folder() -> Path:
@@ -251,4 +281,3 @@ def _remove_rosters_of_the_dead() -> None:
         entries = list(folder.glob("*/s2video-rank"))
         if entries and not any(map(is_held, entries)):
             shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(_own_folder() / f"{folder.name.removeprefix(_ROSTERS).rpartition('-')[0]}-files", True)

@@ -11,11 +11,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..batch.records import Record
 from ..batch.store import LEASE
@@ -29,7 +29,20 @@ from ..system.shutdown import end_suddenly
 from ..system.terminal import say, say_error
 from .keeper import PART, PULSE
 
-Ask = Callable[..., Any]  # (name of a method of Keeper, arguments) -> its result
+_RENEWAL = LEASE / 6  # seconds for a renewal; a replica that gets no answer twice ends before its lease does
+
+
+class Ask(Protocol):
+    """Calls a method of the keeper by name.
+
+    Args:
+        patience: seconds to wait for its result; without it, long, because a heartbeat ends a replica in time.
+
+    Raises:
+        UnreachableError: the keeper did not answer. Otherwise what the method raises.
+    """
+
+    def __call__(self, name: str, *arguments: Any, patience: float = ...) -> Any: ...
 
 
 class UnreachableError(S2VideoError):
@@ -40,7 +53,7 @@ class RemoteStore:
     """A `JobSource`.
 
     Args:
-        ask: calls a method of the keeper. Raises its errors, and UnreachableError.
+        ask: the keeper.
         folder: where this machine's files of the batch are.
         collects: bring files to the keeper, because the batch's folder is elsewhere; `folder` must be its own then.
         idle_limit: seconds for which this process may do nothing before it ends; None for a replica of several ranks,
@@ -96,7 +109,7 @@ class RemoteStore:
         The keeper may have released them meanwhile, so another replica may be making them.
         """
         try:
-            owned: set[str] = self._ask("renew", owner)
+            owned: set[str] = self._ask("renew", owner, patience=_RENEWAL)
         except UnreachableError as error:
             if time.monotonic() - self._answered_at > LEASE / 2:  # before the lease ends, not after the next renewal
                 return set()

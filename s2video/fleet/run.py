@@ -8,21 +8,24 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..batch.records import Released
-from ..batch.run_file import RESERVED
+from ..batch.run_file import RESERVED, Overlap
 from ..batch.store import Store
 from ..batch.supervisor import oversee
 from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError
+from ..system.launcher import MAX_PROCESSES
 from ..system.processes import IDLENESS, has_gpu
+from ..system.ranks import MAX_RANKS
 from ..system.terminal import say
-from .keeper import INCOMING, Keeper
+from .keeper import INCOMING, Files, Keeper
 
 if TYPE_CHECKING:
-    from .rank import Ask
+    from .remote_store import Ask
 
 _SEEN = f"{RESERVED}seen-"  # of a file's name
 _OBJECTS = 256 * 2**20  # bytes of shared memory for objects of an own cluster: parts of files, one at a time
@@ -38,7 +41,7 @@ class RayOptions:
         nproc: ranks of each.
         cpus: cores of each rank.
         spans: a replica's ranks may be on several machines.
-        files: whether machines share the batch's folder; "auto": each machine looks.
+        files: whether machines share the batch's folder.
     """
 
     address: str
@@ -46,14 +49,15 @@ class RayOptions:
     nproc: int
     cpus: int = 1
     spans: bool = False
-    files: Literal["auto", "shared", "collect"] = "auto"
+    files: Files = "auto"
 
     def check(self) -> None:
         """Raise InputError if Ray is not installed, or a value cannot be used. Starts nothing."""
-        if min(self.replicas, self.nproc, self.cpus) < 1:
+        most = MAX_PROCESSES if self.address == "local" else MAX_RANKS
+        if min(self.replicas, self.nproc, self.cpus) < 1 or self.replicas * self.nproc > most:
             raise InputError(
-                f"--replicas, --nproc and --rank-cpus: expected values >= 1, got {self.replicas}, {self.nproc} and "
-                f"{self.cpus}"
+                f"--replicas, --nproc and --rank-cpus: expected values >= 1, and at most {most} ranks, got "
+                f"{self.replicas}, {self.nproc} and {self.cpus}"
             )
         is_host = self.address.rpartition(":")[2].isdigit() and "://" not in self.address
         if self.address not in ("auto", "local") and not is_host:
@@ -61,13 +65,11 @@ class RayOptions:
                 f"--ray: expected local, auto, or the HOST:PORT of a cluster's head, such as 10.0.0.1:6379, got "
                 f"{self.address[:100]!r}; start the batch on a machine of the cluster"
             )
-        try:
-            import ray  # noqa: F401
-        except ImportError as error:
-            raise InputError(f"--ray: expected the package ray ({error}); pip install 's2video[ray]'") from None
+        if find_spec("ray") is None:
+            raise InputError("--ray: expected the package ray, got none; pip install 's2video[ray]'")
 
 
-def run_on_ray(store: Store, config: RunConfig, options: RayOptions, *, overlap: Any) -> int | None:
+def run_on_ray(store: Store, config: RunConfig, options: RayOptions, *, overlap: Overlap) -> int | None:
     """Make the waiting jobs of a batch on Ray. Returns the signal that stopped it, or None.
 
     While this runs, one actor on this machine is the only process that writes the store.
@@ -85,22 +87,14 @@ def run_on_ray(store: Store, config: RunConfig, options: RayOptions, *, overlap:
 
         from ..records.sidecar import versions
         from .crew import RayCrew, RayPlan
-        from .rank import RankPlan, asking
+        from .rank import RankSettings, asking
 
         uses_gpus = _uses_gpus(config, options)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         keeper = ray.remote(Keeper).options(num_cpus=0, max_restarts=0, scheduling_strategy=here)
         actor = keeper.remote(str(store.folder.resolve()), versions())
-        ask = asking(actor, patience=120.0)
-        common = RankPlan(
-            owner="",
-            rank=0,
-            world_size=1,
-            local_rank=0,
-            local_size=1,
-            machine=0,
-            master=("", 0),
-            gpus=(),
+        ask = asking(actor)
+        settings = RankSettings(
             config=config.model_dump_json(),
             overlap=overlap,
             folder=str(store.folder.resolve()),
@@ -109,7 +103,7 @@ def run_on_ray(store: Store, config: RunConfig, options: RayOptions, *, overlap:
             files=options.files,
             idle_limit=max(IDLENESS, config.parallel.timeout_seconds) if uses_gpus else IDLENESS,
         )
-        plan = RayPlan(options.replicas, options.nproc, uses_gpus, options.cpus, options.spans, common)
+        plan = RayPlan(options.replicas, options.nproc, uses_gpus, options.cpus, options.spans, settings)
         try:
             return oversee(_KeptStore(ask), RayCrew(plan, actor, ask))
         finally:
@@ -140,11 +134,11 @@ def _cluster(options: RayOptions) -> Iterator[None]:
             del settings["include_dashboard"]
             ray.init(address=options.address, **settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
+        reason = " ".join((str(error) or type(error).__name__).split())[:300]
         where = "this machine" if options.address == "local" else options.address
         raise InputError(
             f"--ray {options.address}: expected a Ray cluster at {where} that this machine belongs to, got an error "
-            f"({first}); check `ray status`, or use --ray local"
+            f"({reason}); check `ray status`, or use --ray local"
         ) from None
     try:
         yield

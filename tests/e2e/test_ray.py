@@ -8,28 +8,12 @@ from ray_faults import Nodes, Trial, disturb
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT
 
 from s2video.cli.main import main
+from s2video.fleet import rank
 from s2video.fleet.crew import rank_plans
-from s2video.fleet.rank import Place, RankPlan
+from s2video.fleet.rank import Place, RankSettings
 from s2video.system.processes import kill_tree
 
 VIDEOS = 6
-COMMON = RankPlan(
-    owner="",
-    rank=0,
-    world_size=1,
-    local_rank=0,
-    local_size=1,
-    machine=0,
-    master=("", 0),
-    gpus=(),
-    config="{}",
-    overlap="auto",
-    folder="/batch",
-    seen="seen",
-    cwd="/",
-    files="auto",
-    idle_limit=60.0,
-)
 
 
 def test_a_node_is_killed_and_one_joins_in_the_middle_of_a_batch(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -69,7 +53,8 @@ def test_ranks_are_numbered_by_machine_and_see_all_gpus_of_theirs() -> None:
         1: Place("node a", "10.0.0.1", 1111, ("0",)),
         2: Place("node b", "10.0.0.2", 2222, ("1",)),
     }
-    plans = rank_plans(COMMON, "replica-1-x", places)
+    settings = RankSettings("{}", "auto", "/batch", "seen", "/", "auto", idle_limit=60.0)
+    plans = rank_plans(settings, "replica-1-x", places)
     assert [(index, plan.rank, plan.machine, plan.local_rank, plan.local_size) for plan, index in plans] == [
         (0, 0, 0, 0, 2),
         (2, 1, 0, 1, 2),
@@ -79,13 +64,29 @@ def test_ranks_are_numbered_by_machine_and_see_all_gpus_of_theirs() -> None:
     assert {(plan.master, plan.world_size, plan.owner) for plan, _ in plans} == {(("10.0.0.2", 1234), 3, "replica-1-x")}
 
 
+def test_files_of_a_replica_that_was_killed_are_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed, alive, own = (rank._own_folder() / f"replica-{n}-x-files" for n in (1, 2, 3))
+    with rank._removed_at_end(alive):
+        for folder in (killed, alive):
+            folder.mkdir()
+        with rank._removed_at_end(own):
+            own.mkdir()
+            assert not killed.exists() and alive.exists()
+    assert os.listdir(rank._own_folder()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--ray", "ray://10.0.0.1:10001"], "--ray: expected local, auto, or the HOST:PORT"),
         (["--ray", "somewhere"], "--ray: expected local, auto, or the HOST:PORT"),
         (["--ray", "local", "--shard", "1/2"], "--ray: expected no --shard, got both"),
-        (["--ray", "local", "--rank-cpus", "0"], "expected values >= 1, got 1, 1 and 0"),
+        (["--ray", "local", "--rank-cpus", "0"], "expected values >= 1, and at most 1024 ranks, got 1, 1 and 0"),
+        (["--ray", "local", "--replicas", "1025"], "at most 1024 ranks, got 1025, 1 and 1"),
+        (["--ray", "auto", "--nproc", "1000001"], "at most 1000000 ranks, got 1, 1000001 and 1"),
         (["--ray-files", "collect"], "--ray-files: expected --ray, which it belongs to, got none"),
         (["--span-nodes"], "--span-nodes: expected --ray, which it belongs to, got none"),
     ],
@@ -98,3 +99,9 @@ def test_what_cannot_be_asked_of_ray(
     assert main(["batch", str(run_file), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["run.yaml"]
+
+
+def test_a_cluster_may_have_more_ranks_than_this_machine(tmp_path: Path) -> None:
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text("model: {path: shapes-wan}\nshots: [a circle]\n")
+    assert main(["batch", str(run_file), "--ray", "10.0.0.1:6379", "--replicas", "2000", "--dry-run"]) == 0

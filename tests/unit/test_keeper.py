@@ -44,7 +44,7 @@ class Machine:
         self.is_cut = False
         self._turn = threading.Lock()
 
-    def ask(self, name: str, *arguments: Any) -> Any:
+    def ask(self, name: str, *arguments: Any, patience: float = 0.0) -> Any:
         if self.is_cut:
             raise UnreachableError("no answer")
         with self._turn:
@@ -137,6 +137,13 @@ def test_a_replica_that_is_asked_to_stop_gets_sigterm_and_no_job(tmp_path: Path)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]  # a second one would end it in the middle of a step
+
+
+def test_a_replica_that_is_asked_to_stop_while_it_starts_gets_no_job(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "a.mp4")
+    machine.keeper.stop("replica-1-x")
+    with machine.replica("replica-1-x") as store:
+        assert store.draw("replica-1-x") is None
 
 
 def test_a_machine_with_other_versions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
