@@ -65,7 +65,7 @@ class RayOptions:
                 f"--ray: expected local, auto, or the HOST:PORT of a cluster's head, such as 10.0.0.1:6379, got "
                 f"{self.address[:100]!r}; start the batch on a machine of the cluster"
             )
-        if find_spec("ray") is None:
+        if find_spec("ray") is None:  # it reads some of its environment when it is imported; see `_cluster`
             raise InputError("--ray: expected the package ray, got none; pip install 's2video[ray]'")
 
 
@@ -123,6 +123,9 @@ def _cluster(options: RayOptions) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends no usage statistics
     # Ray's own default, 15, lets ranks wait for every other program of the machine; of a cluster that runs, it decides.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    if options.address == "local":  # without a token, anyone who can connect could run programs as this user
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
