@@ -34,6 +34,7 @@ from ..parallel.symptoms import shows_a_lost_rank
 from ..planning.fits import advice_for
 from ..planning.plan import resolve_parallel
 from ..system import ranks
+from ..system.claims import PATIENCE
 from ..system.files import sha256
 from ..system.progress import Style
 from ..system.roster import own_roster
@@ -47,8 +48,6 @@ from .records import Record
 from .run_file import Overlap
 
 _IDLE = 0.2  # seconds between two looks for new jobs of a replica that stays
-# Seconds until the system has taken the lock from a replica that lost the job: another machine's takes a while.
-_CLAIM_PATIENCE = 45.0
 _TOGETHER = 30.0  # seconds in which all ranks must leave a job that failed on one of them
 
 T = TypeVar("T")
@@ -236,7 +235,7 @@ class _Replica:
                     resume=resume,
                     afresh_if_damaged=True,
                     on_step=self._step_of(record),
-                    patience=_CLAIM_PATIENCE if record.attempts > 1 else 0.0,
+                    patience=PATIENCE if record.attempts > 1 else 0.0,
                 )
             if denoised is not None:
                 return _Halfway(record, denoised)

@@ -60,6 +60,8 @@ def write_bundle(
     Raises:
         InputError: the folder holds other files, or cannot be written.
     """
+    if folder.name in ("", ".."):
+        raise InputError(f"{folder}: expected the name of a new folder for the bundle, got none; add one")
     check_replaceable(folder, _is_ours, "files of a bundle")
     forecasts = predict(jobs, open_model, world_size=nproc, card=CARDS["H100"])  # memory is the same on any card
     groups: dict[str, list[BatchJob]] = {}

@@ -59,8 +59,8 @@ class RayOptions:
                 f"--replicas, --nproc and --rank-cpus: expected values >= 1, and at most {most} ranks, got "
                 f"{self.replicas}, {self.nproc} and {self.cpus}"
             )
-        is_host = self.address.rpartition(":")[2].isdigit() and "://" not in self.address
-        if self.address not in ("auto", "local") and not is_host:
+        host, _, port = self.address.rpartition(":")
+        if self.address not in ("auto", "local") and (not host or not port.isdigit() or "://" in host):
             raise InputError(
                 f"--ray: expected local, auto, or the HOST:PORT of a cluster's head, such as 10.0.0.1:6379, got "
                 f"{self.address[:100]!r}; start the batch on a machine of the cluster"

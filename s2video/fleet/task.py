@@ -16,13 +16,13 @@ from ..parallel.mesh import init_mesh
 from ..planning.fits import advice_for
 from ..planning.plan import resolve_parallel
 from ..system import ranks
+from ..system.claims import PATIENCE
 from ..system.shutdown import Termination
 from ..system.terminal import show_path
 from .farm import tell
 
 _EVERY = 1.0  # seconds between two lines about progress
 _DENOISED = 95  # per cent; the rest is decoding and encoding
-_CLAIM_PATIENCE = 45.0  # seconds until the lock of an attempt on another machine that was killed is free
 
 
 def run_task(job: RunConfig) -> None:
@@ -49,7 +49,7 @@ def run_task(job: RunConfig) -> None:
             resume=True,
             afresh_if_damaged=True,
             on_step=_Steps() if mesh.is_main else None,
-            patience=_CLAIM_PATIENCE,
+            patience=PATIENCE,
         )
         if denoised is not None:
             if mesh.is_main:

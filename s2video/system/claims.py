@@ -23,6 +23,7 @@ from .locks import try_lock
 from .shutdown import at_sudden_end
 from .terminal import say
 
+PATIENCE = 45.0  # seconds until the system has taken a lock from a process of another machine that was killed
 _LOOK_INTERVAL = 0.25  # seconds between two looks at a claim that another process holds
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _Identity = tuple[int, int, int, int] | None  # of a file; None: there is none

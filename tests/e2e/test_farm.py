@@ -121,6 +121,7 @@ def test_what_a_farm_cannot_be_asked(
 
 def test_a_bundle_replaces_only_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, bundle = run_file(tmp_path, [PROMPT, PROMPT]), tmp_path / "bundle"
+    assert main(["farm", str(file), "-o", "/"]) == 2
     for shots in ([PROMPT, PROMPT], [PROMPT]):
         run_file(tmp_path, shots)
         assert main(["farm", str(file), "-o", str(bundle)]) == 0

@@ -83,6 +83,7 @@ def test_files_of_a_replica_that_was_killed_are_removed_by_the_next(
     [
         (["--ray", "ray://10.0.0.1:10001"], "--ray: expected local, auto, or the HOST:PORT"),
         (["--ray", "somewhere"], "--ray: expected local, auto, or the HOST:PORT"),
+        (["--ray", "6379"], "--ray: expected local, auto, or the HOST:PORT"),
         (["--ray", "local", "--shard", "1/2"], "--ray: expected no --shard, got both"),
         (["--ray", "local", "--rank-cpus", "0"], "expected values >= 1, and at most 1024 ranks, got 1, 1 and 0"),
         (["--ray", "local", "--replicas", "1025"], "at most 1024 ranks, got 1025, 1 and 1"),
