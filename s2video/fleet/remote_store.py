@@ -87,20 +87,21 @@ class RemoteStore:
         self._ask("goodbye", owner)
 
     def draw(self, owner: str, models: Sequence[str] = ()) -> Record | None:
-        """Draw a job. Its resume point is fetched, if there is one."""
+        """Draw a job, whose video will be in `folder`. Its resume point is fetched, if there is one."""
         record: Record | None = self._ask("draw", owner, list(models))
         if record is None:
             return None
         config = RunConfig.model_validate_json(record.config)
+        # the run file's folder may be relative to one that this machine does not have
+        config = config.patched({"output.path": str(self.folder / record.name)}, record.name)
+        record = replace(record, config=config.model_dump_json())
+        files = OutputPaths.of(config)
         if self._collects:
-            config = config.patched({"output.path": str(self.folder / record.name)}, record.name)
-            record = replace(record, config=config.model_dump_json())
-            files = OutputPaths.of(config)
             self._remove(files)  # of an earlier attempt, which may be older than what the keeper has
             self._fetch(files.resume_point)
             if (identity := _identity(files.resume_point)) is not None:
                 self._sent[record.name] = identity
-        self._jobs[record.name] = OutputPaths.of(config)
+        self._jobs[record.name] = files
         return record
 
     def renew(self, owner: str) -> set[str]:

@@ -1,7 +1,10 @@
 """Tests of the process that holds a batch's store for other machines, and of what those see of it, without Ray."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fleet_scale
 import pytest
 
 from s2video.batch.records import Entry
 from s2video.batch.status import read_status
 from s2video.batch.store import LEASE, Store
-from s2video.config.run import build_config
+from s2video.config.run import RunConfig, build_config
 from s2video.errors import InputError, S2VideoError
 from s2video.fleet import keeper as keepers
 from s2video.fleet import remote_store
@@ -54,8 +58,8 @@ class Machine:
         return {record.name: record.state for record in Store(self.folder).records()}
 
     @contextmanager
-    def replica(self, owner: str, folder: Path | None = None) -> Iterator[RemoteStore]:
-        store = RemoteStore(self.ask, folder or self.folder, collects=folder is not None)
+    def replica(self, owner: str, folder: Path | None = None, *, shares: bool = False) -> Iterator[RemoteStore]:
+        store = RemoteStore(self.ask, folder or self.folder, collects=folder is not None and not shares)
         with store.presence(owner):
             yield store
 
@@ -255,3 +259,56 @@ def test_the_keeper_keeps_one_connection(tmp_path: Path, monkeypatch: pytest.Mon
             store.finish(record.name, "replica-1-x", {})
     machine.keeper.close()
     assert opened == []  # it has one from its start
+
+
+def test_a_simulated_fleet_ends_with_all_jobs_done(capsys: pytest.CaptureFixture[str]) -> None:
+    """`tools/fleet_scale.py`, whose results are in docs/fleet.md, with a fleet that loses replicas."""
+    assert fleet_scale.main(["--replicas", "8", "--jobs", "24", "--losses", "0.05", "--tick", "1"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"24 of 24 jobs done, 0 failed, (\d+) draws, (\d+) replicas lost", said)
+    assert found is not None, said
+    draws, lost = map(int, found.groups())
+    assert lost > 0 and 24 <= draws <= 24 + lost
+
+
+KEEPER = """
+import sys, time
+from s2video.fleet.keeper import Keeper
+keeper = Keeper(sys.argv[1], {})
+keeper.hello("replica-1-x", {})
+keeper.draw("replica-1-x")
+keeper.finish("a.mp4", "replica-1-x", {"a.mp4": "0" * 64})
+print(keeper.draw("replica-1-x").name, flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_is_done_outlives_the_process_that_holds_the_store(tmp_path: Path) -> None:
+    Machine(tmp_path, "a.mp4", "b.mp4").keeper.close()
+    first = subprocess.Popen([sys.executable, "-c", KEEPER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "b.mp4\n"
+    finally:
+        first.kill()
+        first.wait()
+    second = Keeper(str(tmp_path), versions())
+    second.hello("replica-2-y", versions())
+    assert [job.name for job in second.release()] == ["b.mp4"]
+    record = second.draw("replica-2-y")
+    assert record is not None and record.name == "b.mp4"
+    assert second.finish("b.mp4", "replica-2-y", {"b.mp4": "1" * 64}) and second.draw("replica-2-y") is None
+    second.close()
+    assert {record.name: record.state for record in Store(tmp_path).records()} == {"a.mp4": "done", "b.mp4": "done"}
+
+
+def test_a_relative_folder_of_a_run_file_is_the_one_that_all_machines_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    machine = Machine(Path("runs"), "a.mp4")
+    monkeypatch.chdir("/")
+    machine.keeper = Keeper(str(tmp_path / "runs"), versions())
+    with machine.replica("replica-1-x", tmp_path / "runs", shares=True) as store:
+        record = store.draw("replica-1-x")
+        assert record is not None
+        assert RunConfig.model_validate_json(record.config).output.path == str(tmp_path / "runs/a.mp4")
