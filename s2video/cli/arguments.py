@@ -43,8 +43,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=100)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default not in (None, False, argparse.SUPPRESS, []) and action.option_strings
-        return f"{action.help} (default: %(default)s)" if shown and action.help else action.help
+        is_shown = action.option_strings and action.default not in (None, False, "", (), [], argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if is_shown and action.help else action.help
 
 
 def add_command(commands: Any, name: str, purpose: str, *, examples: str = "", **options: Any) -> Parser:

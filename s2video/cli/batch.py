@@ -44,31 +44,43 @@ def add_commands(commands: Any) -> None:
         examples="s2video batch configs/batch-shapes.yaml --dry-run\n"
         "s2video batch configs/batch-shapes.yaml --replicas 2 --nproc 4\n"
         "s2video batch --timeline cut.otio --handles 8 --set model.path=shapes-wan\n"
-        "s2video batch configs/batch-shapes.yaml --ray local --replicas 2\n"
+        "s2video batch configs/batch-shapes.yaml --ray --replicas 2\n"
         "s2video batch configs/batch-shapes.yaml --version 2 --only triangle --set guidance.cfg_scale=4",
     )
-    batch.add_argument("run_file", type=path_argument, nargs="?", metavar="RUNFILE", help="a YAML file")
-    batch.add_argument("--config", type=path_argument, metavar="RUNFILE", help="the same")
-    batch.add_argument("--dry-run", action="store_true", help="check everything, and print what would be made")
-    add_set_argument(batch)
-    part = batch.add_argument_group("a part of the shots, or another version of them")
-    part.add_argument(
-        "--only", type=_names, default=(), metavar="SHOTS", help="names or patterns, such as shot010,sh02*; others stay"
+    batch.add_argument(
+        "run_file", type=path_argument, nargs="?", metavar="RUNFILE", help="a YAML file of settings and shots"
     )
-    part.add_argument(
+    batch.add_argument("--dry-run", action="store_true", help="check everything, and print what would be made")
+    batch.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
+    settings = batch.add_argument_group("settings")
+    settings.add_argument("--config", type=path_argument, metavar="RUNFILE", help="another way to name the run file")
+    add_set_argument(settings)
+    video = batch.add_argument_group("what to make")
+    video.add_argument(
+        "--only", type=_names, default=(), metavar="SHOTS", help="names or patterns, such as sh010,sh02*; others stay"
+    )
+    video.add_argument(
         "--version", type=_version, metavar="N", help="make version N of the shots, and leave the other versions"
     )
-    edit = batch.add_argument_group("the shots of a timeline; its clips need prompts (see docs/studio.md)")
-    edit.add_argument(
-        "--timeline", type=path_argument, metavar="CUT", help=".otio, .edl or .xml, in place of the run file's shots"
+    video.add_argument(
+        "--timeline",
+        type=path_argument,
+        metavar="CUT",
+        help=".otio, .edl or .xml whose clips with prompts are the shots, in place of those of the run file",
     )
-    edit.add_argument(
-        "--handles", type=whole_number, default=None, metavar="N", help="frames more before and after each clip"
+    video.add_argument(
+        "--handles", type=whole_number, default=None, metavar="N", help="more frames before and after each clip of CUT"
     )
     machines = batch.add_argument_group("machines")
-    machines.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="that draw from one queue")
+    machines.add_argument(
+        "--replicas",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="copies of the models, which take shots from one list",
+    )
     machines.add_argument("--nproc", type=whole_number, default=1, metavar="N", help="ranks of each replica")
-    machines.add_argument("--shard", type=_shard, metavar="I/N", help="this machine's part, of N machines, from 1")
+    machines.add_argument("--shard", type=_shard, metavar="I/N", help="make only part I, from 1, of N equal parts")
     add_ray_arguments(batch)
     again = batch.add_argument_group("what to make again")
     again.add_argument("--force", action="store_true", help="everything")
@@ -82,7 +94,6 @@ def add_commands(commands: Any) -> None:
     changed.add_argument(
         "--keep-changed", action="store_true", help="nothing whose settings have changed: those videos stay as they are"
     )
-    batch.add_argument("--plain", action="store_true", help="lines instead of a progress bar")
     batch.set_defaults(run=_batch)
 
     replica = commands.add_parser("replica")  # without help: started by the supervisor

@@ -32,17 +32,30 @@ def add_commands(commands: Any) -> None:
         examples="s2video farm configs/batch-shapes.yaml -o runs/bundle\nopenjd run runs/bundle/template.json",
     )
     farm.add_argument("run_file", type=path_argument, metavar="RUNFILE", help="a YAML file, as of `s2video batch`")
-    farm.add_argument("-o", "--output", type=path_argument, required=True, metavar="BUNDLE", help="a new folder")
-    farm.add_argument("--nproc", type=whole_number, default=1, metavar="N", help="ranks of each video, on one machine")
-    add_set_argument(farm)
+    farm.add_argument_group("files").add_argument(
+        "-o", "--output", type=path_argument, required=True, metavar="BUNDLE", help="a new folder, or that of a bundle"
+    )
+    add_set_argument(farm.add_argument_group("settings"))
+    farm.add_argument_group("machines").add_argument(
+        "--nproc", type=whole_number, default=1, metavar="N", help="ranks of each video, on one machine"
+    )
     farm.set_defaults(run=_farm)
 
-    task = commands.add_parser("task")  # without help: started by a farm
-    task.add_argument("bundle", type=path_argument)
-    task.add_argument("number", type=whole_number)
-    task.add_argument("--output-folder", type=path_argument, required=True)
-    task.add_argument("--working-folder", type=path_argument, required=True)
-    task.add_argument("--nproc", type=whole_number, default=1)
+    task = commands.add_parser(  # without help in the list of commands: a farm starts it
+        "task", description="Make one video of a bundle, as a machine of a render farm; see `s2video farm`."
+    )
+    task.add_argument("bundle", type=path_argument, metavar="BUNDLE", help="the folder that `s2video farm` wrote")
+    task.add_argument("number", type=whole_number, metavar="NUMBER", help="of the task, from 1")
+    files = task.add_argument_group("files")
+    files.add_argument(
+        "--output-folder", type=path_argument, required=True, metavar="FOLDER", help="of the batch's videos"
+    )
+    files.add_argument(
+        "--working-folder", type=path_argument, required=True, metavar="FOLDER", help="of relative paths in settings"
+    )
+    task.add_argument_group("machines").add_argument(
+        "--nproc", type=whole_number, default=1, metavar="N", help="ranks of the video, on this machine"
+    )
     task.set_defaults(run=_task)
 
 

@@ -13,20 +13,22 @@ from .arguments import whole_number
 
 def add_ray_arguments(batch: argparse.ArgumentParser) -> None:
     """Add them to the parser of `batch`."""
-    ray = batch.add_argument_group("Ray, with the extra `ray`")
+    ray = batch.add_argument_group("machines of a Ray cluster (needs the extra `ray`)")
     ray.add_argument(
         "--ray",
+        nargs="?",
+        const="local",
         metavar="ADDRESS",
-        help="run the replicas on a cluster: HOST:PORT of its head, auto for the one of this machine, or local to "
-        "start one here for this batch",
+        help="run the replicas on a cluster: HOST:PORT of its head, auto for the one of this machine, or local (also "
+        "without ADDRESS) to start one on this machine for this batch",
     )
     ray.add_argument("--span-nodes", action="store_true", help="the ranks of a replica may be on several machines")
     ray.add_argument("--rank-cpus", type=whole_number, metavar="N", help="cores of each rank (default: 1)")
     ray.add_argument(
         "--ray-files",
         choices=get_args(Files),
-        help="whether all machines share the batch's folder, or files are brought to this one; auto (the default): "
-        "each machine looks",
+        help="shared: all machines see the batch's folder; collect: files are brought to this machine; auto (the "
+        "default): each machine looks",
     )
 
 

@@ -63,7 +63,9 @@ def add_commands(commands: Any) -> None:
         "Put two videos into one file",
         examples="s2video compare cfg.mp4 s2.mp4 --mode wipe -o both.mp4",
     )
-    compare.add_argument("videos", type=path_argument, nargs=2, metavar="VIDEO")
+    compare.add_argument(
+        "videos", type=path_argument, nargs=2, metavar="VIDEO", help="video files, or folders of frames"
+    )
     compare.add_argument(
         "--mode",
         choices=["side", "wipe", "sheet"],

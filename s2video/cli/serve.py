@@ -46,7 +46,7 @@ def add_commands(commands: Any) -> None:
     where = serve.add_argument_group("where")
     where.add_argument("--folder", type=path_argument, default=Path("runs/serve"), help="of jobs and videos")
     where.add_argument("--host", default="127.0.0.1", help=f"address; beyond this machine it needs {KEY_VARIABLE}")
-    where.add_argument("--port", type=whole_number, default=8000)
+    where.add_argument("--port", type=whole_number, default=8000, metavar="N", help="port of that address")
     where.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="another name of this server")
     machines = serve.add_argument_group("machines")
     machines.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="that draw from one queue")

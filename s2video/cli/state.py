@@ -40,11 +40,17 @@ def add_commands(commands: Any) -> None:
         "s2video pick runs/batch-shapes triangle_v001_s0 --reject",
     )
     pick.add_argument("folder", type=path_argument, metavar="RUN", help="the batch's folder, or its run file")
-    pick.add_argument("takes", nargs="*", metavar="TAKE", help="names of videos; none: print all takes")
-    either = pick.add_mutually_exclusive_group()
-    either.add_argument("--reject", action="store_true", help="reject them instead; a rejected take is not used")
-    either.add_argument("--clear", action="store_true", help="forget what was decided about them")
-    pick.add_argument("--note", default="", metavar="TEXT", help="why, for others to read")
+    pick.add_argument(
+        "takes",
+        nargs="*",
+        metavar="TAKE",
+        help="names of videos, or their beginnings; without TAKE, all takes are printed",
+    )
+    decision = pick.add_argument_group("what is decided about TAKE; without these, it is picked")
+    either = decision.add_mutually_exclusive_group()
+    either.add_argument("--reject", action="store_true", help="it is not used")
+    either.add_argument("--clear", action="store_true", help="what was decided before is forgotten")
+    decision.add_argument("--note", default="", metavar="TEXT", help="the reason, for others to read")
     pick.set_defaults(run=_pick)
 
 

@@ -1,22 +1,25 @@
 """Tests of batches on a Ray cluster: nodes that die and join, and files that are brought from them."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from ray_faults import Nodes, Trial, disturb
 from tiny import MAX_SEQUENCE_LENGTH, PROMPT
 
-from s2video.cli.main import main
+from s2video.cli.main import build_parser, main
 from s2video.fleet import rank
 from s2video.fleet.crew import rank_plans
 from s2video.fleet.rank import Place, RankSettings
+from s2video.system.files import sha256
 from s2video.system.processes import kill_tree
 
 VIDEOS = 6
 
 
 def test_a_node_is_killed_and_one_joins_in_the_middle_of_a_batch(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Afterwards one video is made by ranks on two nodes."""
     settings = {
         "model": {"path": str(tiny_checkpoint), "device": "cpu"},
         "sampling": {"width": 32, "height": 32, "num_frames": 5, "num_inference_steps": 4}
@@ -37,6 +40,13 @@ def test_a_node_is_killed_and_one_joins_in_the_middle_of_a_batch(tmp_path: Path,
             disturb(nodes, trial, "disturbed", process, kill_after=1)
         finally:
             kill_tree(process.pid)
+        spanning = start_spanning(nodes, trial)
+        try:
+            assert spanning.wait() == 0, (tmp_path / "spanning.txt").read_text()
+        finally:
+            kill_tree(spanning.pid)
+    videos = [next(iter(sorted((tmp_path / name).glob("*.mp4")))) for name in ("spanning", "undisturbed")]
+    assert videos[0].name == videos[1].name and sha256(videos[0]) == sha256(videos[1])
     said = (tmp_path / "disturbed.txt").read_text()
     assert process.returncode == 0, said
     assert trial.differences("disturbed", "undisturbed") == [], said
@@ -45,6 +55,13 @@ def test_a_node_is_killed_and_one_joins_in_the_middle_of_a_batch(tmp_path: Path,
     made = [line for line in said.splitlines() if line.startswith(str(tmp_path))]
     assert len(made) == VIDEOS, said  # the paths of the videos, on standard output as of a local batch
     assert not list((tmp_path / "disturbed").glob("batch.seen-*"))
+
+
+def start_spanning(nodes: Nodes, trial: Trial) -> "subprocess.Popen[bytes]":
+    """Start to make one of the videos with two ranks of two cores each, which fit on no node alone."""
+    shots = trial.settings["shots"][:1]
+    single = Trial(trial.work, {**trial.settings, "shots": shots}, nproc=2)
+    return single.start("spanning", "--ray", nodes.address, "--span-nodes", "--rank-cpus", "2")
 
 
 def test_ranks_are_numbered_by_machine_and_see_all_gpus_of_theirs() -> None:
@@ -106,3 +123,7 @@ def test_a_cluster_may_have_more_ranks_than_this_machine(tmp_path: Path) -> None
     run_file = tmp_path / "run.yaml"
     run_file.write_text("model: {path: shapes-wan}\nshots: [a circle]\n")
     assert main(["batch", str(run_file), "--ray", "10.0.0.1:6379", "--replicas", "2000", "--dry-run"]) == 0
+
+
+def test_without_an_address_a_cluster_is_started_on_this_machine() -> None:
+    assert build_parser().parse_args(["batch", "run.yaml", "--ray", "--replicas", "2"]).ray == "local"

@@ -22,6 +22,8 @@ from s2video.media.output_paths import OutputPaths
 from s2video.system import launcher
 from s2video.system.launcher import LaunchPlan, launch, torchrun_command
 
+GROUPED = ("generate", "decode", "batch", "timeline", "pick", "copies", "farm", "task")
+
 
 def test_version_names_the_libraries(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -211,3 +213,17 @@ def test_an_unknown_codec_is_one_problem() -> None:
     ) as caught:
         RunConfig().patched({"output.codec": "proress"})
     assert str(caught.value).count("got") == 1
+
+
+def test_the_help_of_every_command_is_whole() -> None:
+    """Each argument says what it is, and where there are many, they are in groups; no default is an empty text."""
+    (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for name, parser in commands.choices.items():
+        if name == "replica":  # for the program itself
+            continue
+        shown = parser.format_help()
+        assert "(default: )" not in shown and "()" not in shown, name
+        own = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
+        assert [action.dest for action in own if not action.help] == [], name
+        options = [action.dest for action in parser._optionals._group_actions if action.dest != "help"]
+        assert name not in GROUPED or len(options) <= 2, f"{name}: {options}"
