@@ -6,10 +6,12 @@ of `compare.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,7 @@ LEAST_HEIGHT = 64  # px of the picture
 _LEAST_WIDTH = 480  # px, so that the lines can be read
 _MARGIN = 8  # px
 _TO_BT709 = "out_color_matrix=bt709:out_range=tv"
+_SOURCE = re.compile(r"s2video (proxy|review copy) of the file with SHA-256 ([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Facts:
         slate: rows of the slate: name and value.
         first_number: number of the first frame; the slate has the one before.
         timecode: of the first frame; None: none.
+        sha256: of the video, by which pages find its copies; None: unknown.
     """
 
     title: str
@@ -49,6 +53,25 @@ class Facts:
     slate: tuple[tuple[str, str], ...]
     first_number: int = 1001
     timecode: str | None = None
+    sha256: str | None = None
+
+
+class Source(NamedTuple):
+    """The video that a copy was made of.
+
+    Attributes:
+        sha256: of its file, as in its sidecar.
+        is_plain: the copy has its frames and nothing else.
+    """
+
+    sha256: str
+    is_plain: bool
+
+
+def source_of(info: VideoInfo) -> Source | None:
+    """Return what a copy says that it was made of; None for other videos, and copies of unknown ones."""
+    match = _SOURCE.fullmatch(info.metadata.get("comment", ""))
+    return None if match is None else Source(match[2], match[1] == "proxy")
 
 
 def facts_of(video: Path, sidecar: Sidecar, *, shot: str = "", version: str = "", verdict: str = "") -> Facts:
@@ -76,7 +99,8 @@ def facts_of(video: Path, sidecar: Sidecar, *, shot: str = "", version: str = ""
     }
     title = "  ".join(part for part in (shot or video.stem, version) if part)
     shown = tuple((name, text) for name, text in rows.items() if text)
-    return Facts(title, f"seed {sidecar.seed}  {scales}", shown, output.start_number, output.timecode)
+    details = f"seed {sidecar.seed}  {scales}"
+    return Facts(title, details, shown, output.start_number, output.timecode, sidecar.output.sha256)
 
 
 def write_copy(
@@ -115,6 +139,9 @@ def write_copy(
     inputs = [*source.arguments, *raw_input("rgb24", *layout.size, info.fps)]
     timecode = layout.timecode(-slate)
     stamp = ["-timecode", timecode] if timecode else []
+    if facts.sha256 is not None:
+        kind = "review copy" if slate or burn_in else "proxy"
+        stamp += ["-metadata", f"comment=s2video {kind} of the file with SHA-256 {facts.sha256}"]
     chosen = ["-filter_complex", graph, "-map", "[out]", "-frames:v", str(frames), "-map_metadata", "-1", *stamp]
     with atomic_path(path) as temporary:
         with Ffmpeg([*inputs, *chosen, *h264_mp4(VideoSpec.crf), f"file:{temporary}"]) as ffmpeg:

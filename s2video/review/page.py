@@ -14,13 +14,14 @@ from ..batch.picks import JudgedTake
 from ..batch.store import find_stores, has_store
 from ..errors import InputError, S2VideoError
 from ..media.signature import sign
-from ..media.video import probe_video
+from ..media.video import VideoInfo, probe_video
 from ..records.integrity import UNCHANGED, video_state
 from ..records.sidecar_model import MadeVideo, Sidecar
 from ..system.files import atomic_path
 from .groups import Settings, group_videos, settings_of, split_settings
 from .html import data_url, relative_link, render
 from .sheet import strip
+from .take_files import TakeFiles, add_copies, files_of_takes
 
 POSTER_WIDTH = 640  # px
 SMALL = 256  # px; narrower videos are shown with their pixels as squares
@@ -74,13 +75,22 @@ class MaskPicture(NamedTuple):
     marks: list[tuple[int, int]]
 
 
+class FileLink(NamedTuple):
+    """A further file of a take; `is_played` if the page plays it in place of the master."""
+
+    name: str
+    link: str
+    is_played: bool
+
+
 @dataclass(frozen=True)
 class Card:
-    """One video with what is said about it."""
+    """One take with what is said about it. Name and link are those of its master."""
 
     name: str
     link: str
     media: Media
+    files: list[FileLink]
     prompt: str
     seeds: str
     named: Settings  # under the video: what differs from the others of its group
@@ -110,6 +120,23 @@ class Group(NamedTuple):
         return len(self.cards) > 1 and all(card.media.plays for card in self.cards)
 
 
+@dataclass(frozen=True)
+class _Page:
+    """The page that is made.
+
+    Attributes:
+        shared: settings that all videos have in common.
+        takes: see `write_page`.
+        files: of each take, by the path of its master.
+    """
+
+    path: Path
+    embed_below: int
+    shared: Settings
+    takes: Mapping[Path, JudgedTake]
+    files: Mapping[Path, TakeFiles]
+
+
 def read_failures(folder: Path) -> list[Failure]:
     """Return the failures in the state of a batch, of all its shards; none if there is no batch in the folder."""
     if not has_store(folder):
@@ -130,6 +157,8 @@ def write_page(
 ) -> None:
     """Write the page. A video that is missing, or was changed, although its sidecar exists, counts as failed.
 
+    The files of one take are shown once: its master, or in its place another one that browsers play.
+
     Args:
         others: video files without a sidecar, shown by their names. One that cannot be read counts as failed.
         embed_below: bytes; a video file below this size is part of the page, others are linked, relative to it.
@@ -148,16 +177,21 @@ def write_page(
         ),
     ]
     videos = [video for video, state in zip(videos, states, strict=True) if state == UNCHANGED]
-    foreign = [_foreign(other, path, embed_below) for other in others]
-    failures = [*failures, *(card for card in foreign if isinstance(card, Failure))]
+    infos, unread = _probed(others)
+    failures = [*failures, *unread]
+    files = files_of_takes(videos)
+    foreign = add_copies(files, infos)
     if not videos and not foreign and not failures:
         raise InputError(f"no videos for {path}: expected a folder of videos with their sidecars next to them")
-    shared, _ = split_settings([settings_of(video.sidecar) for video in videos])
-    takes = takes or {}
-    by_shot, rest = _versions(videos, takes)
-    groups = [_group(members, shared, path, embed_below, takes, shot) for shot, members in by_shot.items()]
-    groups += [_group(members, shared, path, embed_below, takes) for members in group_videos(rest)]
-    groups += [Group(card.name, None, [card], {}) for card in foreign if isinstance(card, Card)]
+    masters = [take.master for take in files]
+    shared, _ = split_settings([settings_of(video.sidecar) for video in masters])
+    page = _Page(path, embed_below, shared, takes or {}, {take.master.path: take for take in files})
+    by_shot, rest = _versions(masters, page.takes)
+    groups = [_group(members, page, shot) for shot, members in by_shot.items()]
+    groups += [_group(members, page) for members in group_videos(rest)]
+    cards = [_foreign(infos[other], page) for other in foreign]
+    groups += [Group(card.name, None, [card], {}) for card in cards if isinstance(card, Card)]
+    failures = [*failures, *(card for card in cards if isinstance(card, Failure))]
     text = render(
         "run.html",
         title=title,
@@ -198,31 +232,20 @@ def _versions(
     return found, [video for video in videos if video.path not in grouped]
 
 
-def _group(
-    videos: Sequence[MadeVideo],
-    shared: Settings,
-    page: Path,
-    embed_below: int,
-    takes: Mapping[Path, JudgedTake],
-    shot: str = "",
-) -> Group:
-    known = {*shared, *(_NAMED_BY_TAKES if shot else ())}
+def _group(videos: Sequence[MadeVideo], page: _Page, shot: str = "") -> Group:
+    known = {*page.shared, *(_NAMED_BY_TAKES if shot else ())}
     own = [{k: v for k, v in settings_of(video.sidecar).items() if k not in known} for video in videos]
     common, differing = split_settings(own) if len(videos) > 1 else ({}, own)
     is_single = len(videos) == 1
-    cards = [
-        _card(video, differs, page, embed_below, takes.get(video.path.resolve()), is_single=is_single)
-        for video, differs in zip(videos, differing, strict=True)
-    ]
+    cards = [_card(video, differs, page, is_single=is_single) for video, differs in zip(videos, differing, strict=True)]
     first = videos[0].sidecar
     seed = first.seed if all(video.sidecar.seed == first.seed for video in videos) else None
     return Group(first.prompt, seed, cards, common, shot)
 
 
-def _card(
-    video: MadeVideo, differs: Settings, page: Path, embed_below: int, take: JudgedTake | None, *, is_single: bool
-) -> Card:
-    sidecar = video.sidecar
+def _card(video: MadeVideo, differs: Settings, page: _Page, *, is_single: bool) -> Card:
+    sidecar, take = video.sidecar, page.takes.get(video.path.resolve())
+    files = page.files[video.path]
     said = [] if take is None else [take.title]
     if take is not None and take.pick is not None and take.pick.note:
         said.append(take.pick.note)
@@ -237,8 +260,11 @@ def _card(
     record |= {"SHA-256 of the file": sidecar.output.sha256, "SHA-256 of the latents": sidecar.latents.sha256}
     return Card(
         name=video.path.name,
-        link=relative_link(video.path, page),
-        media=media_of(video.path, _size_of(video), page, embed_below),
+        link=relative_link(video.path, page.path),
+        media=media_of(files.played, _size_of(files), page.path, page.embed_below),
+        files=[
+            FileLink(other.name, relative_link(other, page.path), other == files.played) for other in files.others()
+        ],
         prompt=sidecar.prompt,
         seeds=", ".join(seeds),
         named=title | dict(list(differs.items())[:num_named]),
@@ -249,25 +275,41 @@ def _card(
     )
 
 
-def _size_of(video: MadeVideo) -> Size:
-    sampling, output = video.sidecar.config.sampling, video.sidecar.config.output
-    fps, has_sound = float(output.fps), output.audio is not None or video.sidecar.sound is not None
-    return Size(sampling.width, sampling.height, sampling.num_frames, fps, has_sound)
+def _size_of(files: TakeFiles) -> Size:
+    config = files.master.sidecar.config
+    sampling = config.sampling
+    return Size(sampling.width, sampling.height, sampling.num_frames, float(config.output.fps), files.has_sound)
 
 
-def _foreign(path: Path, page: Path, embed_below: int) -> Card | Failure:
-    """Return the card of a video without a sidecar, which says what the file itself tells."""
+def _probed(others: Sequence[Path]) -> tuple[dict[Path, VideoInfo], list[Failure]]:
+    """Return what the files without sidecars are, and those that cannot be read."""
+    found, failures = {}, []
+    for path in others:
+        try:
+            found[path] = probe_video(path)
+        except (InputError, S2VideoError) as error:
+            failures.append(_unreadable(path, error))
+    return found, failures
+
+
+def _unreadable(path: Path, error: Exception) -> Failure:
+    return Failure(path.name, " ".join(str(error).split()))
+
+
+def _foreign(info: VideoInfo, page: _Page) -> Card | Failure:
+    """Return the card of a video without a sidecar, with what the file itself says."""
+    path = info.path
+    size = Size(info.width, info.height, info.num_frames, float(info.fps), has_sound=True)
     try:
-        info = probe_video(path)
-        size = Size(info.width, info.height, info.num_frames, float(info.fps), has_sound=True)
-        media = media_of(path, size, page, embed_below)
+        media = media_of(path, size, page.path, page.embed_below)
     except (InputError, S2VideoError) as error:
-        return Failure(path.name, " ".join(str(error).split()))
+        return _unreadable(path, error)
     about = {"size": f"{info.width}x{info.height} px", "frames": str(info.num_frames), "fps": str(info.fps)}
     return Card(
         name=path.name,
-        link=relative_link(path, page),
+        link=relative_link(path, page.path),
         media=media,
+        files=[],
         prompt=path.name,
         seeds="no sidecar",
         named={},

@@ -9,7 +9,7 @@ from typing import Any
 import av
 import pytest
 import torch
-from editing import EditRun
+from editing import EditRun, generate
 
 from s2video.batch.picks import decide
 from s2video.cli.main import main
@@ -150,3 +150,45 @@ def test_the_page_plays_wipes_and_compares_versions(edit_run: EditRun, browser: 
     assert all(video.is_visible() for video in group.locator("video").all()) and not second.is_visible()
     assert errors == []
     page.close()
+
+
+LOADED = """Promise.all([...document.querySelectorAll("video")].map((video) => new Promise((resolve, reject) => {
+    const answer = () => resolve([video.videoWidth, video.duration]);
+    if (video.readyState >= 2) answer();
+    video.addEventListener("loadeddata", answer);
+    video.addEventListener("error", () => reject(video.error.message));
+})))"""
+
+
+def test_the_page_plays_proxies_of_masters_that_browsers_do_not(
+    tiny_checkpoint: Path, tmp_path: Path, browser: Any
+) -> None:
+    """Two ProRes masters with a proxy each, an EXR master of which a proxy was made later, and one without any."""
+    folder = tmp_path / "run"
+    for scale in ("0.25", "0.5"):
+        more = ["--also", "{name}_proxy.mp4", "--set", f"guidance.s2_scale={scale}", "--set", "output.fps=24"]
+        assert generate(tiny_checkpoint, folder / f"a{scale[2:]}.mov", *more) == 0
+    for name, seed in (("b.exr", "1"), ("c.mov", "2")):
+        assert generate(tiny_checkpoint, folder / name, "--seed", seed) == 0
+    copies = ["copies", str(folder / "b"), "-o", str(folder / "copies"), "--height", "64"]
+    assert main([*copies, "--no-slate", "--no-burn-in"]) == 0 == main(copies)
+    assert main(["page", str(folder)]) == 0
+    page = browser.new_page()
+    page.goto((folder / "index.html").as_uri())
+    assert page.locator("header").inner_text().count("4 videos") == 1  # takes, not files
+    found = page.evaluate(LOADED)
+    assert [width for width, _ in found] == [32, 32, 64] and found[0][1] == pytest.approx(5 / 24, abs=0.01)
+    pair = page.locator("article.group")
+    assert pair.locator("video").count() == 2 and pair.locator("[data-part=wipe]").count() == 1
+    pair.locator("[data-part=forward]").click()
+    assert pair.locator("[data-part=frame]").inner_text() == "2 / 5"
+    said = page.locator("main").inner_text()
+    assert said.count(", which is shown") == 3 and "a25.mov · a25_proxy.mp4, which is shown" in said
+    assert "b · b_proxy.mp4, which is shown · b_review.mp4" in said
+    assert page.locator("img.still").count() == 1  # of the one without a proxy
+    page.close()
+    # a proxy of frames that were made again since is none of theirs
+    assert generate(tiny_checkpoint, folder / "b.exr", "--seed", "3") == 0
+    assert main(["page", str(folder)]) == 0
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert text.count(", which is shown") == 2 and text.count("no sidecar") == 2
