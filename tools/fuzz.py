@@ -167,11 +167,12 @@ def all_targets(names: Sequence[str] | None = None) -> list[Target]:
 
     targets = text_targets()
     if names is None or not set(names) <= {target.name for target in targets}:
-        from fuzzing.file_targets import file_targets  # here, because they import torch
+        from fuzzing.editorial_targets import editorial_targets  # here, because they import torch
+        from fuzzing.file_targets import file_targets
         from fuzzing.server_targets import server_targets
         from fuzzing.study_targets import study_targets
 
-        targets += [*server_targets(), *study_targets(), *file_targets()]
+        targets += [*server_targets(), *study_targets(), *editorial_targets(), *file_targets()]
     if unknown := set(names or ()) - {target.name for target in targets}:
         raise SystemExit(
             f"fuzz: no target {min(unknown)!r}; expected of {', '.join(target.name for target in targets)}"

@@ -12,8 +12,9 @@ from fractions import Fraction
 from typing import Any
 from xml.etree import ElementTree as Tree
 
+from ..errors import InputError
 from ..media.timecode import labels_per_second
-from .otio import NAMESPACE, label, library, metadata_of
+from .otio import NAMESPACE, label, library, metadata_of, reason_of
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -24,6 +25,9 @@ def write_xml(timeline: Any, fps: Fraction, *, drop: bool, size: tuple[int, int]
     Args:
         size: width and height of the pictures in pixels; None if unknown.
         sound: whether any medium has sound.
+
+    Raises:
+        InputError: the timeline has something that the format, or its adapter, cannot hold.
     """
     otio = library()
     values = _legal(json.loads(timeline.to_json_string()))
@@ -34,7 +38,12 @@ def write_xml(timeline: Any, fps: Fraction, *, drop: bool, size: tuple[int, int]
     for clip in copy.find_clips():
         if isinstance(clip.media_reference, otio.schema.ImageSequenceReference):
             clip.media_reference = _as_file(clip.media_reference)
-    root = Tree.fromstring(otio.adapters.write_to_string(copy, "fcp_xml"))
+    try:
+        root = Tree.fromstring(otio.adapters.write_to_string(copy, "fcp_xml"))
+    except Exception as error:  # the adapter does not know all that a timeline of another program can hold
+        raise InputError(
+            f"XML: expected a timeline that it can hold, got an error ({reason_of(error)}); write .otio"
+        ) from None
     for clip_item in root.iter("clipitem"):
         _correct_markers(clip_item)
     for timecode in root.iter("timecode"):

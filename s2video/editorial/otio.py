@@ -78,3 +78,8 @@ def url_of(clip: Any) -> str | None:
     """Return the URL of a clip's file, or of a sequence's folder; None if it has no medium."""
     reference = clip.media_reference
     return getattr(reference, "target_url", None) or getattr(reference, "target_url_base", None)
+
+
+def reason_of(error: Exception) -> str:
+    """Return an adapter's error in one line; adapters raise errors of many kinds."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..media.timecode import DROP_RATES
 from ..system.json_reader import parse_json
 from ..system.text_file import read_text_file
-from .otio import NAMESPACE, exact_rate, frames_of, label, library, metadata_of
+from .otio import NAMESPACE, exact_rate, frames_of, label, library, metadata_of, reason_of
 
 _EVENT = re.compile(  # within a line: \s would try each run of empty lines from each of them
     r"^[ \t]*\d+[ \t]+\S+[ \t]+\S+[ \t]+\S+(?:[ \t]+\d+)?((?:[ \t]+\d\d[:;]\d\d[:;]\d\d[:;]\d\d){4})[ \t]*$",
@@ -77,7 +77,7 @@ def read_timeline(path: Path, fps: Fraction | None = None) -> Timeline:
         raise
     except Exception as error:  # the adapters raise errors of many kinds for damaged files
         raise InputError(
-            f"timeline {path}: expected a timeline, got an error ({_reason(error)}); export it again"
+            f"timeline {path}: expected a timeline, got an error ({reason_of(error)}); export it again"
         ) from None
     timeline = _single(path, found, otio)
     clips = [clip for track in timeline.video_tracks() for clip in track.find_clips()]
@@ -95,13 +95,9 @@ def read_timeline(path: Path, fps: Fraction | None = None) -> Timeline:
         raise
     except Exception as error:
         raise InputError(
-            f"timeline {path}: expected clips with lengths, got an error ({_reason(error)}); export it again"
+            f"timeline {path}: expected clips with lengths, got an error ({reason_of(error)}); export it again"
         ) from None
     return Timeline(timeline, rate, _drops(timeline, text, suffix, rate))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _single(path: Path, found: Any, otio: Any) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 
 import c2pa
 import pytest
-from certificates import write_signer
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from tiny import MAX_SEQUENCE_LENGTH
+from editing import generate
+from fuzzing.certificates import write_signer
 
 from s2video.cli.main import main
 from s2video.config.run import build_config
@@ -29,15 +29,6 @@ from s2video.media.formats import VideoSpec
 from s2video.media.video import read_video
 from s2video.records.identity import job_key
 from s2video.records.sidecar_model import read_sidecar
-
-SETTINGS = ["sampling.width=32", "sampling.height=32", "sampling.num_frames=5", "sampling.num_inference_steps=2"]
-SETTINGS += [f"sampling.max_sequence_length={MAX_SEQUENCE_LENGTH}", "model.device=cpu", "guidance.drop_ratio=0.3"]
-
-
-def generate(checkpoint: Path, output: Path, *more: str) -> int:
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    paths = ["--model", str(checkpoint), "--output", str(output)]
-    return main(["generate", *paths, "--prompt", "a red wall", "--plain", *settings, *more])
 
 
 @pytest.fixture(scope="module")

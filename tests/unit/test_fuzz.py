@@ -10,6 +10,7 @@ from types import FrameType
 
 import fuzz
 import pytest
+from fuzzing.editorial_targets import editorial_targets
 from fuzzing.file_targets import file_targets
 from fuzzing.mutations import HOSTILE, dumped, mutate_bytes, mutate_json, mutate_tensors, mutate_words
 from fuzzing.server_targets import server_targets
@@ -42,7 +43,7 @@ def ended_after(seconds: int) -> Iterator[None]:
 def test_every_boundary_answers_in_one_line(tmp_path: Path) -> None:
     """Each input ends in a result or an InputError: no other exception, no long wait, no memory without bound."""
     found, tried = [], {}
-    for target in [*text_targets(), *server_targets(), *study_targets(), *file_targets()]:
+    for target in [*text_targets(), *server_targets(), *study_targets(), *editorial_targets(), *file_targets()]:
         rng = random.Random(f"suite {target.name}")
         inputs = [*target.seeds[:3]]
         inputs += [target.mutate(rng.choice(target.seeds), rng) for _ in range(max(3, round(WORK / target.cost)))]

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and signers that it issues."""
+"""Certificates for tests and fuzzing: an authority, and signers that it issues."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
