@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch.distributed.run
+from doc_commands import DOCUMENTS, ROOT, Command, blocks, commands
 from test_architecture import FLOORS
 
 import s2video
@@ -29,14 +30,11 @@ from s2video.planning.cards import CARDS
 from s2video.planning.plan import make_plan
 from s2video.planning.tables import as_table
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = ("s2video", "python", ".venv/bin/python", "bash", "torchrun", "sbatch")
 FOREIGN = ("pip", "uv", "git", "unzip", "vbench", "cp", "ln", "env", "openjd")
 EMBEDDED = "shapes-wan"
 SCRIPTS_OF_OTHERS = ("static_filter.py",)  # VBench's
 WRITING = ("--output", "-o", "--json", "--figures", ">")  # these need not exist
-FORMULA = re.compile(r"[A-Z][\w\[\]]* = ")
 RUN_BY = {
     "s2video generate": ("tests/e2e/test_generate.py", '"generate"'),
     "s2video batch": ("tests/e2e/test_batch.py", '"batch"'),
@@ -68,56 +66,6 @@ RUN_BY = {
     "python tools/plugin_table.py": ("tests/unit/test_plugin_matrix.py", "table()"),
     "python tools/config_reference.py": ("tests/unit/test_config_reference.py", "reference()"),
 }
-
-
-class Command(NamedTuple):
-    """One command of a document; `comment` is the text after a "#"."""
-
-    document: str
-    words: tuple[str, ...]
-    comment: str
-
-    @property
-    def is_marked(self) -> bool:
-        return re.search(r"\b(needs|takes) ", self.comment) is not None
-
-    @property
-    def kind(self) -> str:
-        """Return the key in RUN_BY."""
-        return f"{self.words[0].removeprefix('.venv/bin/')} {self.words[1]}"
-
-
-def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield code blocks with their language, "indented" for those without fences."""
-    language: str | None = None
-    lines: list[str] = []
-    for line in [*text.splitlines(), ""]:
-        if line.startswith("```"):
-            if language is not None and language != "indented":
-                yield language, lines
-                language, lines = None, []
-            else:
-                language, lines = line[3:].strip(), []
-        elif language in (None, "indented"):
-            if line.startswith("    "):
-                language = "indented"
-                lines.append(line.strip())
-            elif language == "indented":
-                yield language, lines
-                language, lines = None, []
-        else:
-            lines.append(line)
-
-
-def commands() -> Iterator[Command]:
-    for document in DOCUMENTS:
-        name = document.relative_to(ROOT).as_posix()
-        for language, lines in blocks(document.read_text(encoding="utf-8")):
-            if language in ("indented", "sh"):
-                for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
-                    if not FORMULA.match(line):
-                        comment = re.search(r"\s#\s(.*)$", line)
-                        yield Command(name, tuple(shlex.split(line, comments=True)), comment[1] if comment else "")
 
 
 def inline() -> Iterator[Command]:
@@ -237,6 +185,7 @@ def check_needs(command: Command, parsed: argparse.Namespace) -> None:
         name = "shapes" if model == EMBEDDED else str(model or path)
         settings = load_config(ROOT / name if name.startswith("configs/") else name, overrides)
         assert settings.model.path == EMBEDDED or task == "plan" or "published weights" in command.comment
+        assert task == "plan" or parsed.prompt or parsed.prompt_file or settings.prompt, "it needs a prompt"
     if str(getattr(parsed, "nproc", "")) == "8" or str(getattr(parsed, "nproc_per_node", "")) == "8":
         assert "GPUs" in command.comment
 
