@@ -14,7 +14,7 @@ from xml.etree import ElementTree as Tree
 
 from ..errors import InputError
 from ..media.timecode import labels_per_second
-from .otio import NAMESPACE, label, library, metadata_of, reason_of
+from .otio import NAMESPACE, label, library, metadata_of, plain, reason_of
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -74,7 +74,7 @@ def _legal(value: Any) -> Any:
 
 def _describe(clip: Any) -> None:
     """Put our metadata where editors show it, and where `read_timeline` finds it."""
-    facts = dict(metadata_of(clip))
+    facts = plain(metadata_of(clip))
     if not facts:
         return
     own = dict(metadata_of(clip, "fcp_xml"))

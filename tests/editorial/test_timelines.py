@@ -134,7 +134,9 @@ def test_xml_has_what_the_adapter_leaves_out() -> None:
     clip = next(iter(timeline.otio.find_clips()))
     clip.markers.append(otio.schema.Marker("look", otio.opentime.TimeRange(clip.source_range.start_time)))
     clip.name = "a\x07bell"
+    clip.metadata["s2video"]["settings"] = {"sampling.seed": 5, "output.also": ["{name}_2.mp4"]}
     assert "<name>a?bell</name>" in as_text(timeline, ".xml")
+    assert '"settings": {"output.also": ["{name}_2.mp4"], "sampling.seed": 5}' in as_text(timeline, ".xml")  # as JSON
     assert "<in>8</in>" in as_text(timeline, ".xml").split("<name>look</name>")[1][:80]  # a frame of the medium
 
 
