@@ -5,7 +5,10 @@ from fake_cuda.cases import decode, guided_steps, planned
 from fake_cuda.device import fake_gpu
 from fake_cuda.published import published_engine
 from fake_cuda.ranks import fake_mesh
+from PIL import Image
+from shapes.caption_encoder import build_tokenizer
 
+from s2video.models.control import Control
 from s2video.planning.memory import activation_bytes, weight_bytes
 from s2video.planning.step import Degrees
 
@@ -70,3 +73,23 @@ def test_decoding_needs_what_is_planned(model: str, num_ranks: int, mode: str) -
         decoding()
         assert not watchdog.faults, watchdog.faults
         assert step.decoding_bytes == pytest.approx(watchdog.peak - loaded, rel=0.1)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_encoding_control_needs_what_is_planned(has_mask: bool) -> None:
+    """Within 10 %: control video and mask through Wan's encoder; without a mask, there are more tensors of ones."""
+    few = {"sampling.num_frames": 17, "model.offload_text_encoder": True}
+    tokenizers = {"tokenizer": build_tokenizer()}
+    with (
+        fake_mesh() as mesh,
+        fake_gpu() as watchdog,
+        published_engine("wan2.1-vace-1.3b-480p", mesh, tokenizers=tokenizers, **few) as engine,
+    ):
+        sampling = engine.config.sampling
+        frame = Image.new("RGB", (sampling.width, sampling.height))
+        frames = (frame,) * sampling.num_frames
+        control = Control(frames, tuple(frame.convert("L") for frame in frames) if has_mask else ())
+        latents, loaded = engine._noise([0]), watchdog.live
+        watchdog.reset_peak()
+        engine._encode_images(control, latents)
+        assert planned(engine, 1).image_encoding_bytes == pytest.approx(watchdog.peak - loaded, rel=0.1)

@@ -24,7 +24,7 @@ COMPILED = {"model.compile": "blocks"}
 
 @pytest.mark.parametrize(
     ("name", "num_graphs"),
-    [("wan", 1), ("hunyuan-video-image", 3)],
+    [("wan", 1), ("wan-vace", 3), ("hunyuan-video-image", 3)],
 )
 def test_masks_branches_and_steps_compile_nothing(
     checkpoint_of: Callable[[str], Path], name: str, num_graphs: int

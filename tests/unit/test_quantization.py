@@ -62,11 +62,12 @@ def test_latents_change_by_the_error_of_the_weights(
         assert torch.equal(compiled, got) and len(graphs) == 1
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuan-video", "hunyuan-video-1.5"])
+@pytest.mark.parametrize("name", ["wan", "wan-vace", "hunyuan-video", "hunyuan-video-1.5"])
 def test_all_linear_layers_of_blocks_and_no_others(checkpoint_of: Callable[[str], Path], name: str) -> None:
     checkpoint = Checkpoint(checkpoint_of(name))
     model = load_transformer(checkpoint, torch.bfloat16, CPU, quantization="int8")
-    inside = tuple(f"{blocks}." for blocks in checkpoint.family.block_lists)
+    lists = (*checkpoint.family.block_lists, *checkpoint.family.control_lists)
+    inside = tuple(f"{blocks}." for blocks in lists)
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
             assert (type(module.weight) is not nn.Parameter) == path.startswith(inside), path
