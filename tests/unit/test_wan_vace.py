@@ -20,7 +20,7 @@ from tiny_wan_i2v import image
 import s2video
 from s2video.config.run import RunConfig
 from s2video.engine.engine import Engine
-from s2video.errors import InputError
+from s2video.errors import InputError, StoppedError
 from s2video.models.checkpoint import Checkpoint, open_checkpoint
 from s2video.models.control import Control
 from s2video.models.images import Images
@@ -29,6 +29,7 @@ from s2video.models.loading import load_transformer
 from s2video.models.stages import stages_of
 from s2video.models.wan_vace.blocks import WanVaceBlockModel
 from s2video.parallel.mesh import Mesh
+from s2video.records.resume import ResumePoint
 from s2video.sampling.forward import predict
 
 NEGATIVE = "blue, large"
@@ -140,6 +141,25 @@ def test_streamed_weights_make_the_same_video(folder: Path) -> None:
         for kind in ("replicated", "streamed")
     )
     assert torch.equal(whole, streamed)
+
+
+def test_an_interrupted_run_continues_with_its_references(folder: Path, tmp_path: Path) -> None:
+    """The resume point holds their frames, the result does not; with fewer references it is refused."""
+    config = KIND.config(folder, cfg_scale=1.0)
+
+    def run(control: Control | None, stop_after: int = 99, **resume: bool) -> torch.Tensor:
+        engine = Engine(config)
+        point = ResumePoint(tmp_path / "x.safetensors", engine.mesh, engine.denoising_files, **resume)
+        on_step: Callable[[int, int], object] = lambda done, total: done < stop_after  # noqa: E731
+        return engine.sample([PROMPT], [3], images=control, resume_point=point, on_step=on_step)
+
+    whole = run(KIND.control)
+    with pytest.raises(StoppedError, match="step 2 of 4"):
+        run(KIND.control, stop_after=2)
+    assert KIND.control is not None
+    with pytest.raises(InputError, match="images"):
+        run(KIND.control._replace(references=KIND.control.references[:1]), resume=True)
+    assert torch.equal(run(KIND.control, resume=True), whole) and whole.shape[2] == 5
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
