@@ -1,5 +1,6 @@
 """Tests of control from files: frames of videos and folders, masks, references, notes and refusals; records of it."""
 
+import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -14,11 +15,13 @@ from tiny import PROMPT, SIZE
 from tiny_vace import UNCONTROLLED, frames, soft_mask
 from tiny_wan_i2v import image
 
+import s2video
 from s2video.cli.main import main
 from s2video.config.run import RunConfig
 from s2video.errors import InputError
+from s2video.media.ffmpeg import bundled_ffmpeg
 from s2video.media.formats import VideoSpec
-from s2video.media.video import probe_video, write_video
+from s2video.media.video import probe_video, video_frames, write_video
 from s2video.models.control import read_control, read_pictures
 from s2video.records.identity import job_key
 from s2video.records.sidecar_model import read_sidecar
@@ -72,6 +75,19 @@ def test_a_video_file_and_one_mask_for_all_frames(tmp_path: Path) -> None:
     expected = np.stack([np.asarray(frame).astype(int) for frame in frames(1)])
     assert shown.shape == expected.shape and abs(shown - expected).mean() < 4  # colours at half resolution
     assert got.notes == (f"control.video: {video} has more than {COUNT} frames; the rest is not used",)
+
+
+@pytest.mark.parametrize("degrees", [90, -90, 180])
+def test_a_camera_s_rotation_is_applied(tmp_path: Path, degrees: int) -> None:
+    """As by ffmpeg itself."""
+    video, turned = encoded(tmp_path / "v.mp4", frames(1, 1)), tmp_path / "turned.mp4"
+    ffmpeg = [str(bundled_ffmpeg()), "-loglevel", "error"]
+    subprocess.run([*ffmpeg, "-display_rotation", str(degrees), "-i", video, "-c", "copy", turned], check=True)
+    raw = [*ffmpeg, "-i", turned, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    expected = np.frombuffer(subprocess.run(raw, check=True, capture_output=True).stdout, np.uint8)
+    (got,) = video_frames(turned)
+    assert got.shape == ((112, 80, 3) if degrees != 180 else (80, 112, 3))
+    assert abs(got.astype(int) - expected.reshape(got.shape)).mean() < 4
 
 
 def test_frames_of_another_size_are_fitted_and_masks_in_the_same_way(tmp_path: Path) -> None:
@@ -143,6 +159,17 @@ def test_unusable_settings(control: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         config(**control)
     assert "\n" not in str(caught.value)
+
+
+def test_python_takes_control_as_a_section(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    video = saved(tmp_path / "v", frames(1, 5))
+    small = {"num_frames": 5, "num_inference_steps": 1, "max_sequence_length": 16}
+    engine = s2video.load(checkpoint_of("wan-vace"), sampling={**SIZE, **small}, guidance={"s2_scale": 0.0})
+    made = [engine(PROMPT, control=control) for control in ({"video": str(video)}, {})]
+    assert [len(one.facts["control"]) for one in made] == [1, 0] and made[0].frames.shape[0] == 5
+    assert not torch.equal(made[0].latents, made[1].latents)
+    with pytest.raises(InputError, match="at least 9 frames"):
+        engine.stream(PROMPT, control={"video": str(video)}, sampling={"num_frames": 9})
 
 
 def test_one_scale_stands_for_all(tmp_path: Path) -> None:

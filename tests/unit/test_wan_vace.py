@@ -18,9 +18,11 @@ from tiny_vace import HINTS_AT, KINDS, UNCONTROLLED
 from tiny_wan_i2v import image
 
 import s2video
+from s2video.config.named import named_config
 from s2video.config.run import RunConfig
 from s2video.engine.engine import Engine
 from s2video.errors import InputError, StoppedError
+from s2video.integrations.blocks import Forks
 from s2video.models.checkpoint import Checkpoint, open_checkpoint
 from s2video.models.control import Control
 from s2video.models.images import Images
@@ -29,6 +31,8 @@ from s2video.models.loading import load_transformer
 from s2video.models.stages import stages_of
 from s2video.models.wan_vace.blocks import WanVaceBlockModel
 from s2video.parallel.mesh import Mesh
+from s2video.planning.cards import CARDS
+from s2video.planning.plan import make_plan
 from s2video.records.resume import ResumePoint
 from s2video.sampling.forward import predict
 
@@ -107,24 +111,32 @@ def test_enable_and_engine_make_the_same_video(folder: Path) -> None:
         max_sequence_length=sampling.max_sequence_length,
         output_type="latent",
     ).frames
-    torch.testing.assert_close(got[:, :, 2:], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got[:, :, 2:], expected, atol=1e-5, rtol=0)  # combined in another order
 
 
 def test_sub_computes_no_hint_and_a_dropped_block_keeps_its_own() -> None:
+    """To the bit the predictions of a module with nothing in the blocks' place, and those of `enable`."""
     transformer = tiny_vace.build_transformer()
     model, calls = WanVaceBlockModel(transformer), []
     for number, block in enumerate(transformer.vace_blocks):
         block.register_forward_hook(lambda *_, number=number: calls.append(number))
     latents = torch.randn(2, 16 + tiny_vace.CONTROL_CHANNELS, 5, 10, 14, generator=torch.Generator().manual_seed(1))
     cond = tiny_vace.conditioning(transformer, 2)
+    time = torch.tensor([700.0, 700.0])
     masks = [tuple(HINTS_AT), (0, 1)]
-    made = predict(model, latents, torch.tensor([700.0, 700.0]), mesh=Mesh(CPU), cond=cond, masks=masks)
+    made = predict(model, latents, time, mesh=Mesh(CPU), cond=cond, masks=masks)
     assert calls == [0, 1, 2]
     for mask, sub in zip(masks, made.subs, strict=True):
         reference = tiny_vace.build_transformer()
         for index in mask:
             tiny_vace.leave_out(reference, "blocks", index)
-        assert torch.equal(sub, tiny_vace.forward(reference, latents, torch.tensor([700.0, 700.0]), cond))
+        assert torch.equal(sub, tiny_vace.forward(reference, latents, time, cond))
+    plugin = Forks(tiny_vace.build_transformer(), masks)
+    with plugin.recording():
+        assert torch.equal(tiny_vace.forward(plugin._transformer, latents, time, cond), made.cond)
+    for mask, sub in zip(masks, made.subs, strict=True):
+        with plugin.replaying(mask):
+            assert torch.equal(tiny_vace.forward(plugin._transformer, latents, time, cond), sub)
 
 
 def test_stages_are_the_blocks_with_control_before_those_that_take_a_hint(folder: Path) -> None:
@@ -195,6 +207,19 @@ def test_a_lora_reaches_both_kinds_of_blocks(folder: Path, tmp_path: Path) -> No
         output_type="latent",
     ).frames
     assert torch.equal(engine.sample([PROMPT], [3], images=KIND.control), expected[:, :, 2:])
+
+
+def test_a_plan_counts_references_and_control() -> None:
+    """A reference is a latent frame; sub runs no control: of 30 blocks and 15 of control it saves a third of a pass."""
+    alone, with_two, without_s2 = (
+        make_plan(named_config("wan2.1-vace-1.3b-480p").patched(changes), 1, CARDS["H100"])
+        for changes in ({}, {"control.references": ["a.png", "b.png"]}, {"guidance.s2_scale": 0})
+    )
+    assert (alone.step.num_tokens, with_two.step.num_tokens) == (21 * 1560, 23 * 1560)
+    assert alone.step.image_encoding_bytes > 6e9
+    sub = alone.best.forecast.passes - without_s2.best.forecast.passes
+    assert without_s2.best.forecast.passes == 2
+    assert sub == pytest.approx(0.8 * 0.65 * 30 / 45, rel=0.02)  # window, share after the fork, control
 
 
 @pytest.mark.parametrize(
