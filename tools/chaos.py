@@ -29,21 +29,19 @@ from typing import Any
 
 import yaml
 from faults import orders
+from faults.driver import PROMPTS, Driver, add_options, make_parser, write_report
 from faults.hooks import BALLAST
 from faults.orders import Order
-from faults.started import environment, orphans
+from faults.started import orphans, start
 from faults.verdict import as_text, find_faults
 
 from s2video.batch.run_file import Batch, load_batch
 from s2video.batch.store import Store
 from s2video.errors import S2VideoError
-from s2video.system.files import write_json
 
 DISK_MB = 64
 FULL_SECONDS = 3.0  # how long the disk is full
 MAX_STARTS = 500
-COLOURS = ("red", "green", "blue", "yellow", "white")
-SHAPES = ("circle", "square", "triangle", "star")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,10 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     (work / "chaos" / "disk").write_text(str(batch.folder))
     run = Disturbed(work, batch, planned, _command(work / "disturbed.yaml", arguments))
     run.make()
-    with (work / "chaos" / "undisturbed.txt").open("ab") as said:
-        command = _command(work / "undisturbed.yaml", arguments)
-        if subprocess.run(command, env=environment(), stdout=said, stderr=said).returncode != 0:
-            raise SystemExit(f"the undisturbed run failed, see {said.name}")
+    said = work / "chaos" / "undisturbed.txt"
+    if start(_command(work / "undisturbed.yaml", arguments), said, None).wait() != 0:
+        raise SystemExit(f"the undisturbed run failed, see {said}")
     found = [*run.problems(), *find_faults(batch, calm.folder)]
     report = run.facts() | {
         "videos": len(batch.jobs),
@@ -73,12 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "found": found,
         "orders": [asdict(order) for order in planned],
     }
-    text = as_text(report, planned)
-    print(text)
-    if arguments.output is not None:
-        write_json(arguments.output, report)
-        arguments.output.with_suffix(".txt").write_text(text, encoding="utf-8")
-    return 1 if found else 0
+    return write_report(report, as_text(report, planned), arguments.output)
 
 
 class Disturbed:
@@ -90,13 +82,13 @@ class Disturbed:
         self._planned = planned
         self._command = command
         self._store = Store(batch.folder)
+        self._driver = Driver(planned, self._chaos)
         self._process: subprocess.Popen[bytes] | None = None
-        self._placed_after = -1  # videos that were done when the last order was placed
         self._full_since: float | None = None
 
     def make(self) -> None:
         """Make the batch. Returns when it ends with code 0, or when it was started too often."""
-        start = time.monotonic()
+        began = time.monotonic()
         try:
             while len(self._codes()) < MAX_STARTS:
                 if self._process is None or (code := self._process.poll()) is not None:
@@ -104,16 +96,16 @@ class Disturbed:
                         orders.log(self._chaos, event="end", code=code)
                         if code == 0:
                             return
-                    self._start()
-                self._give_orders()
+                    self._process = start(self._command, self._chaos / "said.txt", self._chaos)
+                self._driver.drive(self._process, self._num_done())
                 self._free_disk()
                 time.sleep(0.1)
         finally:
-            orders.log(self._chaos, event="seconds", seconds=round(time.monotonic() - start))
+            orders.log(self._chaos, event="seconds", seconds=round(time.monotonic() - began))
             self._end()
 
     def problems(self) -> list[str]:
-        rest = orders.rest_of(self._planned, self._chaos)
+        rest = self._driver.rest
         problems = [f"{len(rest)} faults did not happen: use more videos"] if rest else []
         return problems + [f"process {pid} outlived the batch" for pid in orphans(self._chaos)]
 
@@ -132,28 +124,10 @@ class Disturbed:
     def _codes(self) -> list[Any]:
         return [line["code"] for line in orders.logged(self._chaos) if line["event"] == "end"]
 
-    def _start(self) -> None:
-        with (self._chaos / "said.txt").open("ab") as said:
-            self._process = subprocess.Popen(self._command, env=environment(self._chaos), stdout=said, stderr=said)
-        (self._chaos / "supervisor.pid").write_text(str(self._process.pid))
-
-    def _give_orders(self) -> None:
-        """Place the next order when the last one was carried out and a video was made since."""
-        waiting, done = orders.waiting(self._chaos), self._num_done()
-        if waiting is not None:
-            if waiting.phase == "loading" and done > self._placed_after and self._process is not None:
-                self._placed_after = done
-                self._process.send_signal(signal.SIGTERM)  # all have loaded: start again
-            return
-        rest = orders.rest_of(self._planned, self._chaos)
-        if rest and (done > self._placed_after or rest[0].phase == "loading"):
-            self._placed_after = done
-            orders.place(rest[0], self._chaos)
-
     def _num_done(self) -> int:
         with suppress(S2VideoError):
             return sum(record.state == "done" for record in self._store.records()) if self._store.path.exists() else 0
-        return self._placed_after
+        return -1  # not known now
 
     def _free_disk(self) -> None:
         ballast = self._batch.folder / BALLAST
@@ -173,8 +147,7 @@ class Disturbed:
 
 def _written(work: Path, name: str, arguments: argparse.Namespace) -> Batch:
     """Write a run file, and return its batch."""
-    prompts = [f"a large {colour} {shape} on a gray background" for colour in COLOURS for shape in SHAPES]
-    shots = [prompts[number % len(prompts)] for number in range(min(arguments.videos, len(prompts)))]
+    shots = PROMPTS[: arguments.videos]
     sampling = {"width": 32, "height": 32, "num_frames": 5, "num_inference_steps": arguments.steps}
     values = {
         "model": {"path": arguments.model, "device": "cpu"},
@@ -205,22 +178,11 @@ def _on_small_disk(folder: Path) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    first, *rest = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        description=first, epilog="\n\n".join(rest), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder of all files; the same one continues a run")
-    parser.add_argument("-o", "--output", type=Path, help="report, a .json file")
+    parser = make_parser(__doc__ or "", work="the same one continues a run")
     parser.add_argument("--videos", type=int, default=200)
-    parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--nproc", type=int, default=2, help="ranks of each replica")
     parser.add_argument("--rounds", type=int, default=1, help="how often each kind of fault happens")
     parser.add_argument("--faults", type=int, help="only the first ones")
-    parser.add_argument("--seed", type=int, default=0, help="of the order, the ranks and the moments of the faults")
-    parser.add_argument("--steps", type=int, default=4, help="denoising steps of each video")
-    parser.add_argument("--model", default="shapes-wan")
-    parser.add_argument("--text-length", type=int, help="sampling.max_sequence_length, for a model that needs one")
-    parser.add_argument("--nice", type=int, default=19, help="added to the niceness of all processes")
+    add_options(parser, nproc=2)
     return parser
 
 

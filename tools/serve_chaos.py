@@ -28,18 +28,15 @@ from typing import Any
 
 import yaml
 from faults import orders
+from faults.driver import PROMPTS, Driver, add_options, make_parser, write_report
 from faults.orders import Order
-from faults.started import REPOSITORY, environment, orphans
+from faults.started import REPOSITORY, orphans, start
 from serving import verdict
 from serving.client import Client, free_port
-
-from s2video.system.files import write_json
 
 PHASES = ("loading", "denoising", "decoding", "encoding")
 LONGEST_DELAY = 0.2  # seconds from the beginning of a phase's part to the kill
 MAX_STARTS = 100
-COLOURS = ("red", "green", "blue", "yellow", "white")
-SHAPES = ("circle", "square", "triangle", "star")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,20 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "found": found,
         "orders": [asdict(order) for order in planned],
     }
-    text = verdict.as_text(report, planned)
-    print(text)
-    if arguments.output is not None:
-        write_json(arguments.output, report)
-        arguments.output.with_suffix(".txt").write_text(text, encoding="utf-8")
-    return 1 if found else 0
+    return write_report(report, verdict.as_text(report, planned), arguments.output)
 
 
 def requests(number: int, steps: int) -> list[dict[str, Any]]:
     """Return what the clients ask for: different prompts and seeds, two models in turns."""
-    prompts = [f"a large {colour} {shape} on a gray background" for colour in COLOURS for shape in SHAPES]
     return [
         {
-            "prompt": prompts[index % len(prompts)],
+            "prompt": PROMPTS[index % len(PROMPTS)],
             "model": "ab"[index % 2],
             "size": "32x32",
             "sampling": {"num_frames": 5, "num_inference_steps": steps},
@@ -134,8 +125,9 @@ class Run:
         self.made: dict[int, verdict.Made] = {}
         self.listed: dict[str, str] = {}
         self._code: int | None = None  # with which the server ended at last
-        self._wanted, self._kills = wanted, kills
+        self._wanted = wanted
         self._chaos = folder.parent / "chaos" if kills else None
+        self._driver = None if self._chaos is None else Driver(kills, self._chaos)
         port = free_port()
         self._client = Client(f"http://127.0.0.1:{port}")
         self._command = [sys.executable, "-m", "s2video", "serve", "--folder", str(folder), "--port", str(port)]
@@ -143,11 +135,10 @@ class Run:
         self._command += ["--replicas", str(arguments.replicas), "--nproc", str(arguments.nproc), "--plain"]
         self._command += ["--loaded", str(arguments.loaded)]
         self._process: subprocess.Popen[bytes] | None = None
-        self._placed_after = -1  # videos that had ended when the last order was placed
 
     @property
     def rest(self) -> list[Order]:
-        return orders.rest_of(self._kills, self._chaos) if self._chaos is not None else []
+        return [] if self._driver is None else self._driver.rest
 
     def make(self) -> None:
         """Ask for all videos, and wait until they have ended."""
@@ -162,7 +153,8 @@ class Run:
                         ids[index] = video["id"]
                 states = self._client.states()
                 ended = {index for index, name in ids.items() if states.get(name) in ("completed", "failed")}
-                self._give_orders(len(ended))
+                if self._driver is not None and self._process is not None:
+                    self._driver.drive(self._process, len(ended))
                 time.sleep(0.1)
             self._client.wait()
             self.made = {index: verdict.Made.read(self._client, name) for index, name in ids.items()}
@@ -191,25 +183,7 @@ class Run:
         self.starts += 1
         if self.starts > MAX_STARTS:
             raise SystemExit(f"the server was started {MAX_STARTS} times; see {self.folder.with_suffix('.txt')}")
-        with self.folder.with_suffix(".txt").open("ab") as said:
-            self._process = subprocess.Popen(self._command, env=environment(self._chaos), stdout=said, stderr=said)
-        if self._chaos is not None:
-            (self._chaos / "supervisor.pid").write_text(str(self._process.pid))
-
-    def _give_orders(self, done: int) -> None:
-        """Place the next kill when the last one was carried out and a video has ended since."""
-        if self._chaos is None or self._process is None:
-            return
-        waiting = orders.waiting(self._chaos)
-        if waiting is not None:
-            if waiting.phase == "loading" and done > self._placed_after:
-                self._placed_after = done
-                self._process.send_signal(signal.SIGTERM)  # all have loaded: start again
-            return
-        rest = self.rest
-        if rest and (done > self._placed_after or rest[0].phase == "loading"):
-            self._placed_after = done
-            orders.place(rest[0], self._chaos)
+        self._process = start(self._command, self.folder.with_suffix(".txt"), self._chaos)
 
     def _stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -229,22 +203,11 @@ def _write_models(work: Path, arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    first, *rest = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        description=first, epilog="\n\n".join(rest), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder of all files; what is in it is removed first")
-    parser.add_argument("-o", "--output", type=Path, help="report, a .json file")
+    parser = make_parser(__doc__ or "", work="what is in it is removed first")
     parser.add_argument("--jobs", type=int, default=20, help="number of videos")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--nproc", type=int, default=1, help="ranks of each replica")
     parser.add_argument("--loaded", type=int, default=1, help="models that a replica keeps loaded")
-    parser.add_argument("--seed", type=int, default=0, help="of the order and the moments of the kills")
-    parser.add_argument("--steps", type=int, default=4, help="denoising steps of each video")
-    parser.add_argument("--model", default="shapes-wan")
-    parser.add_argument("--text-length", type=int, help="sampling.max_sequence_length, for a model that needs one")
-    parser.add_argument("--nice", type=int, default=19, help="added to the niceness of all processes")
+    add_options(parser, nproc=1)
     return parser
 
 

@@ -27,6 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from faults.driver import make_parser
 from faults.started import environment
 from serving.client import Client, free_port
 
@@ -165,12 +166,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    first, *rest = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        description=first, epilog="\n\n".join(rest), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder of all files; what is in it is removed first")
-    parser.add_argument("-o", "--output", type=Path, help="report, a .json file")
+    parser = make_parser(__doc__ or "", work="what is in it is removed first")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two polls of a client")
     parser.add_argument("--turns", type=int, default=6, help="with clients, and as many without")

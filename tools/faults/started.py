@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +26,15 @@ def environment(chaos: Path | None = None, *, step_times: Path | None = None) ->
     if hooked:
         hooked["PYTHONPATH"] = os.pathsep.join([str(_SITE), str(REPOSITORY)])
     return calm | hooked
+
+
+def start(command: Sequence[str], said: Path, chaos: Path | None) -> subprocess.Popen[bytes]:
+    """Start the process that has all others; it appends to the file `said`. With `chaos`, faults can find it."""
+    with said.open("ab") as file:
+        process = subprocess.Popen(command, env=environment(chaos), stdout=file, stderr=file)
+    if chaos is not None:
+        (chaos / "supervisor.pid").write_text(str(process.pid))
+    return process
 
 
 def orphans(chaos: Path, seconds: float = 60.0) -> list[int]:
