@@ -25,7 +25,8 @@ from s2video.batch.run_file import load_batch
 from s2video.config.run import read_config, read_values
 from s2video.errors import InputError, S2VideoError
 from s2video.media.formats import suffix_of
-from s2video.media.video import read_video
+from s2video.media.video import video_frames
+from s2video.study.measures import change
 from s2video.system.files import atomic_folder, atomic_path, write_json
 
 FLICKER = "temporal_flickering"
@@ -230,12 +231,10 @@ def flicker_score(video: Path) -> float:
     Raises:
         InputError: no video file, or fewer than two frames.
     """
-    frames = read_video(video)
-    if len(frames) < 2:
-        raise InputError(f"{video}: expected at least two frames, got {len(frames)}")
-    # a pair at a time: a whole video is large in more than 8 bits
-    total = sum(int((after.short() - before.short()).abs().sum()) for before, after in pairwise(frames))
-    return 1 - total / (255 * frames[1:].numel())
+    changes = [change(before, after) for before, after in pairwise(video_frames(video))]
+    if not changes:
+        raise InputError(f"{video}: expected at least two frames, got fewer; use a longer video")
+    return 1 - sum(changes) / len(changes)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, get_args
 from ..errors import InputError, S2VideoError, StoppedError
 from ..media.formats import place_of
 from ..system import ranks
-from ..system.files import atomic_path, restore, user_path
+from ..system.files import atomic_path, kept_if_refused, user_path
 from ..system.processes import tied
 from .records import Record, State
 from .run_file import RESERVED, Batch, load_batch
@@ -165,18 +165,10 @@ def _saved(run_file: str | Path | Mapping[str, Any]) -> Iterator[Path]:
     if isinstance(values["shots"], (str, Path)):  # relative to this process, as all paths in Python
         values["shots"] = str(user_path(values["shots"]).absolute())
     path, text = folder / RUN_FILE, f"{_as_yaml(values, 'run_batch', indent=2)}\n"
-    is_new = not folder.exists()
-    former = path.read_bytes() if path.is_file() else None
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    try:
+    with kept_if_refused([path]):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         yield path
-    except InputError:
-        restore(path, former)
-        if is_new:
-            with suppress(OSError):  # not empty
-                folder.rmdir()
-        raise
 
 
 def _as_yaml(value: Any, name: str, indent: int | None = None) -> str:

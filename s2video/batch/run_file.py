@@ -220,13 +220,14 @@ def is_timeline(path: Path) -> bool:
 
 
 def _base(values: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Return the settings of every shot, with the recipe of the model, and the recipe's name."""
+    """Return the settings of every shot, with those of the model's recipe, and its name if it adds any."""
     base = {key: value for key, value in values.items() if key in RunConfig.model_fields}
     if base.get("parallel") == "auto":
         base["parallel"] = {"degrees": "auto"}
     # a batch can be interrupted at any time and must resume
     base["checkpoint"] = {"every_seconds": 300} | (base.get("checkpoint") or {})
-    return with_recipe(base)
+    merged, recipe = with_recipe(base)
+    return merged, recipe if merged != base else None
 
 
 def _shot_name(shot: Shot, number: int) -> str:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..batch.fates import Again
 from ..batch.shots import read_shots
@@ -21,6 +17,8 @@ from ..media.signature import is_signed
 from ..records.replacing import check_inputs_kept, check_unsigned
 from ..study.design import (
     MAX_TAKES,
+    OWN_FILES,
+    RUN_FILE,
     SUFFIX,
     Design,
     make_design,
@@ -31,6 +29,8 @@ from ..study.design import (
 )
 from ..study.start import checked_batch, describe
 from ..system import ranks, terminal
+from ..system.files import kept_if_refused
+from ..system.shutdown import time_limit
 from ..system.terminal import show, show_json, show_path
 from . import batch as batch_commands
 from .arguments import (
@@ -42,10 +42,6 @@ from .arguments import (
     read_model_arguments,
     whole_number,
 )
-
-if TYPE_CHECKING:
-    from ..study.clips import Study
-    from ..study.scores import Scores
 
 PAGE = "study.html"
 _YAML = (".yaml", ".yml")
@@ -111,6 +107,7 @@ def add_commands(commands: Any) -> None:
     report.add_argument(
         "--scores",
         nargs="+",
+        type=_scores_file,
         default=[],
         metavar="FILE",
         help="scores of other programs: .csv with video, measure, value, or VBench's .json; SETTING=FILE if the paths "
@@ -135,12 +132,19 @@ def _named_path(text: str) -> tuple[str, Path]:
     return name, path_argument(path)
 
 
+def _scores_file(text: str) -> tuple[str | None, Path]:
+    """Return the setting and the path of SETTING=FILE, or None and the path of FILE."""
+    setting, equals, path = text.partition("=")
+    whole = path_argument(text)
+    return (setting, path_argument(path)) if equals and not whole.exists() else (None, whole)
+
+
 def _study(arguments: argparse.Namespace) -> int:
     _check_arguments(arguments)
     design = _design(arguments) if _makes(arguments) else None
     folder = arguments.what if design is None else design.folder
     page = arguments.output or (Path(PAGE) if folder is None else folder / PAGE)
-    _check_page(page, arguments)
+    _check_files(page, arguments, design)
     if design is not None and arguments.base not in (None, *design.settings):
         raise InputError(f"--base: expected one of {', '.join(design.settings)}, got {arguments.base!r}")
     failure: S2VideoError | None = None
@@ -216,20 +220,24 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise InputError(f"--embed: expected megabytes from 0 to 1e6, got {arguments.embed:g}")
 
 
-def _check_page(page: Path, arguments: argparse.Namespace) -> None:
+def _check_files(page: Path, arguments: argparse.Namespace, design: Design | None) -> None:
     """Raise InputError unless the page can be written and its inputs exist; it replaces only what s2video made."""
     check_report(page)
-    given = [("--votes", path) for path in arguments.votes]
-    given += [("--scores", _scores_path(text)[1]) for text in arguments.scores]
-    given += [("--clip", arguments.clip / "config.json")] if arguments.clip is not None else []
-    for name, path in given:  # found now, not after hours
+    given = {f"--votes {path}": path for path in arguments.votes}
+    given |= {f"--scores {path}": path for _, path in arguments.scores}
+    if arguments.clip is not None:
+        given[f"--clip {arguments.clip / 'config.json'}"] = arguments.clip / "config.json"
+    for name, path in given.items():  # found now, not after hours
         if not path.is_file():
-            raise InputError(f"{name} {path}: expected a file, found none; check the path")
-    read: dict[str, Path | None] = {"STUDY": arguments.what, "--prompts": arguments.prompts}
-    read |= {f"--votes {path}": path for path in arguments.votes}
-    read |= {f"--scores {text}": _scores_path(text)[1] for text in arguments.scores}
-    check_inputs_kept((page,), {name: path for name, path in read.items() if path is not None and path.is_file()})
+            raise InputError(f"{name}: expected a file, found none; check the path")
+    read = given | {"STUDY": arguments.what, "--prompts": arguments.prompts}
+    written = [page, _measures_path(page), *(design.folder / name for name in OWN_FILES if design is not None)]
+    check_inputs_kept(written, {name: path for name, path in read.items() if path is not None and path.is_file()})
     check_unsigned(page, is_signed, overwrite=arguments.overwrite)
+
+
+def _measures_path(page: Path) -> Path:
+    return page.with_name(f"{page.stem}.measures.json")
 
 
 def _design(arguments: argparse.Namespace) -> Design:
@@ -242,6 +250,8 @@ def _design(arguments: argparse.Namespace) -> Design:
         del values[key]
     values["control"] = {"scale": values["control"]["scale"]}
     del values["output"]["path"]
+    if values["checkpoint"]["every_seconds"] is None:
+        del values["checkpoint"]["every_seconds"]  # a batch has a default of its own
     settings: dict[str, dict[str, Any]] = {}
     for name, *changes in arguments.setting:
         if name in settings:
@@ -268,10 +278,8 @@ def _make(design: Design, arguments: argparse.Namespace) -> bool:
         S2VideoError: some videos failed.
         StoppedError: a signal stopped it.
     """
-    design.folder.mkdir(parents=True, exist_ok=True)
-    run_file = write_run_file(design, design.folder)
-    write_manifest(design)
-    command = ["batch", str(run_file), "--replicas", str(arguments.replicas), "--nproc", str(arguments.nproc)]
+    command = ["batch", str(design.folder / RUN_FILE)]
+    command += ["--replicas", str(arguments.replicas), "--nproc", str(arguments.nproc)]
     command += [
         f"--{name.replace('_', '-')}"
         for name in ("retry_failed", "overwrite", "keep_changed", "plain")
@@ -281,7 +289,14 @@ def _make(design: Design, arguments: argparse.Namespace) -> bool:
     batch_commands.add_commands(parser.add_subparsers(dest="command", parser_class=Parser))
     parsed = parser.parse_args(command)
     try:
-        with _time_limit(arguments.minutes) as is_over, terminal.output_on_errors():
+        # the files of a study say how its videos were made, so a start that is refused must not change them
+        with (
+            kept_if_refused([design.folder / name for name in OWN_FILES]),
+            time_limit(arguments.minutes) as is_over,
+            terminal.output_on_errors(),
+        ):
+            write_run_file(design, design.folder)
+            write_manifest(design)
             parsed.run(parsed)
     except StoppedError:
         if not is_over.is_set():
@@ -289,29 +304,6 @@ def _make(design: Design, arguments: argparse.Namespace) -> bool:
         terminal.say(f"{arguments.minutes:g} minutes are over; run the same command to continue")
         return False
     return True
-
-
-@contextmanager
-def _time_limit(minutes: float | None) -> Iterator[threading.Event]:
-    """Stop a batch softly after some minutes, as SIGTERM does; yield what tells that this was why."""
-    is_over, is_done = threading.Event(), threading.Event()
-    before = signal.getsignal(signal.SIGTERM)
-
-    def stop() -> None:
-        if is_done.wait((minutes or 0) * 60):
-            return
-        while signal.getsignal(signal.SIGTERM) is before:  # the replicas are not watched yet, or not any more
-            if is_done.wait(0.2):
-                return
-        is_over.set()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if minutes is not None:
-        threading.Thread(target=stop, daemon=True).start()
-    try:
-        yield is_over
-    finally:
-        is_done.set()
 
 
 def _report(arguments: argparse.Namespace, folder: Path | None, page: Path) -> None:
@@ -322,6 +314,7 @@ def _report(arguments: argparse.Namespace, folder: Path | None, page: Path) -> N
     from ..study.measures import MEASURES
     from ..study.page import write_study_page
     from ..study.results import compare
+    from ..study.scores import read_scores
     from ..study.text import as_text
     from ..study.votes import read_votes
 
@@ -330,14 +323,15 @@ def _report(arguments: argparse.Namespace, folder: Path | None, page: Path) -> N
         study = pair_folders(dict(arguments.videos), base=arguments.base, prompts=prompts)
     else:
         study = read_study(folder, base=arguments.base, prompts=prompts)
-    study, scores = measured_study(study, page.with_name(f"{page.stem}.measures.json"))
+    study, scores = measured_study(study, _measures_path(page))
     meanings = dict(MEASURES)
     if arguments.clip is not None:
         from ..study.clip_model import CLIP_MEASURES, ClipModel, clip_scores
 
         merge(scores, clip_scores(study, ClipModel(arguments.clip)), "--clip")
         meanings |= CLIP_MEASURES
-    _add_files(scores, arguments.scores, study)
+    for setting, path in arguments.scores:
+        merge(scores, read_scores(path, study, setting=setting), f"--scores {path}")
     votes = read_votes(arguments.votes, study) if arguments.votes else None
     results = compare(study, scores, meanings, votes)
     failures = [] if folder is None else read_failures(folder)
@@ -347,18 +341,3 @@ def _report(arguments: argparse.Namespace, folder: Path | None, page: Path) -> N
     else:
         show(as_text(results))
         show_path(page)
-
-
-def _add_files(scores: Scores, files: Sequence[str], study: Study) -> None:
-    from ..study.gather import merge
-    from ..study.scores import read_scores
-
-    for text in files:
-        setting, path = _scores_path(text)
-        merge(scores, read_scores(path, study, setting=setting), f"--scores {text}")
-
-
-def _scores_path(text: str) -> tuple[str | None, Path]:
-    """Return FILE, or SETTING=FILE, as the setting and the path."""
-    setting, equals, path = text.partition("=")
-    return (setting, path_argument(path)) if equals and not Path(text).exists() else (None, path_argument(text))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..config.run import RunConfig
 from ..errors import InputError, S2VideoError
 from ..media.formats import FORMATS, VideoSpec, codec_for
-from ..media.video import probe_video
+from ..media.video import probe_video, video_frames
 
 TOLERANCE = 24.0  # of 255, in the mean of any block; encoders differ by less, and another picture by more
 _BLOCK = 8  # pixels along each side
@@ -96,12 +96,7 @@ def _extent(video: Path) -> tuple[int, int, int]:
 
 def _pictures(video: Path) -> Iterator[Picture]:
     for file in _frames_of(video) if video.is_dir() else [video]:
-        try:
-            with av.open(f"file:{file}", metadata_errors="replace") as container:
-                for frame in container.decode(video=0):
-                    yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-        except av.FFmpegError as error:
-            raise InputError(f"cannot read {file} as a video: {error.strerror}") from error
+        yield from video_frames(file)
 
 
 def _encoder(video: Path) -> Any:

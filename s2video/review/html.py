@@ -27,7 +27,8 @@ def render(template: str, **context: object) -> str:
     Raises:
         jinja2.UndefinedError: the template uses a name that `context` does not have.
     """
-    return environment().get_template(template).render(context)
+    text = environment().get_template(template).render(context)
+    return text.encode("utf-8", "replace").decode("utf-8")  # names of files can hold bytes that are not UTF-8
 
 
 @cache
@@ -68,7 +69,7 @@ def data_url(kind: str, content: bytes) -> str:
 
 def relative_link(path: Path, page: Path) -> str:
     """Return a URL of `path` for the file `page`. It holds for any file name, and after both are moved together."""
-    return quote(Path(os.path.relpath(path.absolute(), page.absolute().parent)).as_posix())
+    return quote(os.fsencode(Path(os.path.relpath(path.absolute(), page.absolute().parent)).as_posix()))
 
 
 def counted(count: int, noun: str) -> str:

@@ -44,6 +44,7 @@ class ClipModel:
             raise InputError(
                 f"--clip {folder}: expected a CLIP model (model_type clip), got {got!r}; use another folder"
             )
+        from safetensors import SafetensorError
         from transformers import AutoTokenizer, CLIPModel
 
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -52,7 +53,9 @@ class ClipModel:
                 str(folder), use_safetensors=True, output_loading_info=True, **local
             )
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **local)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            self._size = int(model.config.vision_config.image_size)
+            self._max_tokens = int(model.config.text_config.max_position_embeddings)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"--clip {folder}: cannot be loaded ({reason}); check the folder") from None
         if missing := sorted(report["missing_keys"]):
@@ -62,8 +65,6 @@ class ClipModel:
             )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self._device)
-        self._size = int(model.config.vision_config.image_size)
-        self._max_tokens = int(model.config.text_config.max_position_embeddings)
         self._mean, self._std = _normalization(folder)
 
     @torch.inference_mode()
@@ -112,7 +113,9 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation that the model's images have, of its own settings if there are any."""
     path = folder / "preprocessor_config.json"
     values = read_json(path) if path.is_file() else {}
-    pair = [values.get(name) for name in ("image_mean", "image_std")] if isinstance(values, dict) else []
+    pair: list[Any] = (
+        [values.get(name) for name in ("image_mean", "image_std")] if isinstance(values, dict) else [values] * 2
+    )
     if pair == [None, None]:
         return _MEAN, _STD
     for value in pair:
@@ -120,4 +123,6 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
             raise InputError(
                 f"{path}: expected image_mean and image_std with three numbers, got others; check the file"
             )
-    return tuple(map(float, pair[0] or _MEAN)), tuple(map(float, pair[1] or _STD))
+    if not all(x > 0 for x in pair[1]):
+        raise InputError(f"{path}: expected an image_std above 0, got {pair[1]}; check the file")
+    return tuple(map(float, pair[0])), tuple(map(float, pair[1]))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.marks import PIXELS, marked_settings, settings_that_name
+from ..config.run import RunConfig
 from ..errors import InputError
 from ..records.integrity import UNCHANGED, video_state
 from ..records.sidecar_model import Sidecar, find_sidecar, read_sidecar
@@ -137,7 +139,13 @@ def pair_folders(
     }
     if len(paired) < len(names):
         notes.append(f"{len(names) - len(paired)} videos are in one folder only and are left out")
-    texts = _prompts_of(clips, {} if prompts is None else read_table(prompts))
+    table = {} if prompts is None else read_table(prompts)
+    if table and not table.keys() & clips.keys():
+        raise InputError(
+            f"--prompts {prompts}: expected names of the videos, such as {paired[0]}, got others, such as "
+            f"{next(iter(table))}; correct the file"
+        )
+    texts = _prompts_of(clips, table)
     made = tuple(Clip(name, texts[name], videos) for name, videos in clips.items())
     return Study(title, settings, made, {name: {} for name in settings}, (*notes, *_unpaired(made)))
 
@@ -153,7 +161,8 @@ def _read_made(folder: Path, base: str | None) -> Study:
         clips.append(Clip(row.name, row.prompt, videos))
     if not any(clip.videos for clip in clips):
         raise InputError(f"{folder}: expected videos of the study, got none so far; run the study first")
-    return Study(folder.resolve().name, settings, tuple(clips), manifest.settings, (*notes, *_unpaired(clips)))
+    notes += [*_unpaired(clips), *_made_otherwise(clips, manifest.settings)]
+    return Study(folder.resolve().name, settings, tuple(clips), manifest.settings, tuple(notes))
 
 
 def _videos_of(folder: Path) -> dict[str, Path]:
@@ -203,7 +212,11 @@ def read_table(path: Path) -> dict[str, str]:
             if row and len(row) != 2:
                 raise InputError(f"--prompts {path}, line {number}: expected two cells, got {len(row)}; quote commas")
             if row:
-                found[Path(row[0].strip()).stem if row[0].strip().endswith(SUFFIXES) else row[0].strip()] = row[1]
+                video = Path(row[0].strip())
+                name = video.stem if video.suffix.lower() in SUFFIXES else video.name
+                if name in found:
+                    raise InputError(f"--prompts {path}, line {number}: expected {name} once, got it again; keep one")
+                found[name] = row[1]
     except csv.Error as error:
         raise InputError(f"--prompts {path}: expected CSV, got an error ({error}); correct the file") from None
     return found
@@ -222,6 +235,32 @@ def _prompts_of(clips: Mapping[str, Mapping[str, Video]], given: Mapping[str, st
     return {name: stems[name] if prompt is None else prompt for name, prompt in own.items()}
 
 
+def _made_otherwise(clips: Sequence[Clip], settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield which videos do not have what their setting changes, as after --keep-changed."""
+    for setting, changes in settings.items():
+        sidecars = {clip.name: clip.videos[setting].sidecar for clip in clips if setting in clip.videos}
+        names = [
+            name for name, sidecar in sidecars.items() if sidecar is not None and not _has(sidecar.config, changes)
+        ]
+        if names:
+            yield f"{_some(names)}: the videos of {setting} were made before its settings were changed"
+
+
+def _has(config: RunConfig, changes: Mapping[str, Any]) -> bool:
+    """Whether a video has what a setting changes, as far as that decides its pixels and is not the name of a file."""
+    values = {key: value for key, value in changes.items() if key not in settings_that_name()}
+    try:
+        changed = config.patched(values)
+    except InputError:
+        return False
+    before, after = (marked_settings(each.model_dump(mode="json"), PIXELS) for each in (config, changed))
+    return before == after
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])} and {len(names) - 3} more" if len(names) > 3 else ", ".join(names)
+
+
 def _unpaired(clips: Sequence[Clip]) -> Iterator[str]:
     """Yield what sidecars say against the pairing."""
     differing: dict[str, list[str]] = {"prompt": [], "seed": []}
@@ -232,8 +271,7 @@ def _unpaired(clips: Sequence[Clip]) -> Iterator[str]:
                 names.append(clip.name)
     for field, names in differing.items():
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             yield (
-                f"{', '.join(names[:3])}{more}: the videos of a clip have different {field}s, so pairs differ by more "
+                f"{_some(names)}: the videos of a clip have different {field}s, so pairs differ by more "
                 "than the setting"
             )

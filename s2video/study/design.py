@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from ..batch.run_file import RESERVED
+from ..batch.run_file import MAX_JOBS, RESERVED
 from ..batch.shots import NAME, Shot, inline_shots, key_problem, read_shots
 from ..config.fields import Text, Whole
 from ..config.run import RunConfig, build_config, origin, patch, read_values
@@ -27,7 +27,7 @@ from ..models.recipes import with_recipe
 from ..system.files import atomic_path, user_path
 from ..system.json_reader import read_json
 
-RUN_FILE, SHOTS, MANIFEST = "study.batch.yaml", "study.shots.jsonl", "study.json"
+OWN_FILES = RUN_FILE, SHOTS, MANIFEST = "study.batch.yaml", "study.shots.jsonl", "study.json"
 SUFFIX = ".mp4"  # of a study's videos, which a browser has to play
 MAX_TAKES = 1000
 MASK_SEEDS = 500_000_000  # where the seeds of masks begin
@@ -89,7 +89,6 @@ class Design:
         prompts: a shot for each prompt, without seeds.
         seeds: number of takes of each prompt and setting.
         settings: name -> changes by dotted key; the first is the base.
-        recipe: name of the config whose values replace missing ones; None if there is none.
     """
 
     folder: Path
@@ -97,7 +96,6 @@ class Design:
     prompts: tuple[Shot, ...]
     seeds: int
     settings: Settings
-    recipe: str | None = None
 
     @property
     def num_videos(self) -> int:
@@ -160,7 +158,7 @@ def make_design(
     Raises:
         InputError: settings or prompts that cannot be used, or that would undo the pairing.
     """
-    merged, recipe = with_recipe(values)
+    merged, _ = with_recipe(values)
     base = build_config(merged, source)
     if base.guidance.mask_seed is not None:
         raise InputError(
@@ -177,9 +175,15 @@ def make_design(
             if problem := _problem(key):
                 raise InputError(f"{where}: {problem}")
         build_config(patch(merged, changes), where)
+    design = Design(folder, dict(values), tuple(prompts), seeds, chosen)
+    if design.num_videos > MAX_JOBS:
+        raise InputError(
+            f"{source}: expected at most {MAX_JOBS} videos, got {design.num_videos} (prompts x seeds x settings); make "
+            "several studies"
+        )
     for shot in prompts:
         _check_prompt(shot, merged, {key for changes in chosen.values() for key in changes})
-    return Design(folder, dict(values), tuple(prompts), seeds, chosen, recipe)
+    return design
 
 
 def _default_settings(base: RunConfig) -> Settings:

@@ -9,7 +9,7 @@ Dimension letters: H, W rows and columns of a frame; h, w those of a smaller one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..media.video import video_frames
 from ..system.files import write_json
 from ..system.json_reader import read_json
+from ..system.terminal import printable
 
 MEASURES: Mapping[str, str] = {
     "temporal_flickering": "1 − mean absolute difference of successive frames, as VBench defines it; 1 for a still. "
@@ -46,7 +48,7 @@ def measure_video(path: Path) -> dict[str, float]:
     Raises:
         InputError: a file that cannot be read, or has no frames.
     """
-    return measure_frames(_frames(path), path)
+    return measure_frames(video_frames(path), path)
 
 
 def measure_frames(frames: Iterable[Frame], path: Path) -> dict[str, float]:
@@ -62,7 +64,7 @@ def measure_frames(frames: Iterable[Frame], path: Path) -> dict[str, float]:
         if before is not None and small_before is not None:
             if frame.shape != before.shape:
                 raise InputError(f"{path}: expected frames of one size, got others; use another file")
-            sums["temporal_flickering"] += float(np.abs(frame.astype(np.int16) - before).mean()) / 255
+            sums["temporal_flickering"] += change(before, frame)
             sums["motion"] += 100 * _displacement(small_before, small) / small.shape[1]
         count, before, small_before = count + 1, frame, small
     if before is None:
@@ -73,6 +75,11 @@ def measure_frames(frames: Iterable[Frame], path: Path) -> dict[str, float]:
         "motion": sums["motion"] / pairs if pairs else math.nan,
         **{name: sums[name] / count for name in ("sharpness", "contrast", "saturation")},
     }
+
+
+def change(before: Frame, after: Frame) -> float:
+    """Return the mean absolute difference of two frames, in [0, 1]."""
+    return float(np.abs(after.astype(np.int16) - before).mean()) / 255
 
 
 class Measured:
@@ -88,14 +95,15 @@ class Measured:
         with suppress(InputError):
             content = read_json(path)
             if isinstance(content, dict) and content.get("version") == _VERSION:
-                self._known = content["videos"] if isinstance(content.get("videos"), dict) else {}
+                videos = content["videos"] if isinstance(content.get("videos"), dict) else {}
+                self._known = {name: entry for name, entry in videos.items() if _is_whole(entry)}
         self._is_changed = False
 
     def of(self, video: Path) -> dict[str, float]:
         """Return the measures of a video. Raises InputError as `measure_video`."""
-        key, stamp = str(video.absolute()), _stamp(video)
+        key, stamp = printable(video.absolute()), _stamp(video)
         entry = self._known.get(key)
-        if isinstance(entry, dict) and entry.get("stamp") == stamp and _is_whole(entry.get("measures")):
+        if entry is not None and entry["stamp"] == stamp:
             return {name: math.nan if value is None else float(value) for name, value in entry["measures"].items()}
         measures = measure_video(video)
         plain = {name: None if math.isnan(value) else value for name, value in measures.items()}
@@ -123,23 +131,19 @@ def _stamp(video: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _is_whole(measures: Any) -> bool:
+def _is_whole(entry: Any) -> bool:
+    """Return whether an entry of the file is one that `Measured` has written."""
+    if not (isinstance(entry, dict) and entry.keys() == {"stamp", "measures"} and isinstance(entry["measures"], dict)):
+        return False
+    stamp, measures = entry["stamp"], entry["measures"]
     return (
-        isinstance(measures, dict)
+        isinstance(stamp, list)
+        and all(isinstance(number, int) for number in stamp)
         and measures.keys() == MEASURES.keys()
-        and all(value is None or isinstance(value, (int, float)) for value in measures.values())
+        and all(
+            value is None or (isinstance(value, (int, float)) and math.isfinite(value)) for value in measures.values()
+        )
     )
-
-
-def _frames(path: Path) -> Iterator[Frame]:
-    try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: expected a video, got a file without one; use another file")
-            for frame in container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    except av.FFmpegError as error:
-        raise InputError(f"cannot read {path} as a video: {error.strerror}; use another file") from None
 
 
 def _sharpness(luma: Luma) -> float:

@@ -19,7 +19,7 @@ from ..system.terminal import printable
 from .clips import Study
 from .results import Results
 from .scores import Scores
-from .text import NONE, cost_cells, digits_of, interval, number, row_digits, verdict
+from .text import NONE, cost_cells, digits_of, lines_of, number
 from .votes import Pair, pairs_of
 
 EMBED_MEGABYTES = 100.0  # of all videos of a page together
@@ -47,13 +47,6 @@ class ShownPair:
         """Whether one can be wiped over the other."""
         first, second = (side.media for side in self.sides)
         return first.plays and second.plays and (first.width, first.height) == (second.width, second.height)
-
-
-class MeasureTable(NamedTuple):
-    """The measures of one setting next to the base: rows of cells, and whether the row is decided."""
-
-    setting: str
-    rows: list[tuple[tuple[str, ...], bool]]
 
 
 def write_study_page(
@@ -86,7 +79,7 @@ def write_study_page(
         pairs=shown,
         results=results,
         costs=[(cost.setting, str(cost.videos), *cost_cells(cost)) for cost in results.costs],
-        tables=[_table(results, setting) for setting in study.others],
+        tables={setting: lines_of(results, setting) for setting in study.others},
         changes={name: _said(changes) for name, changes in study.changes.items()},
         failures=failures,
     )
@@ -110,25 +103,6 @@ def _shown(pair: Pair, scores: Scores, page: Path, embed_below: int) -> ShownPai
             digits = digits_of([value for value in two if value is not None]) + 1
             values.append((measure, number(two[0], digits), number(two[1], digits)))
     return ShownPair(pair, (sides[0], sides[1]), (links[0], links[1]), values)
-
-
-def _table(results: Results, setting: str) -> MeasureTable:
-    rows = []
-    for row in results.rows:
-        difference = next(each for each in row.differences if each.setting == setting)
-        digits = row_digits(difference)
-        means = [number(row.means[name], digits) for name in (results.base, setting)]
-        is_decided = difference.verdict in ("higher", "lower")
-        rows.append(((row.measure, *means, interval(difference, digits), verdict(difference)), is_decided))
-    for preference in results.preferences:
-        if preference.setting == setting:
-            difference = preference.difference
-            said = (
-                f"{preference.wins} for {setting}, {preference.same} the same, {preference.losses} for {results.base}"
-            )
-            cells = (f"votes: {said}", NONE, NONE, interval(difference, 2), verdict(difference))
-            rows.append((cells, difference.verdict in ("higher", "lower")))
-    return MeasureTable(setting, rows)
 
 
 def _said(changes: Mapping[str, Any]) -> dict[str, str]:

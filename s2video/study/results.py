@@ -27,7 +27,7 @@ SAME = "the same in all clips"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a setting costs; None if no sidecar tells it.
+    """What a setting costs; None if no sidecar has it.
 
     Attributes:
         passes: mean of a clip, in passes through the whole network.
@@ -48,7 +48,7 @@ class Difference:
 
     Attributes:
         verdict: higher, lower, `TOO_FEW` or `SAME`.
-        needed: about how many prompts would tell, if that is unknown; None if no number can be given.
+        needed: about how many prompts would decide, for a verdict of `TOO_FEW`; None if no number can be given.
     """
 
     setting: str
@@ -57,6 +57,11 @@ class Difference:
     num_prompts: int
     verdict: str
     needed: int | None = None
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it is higher or lower."""
+        return self.verdict in ("higher", "lower")
 
 
 @dataclass(frozen=True)

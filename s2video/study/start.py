@@ -19,6 +19,7 @@ from ..batch.store import Store
 from ..errors import InputError
 from ..models.checkpoint import open_checkpoint
 from ..records.sidecar_model import read_sidecar
+from ..review.html import counted
 from ..system.terminal import say
 from .design import MANIFEST, Design, write_run_file
 
@@ -72,12 +73,12 @@ def describe(design: Design, batch: Batch, wanted: Again, *, replicas: int, worl
     source = (
         "by the clips that are made" if measured else "by the cost model, for denoising only; on a CPU a rough guess"
     )
-    names = ", ".join(design.settings)
+    settings = f"{len(design.settings)} settings ({', '.join(design.settings)})"
     takes = f" x {design.seeds} seeds" if design.seeds > 1 else ""
     time = f": {total}, {source}" if missing else ""
     return (
-        f"{len(design.prompts)} prompts{takes} x {len(design.settings)} settings ({names}): {design.num_videos} videos "
-        f"in {design.folder}\n{len(missing)} to make on {replicas} x {world_size} ranks{time}"
+        f"{counted(len(design.prompts), 'prompt')}{takes} x {settings}: {design.num_videos} videos in {design.folder}\n"
+        f"{len(missing)} to make on {replicas} x {world_size} ranks{time}"
     )
 
 

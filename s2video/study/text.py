@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ..review.html import counted
 from .bootstrap import MIN_PROMPTS
 from .results import TOO_FEW, Cost, Difference, Results
 
 NONE = "–"
+
+
+class Line(NamedTuple):
+    """The words of a table about one measure, or about the votes: of the base, of a setting, and their difference."""
+
+    name: str
+    base: str
+    setting: str
+    difference: str
+    verdict: str
+    is_decided: bool
 
 
 def digits_of(values: Sequence[float], *, significant: int = 3) -> int:
@@ -58,6 +70,26 @@ def cost_cells(cost: Cost) -> tuple[str, str, str]:
     return number(cost.passes, 1), number(cost.seconds, 2), number(cost.share, 2)
 
 
+def lines_of(results: Results, setting: str) -> list[Line]:
+    """Return the lines of the table that compares a setting with the base."""
+    lines = []
+    for row in results.rows:
+        difference = next(each for each in row.differences if each.setting == setting)
+        digits = row_digits(difference)
+        means = [number(row.means[name], digits) for name in (results.base, setting)]
+        lines.append(_line(row.measure, means, difference, digits))
+    for votes in results.preferences:
+        if votes.setting == setting:
+            name = f"votes: {votes.wins} for {setting}, {votes.same} the same, {votes.losses} for {results.base}"
+            lines.append(_line(name, [NONE, NONE], votes.difference, 2))
+    return lines
+
+
+def _line(name: str, means: Sequence[str], difference: Difference, digits: int) -> Line:
+    base, setting = means
+    return Line(name, base, setting, interval(difference, digits), verdict(difference), difference.is_decided)
+
+
 def as_text(results: Results) -> str:
     """Return the tables for a terminal."""
     lines = [
@@ -66,35 +98,23 @@ def as_text(results: Results) -> str:
         "",
     ]
     costs = [[cost.setting, str(cost.videos), *cost_cells(cost)] for cost in results.costs]
-    lines += _table(["setting", "videos", "passes", "seconds", "passes / base"], costs)
+    lines += _table(["setting", "videos", "passes", "seconds", "passes / base"], costs, str.rjust)
     for cost in results.costs[1:]:
-        name = cost.setting
-        rows = []
-        for row in results.rows:
-            difference = next(each for each in row.differences if each.setting == name)
-            digits = row_digits(difference)
-            mean = number(row.means[results.base], digits)
-            rows.append([row.measure, mean, interval(difference, digits), verdict(difference)])
-        for preference in results.preferences:
-            if preference.setting == name:
-                said = (
-                    f"{preference.wins} for {name}, {preference.same} the same, {preference.losses} for {results.base}"
-                )
-                shown = interval(preference.difference, 2)
-                rows.append([f"votes ({said})", NONE, shown, verdict(preference.difference)])
+        rows = [[line.name, line.base, line.difference, line.verdict] for line in lines_of(results, cost.setting)]
         if rows:
-            lines += ["", *_table(["measure", results.base, f"{name} − {results.base} (95 %)", "verdict"], rows)]
+            head = ["measure", results.base, f"{cost.setting} − {results.base} (95 %)", "verdict"]
+            lines += ["", *_table(head, rows, str.ljust)]
     lines += [""] * bool(results.notes) + [f"note: {note}" for note in results.notes]
     return "\n".join(lines)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines with columns of even width; the first and the last one begin on the left."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: Callable[[str, int], str]) -> list[str]:
+    """Return lines with columns of even width; `align` pads the cells after the first one."""
     table = [head, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
     return [
         "  ".join(
-            cell.ljust(width) if column == 0 or len(head) == 4 else cell.rjust(width)
+            cell.ljust(width) if column == 0 else align(cell, width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table

@@ -7,6 +7,7 @@ counted for videos that were made again in another way.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def pairs_of(study: Study) -> Iterator[Pair]:
         for other in study.others:
             if {study.base, other} <= clip.videos.keys():
                 digests = [file_digest(clip.videos[name].path) for name in (study.base, other)]
-                key = hashlib.sha256("/".join([clip.name, *digests]).encode()).hexdigest()[:16]
+                key = hashlib.sha256(os.fsencode("/".join([clip.name, *digests]))).hexdigest()[:16]
                 is_swapped = int(hashlib.sha256(f"side of {key}".encode()).hexdigest(), 16) % 2
                 left, right = (other, study.base) if is_swapped else (study.base, other)
                 yield Pair(key, clip, left, right)

@@ -185,6 +185,22 @@ def _renamed_before(beside: Beside | None, temporary: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def kept_if_refused(paths: Iterable[Path]) -> Iterator[None]:
+    """Give files their former content back if the block raises InputError, and remove folders that were new."""
+    former = {path: path.read_bytes() if path.is_file() else None for path in paths}
+    new = {path.parent for path in former if not path.parent.exists()}
+    try:
+        yield
+    except InputError:
+        for path, content in former.items():
+            restore(path, content)
+        for folder in new:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+        raise
+
+
 def restore(path: Path, former: bytes | None) -> None:
     """Give a file the content that it had before; None: it did not exist."""
     if former is None:

@@ -6,6 +6,7 @@ Knows neither ranks, nor steps, nor files. Callers state what a request must wai
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,6 +75,32 @@ class Termination:
             self._requested_at, self._number = now, number
         if (is_first and not self._deferred) or now - self._requested_at >= self.AGAIN:
             sys.exit(128 + number)
+
+
+@contextmanager
+def time_limit(minutes: float | None) -> Iterator[threading.Event]:
+    """Send SIGTERM to this process after some minutes in the block, once a handler for it is installed there.
+
+    Main thread only. Yields the event that is set if this was what stopped the block; None: there is no limit.
+    """
+    is_over, is_done = threading.Event(), threading.Event()
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop() -> None:
+        if is_done.wait((minutes or 0) * 60):
+            return
+        while signal.getsignal(signal.SIGTERM) is before:
+            if is_done.wait(0.2):
+                return
+        is_over.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if minutes is not None:
+        threading.Thread(target=stop, daemon=True).start()
+    try:
+        yield is_over
+    finally:
+        is_done.set()
 
 
 @contextmanager

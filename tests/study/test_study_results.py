@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 import torch
 from studies.cells import evaluations
 from study_helpers import StudyRun, write_clip
-from vbench import flicker_score
 
 from s2video.config.run import RunConfig
 from s2video.errors import InputError
+from s2video.media.video import read_video
 from s2video.records.sidecar_model import ComputedSteps, read_sidecar
 from s2video.study import measures as measuring
 from s2video.study.bootstrap import Bootstrap, Estimate, Sample, prompts_needed
@@ -42,7 +43,8 @@ def moving_noise(dx: int, dy: int = 0, *, size: int = 64, num_frames: int = 4) -
 
 def test_flicker_is_vbenchs(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", torch.rand(5, 32, 48, 3, generator=torch.Generator().manual_seed(0)))
-    assert measure_video(path)["temporal_flickering"] == pytest.approx(flicker_score(path), abs=1e-9)
+    change = float(read_video(path).double().diff(dim=0).abs().mean())
+    assert measure_video(path)["temporal_flickering"] == pytest.approx(1 - change / 255, abs=1e-9)
     still = [np.full((16, 16, 3), 90, np.uint8)] * 3
     assert measure_frames(still, HERE)["temporal_flickering"] == 1
 
@@ -120,7 +122,7 @@ def test_measures_are_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pyt
         return found
 
     assert measured() == measured() and len(calls) == 1
-    cache.write_text('{"version": 1, "videos": {"x": 3}}')
+    cache.write_text('{"version": 1, "videos": {"x": NaN, "y": {"stamp": [1], "measures": {}}}}')
     measured()
     cache.write_text("[")
     measured()
@@ -144,7 +146,7 @@ def test_videos_made_elsewhere_are_paired_by_name(elsewhere: dict[str, Path]) ->
 
 def test_prompts_of_videos_made_elsewhere(elsewhere: dict[str, Path], tmp_path: Path) -> None:
     table = tmp_path / "prompts.csv"
-    table.write_text('video,prompt\nprompt 0-0.mp4,"a wall, red"\nprompt 0-1,another\n')
+    table.write_text('video,prompt\nprompt 0-0.MP4,"a wall, red"\ncfg/prompt 0-1,another\n')
     prompts = {clip.name: clip.prompt for clip in pair_folders(elsewhere, prompts=table).clips}
     assert prompts["prompt 0-0"] == "a wall, red" and prompts["prompt 0-1"] == "another"
     assert prompts["prompt 1-0"] == "prompt 1"
@@ -152,9 +154,14 @@ def test_prompts_of_videos_made_elsewhere(elsewhere: dict[str, Path], tmp_path: 
         for path in folder.glob("prompt [123]*"):
             path.unlink()
     assert pair_folders(elsewhere).num_prompts == 2, "all clips would be one prompt"
-    table.write_text("a,b\n")
-    with pytest.raises(InputError, match="expected a header video,prompt"):
-        pair_folders(elsewhere, prompts=table)
+    for text, message in (
+        ("a,b\n", "expected a header video,prompt"),
+        ("video,prompt\nx.mp4,a\n", "expected names of the videos, such as prompt 0-0, got others, such as x"),
+        ("video,prompt\nx.mp4,a\nx,b\n", "line 3: expected x once"),
+    ):
+        table.write_text(text)
+        with pytest.raises(InputError, match=message):
+            pair_folders(elsewhere, prompts=table)
 
 
 def test_folders_that_cannot_be_paired(elsewhere: dict[str, Path], tmp_path: Path) -> None:
@@ -329,6 +336,13 @@ def test_the_command_on_videos_made_elsewhere(
     assert answer["base"] == "mine" and answer["page"] == str(folder / "p.html") and (folder / "p.html").is_file()
     (contrast,) = (row for row in answer["rows"] if row["measure"] == "contrast")
     assert contrast["differences"][0]["estimate"][0] < 0, "the other one is darker"
+
+
+def test_file_names_can_hold_any_bytes(elsewhere: dict[str, Path], made_study: StudyRun) -> None:
+    for folder in elsewhere.values():
+        (folder / "prompt 0-0.mp4").rename(folder / os.fsdecode(b"caf\xe9.mp4"))
+    assert made_study.study(elsewhere["cfg"].parent, "--embed", "0") == 0
+    assert 'src="cfg/caf%E9.mp4"' in (elsewhere["cfg"].parent / "study.html").read_text(encoding="utf-8")
 
 
 def test_the_table_has_true_minus_signs_and_even_digits() -> None:

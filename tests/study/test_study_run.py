@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from study_helpers import PROMPTS, StudyRun
 
+from s2video.batch.run_file import load_batch
 from s2video.records.sidecar_model import read_sidecar
 
 SMALL = ["--model", "shapes-wan", "--set", "sampling.num_frames=5", "--set", "sampling.num_inference_steps=2"]
@@ -57,9 +58,11 @@ def test_videos_of_a_pair_differ_by_the_setting_alone(made_study: StudyRun) -> N
 
 def test_only_what_is_missing_is_made(grown: Callable[..., str], tmp_path: Path) -> None:
     said = grown(PROMPTS[:1], "--dry-run")
-    assert "1 prompts x 2 settings (cfg, s2): 2 videos" in said and "2 to make on 1 x 1 ranks: " in said
+    assert "1 prompt x 2 settings (cfg, s2): 2 videos" in said and "2 to make on 1 x 1 ranks: " in said
     assert "by the cost model" in said and not (tmp_path / "out").exists()
-    grown(PROMPTS[:1])
+    assert "missing settings" not in grown(PROMPTS[:1])
+    run_file = load_batch(tmp_path / "out" / "study.batch.yaml")
+    assert {job.config.checkpoint.every_seconds for job in run_file.jobs} == {300}
     before = files(tmp_path / "out")
     said = grown(PROMPTS, "--dry-run")
     assert "4 videos" in said and "2 to make" in said and "by the clips that are made" in said
@@ -71,12 +74,15 @@ def test_only_what_is_missing_is_made(grown: Callable[..., str], tmp_path: Path)
 
 def test_a_setting_that_has_changed_is_not_made_again_unasked(grown: Callable[..., str], tmp_path: Path) -> None:
     grown(PROMPTS[:1], "--setting", "a", "guidance.s2_scale=0", "--setting", "b", "guidance.s2_scale=1")
-    before = files(tmp_path / "out")
+    before, manifest = files(tmp_path / "out"), (tmp_path / "out" / "study.json").read_bytes()
     changed = ["--setting", "a", "guidance.s2_scale=0", "--setting", "b", "guidance.s2_scale=2"]
     said = grown(PROMPTS[:1], *changed, expect=2)
     assert "b/001-1.mp4 was made from other settings (guidance.s2_scale)" in said
-    assert "b/001-1.mp4" in grown(PROMPTS[:1], *changed, "--keep-changed") and files(tmp_path / "out") == before
-    grown(PROMPTS[:1], *changed, "--overwrite")
+    assert (tmp_path / "out" / "study.json").read_bytes() == manifest, "it says how the videos were made"
+    said = grown(PROMPTS[:1], *changed, "--keep-changed")
+    assert "b/001-1.mp4" in said and files(tmp_path / "out") == before
+    assert "001-1: the videos of b were made before its settings were changed" in said
+    assert "were made before" not in grown(PROMPTS[:1], *changed, "--overwrite")
     after = files(tmp_path / "out")
     assert after["a/001-1.mp4"] == before["a/001-1.mp4"] and after["b/001-1.mp4"] != before["b/001-1.mp4"]
 

@@ -98,6 +98,9 @@ def test_scores_are_compared_like_measures(
     assert "is known already" in capsys.readouterr().err
     assert made_study.study(study_copy.folder, "--scores", f"x={path}") == 2
     assert "expected one of cfg, s2, strong, got 'x'" in capsys.readouterr().err
+    assert made_study.study(study_copy.folder, "--scores", path, "-o", tmp_path / "a.html") == 0
+    assert made_study.study(study_copy.folder, "--scores", tmp_path / "a.measures.json", "-o", tmp_path / "a.html") == 2
+    assert "which is read" in capsys.readouterr().err
 
 
 # a CLIP model
@@ -169,7 +172,10 @@ def test_folders_that_are_no_clip_model(clip_folder: Path, tmp_path: Path) -> No
         clip_model.ClipModel(tmp_path)
     for path in clip_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        clip_model.ClipModel(tmp_path)
+    tensors = load_file(clip_folder / "model.safetensors")
     del tensors["visual_projection.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"1 are missing, such as visual_projection\.weight"):
@@ -266,7 +272,7 @@ def test_a_voter_counts_once(study: Study, tmp_path: Path) -> None:
 def test_the_command_counts_votes(study_copy: StudyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = vote_file(tmp_path / "v.json", read_study(study_copy.folder), towards("s2"))
     assert study_copy.study(study_copy.folder, "--votes", path) == 0
-    assert "votes (2 for s2, 0 the same, 0 for cfg)" in capsys.readouterr().out
+    assert "votes: 2 for s2, 0 the same, 0 for cfg" in capsys.readouterr().out
     assert "votes: 2 for s2" in (study_copy.folder / "study.html").read_text()
     assert study_copy.study(study_copy.folder, "--votes", path, "-o", path, "--overwrite") == 2
     assert "this is the file of --votes" in capsys.readouterr().err

@@ -158,7 +158,7 @@ def test_flickering_is_one_less_the_mean_difference(tmp_path: Path) -> None:
 def test_one_frame_has_no_flickering(tmp_path: Path) -> None:
     path = tmp_path / "one.mp4"
     write_video([solid((1, 0, 0))], path, VideoSpec(Fraction(8)), metadata={})
-    with pytest.raises(InputError, match="at least two frames, got 1"):
+    with pytest.raises(InputError, match="at least two frames"):
         flicker_score(path)
 
 
