@@ -149,15 +149,15 @@ class Components:
 
 
 def _transformer_decoding(vae: Mapping[str, Any], tile: int, pixels: int, size: int) -> float:
-    """Return the peak of MiniMax-H3's decoder, a transformer over a tile's seven latent frames.
+    """Return the peak of MiniMax-H3's decoder, a transformer over seven latent frames of a tile, on the first rank.
 
-    Its feed-forward holds 18 numbers for each token and channel: the state, what is normalized, the values and gates
-    (together 8·D), and their product and a factor of it (4·D each). Counted from the code, not measured. The first rank
-    also holds the tiles of a clip of 28 frames, the picture that is put together from them, and a copy.
+    For each token and channel, its feed-forward holds 18 numbers: the state, what is normalized, values and gates (8),
+    a factor and their product (4 each). When tiles are put together, there are six clips of 28 frames: the tiles, which
+    overlap, the blended ones, rows and the whole of them, and the clip before; and its 17 frames in float32.
     """
     width = vae.get("decoder_num_attention_heads", 32) * vae.get("decoder_attention_head_dim", 64)
-    tokens = 7 * tile // 16**2
-    return 18 * width * tokens * size + 3 * 3 * 28 * pixels * size
+    clip = 3 * 28 * pixels * size
+    return max(18 * width * (7 * tile // 16**2) * size + 2 * clip, 6 * clip + 3 * 17 * 4 * pixels)
 
 
 def item_bytes(dtype: str) -> int:

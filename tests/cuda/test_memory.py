@@ -30,6 +30,7 @@ from s2video.planning.step import Degrees
         ("hunyuanvideo-720p", Degrees(1, 1, 1), "replicated"),
         ("hunyuanvideo-720p", Degrees(1, 8, 1), "replicated"),
         ("hunyuanvideo-1.5-t2v-480p", Degrees(1, 8, 1), "replicated"),
+        ("minimax-h3-768p", Degrees(1, 8, 1), "replicated"),
     ],
     ids=str,
 )
