@@ -87,7 +87,11 @@ def load_gguf(
         empty: the module without memory; it stays so.
         layout: where its tensors are.
         folder: the one with its config.json.
+        block_lists: names of its lists of blocks.
         dtype: of the other parameters and of all arithmetic.
+
+    Raises:
+        InputError: no matrix would stay as it is stored.
     """
     import gguf
     from diffusers import GGUFQuantizationConfig
@@ -101,15 +105,16 @@ def load_gguf(
         for path, module in empty.named_modules()
         if isinstance(module, nn.Linear) and path.startswith(inside) and not in_float32 & set(path.split("."))
     }
-    state: dict[str, torch.Tensor] = {}
-    num_kept = 0
-    for name in layout.shapes:
-        if name in linear and (stored := layout.packed(name)) is not None:
-            kind, data = stored
-            state[name] = GGUFParameter(data, quant_type=gguf.GGMLQuantizationType[kind])
-            num_kept += 1
-        else:
-            state[name] = layout.tensor(name)
+    stored = {name: found for name in sorted(linear) if (found := layout.packed(name)) is not None}
+    if not stored:
+        raise InputError(
+            f"{folder}: model.quantization: gguf needs matrices of blocks whose rows are whole blocks of GGUF, got "
+            f"none in the file ({layout.description}); leave it out"
+        )
+    state: dict[str, torch.Tensor] = {
+        name: GGUFParameter(data, quant_type=gguf.GGMLQuantizationType[kind]) for name, (kind, data) in stored.items()
+    }
+    state |= {name: layout.tensor(name) for name in layout.shapes if name not in stored}
     model = type(empty).from_single_file(
         state,
         config=str(folder),
@@ -118,5 +123,5 @@ def load_gguf(
         dtype=dtype,
         device=device,
     )
-    kept = f"GGUF, {num_kept} linear layers of blocks kept as stored, by diffusers {version('diffusers')}"
+    kept = f"GGUF, {len(stored)} linear layers of blocks kept as stored, by diffusers {version('diffusers')}"
     return model, layout.description.replace("GGUF, dequantized", kept)

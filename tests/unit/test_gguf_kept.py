@@ -1,5 +1,6 @@
 """Tests of `model.quantization: gguf`: weights that stay as a GGUF file stores them, and what is refused."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import gguf
 import original_names as original
 import pytest
+import tiny_hunyuan
 import torch
 from compiled_graphs import counted_graphs
 from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
@@ -171,3 +173,20 @@ def test_two_transformers(tmp_path: Path) -> None:
     assert 0 < relative_error(made, plain) < 1e-3
     offloaded = config.patched({**files, "model.offload_experts": True})
     assert torch.equal(Engine(offloaded, progress="none").sample([PROMPT], [3]), made)
+
+
+def test_joined_matrices_of_hunyuan_video(tiny_hunyuan_checkpoint: Path, tmp_path: Path) -> None:
+    """Tencent's names: rows of one matrix become several, and halves change places. A narrow model keeps nothing."""
+    folder = Path(shutil.copytree(tiny_hunyuan_checkpoint, tmp_path / "wide"))
+    wide = tiny_hunyuan.build_transformer(num_attention_heads=4, attention_head_dim=16, rope_axes_dim=(4, 6, 6))
+    wide.save_pretrained(folder / "transformer")
+    config = tiny_hunyuan.tiny_config(folder).patched({"sampling.num_inference_steps": 2})
+    file = gguf_of(original.hunyuan_transformer, "hyvid", Q8)(wide.state_dict(), tmp_path)
+    plain = Engine(config.patched({"model.transformer": str(file)}), progress="none")
+    kept = Engine(config.patched({"model.transformer": str(file), "model.quantization": "gguf"}), progress="none")
+    assert 0 < relative_error(kept.sample([PROMPT], [3]), plain.sample([PROMPT], [3])) < 2e-4
+    narrow = load_transformer(Checkpoint(tiny_hunyuan_checkpoint), torch.float32, CPU).state_dict()
+    file = gguf_of(original.hunyuan_transformer, "hyvid", Q8)(narrow, tmp_path)
+    checkpoint = open_checkpoint(str(tiny_hunyuan_checkpoint), files=(("transformer", str(file)),))
+    with pytest.raises(InputError, match="whose rows are whole blocks of GGUF, got none in the file"):
+        load_transformer(checkpoint, torch.float32, CPU, quantization="gguf")
