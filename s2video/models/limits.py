@@ -134,15 +134,15 @@ def _check_size(config: RunConfig, checkpoint: CheckpointInfo) -> None:
                 f"positions, got {size}"
             )
     grid, frames = checkpoint.frames, sampling.num_frames
+    if grid.most is not None and frames != (nearest := grid.nearest(frames)):
+        raise InputError(
+            f"sampling.num_frames: expected {grid.first} more than a multiple of {grid.step}, from {grid.nearest(0)} "
+            f"to {grid.nearest(grid.most)}, got {frames}; the nearest is {nearest}"
+        )
     if not grid.holds(frames):
         raise InputError(
             f"sampling.num_frames: expected {grid.first} more than a multiple of {grid.step}, got {frames}; "
             f"{_nearest(frames, grid.step, grid.first)}"
-        )
-    if not grid.least <= frames <= (grid.most or frames):
-        last = grid.at_least((grid.most or frames) - grid.step + 1)
-        raise InputError(
-            f"sampling.num_frames: expected {grid.at_least(0)} to {last} for this model, got {frames}; change it"
         )
     if checkpoint.max_positions is not None:
         most = grid.first + grid.step * (checkpoint.max_positions - len(config.control.references) - 1)

@@ -69,7 +69,7 @@ def config_from_file(config: RunConfig, source: object, own: Mapping[str, Any] |
 _DROPPED = {
     "program": "a data file may not name a program; --ffmpeg does",
     "signer": "a data file may not have anything signed; --credentials and --credentials-key do",
-    "sound": "a data file may not name a sound file, so the video is silent; --audio adds one",
+    "sound": "a data file may not name a sound file, so that sound is left out; --audio adds one",
 }
 
 

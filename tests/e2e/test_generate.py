@@ -254,7 +254,7 @@ def test_decode_takes_sound_from_the_user_alone(
     capsys.readouterr()
     assert main(["decode", latents, "--output", str(again)]) == 0
     assert not has_sound(again)
-    assert capsys.readouterr().err.count("so the video is silent; --audio adds one") == 1
+    assert capsys.readouterr().err.count("so that sound is left out; --audio adds one") == 1
     assert main(["decode", latents, "--output", str(again), "--audio", str(sound), "--overwrite"]) == 0
     assert has_sound(again)
     assert "silent" not in capsys.readouterr().err

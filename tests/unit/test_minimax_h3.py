@@ -153,9 +153,12 @@ def test_sound_is_that_of_the_pipeline() -> None:
     [
         ({"guidance.cfg_scale": 5}, "guidance.cfg_scale: expected 1 for this checkpoint"),
         ({"output.fps": 16}, "output.fps: expected 24, because this model makes sound for that rate, got 16"),
-        ({"sampling.num_frames": 81}, "sampling.num_frames: expected 5 more than a multiple of 17, got 81"),
-        ({"sampling.num_frames": 107}, "sampling.num_frames: expected 124 to 345 for this model, got 107"),
-        ({"sampling.num_frames": 362}, "sampling.num_frames: expected 124 to 345 for this model, got 362"),
+        ({"sampling.num_frames": 81}, "5 more than a multiple of 17, from 124 to 345, got 81; the nearest is 124"),
+        (
+            {"sampling.num_frames": 107},
+            "sampling.num_frames: expected 5 more than a multiple of 17, from 124 to 345, got 107",
+        ),
+        ({"sampling.num_frames": 362}, "from 124 to 345, got 362; the nearest is 345"),
         ({"sampling.width": 144}, "sampling.width: expected a multiple of 32, got 144"),
         ({"sampling.num_inference_steps": 1}, "sampling.num_inference_steps: expected at least 2"),
         ({"sampling.scheduler": "UniPCMultistepScheduler"}, "sampling.scheduler: expected null for this checkpoint"),
