@@ -5,6 +5,8 @@ Knows nothing of what is signed. Needs cryptography.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -37,12 +39,13 @@ def signer_of(chain: Path) -> dict[str, str]:
     from cryptography.hazmat.primitives.hashes import SHA256
 
     certificate = _certificates(chain, _read(chain, FIELD))[0]
-    return {
-        "signer": _name(certificate.subject),
-        "issuer": _name(certificate.issuer),
-        "certificate_sha256": certificate.fingerprint(SHA256()).hex(),
-        "valid_until": certificate.not_valid_after_utc.isoformat(),
-    }
+    with _damage_reported(chain):
+        return {
+            "signer": _name(certificate.subject),
+            "issuer": _name(certificate.issuer),
+            "certificate_sha256": certificate.fingerprint(SHA256()).hex(),
+            "valid_until": certificate.not_valid_after_utc.isoformat(),
+        }
 
 
 def check_certificates(path: Path, key_path: Path) -> None:
@@ -54,16 +57,21 @@ def check_certificates(path: Path, key_path: Path) -> None:
     Raises:
         InputError: they are not.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
-
     chain = _certificates(path, _read(path, FIELD))
     key = _private_key(key_path, _read(key_path, f"{FIELD}_key"))
-    try:
+    with _damage_reported(path):
         _check_chain(path, chain, key_path, key)
+
+
+@contextmanager
+def _damage_reported(path: Path) -> Iterator[None]:
+    """Report damage that the block finds, because a part of a certificate is parsed only when it is asked for."""
+    try:
+        yield
     except InputError:
         raise
-    except (ValueError, UnsupportedAlgorithm) as error:  # a part is parsed only when it is asked for
-        raise InputError(f"{FIELD}: {path}: expected certificates, got an error ({_reason(error)})") from None
+    except Exception as error:  # cryptography has errors of many kinds for it
+        raise InputError(f"{FIELD}: {path}: expected certificates as PEM, got an error ({_reason(error)})") from None
 
 
 def _check_chain(path: Path, chain: list[Any], key_path: Path, key: Any) -> None:
@@ -124,10 +132,8 @@ def _check_usage(path: Path, signer: Any) -> None:
 def _certificates(path: Path, pem: bytes) -> list[Any]:
     from cryptography import x509
 
-    try:
+    with _damage_reported(path):
         return list(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
-        raise InputError(f"{FIELD}: {path}: expected certificates as PEM, got an error ({_reason(error)})") from None
 
 
 def _private_key(path: Path, pem: bytes) -> Any:
@@ -145,7 +151,7 @@ def _private_key(path: Path, pem: bytes) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def _algorithm(path: Path, key: Any) -> str:

@@ -99,7 +99,7 @@ def facts_of(video: Path, sidecar: Sidecar, *, shot: str = "", version: str = ""
     }
     title = "  ".join(part for part in (shot or video.stem, version) if part)
     shown = tuple((name, text) for name, text in rows.items() if text)
-    details = f"seed {sidecar.seed}  {scales}"
+    details = f"seed {sidecar.seed}, {scales}"
     return Facts(title, details, shown, output.start_number, output.timecode, sidecar.output.sha256)
 
 

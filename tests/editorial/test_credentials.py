@@ -3,12 +3,15 @@
 import hashlib
 import json
 import socket
+import ssl
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import c2pa
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from editing import generate
 from fuzzing.certificates import write_signer
@@ -226,6 +229,10 @@ def test_files_that_are_no_certificates(tmp_path: Path) -> None:
     assert "output.credentials_key: cannot read" in refusal(chain, tmp_path / "c.pem")
     assert "expected certificates as PEM, got an error" in refusal(key, key)
     assert "expected a private key as PEM, got an error" in refusal(chain, chain)
+    first, *_ = x509.load_pem_x509_certificates(chain.read_bytes())
+    version = first.public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x0a", 1)
+    (tmp_path / "version.pem").write_text(ssl.DER_cert_to_PEM_cert(version))
+    assert "expected certificates as PEM, got an error (10 is not a valid" in refusal(tmp_path / "version.pem", key)
     assert "is not the key of the first certificate in" in refusal(chain, other_key)
     mixed = tmp_path / "mixed.pem"
     end = b"-----END CERTIFICATE-----\n"
