@@ -1,4 +1,8 @@
-"""Every command of docs/studio.md, one after the other in one folder, as a reader gives them; with one step each."""
+"""Every command of docs/studio.md, one after the other in one folder, as a reader gives them; with one step each.
+
+The one for two ranks is only checked, up to the start of torchrun: tests/distributed/test_reproduce_on_ranks.py and
+tests/e2e/test_multinode.py run what it starts.
+"""
 
 from pathlib import Path
 
@@ -7,6 +11,7 @@ from doc_commands import ROOT, commands
 from fuzzing.certificates import write_signer
 
 from s2video.cli.main import main
+from s2video.system.launcher import LaunchPlan
 
 STEPS = ("--set", "sampling.num_inference_steps=1")  # for those that denoise
 WRITERS = ("generate", "decode", "timeline", "copies", "compare", "sheet", "page")
@@ -27,7 +32,23 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_command_of_the_page_runs(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The arguments of ranks that torchrun would have been asked to start."""
+    found: list[list[str]] = []
+
+    def launch(plan: LaunchPlan, arguments: list[str]) -> int:
+        assert plan.nproc == 2
+        found.append(arguments)
+        return 0
+
+    monkeypatch.setattr("s2video.cli.generate.launch", launch)
+    return found
+
+
+def test_every_command_of_the_page_runs(
+    place: Path, started: list[list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
     # README.md has made this one
     assert main(["generate", "--model", "shapes-wan", "--prompt", "a circle", "--output", "runs/mine.mp4", *STEPS]) == 0
     capfd.readouterr()
@@ -46,5 +67,5 @@ def test_every_command_of_the_page_runs(place: Path, capfd: pytest.CaptureFixtur
         if words[0] in WRITERS:
             paths = [Path(line) for line in said.out.splitlines()]
             assert paths and all(path.exists() for path in paths), f"{' '.join(words)}: {said.out}"
-    assert left == NOT_HERE
+    assert left == NOT_HERE and started == [["reproduce", "runs/mine.mp4"]]
     assert main(["status", "RUN", "--exit-code"]) == 0
