@@ -3,6 +3,7 @@
 State of one video: the plan of its steps, and the predictions that forecasts start from. Knows no pipeline by name.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,11 +51,13 @@ class Control:
     _has_cond: bool = False  # a call of this step was cond, found by its embeddings
     _row: Any = None  # the timesteps of this step, in diffusion forcing
     _video: "_Video | None" = None
+    _cfg_scale: Any = None  # of this call, until the warning about it
     _schedulers: list[Any] = field(default_factory=list)
 
-    def begin(self, arguments: Mapping[str, Any]) -> None:
-        """Start a call of the pipeline, with these arguments."""
+    def begin(self, arguments: Mapping[str, Any], cfg_scale: Any) -> None:
+        """Start a call of the pipeline, with these arguments; its λ is read for a warning alone."""
         self._embeddings = PromptEmbeddings(arguments)
+        self._cfg_scale = cfg_scale
 
     def encoded(self, encode: Callable[..., Any], returned: Any, arguments: Any, keywords: Any) -> None:
         """Note what the pipeline's `encode_prompt` returned."""
@@ -137,10 +140,19 @@ class Control:
         if video is None or video.cond is None:
             return forward(*arguments, **keywords)
         if video.passes.uncond == "forecast":
+            self._warn()
             return with_prediction(video.answer, video.forecasts.uncond(video.level, video.cond))
         output = forward(*arguments, **keywords)
         video.forecasts.keep(video.level, Predictions(video.cond, prediction(output)))
         return output
+
+    def _warn(self) -> None:
+        """Say once in a call that its λ multiplies the errors of forecasts."""
+        scale, self._cfg_scale = self._cfg_scale, None
+        if isinstance(scale, (int, float)):
+            warning = self.guidance.model_copy(update={"cfg_scale": scale}).reuse_warning()
+            if warning is not None:
+                warnings.warn(f"enable: {warning}", stacklevel=2)
 
     def _moved(self, output: Any) -> Any:
         """Return an output whose predictions are less by what S² adds."""

@@ -110,7 +110,8 @@ def _guided_pipeline(base: type) -> type:
             if control is None:
                 return super().__call__(*arguments, **keywords)
             with _guiding(transformers(self), control):
-                control.begin(_named(super().__call__, arguments, keywords))
+                named = _named(super().__call__, arguments, keywords)
+                control.begin(named, _cfg_scale(super().__call__, named))
                 return super().__call__(*arguments, **keywords)
 
     if hasattr(base, "encode_prompt"):
@@ -125,6 +126,13 @@ def _named(call: Any, arguments: Any, keywords: Any) -> dict[str, Any]:
         return inspect.signature(call).bind_partial(*arguments, **keywords).arguments
     except TypeError:
         return {}
+
+
+def _cfg_scale(call: Any, named: Mapping[str, Any]) -> Any:
+    """Return the λ of a call; None if it has none. Of two names, the other one is an embedded scale."""
+    known = inspect.signature(call).parameters
+    name = next((name for name in ("true_cfg_scale", "guidance_scale") if name in known), None)
+    return None if name is None else named.get(name, known[name].default)
 
 
 def _noted(encode: Any) -> Any:

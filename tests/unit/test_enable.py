@@ -434,6 +434,17 @@ def test_reuse_with_two_transformers(checkpoint_of: Callable[[str], Path]) -> No
     torch.testing.assert_close(got, Engine(config, progress="none").sample([PROMPT], [7]), atol=2e-5, rtol=0)
 
 
+def test_a_large_scale_is_warned_about(tiny_checkpoint: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Where it multiplies the errors of forecasts, and nowhere else."""
+    pipe, arguments = wan(tiny_checkpoint)
+    for reuse, scale, count in (("light", 5.0, 1), ("light", 3.0, 0), ("deviation", 5.0, 0)):
+        s2video.enable(pipe, reuse=reuse)
+        recwarn.clear()
+        run(pipe, {**arguments, "guidance_scale": scale}, num_steps=16)
+        said = [str(warning.message) for warning in recwarn if "reuse deviation is safer" in str(warning.message)]
+        assert len(said) == count and all("enable: guidance.reuse light at cfg_scale 5" in line for line in said)
+
+
 def test_reuse_is_refused_where_it_cannot_be(tiny_checkpoint: Path) -> None:
     pipe, arguments = wan(tiny_checkpoint)
     s2video.enable(pipe, reuse="fast")
