@@ -294,6 +294,7 @@ class Engine:
             image=isinstance(images, Images),
             last_image=isinstance(images, Images) and images.last is not None,
             control=isinstance(images, Control),
+            num_frames=self.config.sampling.num_frames,
         )
         if isinstance(images, Control):
             self._say_notes(images)

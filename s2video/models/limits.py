@@ -82,8 +82,14 @@ def check_request(config: RunConfig, checkpoint: CheckpointInfo, *, world_size: 
             )
 
 
-def check_images(checkpoint: CheckpointInfo, *, image: bool, last_image: bool, control: bool = False) -> None:
-    """Raise InputError unless the checkpoint accepts this combination of images and control."""
+def check_images(
+    checkpoint: CheckpointInfo, *, image: bool, last_image: bool, control: bool = False, num_frames: int | None = None
+) -> None:
+    """Raise InputError unless the checkpoint accepts this combination of images and control.
+
+    Args:
+        num_frames: of the video; None leaves out whether a last image has a frame of its own.
+    """
     if control and not checkpoint.control_layers:
         raise InputError(
             "control: expected none for this checkpoint, got files; leave video, mask and references out, or choose a "
@@ -96,6 +102,11 @@ def check_images(checkpoint: CheckpointInfo, *, image: bool, last_image: bool, c
         )
     if last_image and not image:
         raise InputError("last_image: expected a first image too, got none; set --image, or image in the config")
+    if last_image and num_frames == 1:
+        raise InputError(
+            "last_image: expected none for a video of one frame, which is the first image's, got one; leave it out, or "
+            "set sampling.num_frames"
+        )
     for name, takes, given in (("image", checkpoint.image, image), ("last_image", checkpoint.last_image, last_image)):
         option = f"--{name.replace('_', '-')}"
         if given and takes == "none":
@@ -115,6 +126,7 @@ def check_inputs(checkpoint: CheckpointInfo, config: RunConfig) -> None:
         image=config.image is not None,
         last_image=config.last_image is not None,
         control=bool(config.control.files),
+        num_frames=config.sampling.num_frames,
     )
 
 

@@ -21,7 +21,7 @@ from tiny_wan_i2v import KINDS, image
 from s2video.errors import InputError
 from s2video.models.checkpoint import Checkpoint
 from s2video.models.images import Images, read_images
-from s2video.models.limits import check_images, check_request
+from s2video.models.limits import check_images, check_inputs, check_request
 from s2video.records.identity import first_difference
 from s2video.records.sidecar import job_facts
 
@@ -149,6 +149,14 @@ def test_what_checkpoints_take(
     for (first, last), message in refused.items():
         with pytest.raises(InputError, match=message):
             check_images(checkpoint, image=first, last_image=last)
+
+
+def test_a_video_of_one_frame_has_no_place_for_a_last_image(checkpoint_of: Checkpoints) -> None:
+    folder = checkpoint_of("wan-flf2v")
+    config = KINDS["wan-flf2v"].config(folder).patched({"image": "a.png", "last_image": "b.png"})
+    check_inputs(Checkpoint(folder).info, config)
+    with pytest.raises(InputError, match=r"last_image: expected none for a video of one frame"):
+        check_inputs(Checkpoint(folder).info, config.patched({"sampling.num_frames": 1}))
 
 
 @pytest.mark.parametrize("name", KINDS)
