@@ -109,7 +109,7 @@ def run_probe(config: RunConfig, checkpoint: Checkpoint, prompts: list[str], arg
             suggestions = advise(figures)
             show(as_table(figures, suggestions))
             if arguments.json is not None:
-                facts = {"model": config.model.path, "prompts": prompts, "weights": engine.weight_digests()}
+                facts = {"model": config.model.path, "prompts": prompts, "weights": engine.digests.weights()}
                 record = {**facts, "config": config.model_dump(mode="json"), "versions": versions()}
                 write_json(arguments.json, as_json(figures, suggestions, record))
             if arguments.picture is not None:

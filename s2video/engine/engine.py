@@ -7,7 +7,6 @@ step -> latents -> frames
 import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -34,7 +33,7 @@ from ..models.image_encoder import ImageEncoder
 from ..models.images import Images
 from ..models.limits import check_images, check_request
 from ..models.loading import load_conditioners, load_scheduler, load_sound_vae, load_vae
-from ..models.lora import AppliedLora, lora_digests
+from ..models.lora import AppliedLora
 from ..models.noise_levels import noise_levels
 from ..models.prompts import cut_prompts, cut_warning
 from ..models.schedulers import choose_scheduler, set_steps, step_noise
@@ -44,16 +43,15 @@ from ..parallel.attention import attention_kernel
 from ..parallel.collectives import any_rank
 from ..parallel.mesh import Mesh, resolve_device
 from ..parallel.ring import named_backend
-from ..parallel.same_files import value_digests
 from ..records.resume import ResumePoint
 from ..records.sidecar import machine_settings
 from ..sampling.denoiser import Denoiser
 from ..sampling.passes import step_passes
 from ..sampling.sampler import sample
-from ..system import ranks
 from ..system.progress import Progress, Style
 from ..system.shutdown import Termination
 from ..system.terminal import say
+from .digests import Digests
 from .statement import Batch, latents_statement, rank_statement
 
 _OF_SCHEDULER = ("flow_shift", "scheduler", "scheduler_options", "sigmas")
@@ -75,6 +73,7 @@ class Engine:
         termination: handles SIGTERM; while denoising, a request waits for the end of a step.
 
     Attributes:
+        digests: of the files that it was loaded from.
         s2_scales: of the last `sample`, (step, ω of each video) for the steps in which `guidance.s2_push` decided it.
 
     Raises:
@@ -101,12 +100,7 @@ class Engine:
         self._progress: Style = progress if mesh.is_main else "none"
         self._termination = termination or Termination()
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
-        self._lora_digests = lora_digests(config.model.lora)
-        self._digests: Future[dict[str, str]] | None = None
-        if mesh.is_main or ranks.local_rank() == 0:
-            # gigabytes to hash, while the ranks load and compute; for the sidecar, and to compare hosts
-            self._digests = ThreadPoolExecutor(1).submit(self.checkpoint.weight_digests)
-        self._value_digests: dict[str, str] = {}
+        self.digests = Digests(self.checkpoint, config.model.lora, mesh)
         self._said: set[tuple[str, str]] = set()  # shared by copies of this engine, as the one before
         self._decoders: dict[int, FrameDecoder] = {}
         self._load_vae = cache(lambda: load_vae(self.checkpoint, getattr(torch, config.model.vae_dtype), mesh.device))
@@ -273,7 +267,7 @@ class Engine:
             self.config,
             batch,
             images=images,
-            loras=self._lora_digests,
+            loras=self.digests.loras,
             latent_shape=shape,
             scheduler=scheduler,
         )
@@ -281,7 +275,7 @@ class Engine:
             statement
             | rank_statement(
                 self.config,
-                self._agreed_weights(),
+                self.digests.of_values(),
                 self.checkpoint.settings_digests(),
                 machine_settings(self.mesh.device, self.attention_kernel),
             )
@@ -438,32 +432,6 @@ class Engine:
                 if (sentence, texts[cut["field"]]) not in self._said:
                     self._said.add((sentence, texts[cut["field"]]))
                     say(f"warning: {sentence}")
-
-    def weight_digests(self) -> dict[str, str]:
-        """Return SHA-256 of the weight files, and of LoRAs. Main rank only."""
-        assert self._digests is not None, "the main rank computes digests"
-        return self._digests.result() | self._lora_digests
-
-    def _agreed_weights(self) -> dict[str, str]:
-        """Texts by which ranks compare the values of their weights, by file; once for all jobs of these models."""
-        if not self._value_digests:
-            files = {file.name: file for file in self.checkpoint.weights()}
-
-            def digest(name: str) -> str:
-                return files[name].sha256 if self._digests is None else self._digests.result()[name]
-
-            self.mesh.watch.report("comparing weights")
-            self._value_digests |= value_digests(
-                {name: (file.path, file.identity) for name, file in files.items()}, digest, self.mesh.world
-            )
-        return self._value_digests
-
-    def denoising_files(self) -> dict[str, str]:
-        """Return SHA-256 of the weights, LoRAs and settings files that decide the latents. Main rank only."""
-        digests = self.weight_digests() | self.checkpoint.settings_digests()
-        if self.checkpoint.info.encodes_pictures:
-            return digests
-        return {name: digest for name, digest in digests.items() if not name.startswith(("vae/", "audio_vae/"))}
 
     def mask_schedule(self, seeds: Sequence[int], mask_seed: int | None = None) -> MaskSchedule:
         """Return the masks that `sample` draws for a batch with these seeds. Raises InputError as `sample` does."""

@@ -63,7 +63,7 @@ class Denoised:
         return self.facts | run_facts(
             self.latents,
             self.engine.mesh,
-            weights=self.engine.weight_digests(),
+            weights=self.engine.digests.weights(),
             attention=self.engine.attention_kernel,
             s2_scales=[(step, scales[0]) for step, scales in self.engine.s2_scales],
             timings=timings,
@@ -117,7 +117,7 @@ def denoise(
         resume_point = ResumePoint(
             files.resume_point,
             mesh,
-            engine.denoising_files,
+            engine.digests.of_denoising,
             every_seconds=job.checkpoint.every_seconds,
             resume=resume,
             afresh_if_damaged=afresh_if_damaged,
@@ -256,7 +256,7 @@ def _is_made(engine: Engine, files: OutputPaths, facts: dict[str, Any]) -> bool:
     """Whether the job's files are there, unchanged, and of this very job; the main rank knows, and says why not."""
     if not engine.mesh.is_main or not (files.video.exists() or files.sidecar.exists()):
         return False
-    wanted = facts | {"weights": engine.weight_digests()}
+    wanted = facts | {"weights": engine.digests.weights()}
     with_latents = engine.config.output.keep_latents
     reason = why_not_made(files.sidecar, wanted, with_latents=with_latents, copies=files.copies)
     if reason is not None:

@@ -215,7 +215,7 @@ def _decoding_changes(sidecar: Sidecar, remade: Remade) -> bool:
 
 def _other_model(engine: Engine, sidecar: Sidecar) -> str | None:
     """Why the loaded models, or the masks that they get, are not those of the sidecar; None if they are."""
-    here, recorded = engine.weight_digests(), dict(sidecar.weights)
+    here, recorded = engine.digests.weights(), dict(sidecar.weights)
     if sidecar.model_files:
         here, recorded = here | engine.checkpoint.settings_digests(), recorded | sidecar.model_files
     different = sorted(name for name in here.keys() | recorded.keys() if here.get(name) != recorded.get(name))

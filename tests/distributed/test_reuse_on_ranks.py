@@ -69,9 +69,9 @@ def resumed(mesh: Mesh | None, config: RunConfig, step: int, path: Path) -> tupl
     is_last = mesh is None or mesh.world.rank == mesh.world.size - 1
     first = Engine(config, mesh, progress="none", termination=TermAtStep(step) if is_last else None)
     with pytest.raises(StoppedError):
-        first.sample([PROMPT], [3], resume_point=ResumePoint(path, first.mesh, first.denoising_files))
+        first.sample([PROMPT], [3], resume_point=ResumePoint(path, first.mesh, first.digests.of_denoising))
     second = Engine(config, mesh, progress="none")
-    point = ResumePoint(path, second.mesh, second.denoising_files, resume=True)
+    point = ResumePoint(path, second.mesh, second.digests.of_denoising, resume=True)
     latents = second.sample([PROMPT], [3], resume_point=point)
     assert point.first_step == step
     return latents, second.s2_scales

@@ -104,7 +104,7 @@ class TermAtOnce(Termination):
 def test_what_is_taken_up_is_not_mixed_with_the_image_again(engine: Engine, tmp_path: Path) -> None:
     def point(engine: Engine, *, resume: bool) -> ResumePoint:
         path = tmp_path / "x.checkpoint"
-        return ResumePoint(path, engine.mesh, engine.denoising_files, every_seconds=None, resume=resume)
+        return ResumePoint(path, engine.mesh, engine.digests.of_denoising, every_seconds=None, resume=resume)
 
     stopped = Engine(engine.config, termination=TermAtOnce())
     with pytest.raises(StoppedError, match="after step 1 of 4"):

@@ -161,7 +161,7 @@ def test_an_interrupted_run_continues_with_its_references(folder: Path, tmp_path
 
     def run(control: Control | None, stop_after: int = 99, **resume: bool) -> torch.Tensor:
         engine = Engine(config)
-        point = ResumePoint(tmp_path / "x.safetensors", engine.mesh, engine.denoising_files, **resume)
+        point = ResumePoint(tmp_path / "x.safetensors", engine.mesh, engine.digests.of_denoising, **resume)
         on_step: Callable[[int, int], object] = lambda done, total: done < stop_after  # noqa: E731
         return engine.sample([PROMPT], [3], images=control, resume_point=point, on_step=on_step)
 
