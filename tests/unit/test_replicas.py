@@ -241,7 +241,7 @@ def test_the_exit_code_names_the_signal(
 
     def stopped(arguments: object) -> int:
         if is_batch:
-            batch_commands._stopped(store_of(tmp_path, "a"), number)
+            batch_commands._check_end(store_of(tmp_path, "a"), number)
         with Termination().handled() as termination, termination.deferred():
             os.kill(os.getpid(), number)
             raise StoppedError("stopped on request after step 1 of 2")
