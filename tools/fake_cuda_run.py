@@ -1,14 +1,14 @@
 """Run every published model, whole, on a pretended GPU, and compare the most bytes of its tensors with the plan.
 
-    python tools/fake_cuda_run.py --json tools/results/fake-cuda.jsonl               # takes up to an hour
+    python tools/fake_cuda_run.py --json tools/results/fake-cuda.jsonl               # takes 40 minutes
     python tools/fake_cuda_run.py --show tools/results/fake-cuda.jsonl               # the table of docs/evidence/gpu.md
     python tools/fake_cuda_run.py --models wan2.1-t2v-1.3b-480p --blocks 2           # takes a minute
     python tools/fake_cuda_run.py --bench --quick --json FILE.jsonl                  # tools/bench.py --device cuda
 
 For each model, guided S² steps at full depth in the sampler's loop (two on one rank, one on each of four meshes of
-eight), with whole, sharded and streamed weights; and the decoding of a whole video, serial and on eight ranks. Needs no
-GPU and no weights. Every case is written at once; a second call with the same file runs only the cases that are
-missing.
+eight, two where two experts are sharded), with whole, sharded and streamed weights; and the decoding of a whole video,
+serial and on eight ranks. Needs no GPU and no weights. Every case is written at once; a second call with the same file
+runs only the cases that are missing.
 """
 
 import argparse
@@ -51,8 +51,12 @@ class Case(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """Steps of a scheduler that keeps earlier predictions are alike on all meshes: one rank runs two."""
-        return 2 if self.degrees.world_size == 1 else 1
+        """Steps of a scheduler that keeps earlier predictions are alike on all meshes: one rank runs two.
+
+        Of two sharded experts, each gets its buffers of whole blocks in its own turn, which is the second step.
+        """
+        takes_turns = self.weights == "fsdp" and FakeCheckpoint(self.model).info.boundary_ratio is not None
+        return 2 if self.degrees.world_size == 1 or takes_turns else 1
 
     @property
     def key(self) -> str:
