@@ -6,7 +6,7 @@
     python tools/fake_cuda_run.py --bench --quick --json FILE.jsonl                  # tools/bench.py --device cuda
 
 For each model, guided S² steps at full depth in the sampler's loop (two on one rank, one on each of four meshes of
-eight, two where two experts are sharded), with whole, sharded and streamed weights; and the decoding of a whole video,
+eight), with whole, sharded and streamed weights; and the decoding of a whole video,
 serial and on eight ranks. Needs no GPU and no weights. Every case is written at once; a second call with the same file
 runs only the cases that are missing.
 """
@@ -51,12 +51,8 @@ class Case(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """Steps of a scheduler that keeps earlier predictions are alike on all meshes: one rank runs two.
-
-        Of two sharded experts, each gets its buffers of whole blocks in its own turn, which is the second step.
-        """
-        takes_turns = self.weights == "fsdp" and FakeCheckpoint(self.model).info.boundary_ratio is not None
-        return 2 if self.degrees.world_size == 1 or takes_turns else 1
+        """Steps of a scheduler that keeps earlier predictions are alike on all meshes: one rank runs two."""
+        return 2 if self.degrees.world_size == 1 else 1
 
     @property
     def key(self) -> str:

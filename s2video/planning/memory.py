@@ -52,12 +52,18 @@ def memory_of(degrees: Degrees, step: Step) -> Memory:
 
 
 def weight_bytes(degrees: Degrees, step: Step) -> float:
-    """Return the bytes of all transformers on one rank. Fetched weights have two whole blocks each at a time."""
+    """Return the bytes of all transformers on one rank.
+
+    Of fetched weights, two blocks are whole at a time: streamed ones in buffers that each transformer has, sharded ones
+    in memory that is freed after a block.
+    """
     root, blocks = step.model.root_parameters() * step.item_bytes, block_weights(step)
     if step.weights == "replicated":
         return step.num_transformers * (root + blocks)
     two = 2 * max(all_parameters(step.model)) * step.item_bytes
-    return step.num_transformers * (root + two + (0 if step.weights == "streamed" else blocks / degrees.world_size))
+    if step.weights == "streamed":
+        return step.num_transformers * (root + two)
+    return step.num_transformers * (root + blocks / degrees.world_size) + two
 
 
 def activation_bytes(degrees: Degrees, step: Step) -> float:
