@@ -93,13 +93,13 @@ def converter_for(class_name: str, config: Mapping[str, Any]) -> Converter | Non
     entry = SINGLE_FILE_LOADABLE_CLASSES.get(class_name)
     if entry is None:
         return None
-    convert: Converter = entry["checkpoint_mapping_fn"]
+    convert: Callable[..., Mapping[str, Tensor]] = entry["checkpoint_mapping_fn"]
     if class_name == "MiniMaxH3Transformer3DModel":
-        return lambda tensors: convert(checkpoint=tensors, config=dict(config))  # type: ignore[call-arg]
+        return lambda tensors: convert(checkpoint=tensors, config=dict(config))
     if class_name != "HunyuanVideoTransformer3DModel":
-        return lambda tensors: convert(checkpoint=tensors)  # type: ignore[call-arg]
+        return lambda tensors: convert(checkpoint=tensors)
     width = int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128))
-    return lambda tensors: convert(checkpoint=split_joined(tensors, width))  # type: ignore[call-arg]
+    return lambda tensors: convert(checkpoint=split_joined(tensors, width))
 
 
 def split_joined(tensors: dict[str, Tensor], width: int) -> dict[str, Tensor]:

@@ -49,9 +49,9 @@ def check_scheduler(sampling: SamplingConfig) -> None:
         check_sigmas(_class_of(sampling))
 
 
-def check_sigmas(kind: type) -> None:
+def check_sigmas(kind: Any) -> None:
     """Raise InputError unless a class of schedulers takes noise levels."""
-    if "sigmas" not in inspect.signature(kind.set_timesteps).parameters:  # type: ignore[attr-defined]
+    if "sigmas" not in inspect.signature(kind.set_timesteps).parameters:
         raise InputError(
             f"sampling.sigmas: expected null for {kind.__name__}, which sets its own noise levels; leave it out, or "
             "set sampling.scheduler to FlowMatchEulerDiscreteScheduler"

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 Attend = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 """(query, key and value of video [B, S_local, H, D], those of text [B, M, H, D] or none) -> [B, S_local + M, H, D]."""
@@ -37,7 +37,7 @@ def attention_of(attend: Attend, video: Sequence[Tensor], text: Sequence[Tensor]
     return attend(video, text)
 
 
-@torch.library.custom_op("s2video::attention", mutates_args=())
+@library.custom_op("s2video::attention", mutates_args=())
 def _attention(video: list[Tensor], text: list[Tensor]) -> Tensor:
     assert _running.attend is not None
     return _running.attend(video, text).contiguous()

@@ -110,8 +110,8 @@ def test_a_run_is_continued_to_the_bit(engine: Engine, made: Path, tmp_path: Pat
     with pytest.raises(StoppedError, match="after step 2 of 3"):
         denoise(engine, job(engine, path), on_step=lambda done, total: done < 2)
     denoised = denoise(engine, job(engine, path), resume=True)
-    assert denoised is not None and denoised.facts["num_steps"] == 3
-    with denoised.claim:  # type: ignore[union-attr]
+    assert denoised is not None and denoised.facts["num_steps"] == 3 and denoised.claim is not None
+    with denoised.claim:
         whole = load_latents(made.with_suffix(".latents.safetensors")).latents
         assert torch.equal(denoised.latents, whole)
 
