@@ -171,8 +171,9 @@ def end_hanging_torchrun() -> None:
     """End torchrun if it does not end by itself, now that this rank fails. Returns at once; does nothing without /proc.
 
     If the host of torchrun's own store is gone without closing its connections, torchrun waits for it without end.
+    Another launcher is left alone: it may have more to do than this run.
     """
-    parent = _parents[-1] if _parents else 0
+    parent = _parents[-1] if _parents and ranks.belongs_to_torchrun() else 0
     if parent == os.getppid() and (age := start_time(parent)) is not None:
         command = [sys.executable, "-I", "-S", "-c", _END_HANGING, str(parent), age, str(_TORCHRUN_LIMIT)]
         with suppress(OSError):

@@ -13,6 +13,11 @@ def launched_by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def belongs_to_torchrun() -> bool:
+    """Return whether it was torchrun, or a program that runs torchrun's agent, and not mpirun, srun or a script."""
+    return launched_by_torchrun() and "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def rank() -> int:
     """Return RANK, this process's number among all ranks; 0 without torchrun."""
     number, count = _number("RANK", 0), world_size()

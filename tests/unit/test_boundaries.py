@@ -223,6 +223,7 @@ def test_a_command_with_that_environment(
 ) -> None:
     for name, value in {**TORCHRUN, "MASTER_PORT": "29500", "LOCAL_RANK": "0", **changes}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("s2video.cli.main.follow_launcher", lambda: None)  # the tests' parent launches no ranks
     assert main(["generate", "--model", "shapes-wan", "--prompt", "p", "--output", str(tmp_path / "v.mp4")]) == 2
     assert f"error: {next(iter(changes))}: expected" in capsys.readouterr().err
 

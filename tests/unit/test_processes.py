@@ -251,3 +251,18 @@ def test_a_torchrun_that_hangs_is_ended_and_no_other_process(
         assert "torchrun did not end within 1 s after its ranks, and was killed" in capfd.readouterr().err
     else:
         assert torchrun.poll() is None
+
+
+@pytest.mark.parametrize(("launched_by", "ends"), [("torchrun", True), ("mpirun", False)])
+def test_only_torchrun_is_ended_for_hanging(launched_by: str, ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever else set RANK may be a cluster's own process, or a shell with more commands to run."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(launcher.subprocess, "Popen", lambda command, **options: started.append(command))
+    monkeypatch.setattr(launcher, "_parents", [os.getppid()])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if launched_by == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "s2video")
+    launcher.end_hanging_torchrun()
+    assert [command[5] for command in started] == ([str(os.getppid())] if ends else [])
