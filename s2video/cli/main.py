@@ -8,6 +8,8 @@ SIGTERM.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import json
 import os
 import signal
@@ -51,6 +53,8 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `argv` is None for the process's own arguments."""
+    # At the end Python looks for cycles among all objects of torch and its libraries, which takes about a second.
+    atexit.register(gc.freeze)
     prepare_streams()
     follow_launcher()
     if not ranks.launched_by_torchrun():

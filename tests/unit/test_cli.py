@@ -227,3 +227,11 @@ def test_the_help_of_every_command_is_whole() -> None:
         assert [action.dest for action in own if not action.help] == [], name
         options = [action.dest for action in parser._optionals._group_actions if action.dest != "help"]
         assert name not in GROUPED or len(options) <= 2, f"{name}: {options}"
+
+
+def test_a_process_ends_without_a_last_search_for_cycles() -> None:
+    """Among the objects of torch, diffusers and transformers it takes a second, and finds nothing that matters."""
+    code = "import atexit, gc; from s2video.cli.main import main; atexit.register(lambda: print(gc.get_freeze_count()))"
+    command = [sys.executable, "-c", f"{code}; main(['models', '--json'])"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(finished.stdout.splitlines()[-1]) > 1000
