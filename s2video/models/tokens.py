@@ -3,6 +3,8 @@
 Independent of the model. Dimension letters as in `base`; p_t, p_h, p_w patch sizes.
 """
 
+import threading
+import weakref
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -29,6 +31,34 @@ def embed_shard(
     tokens = patchify(latents[:, :, first * patch_size[0] : last * patch_size[0]])
     skipped = first * grid.height * grid.width
     return tokens[:, shard.start - skipped : shard.stop - skipped].contiguous()
+
+
+class RotaryTables(threading.local):
+    """A shard's rotary tables, which the branches of a step share. Each thread, which may have a stream, has its own.
+
+    They are kept as long as a context has them, so none are left when latents are decoded.
+    """
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._kept: tuple[weakref.ref[Tensor], ...] = ()
+
+    def of(
+        self, latents: Tensor, shard: Shard, make: Callable[[Tensor], tuple[Tensor, Tensor]], dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the shard's tokens, which are along `dim` of what `make(latents)` returns."""
+        key = tuple(latents.shape[2:]), latents.device, shard
+        cos, sin = (ref() for ref in self._kept) if self._key == key else (None, None)
+        if cos is None or sin is None:
+            cos, sin = (_part(table, shard, dim) for table in make(latents))
+            self._key, self._kept = key, (weakref.ref(cos), weakref.ref(sin))
+        return cos, sin
+
+
+def _part(table: Tensor, shard: Shard, dim: int) -> Tensor:
+    """Return a shard's part of a table, without the rest of it in memory."""
+    part = table.narrow(dim, shard.start, shard.length)
+    return part if shard.length == table.shape[dim] else part.clone()
 
 
 def gather_latents(patches: Tensor, context: BlockContext, patch_size: tuple[int, int, int], order: str) -> Tensor:

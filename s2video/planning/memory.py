@@ -69,8 +69,9 @@ def weight_bytes(degrees: Degrees, step: Step) -> float:
 def activation_bytes(degrees: Degrees, step: Step) -> float:
     """Return the bytes of states, one block's working set, rotary tables, and predictions in float32.
 
-    Every branch has rotary tables of its own, of the whole video. A scheduler of several steps keeps up to four
-    predictions of the latents' size.
+    The branches of a step share the rotary tables of their tokens. (In MiniMax-H3 a table has rows for the text, too,
+    and uncond's is another one if its text is longer or shorter: less than 1 % of the whole.) A scheduler of several
+    steps keeps up to four predictions of the latents' size.
     """
     model, size, text = step.model, step.item_bytes, step.carried_text
     full, merged = layouts(degrees, step)
@@ -78,14 +79,14 @@ def activation_bytes(degrees: Degrees, step: Step) -> float:
     states = passes * own + step.sub.count * (max(merged.tokens) + text)
     if model.hints_at:  # the stream of control and a hint in each pass, and with a branch axis sub's part of a hint
         states += 2 * passes * own + (max(merged.tokens) if degrees.branch == 2 and step.sub.count else 0)
-    contexts = passes
+    turned = max(full.tokens)  # tokens for which there are rotary tables
     modulation = 0.0
     if model.time_per_token:  # 6·D in the blocks and D at the end, for each token; 24 for the block that runs
         modulation = (7 * passes * size + 24) * max(full.tokens)
     if degrees.branch == 2 and step.sub.count:
-        contexts += 1
+        turned += max(merged.tokens)
         modulation += 7 * size * max(merged.tokens) if model.time_per_token else 0.0
-    rotary = 2 * contexts * step.num_tokens * model.head_dim * 4
+    rotary = 2 * turned * model.head_dim * 4
     predictions = (4 + step.kept_predictions) * step.num_tokens * model.patch_channels * 4
     return (states * size + own * _working_set(full, step) + modulation) * model.width + rotary + predictions
 

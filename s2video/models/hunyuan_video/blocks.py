@@ -23,7 +23,7 @@ from ...geometry import LatentShape
 from ...parallel.attention import AttentionPlan, set_backend, sharded_joint_attention
 from ...parallel.attention_op import attention_of, runs_with
 from ..base import BlockContext, Conditioning, TokenState
-from ..tokens import embed_shard, gather_latents, pad_text
+from ..tokens import RotaryTables, embed_shard, gather_latents, pad_text
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -94,6 +94,7 @@ class HunyuanVideoBlockModel:
         set_backend(transformer, attention_backend)
         self.blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
         self._patch_size = (transformer.config.patch_size_t, *[transformer.config.patch_size] * 2)
+        self._rotary = RotaryTables()
         self._attention = ShardedJointAttention(attention_backend)
         for block in self.blocks:
             block.attn.set_processor(self._attention)
@@ -121,14 +122,13 @@ class HunyuanVideoBlockModel:
             # in thousandths and in the model's dtype, as in HunyuanVideoPipeline
             guidance = text.new_full((text.shape[0],), conditioning.guidance) * 1000.0
         time, time_given = model.time_text_embed(timestep, pooled.to(self._dtype), guidance)
-        cos, sin = model.rope(latents)
         grid = LatentShape(*latents.shape[2:]).tokens(self._patch_size)
         num_given = conditioning.given_frames * grid.height * grid.width
         return BlockContext(
             text=model.context_embedder(text, timestep, is_text),
             time=time,
             time_out=time,
-            rotary=(cos[mine.start : mine.stop], sin[mine.start : mine.stop]),
+            rotary=self._rotary.of(latents, mine, model.rope, dim=0),
             attention=plan,
             latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
             text_lengths=lengths,

@@ -46,12 +46,11 @@ class HunyuanVideo15BlockModel(HunyuanVideoBlockModel):
             for i, (length_2, length) in enumerate(zip(lengths_2, lengths, strict=True))
         ]
         time = model.time_embed(timestep)
-        cos, sin = model.rope(latents)
         return BlockContext(
             text=pad_sequence(joined, batch_first=True),
             time=time,
             time_out=time,
-            rotary=(cos[mine.start : mine.stop], sin[mine.start : mine.stop]),
+            rotary=self._rotary.of(latents, mine, model.rope, dim=0),
             attention=plan,
             latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
             text_lengths=tuple(len(tokens) for tokens in joined),

@@ -19,7 +19,7 @@ from ...geometry import LatentShape, Shard
 from ...parallel.attention import AttentionPlan, set_backend, sharded_attention
 from ...parallel.attention_op import attention_of, runs_with
 from ..base import BlockContext, Conditioning, TokenState
-from ..tokens import embed_shard, gather_latents
+from ..tokens import RotaryTables, embed_shard, gather_latents
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -111,6 +111,7 @@ class WanBlockModel:
         self._time_per_token = time_per_token
         self._dtype = transformer.dtype  # stored, because the property searches all modules
         set_backend(transformer, attention_backend)
+        self._rotary = RotaryTables()
         self._attention = ShardedSelfAttention(attention_backend)
         for block in transformer.blocks:
             block.attn1.set_processor(self._attention)
@@ -142,12 +143,11 @@ class WanBlockModel:
                 time_out, time = first_row(time_out), first_row(time)
         if image is not None:
             text = torch.cat((image, text), dim=1)
-        cos, sin = model.rope(latents)
         return BlockContext(
             text=text,
             time=time.unflatten(-1, (6, -1)),
             time_out=time_out,
-            rotary=(cos[:, mine.start : mine.stop], sin[:, mine.start : mine.stop]),
+            rotary=self._rotary.of(latents, mine, model.rope, dim=1),
             attention=plan,
             latent_shape=(latents.shape[2], latents.shape[3], latents.shape[4]),
             control_scales=conditioning.control_scales,
