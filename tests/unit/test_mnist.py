@@ -142,7 +142,7 @@ def test_the_rule_needs_every_seed() -> None:
 
 
 def test_cells_are_twelve_with_known_names() -> None:
-    cells = design.final_cells(1.6, (1.5, 0.05), 0.2)
+    cells = design.final_cells(design.Best(1.6, (1.5, 0.05), 0.2))
     names = [cell.name for cell in cells]
     assert len(set(names)) == 12 and {cell.against for cell in cells} <= {*names, ""}
     assert all(names.index(cell.against) < names.index(cell.name) for cell in cells if cell.against)
@@ -151,6 +151,9 @@ def test_cells_are_twelve_with_known_names() -> None:
     by_name = {cell.name: cell.method for cell in cells}
     more = by_name["best CFG, 22 steps"].passes(12) - by_name["best S²"].passes(12)
     assert 0 <= more < 2  # passes: a step of CFG has two
+    own = design.own_cells(design.Best(1.1, (1.05, 0.1), 0.3))
+    assert {cell.against for cell in own} <= {*names, *(cell.name for cell in own)}
+    assert own[-1].method.passes(12) == pytest.approx(by_name["S² alone"].passes(12))
 
 
 def test_a_run_resumes_and_shows(
@@ -159,14 +162,17 @@ def test_a_run_resumes_and_shows(
     """A whole run at the smallest size; the second call measures nothing again, and the tables are the same."""
     recipe = mnist.NETWORKS["plain"].__class__(Shape(blocks=3, width=16), steps=10)
     monkeypatch.setattr(mnist, "NETWORKS", {"plain": recipe})
+    monkeypatch.setattr(mnist, "OWN", "plain")
     monkeypatch.setattr(mnist, "TRAINING_SEEDS", (0,))
     monkeypatch.setattr(mnist, "FINAL_COUNT", BATCH)
     monkeypatch.setattr(mnist, "SCREENING_COUNT", BATCH)
     monkeypatch.setattr(mnist, "LEAST_ACCURACY", 0.0)
-    monkeypatch.setattr(mnist, "screening", lambda: [Method(), Method(push=0.1)])
-    cells = [cell for cell in design.final_cells(1.0, (1.0, 0.1), 0.1) if cell.on_all]
+    monkeypatch.setattr(mnist, "screening", lambda *_: [Method(), Method(push=0.1)])
+    best = design.Best(1.0, (1.0, 0.1), 0.1)
+    cells = [cell for cell in design.final_cells(best) if cell.on_all]
+    monkeypatch.setattr(mnist, "own_cells", lambda chosen: [_quick(cell) for cell in design.own_cells(chosen)])
     monkeypatch.setattr(mnist, "final_cells", lambda *_: [_quick(cell) for cell in cells])
-    monkeypatch.setattr(mnist, "explored", lambda *_: [_quick(cell) for cell in design.explored((1.0, 0.1), 0.1)[:1]])
+    monkeypatch.setattr(mnist, "explored", lambda *_: [_quick(cell) for cell in design.explored(best)[:1]])
     monkeypatch.setattr(mnist, "train_classifier", lambda train, path: _classifier(train, path))
     work = tmp_path / "work"
     command = ["--work", str(work), "--data", str(digits_folder)]
@@ -181,7 +187,7 @@ def test_a_run_resumes_and_shows(
     assert mnist.main(["--show", str(work / "results.jsonl")]) == 0
     assert capsys.readouterr().out.strip().endswith(printed[printed.index("Classifier:") :].strip())
     kinds = [json.loads(line).get("kind") for line in first.splitlines()]
-    assert kinds == [None, "real", "screening", "screening", "explored", "network", *["final"] * 5]
+    assert kinds == [None, "real", "screening", "screening", "explored", "network", *["final"] * 11]
 
 
 def _quick(cell: design.Cell) -> design.Cell:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .design import LAMBDAS, PUSHES, helps
+from .design import LAMBDAS, OWN, OWN_LAMBDAS, OWN_PUSHES, PUSHES, helps
 
 Record = dict[str, Any]
 
@@ -13,7 +13,8 @@ def report(records: Sequence[Record]) -> str:
     parts = [
         _verdict(records),
         _real(records),
-        _screening(records),
+        _screening(records, "plain", LAMBDAS, PUSHES),
+        _screening(records, OWN, OWN_LAMBDAS, OWN_PUSHES),
         _networks(records),
         *_final(records),
         _explored(records),
@@ -36,15 +37,15 @@ def _real(records: Sequence[Record]) -> str:
     )
 
 
-def _screening(records: Sequence[Record]) -> str:
-    by_cell = {(r["cfg_scale"], r["push"]): r for r in _of(records, "screening")}
+def _screening(records: Sequence[Record], network: str, lambdas: Sequence[float], pushes: Sequence[float]) -> str:
+    by_cell = {(r["cfg_scale"], r["push"]): r for r in _of(records, "screening", network=network)}
     if not by_cell:
         return ""
-    rows = ["| λ | " + " | ".join(f"push {push:g}" for push in PUSHES) + " |", "|" + "---|" * (len(PUSHES) + 1)]
-    for scale in LAMBDAS:
-        cells = [by_cell.get((scale, push)) for push in PUSHES]
+    rows = ["| λ | " + " | ".join(f"push {push:g}" for push in pushes) + " |", "|" + "---|" * (len(pushes) + 1)]
+    for scale in lambdas:
+        cells = [by_cell.get((scale, push)) for push in pushes]
         rows.append(f"| {scale:g} | " + " | ".join(map(_screened, cells)) + " |")
-    return "Screening, 2,000 samples of the plain network of seed 0, Fréchet distance:\n\n" + "\n".join(rows)
+    return f"Screening, 2,000 samples of the {network} network of seed 0, Fréchet distance:\n\n" + "\n".join(rows)
 
 
 def _screened(record: Record | None) -> str:
@@ -103,10 +104,16 @@ def _explored(records: Sequence[Record]) -> str:
     return "Explored, 2,000 samples of the plain network of seed 0:\n\n" + "\n".join(rows)
 
 
+_JUDGED = (
+    *("S² alone", "best S²", "autoguidance alone", "S² alone, other's deviation"),
+    *("own best S²", "own best S² alone", "own best S², other's deviation", "own best CFG, 22 steps", "cond, 27 steps"),
+)
+
+
 def _verdict(records: Sequence[Record]) -> str:
     lines = []
     for name in dict.fromkeys(r["network"] for r in _of(records, "final")):
-        for cell in ("S² alone", "best S²", "autoguidance alone", "S² alone, other's deviation"):
+        for cell in _JUDGED:
             found = _of(records, "final", network=name, name=cell)
             if changes := [tuple(r["change"]) for r in found]:
                 word = "helps" if helps(changes) else "no help shown"
