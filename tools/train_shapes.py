@@ -1,9 +1,10 @@
-"""Train `shapes-wan` from nothing: VAE, latents, text encoder and transformer, export.
+"""Train an embedded model from nothing: VAE, latents, text encoder and transformer, export.
 
-    python tools/train_shapes.py --work runs/shapes-wan
+    python tools/train_shapes.py --design shapes-wan-24 --work runs/shapes-wan-24
 
 Every stage keeps its state in the work folder, so after an interruption the same command resumes. Its logs are
-`vae.jsonl` and `transformer.jsonl`. On two CPU cores the defaults take about two hours.
+`vae.jsonl` and `transformer.jsonl`. shapes/designs.py has the designs, with defaults of what is not given. On two CPU
+cores those of `shapes-wan` take about two hours.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 from shapes.caption_encoder import MAX_SEQUENCE_LENGTH
+from shapes.designs import DESIGNS
 from shapes.export import export
 from shapes.loop import TrainState
 from shapes.train_transformer import (
@@ -37,21 +39,30 @@ from shapes.world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--work", type=Path, default=Path("runs/shapes-wan"), help="checkpoints and logs")
-    add("--output", type=Path, default=Path("runs/shapes-wan/model"), help="the pipeline folder")
+    add("--design", choices=DESIGNS, default="shapes-wan", help="the model")
+    add("--work", type=Path, help="checkpoints and logs (default: runs/DESIGN)")
+    add("--output", type=Path, help="the pipeline folder (default: model in the work folder)")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, default=os.cpu_count(), help="CPU threads")
-    add("--init", type=Path, help="a shapes-wan folder: keep its VAE, train its other parts further")
-    add("--vae-steps", type=int, default=2200)
+    add("--init", type=Path, help="a folder of the same design: keep its VAE, train its other parts further")
+    add("--vae-steps", type=int)
     add("--vae-learning-rate", type=float, default=1.5e-3)
-    add("--clips", type=int, default=12000, help="clips whose latents the transformer is trained on")
-    add("--family-clips", type=int, default=12000, help="clips in families that differ in one attribute")
-    add("--word-steps", type=int, default=2500, help="steps of the text encoder alone, before")
-    add("--steps", type=int, default=4900, help="steps of text encoder and transformer")
+    add("--clips", type=int, help="clips whose latents the transformer is trained on")
+    add("--family-clips", type=int, help="clips in families that differ in one attribute")
+    add("--word-steps", type=int, help="steps of the text encoder alone, before")
+    add("--steps", type=int, help="steps of text encoder and transformer")
     add("--batch-size", type=int, default=32)
     add("--learning-rate", type=float, default=1.3e-3)
-    return parser.parse_args()
+    add("--compile", action="store_true", help="compile the transformer's blocks (needs a C++ compiler)")
+    args = parser.parse_args()
+    design = DESIGNS[args.design]
+    for name in ("vae_steps", "clips", "family_clips", "word_steps", "steps"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(design, name))
+    args.work = args.work or Path("runs") / design.name
+    args.output = args.output or args.work / "model"
+    return args
 
 
 def main() -> None:
@@ -64,7 +75,9 @@ def main() -> None:
         normalization = Normalization(torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std))
     else:
         normalization = Normalization(*(f(data.latents.float(), dim=(0, 2, 3, 4)) for f in (torch.mean, torch.std)))
+    design = DESIGNS[args.design]
     recipe = Recipe(
+        design=design,
         seed=args.seed,
         word_steps=args.word_steps,
         num_steps=args.steps,
@@ -72,10 +85,11 @@ def main() -> None:
         learning_rate=args.learning_rate,
         device=args.device,
         init=args.init,
+        compiles=args.compile,
     )
     models, state = train_transformer(data, normalization, args.work, recipe)
     card = make_card(args, [vae_stage, _transformer_stage(args, len(data.latents), state)])
-    export(vae, models, normalization.mean, normalization.std, args.output, card=card)
+    export(design, vae, models, normalization.mean, normalization.std, args.output, card=card)
     print(args.output)
 
 
@@ -85,7 +99,12 @@ def make_vae(args: argparse.Namespace) -> tuple[AutoencoderKLWan, str]:
         vae = AutoencoderKLWan.from_pretrained(args.init, subfolder="vae", dtype=torch.float32).to(args.device)
         return vae, f"| 0 | what `{args.init}` was when this began: its VAE, and the start of the rest | | | |"
     vae, state = train_vae(
-        args.work, seed=args.seed, num_steps=args.vae_steps, learning_rate=args.vae_learning_rate, device=args.device
+        DESIGNS[args.design],
+        args.work,
+        seed=args.seed,
+        num_steps=args.vae_steps,
+        learning_rate=args.vae_learning_rate,
+        device=args.device,
     )
     return vae, (
         f"| 1 | VAE on crops of 5 to 17 frames | {state.step} x 3 to 16 | {_losses(state.losses)} "
@@ -134,6 +153,7 @@ def _transformer_stage(args: argparse.Namespace, num_clips: int, state: TrainSta
 def _recipe(args: argparse.Namespace) -> list[str]:
     """The arguments that decide the weights."""
     names = (
+        "design",
         *(("init",) if args.init else ()),
         "seed",
         "vae_steps",

@@ -1,4 +1,4 @@
-"""Tests of training shapes-wan: targets of the heads against the renderer, and steps from the packaged weights."""
+"""Tests of training embedded models: targets of the heads against the renderer, and steps from the packaged weights."""
 
 import random
 import sys
@@ -8,6 +8,7 @@ import pytest
 import torch
 import train_shapes
 from diffusers import WanPipeline
+from shapes.designs import DESIGNS
 from shapes.heads import IGNORED, PATCH_FRAMES, PATCH_PIXELS, VALUES, PlaceHeads, WordHeads, patch_owners, phrase_labels
 from shapes.world import BACKGROUNDS, COLORS, Scene, Thing, caption, render, sample_scene
 from torch import Tensor
@@ -123,3 +124,17 @@ def test_a_few_steps_from_the_shipped_weights_make_a_pipeline(tmp_path: Path, mo
     assert not any("heads" in name for name in state), "the heads are of training alone"
     before = WanPipeline.from_pretrained(find_checkpoint("shapes-wan")).text_encoder.state_dict()
     assert any(not torch.equal(state[name], before[name]) for name in state)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_new_design_is_trained_from_nothing_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--design", "shapes-wan-24", "--work", str(tmp_path), "--clips", "4", "--family-clips", "4"]
+    arguments += ["--vae-steps", "2", "--word-steps", "2", "--steps", "2", "--batch-size", "4"]
+    monkeypatch.setattr(sys, "argv", ["train_shapes.py", *arguments, "--threads", "1", "--device", "cpu"])
+    train_shapes.main()
+    pipeline = WanPipeline.from_pretrained(tmp_path / "model")
+    config, design = pipeline.transformer.config, DESIGNS["shapes-wan-24"]
+    assert (config.num_layers, config.ffn_dim, pipeline.vae.config.decoder_base_dim) == (24, 256, 28)
+    assert sum(file.stat().st_size for file in (tmp_path / "model").rglob("*.safetensors")) <= design.max_bytes
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "# shapes-wan-24" in card and "--design shapes-wan-24" in card and "64x64 pixels, 17 frames" in card

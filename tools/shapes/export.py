@@ -1,4 +1,4 @@
-"""Last stage of `shapes-wan`: a diffusers Wan pipeline folder in float16, with a model card."""
+"""Last stage of an embedded model: a diffusers Wan pipeline folder in float16, with a model card."""
 
 import shutil
 from pathlib import Path
@@ -9,11 +9,11 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 from torch import Tensor, nn
 
 from .caption_encoder import build_tokenizer
-from .train_vae import VAE_CONFIG
+from .designs import Design
+from .train_vae import build_vae
 from .world import HELD_OUT
 
 FLOW_SHIFT = 3.0
-MAX_BYTES = 16_000_000
 
 _CARD = """---
 license: apache-2.0
@@ -21,7 +21,7 @@ library_name: diffusers
 pipeline_tag: text-to-video
 ---
 
-# shapes-wan
+# {name}
 
 A small text-to-video model of the Wan architecture, trained from scratch on procedurally rendered clips of one or two
 moving shapes (64x64 pixels, 17 frames). It is what `s2video` runs where no large checkpoint is at hand, and
@@ -55,14 +55,21 @@ The time of a stage is what its process took, on a machine that did other work a
 
 
 def export(
-    vae: AutoencoderKLWan, models: nn.ModuleDict, mean: Tensor, std: Tensor, folder: Path, *, card: dict[str, Any]
+    design: Design,
+    vae: AutoencoderKLWan,
+    models: nn.ModuleDict,
+    mean: Tensor,
+    std: Tensor,
+    folder: Path,
+    *,
+    card: dict[str, Any],
 ) -> None:
     """Write the pipeline to `folder` (replaced whole), and the card beside the weights.
 
     Raises:
-        RuntimeError: where the weights take more than MAX_BYTES; the older folder stays.
+        RuntimeError: where the weights take more than the design allows; the older folder stays.
     """
-    shipped = AutoencoderKLWan(**VAE_CONFIG, latents_mean=mean.tolist(), latents_std=std.tolist())
+    shipped = build_vae(design, latents_mean=mean.tolist(), latents_std=std.tolist())
     shipped.load_state_dict(vae.state_dict())
     components = {
         "text_encoder": models["text_encoder"],
@@ -81,12 +88,13 @@ def export(
     components["transformer"].register_to_config(_name_or_path="")  # or a folder of this machine would be shipped
     pipeline.save_pretrained(temporary, safe_serialization=True)
     size = sum(file.stat().st_size for file in temporary.rglob("*.safetensors"))
-    if size > MAX_BYTES:
-        raise RuntimeError(f"{temporary}: weights of {size} bytes, at most {MAX_BYTES} may ship")
+    if size > design.max_bytes:
+        raise RuntimeError(f"{temporary}: weights of {size} bytes, at most {design.max_bytes} may ship")
     counts = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in components.items()}
     held_out = "\n".join(f"- {color} {shape} moving {direction}" for color, shape, direction in sorted(HELD_OUT))
     text = _CARD.format(
         **card,
+        name=design.name,
         held_out=held_out,
         num_held_out=len(HELD_OUT),
         sizes=", ".join(f"{name} {count:.2f} M parameters" for name, count in counts.items()),

@@ -1,4 +1,4 @@
-"""Stage 1 of `shapes-wan`: the video autoencoder, in the residual, patch-size-2 form of Wan 2.2.
+"""Stage 1 of an embedded model: the video autoencoder, in the residual, patch-size-2 form of Wan 2.2.
 
 Trained on random crops, then on longer and larger clips, so that neither the last frames nor the borders drift.
 
@@ -15,11 +15,11 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
+from .designs import Curriculum, Design
 from .loop import TrainState, autocast, train
 from .world import render, sample_scene
 
 VAE_CONFIG = dict(
-    base_dim=32,
     z_dim=16,
     dim_mult=[1, 2, 2],
     num_res_blocks=1,
@@ -33,9 +33,11 @@ VAE_CONFIG = dict(
 )
 
 KL_WEIGHT = 1e-4
-EDGE_WEIGHT = 4.0  # outlines are few pixels, and all that tells a small circle from a small square
-# (share of training until which this holds, clips, frames, side): pixels a step stay about the same
-CURRICULUM = ((0.70, 16, (5, 9), 32), (0.85, 6, (13, 17), 48), (1.0, 3, (17,), 64))
+
+
+def build_vae(design: Design, **statistics: list[float]) -> AutoencoderKLWan:
+    """Return a VAE with random weights. `statistics`: mean and deviation of its latents per channel, if known."""
+    return AutoencoderKLWan(**VAE_CONFIG, **design.vae, **statistics)
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
@@ -52,12 +54,12 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     return unpatchify(torch.cat(chunks, 2), patch_size=vae.config.patch_size)
 
 
-def batches(seed: int, start: int, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(seed: int, start: int, num_steps: int, curriculum: Curriculum) -> Iterator[tuple[Tensor, Tensor]]:
     """Crops and their coverage; a pure function of (seed, step), so that a resumed run sees what it would have."""
     for step in range(start, num_steps):
         rng = random.Random(f"{seed}-vae-{step}")
         progress = step / num_steps
-        _, clips, lengths, side = next(row for row in CURRICULUM if progress < row[0])
+        _, clips, lengths, side = next(row for row in curriculum if progress < row[0])
         length = rng.choice(lengths)
         scenes = [sample_scene(rng, num_things=rng.choice((1, 2))) for _ in range(clips)]
         video, coverage = render(scenes)
@@ -72,19 +74,19 @@ def batches(seed: int, start: int, num_steps: int) -> Iterator[tuple[Tensor, Ten
         yield torch.stack([v for v, _ in crops]), torch.stack([c for _, c in crops])
 
 
-def edge_weights(coverage: Tensor) -> Tensor:
-    """1 away from outlines, 1 + EDGE_WEIGHT within two pixels of one."""
+def edge_weights(coverage: Tensor, weight: float) -> Tensor:
+    """1 away from outlines, 1 + `weight` within two pixels of one."""
     size, pad = (1, 5, 5), (0, 2, 2)
     spread = F.max_pool3d(coverage, size, 1, pad) + F.max_pool3d(-coverage, size, 1, pad)
-    return 1 + EDGE_WEIGHT * spread
+    return 1 + weight * spread
 
 
 def train_vae(
-    work: Path, *, seed: int, num_steps: int, learning_rate: float, device: str
+    design: Design, work: Path, *, seed: int, num_steps: int, learning_rate: float, device: str
 ) -> tuple[AutoencoderKLWan, TrainState]:
     """The autoencoder, trained or resumed, and the state of its training."""
     torch.manual_seed(seed)
-    vae = AutoencoderKLWan(**VAE_CONFIG).to(device)
+    vae = build_vae(design).to(device)
     state = TrainState.create(vae, work / "vae.pt", num_steps=num_steps, learning_rate=learning_rate, weight_decay=0.0)
 
     def loss(batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
@@ -97,10 +99,11 @@ def train_vae(
             output = decode_unclamped(vae, latents).float()
         error = output - video
         squared = error.square()
-        reconstruction = (edge_weights(coverage) * (squared + 0.1 * error.abs())).mean()
+        weights = edge_weights(coverage, design.edge_weight)
+        reconstruction = (weights * (squared + design.absolute_weight * error.abs())).mean()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return reconstruction + KL_WEIGHT * kl, {"mse": squared.mean().item(), "kl": kl.item()}
 
-    train(state, batches(seed, state.step, num_steps), loss, name="vae")
+    train(state, batches(seed, state.step, num_steps, design.curriculum), loss, name="vae")
     return vae.eval(), state
