@@ -32,7 +32,7 @@ from shapes.train_transformer import (
     training_families,
     training_scene,
 )
-from shapes.train_vae import train_vae
+from shapes.train_vae import reconstruction_errors, train_vae
 from shapes.world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES
 
 
@@ -106,9 +106,10 @@ def make_vae(args: argparse.Namespace) -> tuple[AutoencoderKLWan, str]:
         learning_rate=args.vae_learning_rate,
         device=args.device,
     )
+    errors = _losses(reconstruction_errors(vae, seed=args.seed))
     return vae, (
-        f"| 1 | VAE on crops of 5 to 17 frames | {state.step} x 3 to 16 | {_losses(state.losses)} "
-        f"| {state.seconds / 60:.0f} min |"
+        f"| 1 | VAE on crops of 5 to 17 frames | {state.step} x 3 to 16 | {_losses(state.losses)}; mean error, of 2 "
+        f"from black to white: {errors} | {state.seconds / 60:.0f} min |"
     )
 
 
