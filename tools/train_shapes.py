@@ -8,6 +8,7 @@ cores those of `shapes-wan` take about two hours.
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 from shapes.caption_encoder import MAX_SEQUENCE_LENGTH
-from shapes.designs import DESIGNS
+from shapes.designs import DESIGNS, Design
 from shapes.export import export
 from shapes.loop import TrainState
 from shapes.train_transformer import (
@@ -60,9 +61,24 @@ def parse() -> argparse.Namespace:
     for name in ("vae_steps", "clips", "family_clips", "word_steps", "steps"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(design, name))
+    if args.init and (problem := _unlike(design, args.init)):
+        parser.error(f"--init: {problem}")
     args.work = args.work or Path("runs") / design.name
     args.output = args.output or args.work / "model"
     return args
+
+
+def _unlike(design: Design, folder: Path) -> str | None:
+    """Return why the model in a folder is none of this design; None if it is one."""
+    try:
+        for part, expected in (("transformer", design.transformer), ("vae", design.vae)):
+            config = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+            for name, value in expected.items():
+                if config.get(name) != value:
+                    return f"expected a {design.name}, with {name} {value} in its {part}, got {config.get(name)}"
+    except (OSError, ValueError) as error:
+        return f"expected the folder of a {design.name}, got {folder} ({error})"
+    return None
 
 
 def main() -> None:

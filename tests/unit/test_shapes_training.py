@@ -148,3 +148,16 @@ def test_errors_of_a_vae_are_told_by_place() -> None:
     vae = AutoencoderKLWan.from_pretrained(find_checkpoint("shapes-wan"), subfolder="vae", dtype=torch.float32)
     found = reconstruction_errors(vae, seed=0, count=2)
     assert 0.03 < found["edges"] < 0.2 and found["background"] < found["inside"] < found["edges"]
+
+
+@pytest.mark.parametrize("init", ["shapes-wan", "missing"])
+def test_a_start_of_another_design_is_refused(
+    init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = find_checkpoint("shapes-wan") if init == "shapes-wan" else tmp_path / init
+    arguments = ["--design", "shapes-wan-24", "--init", str(folder), "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(sys, "argv", ["train_shapes.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        train_shapes.main()
+    assert stopped.value.code == 2 and "--init: expected" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()

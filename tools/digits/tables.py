@@ -6,6 +6,7 @@ from typing import Any
 from .design import LAMBDAS, OWN, OWN_LAMBDAS, OWN_PUSHES, PUSHES, helps
 
 Record = dict[str, Any]
+_NUMBERS = ("cfg", "deviation", "between_masks", "with_uncond", "common")  # of a network
 
 
 def report(records: Sequence[Record]) -> str:
@@ -16,6 +17,7 @@ def report(records: Sequence[Record]) -> str:
         _screening(records, "plain", LAMBDAS, PUSHES),
         _screening(records, OWN, OWN_LAMBDAS, OWN_PUSHES),
         _networks(records),
+        _foretelling(records),
         *_final(records),
         _explored(records),
     ]
@@ -58,10 +60,31 @@ def _networks(records: Sequence[Record]) -> str:
     found = _of(records, "network")
     if not found:
         return ""
-    columns = ("cfg", "deviation", "between_masks", "with_uncond", "common")
-    rows = ["| network | seed | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 2)]
-    rows += [f"| {r['network']} | {r['seed']} | " + " | ".join(f"{r[c]:.3f}" for c in columns) + " |" for r in found]
+    rows = ["| network | seed | " + " | ".join(_NUMBERS) + " |", "|" + "---|" * (len(_NUMBERS) + 2)]
+    rows += [f"| {r['network']} | {r['seed']} | " + " | ".join(f"{r[c]:.3f}" for c in _NUMBERS) + " |" for r in found]
     return "Numbers of the networks:\n\n" + "\n".join(rows)
+
+
+def _foretelling(records: Sequence[Record]) -> str:
+    """Return how the change by S² alone goes with the networks' numbers, and with cond's own distance."""
+    changes = {(r["network"], r["seed"]): r["change"][0] for r in _of(records, "final", name="S² alone")}
+    distances = {(r["network"], r["seed"]): r["frechet"] for r in _of(records, "final", name="cond")}
+    networks = {(r["network"], r["seed"]): r for r in _of(records, "network")}
+    keys = [key for key in changes if key in distances and key in networks]
+    if len(keys) < 3:
+        return ""
+    columns = {"cond's own distance": [distances[key] for key in keys]}
+    columns |= {name: [networks[key][name] for key in keys] for name in _NUMBERS}
+    theirs = [changes[key] for key in keys]
+    found = ", ".join(f"{name} {_rank_correlation(values, theirs)}" for name, values in columns.items())
+    return f"Rank correlation (Spearman) with the change by S² alone, over {len(keys)} networks: {found}."
+
+
+def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:
+    from scipy import stats
+
+    found = stats.spearmanr(a, b)
+    return f"{found.statistic:+.2f} (p = {found.pvalue:.1g})"
 
 
 def _final(records: Sequence[Record]) -> list[str]:

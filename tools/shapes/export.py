@@ -24,8 +24,8 @@ pipeline_tag: text-to-video
 # {name}
 
 A small text-to-video model of the Wan architecture, trained from scratch on procedurally rendered clips of one or two
-moving shapes (64x64 pixels, 17 frames). It is what `s2video` runs where no large checkpoint is at hand, and
-`diffusers.WanPipeline.from_pretrained` loads this folder as it is.
+moving shapes (64x64 pixels, 17 frames). `s2video` runs it, and `diffusers.WanPipeline.from_pretrained` loads this
+folder as it is.
 
 Captions read "a small red circle moving left and a large blue square moving up on a gray background":
 

@@ -190,10 +190,8 @@ class Normalization:
 def build_models(recipe: Recipe) -> nn.ModuleDict:
     """Return text encoder and transformer, from random weights or from `recipe.init`, and the heads of training."""
     torch.manual_seed(recipe.seed)
-    transformer, text_encoder = (
-        WanTransformer3DModel(**TRANSFORMER_CONFIG, **recipe.design.transformer),
-        build_text_encoder(),
-    )
+    transformer = WanTransformer3DModel(**TRANSFORMER_CONFIG, **recipe.design.transformer)
+    text_encoder = build_text_encoder()
     if recipe.init is not None:
         transformer = WanTransformer3DModel.from_pretrained(recipe.init, subfolder="transformer", dtype=torch.float32)
         text_encoder = UMT5EncoderModel.from_pretrained(recipe.init, subfolder="text_encoder", dtype=torch.float32)
