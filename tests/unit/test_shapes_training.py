@@ -10,6 +10,8 @@ import train_shapes
 from diffusers import AutoencoderKLWan, WanPipeline
 from shapes.designs import DESIGNS
 from shapes.heads import IGNORED, PATCH_FRAMES, PATCH_PIXELS, VALUES, PlaceHeads, WordHeads, patch_owners, phrase_labels
+from shapes.muon import BatchedMuon
+from shapes.train_transformer import _attention
 from shapes.train_vae import reconstruction_errors
 from shapes.world import BACKGROUNDS, COLORS, Scene, Thing, caption, render, sample_scene
 from torch import Tensor
@@ -140,6 +142,33 @@ def test_a_new_design_is_trained_from_nothing_and_fits(tmp_path: Path, monkeypat
     card = (tmp_path / "model" / "README.md").read_text()
     assert "mean error, of 2 from black to white: edges " in card
     assert "# shapes-wan-24" in card and "--design shapes-wan-24" in card and "64x64 pixels, 17 frames" in card
+
+
+def test_muon_in_batches_is_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((24, 24), (24, 64), (64, 24), (24, 24))
+    first = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    second = [torch.nn.Parameter(parameter.detach().clone()) for parameter in first]
+    theirs = torch.optim.Muon(first, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    ours = BatchedMuon(second, lr=0.01, weight_decay=0.1)
+    for _ in range(5):
+        for one, other in zip(first, second, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        theirs.step()
+        ours.step()
+    for one, other in zip(first, second, strict=True):
+        # an update is 0.01 * 0.2 in the mean, in bfloat16, which a kernel for batches may round otherwise
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
+    assert ours.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
+
+
+def test_attention_in_products_is_torchs() -> None:
+    query, key, value = torch.randn(3, 2, 4, 80, 24, generator=torch.Generator().manual_seed(0)).unbind()
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(_attention(query, key, value, attn_mask=None, is_causal=False), expected)
+    with pytest.raises(ValueError, match="no mask"):
+        _attention(query, key, value, is_causal=True)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The training loop that all stages of `shapes-wan` share: one-cycle AdamW or Muon, EMA, checkpoints, log."""
+"""The training loop that all stages of an embedded model share: one-cycle AdamW or Muon, EMA, checkpoints, log."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from .muon import BatchedMuon
 
 CHECKPOINT_SECONDS = 120.0
 LOG_EVERY = 20
@@ -63,11 +65,7 @@ class TrainState:
             torch.optim.AdamW(groups[False], lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
         ]
         if groups[True]:
-            optimizers.append(
-                torch.optim.Muon(
-                    groups[True], lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-                )
-            )
+            optimizers.append(BatchedMuon(groups[True], lr=learning_rate, weight_decay=weight_decay))
         state = cls(model, optimizers, path, num_steps, learning_rate, ema_decay)
         if path.exists():
             saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
