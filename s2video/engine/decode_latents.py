@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -21,8 +20,6 @@ from ..config.output import CopyConfig
 from ..config.run import RunConfig, build_config
 from ..config.sections import FILE_SETTINGS
 from ..config.text import describe_problems
-from ..decoding.decoder import FrameDecoder
-from ..decoding.sound import decode_sound, split_sound
 from ..errors import InputError
 from ..geometry import LatentShape
 from ..media.checks import check_spec
@@ -34,7 +31,6 @@ from ..media.video_queue import write_videos_meanwhile
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.family import CheckpointInfo
 from ..models.limits import check_sound_rate
-from ..models.loading import load_sound_vae, load_vae
 from ..parallel.mesh import Mesh, resolve_device
 from ..records.identity import audio_digest
 from ..records.sidecar import SavedLatents, latents_record, load_latents, machine, versions, why_not_made
@@ -42,6 +38,7 @@ from ..records.sidecar_model import Sidecar, find_sidecar, read_sidecar
 from ..records.targets import container_metadata, sidecar_beside
 from ..records.trust import config_from_file
 from ..system.claims import Claims
+from .decoders import Decoders
 
 Say = Callable[[str], None]
 
@@ -165,34 +162,29 @@ def decode_all(plans: Sequence[Decoding], *, resume: bool = False) -> Iterator[l
     Raises:
         InputError: the latents have changed since they were planned, or cannot be decoded.
     """
-    vae = _VaeInUse()
+    in_use = _DecodersInUse()
     for plan in plans:
         files = [file for file, _ in plan.videos]
         if not (resume and all(_is_made(file, facts) for file, facts in plan.videos)):
             with Claims(OutputPaths(files[0].output, tuple(file.output for file in files[1:])).locks) as claim:
-                _decode(plan, vae, claim)
+                _decode(plan, in_use, claim)
         yield [file.video for file in files]
 
 
-def _decode(plan: Decoding, vae: _VaeInUse, claim: Claims) -> None:
+def _decode(plan: Decoding, in_use: _DecodersInUse, claim: Claims) -> None:
     saved = load_latents(plan.latents)
     if latents_record(saved.latents).sha256 != plan.digest:
         raise InputError(f"{plan.latents}: changed while this command ran; start it again")
     start = time.monotonic()
     shown = {"prompt": "", "seed": "unknown", "model": plan.config.model.path, **plan.facts}
     shown["config"] = plan.config.model_dump(mode="json")
-    sound, picture = plan.checkpoint.info.sound, saved.latents
-    if sound is not None:
-        picture, rows = split_sound(saved.latents, sound)
-    own = None
-    if sound is not None and plan.config.output.audio is None:
-        own = decode_sound(vae.of_sound(plan), rows, sound.channels)
-    targets = []
+    decoders, targets = in_use.of(plan), []
+    own = decoders.sound(saved.latents) if plan.config.output.audio is None else None
     with wav_of(own) as wav:
         for (file, facts), spec in zip(plan.videos, plan.config.output.specs(), strict=True):
             beside = None if facts is None else sidecar_beside(file, partial(_timed, facts, start, file, claim))
             targets.append(Target(file.output, spec, container_metadata(shown, spec.codec), beside, wav))
-        write_videos_meanwhile(vae.decoder(plan, picture)(picture), targets)
+        write_videos_meanwhile(decoders.frames(saved.latents, plan.shape), targets)
 
 
 def _timed(facts: Mapping[str, Any], start: float, file: VideoFile, claim: Claims) -> dict[str, Any]:
@@ -203,42 +195,22 @@ def _timed(facts: Mapping[str, Any], start: float, file: VideoFile, claim: Claim
     return {**facts, "timings": {**facts["timings"], "decode_seconds": seconds}}
 
 
-class _VaeInUse:
-    """The VAEs that were loaded last, of picture and sound, for the latents that follow."""
+class _DecodersInUse:
+    """Those of the VAE that was used last, for the latents that follow."""
 
     def __init__(self) -> None:
         self._source: object = None
-        self._vae: Any = None
-        self._sound: tuple[object, Any] = (None, None)
+        self._decoders: Decoders | None = None
 
-    def of_sound(self, plan: Decoding) -> Any:
-        """Return the VAE of the sound, which is loaded if it is another than before."""
-        device, source = resolve_device(plan.config.model.device), plan.config.model.source
-        if self._sound[0] != source:
-            self._sound = (source, load_sound_vae(plan.checkpoint, device))
-        return self._sound[1]
-
-    def decoder(self, plan: Decoding, latents: Tensor) -> FrameDecoder:
-        """Return a decoder for latents [1, C, T, H, W], which loads the VAE if it is another than before."""
-        config = plan.config
-        device = resolve_device(config.model.device)
-        return FrameDecoder(
-            config.parallel.decode,
-            Mesh(device),
-            LatentShape(*latents.shape[2:]),
-            vae_class=plan.checkpoint.info.vae_class,
-            load_vae=lambda: self._load(plan, device),
-            timeout_seconds=config.parallel.timeout_seconds,
-        )
-
-    def _load(self, plan: Decoding, device: torch.device) -> Any:
-        model = plan.config.model
-        source = (model.source, model.vae_dtype, device)
-        if self._source != source:
-            self._vae = None
-            self._vae = load_vae(plan.checkpoint, getattr(torch, model.vae_dtype), device)
-            self._source = source
-        return self._vae
+    def of(self, plan: Decoding) -> Decoders:
+        """Return the decoders of these latents. They load their VAE if it is another than before."""
+        model, parallel = plan.config.model, plan.config.parallel
+        device = resolve_device(model.device)
+        source = (model.source, model.vae_dtype, device, parallel.decode)
+        if self._decoders is None or self._source != source:
+            self._decoders = None  # its memory is free before the next one is loaded
+            self._decoders, self._source = Decoders(plan.checkpoint, plan.config, Mesh(device)), source
+        return self._decoders
 
 
 def _is_made(file: VideoFile, facts: Mapping[str, Any] | None) -> bool:

@@ -7,9 +7,7 @@ step -> latents -> frames
 import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, nullcontext
 from dataclasses import replace
-from functools import cache
 from threading import RLock
 from typing import Any
 
@@ -17,27 +15,21 @@ import torch
 from torch import Tensor
 
 from ..config.run import RunConfig
-from ..decoding.decoder import FrameDecoder
-from ..decoding.sound import decode_sound, split_sound
 from ..errors import InputError, StoppedError
 from ..geometry import LatentShape
-from ..guidance.equations import needs_uncond
 from ..guidance.masks import MaskSchedule
 from ..guidance.reuse import StepPasses
 from ..media.sound import Sound
-from ..models.base import Conditioning, ImageConditioning
+from ..models.base import ImageConditioning
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.control import Control, Pictures
 from ..models.experts import Experts, check_machine, load_expert
-from ..models.image_encoder import ImageEncoder
 from ..models.images import Images
 from ..models.limits import check_images, check_request
-from ..models.loading import load_conditioners, load_scheduler, load_sound_vae, load_vae
+from ..models.loading import load_scheduler
 from ..models.lora import AppliedLora
 from ..models.noise_levels import noise_levels
-from ..models.prompts import cut_prompts, cut_warning
 from ..models.schedulers import choose_scheduler, set_steps, step_noise
-from ..models.text import TextEncoder
 from ..parallel.agreement import require_agreement
 from ..parallel.attention import attention_kernel
 from ..parallel.collectives import any_rank
@@ -51,7 +43,9 @@ from ..sampling.sampler import sample
 from ..system.progress import Progress, Style
 from ..system.shutdown import Termination
 from ..system.terminal import say
+from .decoders import Decoders
 from .digests import Digests
+from .encoders import Encoders, num_references
 from .statement import Batch, latents_statement, rank_statement
 
 _OF_SCHEDULER = ("flow_shift", "scheduler", "scheduler_options", "sigmas")
@@ -101,14 +95,11 @@ class Engine:
         self._termination = termination or Termination()
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         self.digests = Digests(self.checkpoint, config.model.lora, mesh)
-        self._said: set[tuple[str, str]] = set()  # shared by copies of this engine, as the one before
-        self._decoders: dict[int, FrameDecoder] = {}
-        self._load_vae = cache(lambda: load_vae(self.checkpoint, getattr(torch, config.model.vae_dtype), mesh.device))
-        self._load_sound_vae = cache(lambda: load_sound_vae(self.checkpoint, mesh.device))
-        # Copies of this engine share these. A batch decodes in one thread and denoises in another, so there are two;
-        # whoever has both took the first one first. They can be taken again by `on_step`.
-        self._denoising, self._decoding = RLock(), RLock()
-        self._load_encoders()
+        # Copies of this engine share what follows. A batch decodes in one thread and denoises in another, so this lock
+        # is not the decoders'; whoever has both took this one first. It can be taken again by `on_step`.
+        self._denoising = RLock()
+        self._decoders = Decoders(self.checkpoint, config, mesh)
+        self._encoders = self._load_encoders()
         self._scheduler = self._choose_scheduler()
         loaded = [load_expert(self.checkpoint, config, mesh, name) for name in self._family.transformers]
         self.loras: list[AppliedLora] = [lora for _, loras in loaded for lora in loras]
@@ -124,24 +115,10 @@ class Engine:
         self.s2_scales: list[tuple[int, list[float]]] = []
         mesh.watch.rest()
 
-    def _load_encoders(self) -> None:
-        """Load text and image encoders, and the VAE that encodes images, on the main rank."""
-        model, pipeline = self.config.model, None
-        if self.mesh.is_main:
-            dtypes = (getattr(torch, dtype) for dtype in (model.text_encoder_dtype, model.image_encoder_dtype))
-            conditioners = load_conditioners(self.checkpoint, *dtypes)
-            pipeline = self._family.build_pipeline(conditioners, self._decoder.vae)
-        else:
-            _ = self._decoder  # all ranks construct it together
-        self._encode_images = ImageEncoder(self._family, pipeline, self.mesh, offload=model.offload_text_encoder)
-        self._encode_text = TextEncoder(
-            self._family,
-            pipeline,
-            self.mesh,
-            dtype=self._dtype,
-            offload=model.offload_text_encoder,
-            stream=model.stream_text_encoder,
-        )
+    def _load_encoders(self) -> Encoders:
+        """Load what encodes prompts and images. Their VAE is that of a decoder, which all ranks make together."""
+        vae = self._decoders.of(self.latent_shape).vae
+        return Encoders(self.checkpoint, self.config.model, self.mesh, vae)
 
     def _loading_notes(self) -> Iterator[str]:
         """Yield a line about each component whose files were converted, each LoRA, and compiled blocks."""
@@ -190,22 +167,6 @@ class Engine:
         return self.checkpoint.info.latent_shape(
             num_frames=sampling.num_frames, height=sampling.height, width=sampling.width
         )
-
-    @property
-    def _decoder(self) -> FrameDecoder:
-        """The decoder for pictures of this size; there is one for each number of ranks that can share them."""
-        shape, parallel = self.latent_shape, self.config.parallel
-        num_ranks = min(self.mesh.world.size, max(shape.height, shape.width))
-        if num_ranks not in self._decoders:
-            self._decoders[num_ranks] = FrameDecoder(
-                parallel.decode,
-                self.mesh,
-                shape,
-                vae_class=self.checkpoint.info.vae_class,
-                load_vae=self._load_vae,
-                timeout_seconds=parallel.timeout_seconds,
-            )
-        return self._decoders[num_ranks]
 
     def sample(
         self,
@@ -282,7 +243,7 @@ class Engine:
             | {"resume": resume_point is not None and resume_point.resume, "conversions": self.checkpoint.conversions},
             self.mesh.world,
         )
-        self._warn_of_cut_prompts(batch)
+        self._encoders.warn_of_cut_prompts(batch, self.config)
         check_images(
             self.checkpoint.info,
             image=isinstance(images, Images),
@@ -291,7 +252,7 @@ class Engine:
             num_frames=self.config.sampling.num_frames,
         )
         if isinstance(images, Control):
-            self._say_notes(images)
+            self._encoders.say_notes(images)
         latents, first_step = self._noise(seeds, shape), 0
         if resume_point is not None:
             latents, first_step = resume_point.begin(statement, scheduler, latents)
@@ -343,35 +304,16 @@ class Engine:
         self, batch: Batch, masks: MaskSchedule, images: Pictures | None, latents: Tensor
     ) -> tuple[ImageConditioning, Denoiser]:
         """Encode prompts and images, and return what images fix, and the denoiser."""
-        config, guidance = self.config, self.config.guidance
-
-        def encode(texts: Sequence[str], *, is_negative: bool) -> Conditioning:
-            text = self._encode_text(
-                texts,
-                max_sequence_length=config.sampling.max_sequence_length,
-                images=images if isinstance(images, Images) else None,
-                is_negative=is_negative,
-            )
-            return replace(text, guidance=guidance.embedded_scale)
-
         self.mesh.watch.report("encoding text")
-        with self._encode_text.kept():
-            cond = encode(batch.prompts, is_negative=False)
-            uncond = None
-            if any(map(needs_uncond, guidance.cfg_scales)):
-                uncond = encode([batch.negative_prompt] * len(batch.prompts), is_negative=True)
+        cond, uncond = self._encoders.text(batch, self.config, images)
         if images is not None:
             self.mesh.watch.report("encoding images")
-        with self._decoding:  # the VAE encodes them
-            fixed = self._encode_images(images, latents)
-        if self.checkpoint.info.control_layers:
-            num_references = self._denoised_shape(images).frames - self.latent_shape.frames
-            scales = self._control_scales(latents.device)
-            fixed = replace(fixed, num_references=num_references, control_scales=scales)
+        with self._decoders.lock:  # the VAE encodes them
+            fixed = self._encoders.images(images, latents, self.config)
         return fixed, Denoiser(
             self._experts,
             self.mesh,
-            guidance,
+            self.config.guidance,
             dtype=torch.float32 if self._family.takes_float32 else self._dtype,
             masks=masks,
             cond=cond,
@@ -380,58 +322,26 @@ class Engine:
         )
 
     def decode(self, latents: Tensor, *, alone: bool = False) -> Generator[Tensor, None, None]:
-        """Yield the frames of one video on the main rank, from its latents: chunks of float32 [t, H, W, 3] in [0, 1].
+        """Return the frames of one video on the main rank, from its latents: chunks of float32 [t, H, W, 3] in [0, 1].
 
         All ranks exhaust it together, and the others receive nothing; see `FrameDecoder`. If the main rank
         `can_decode_alone`, it can do so in any thread, while the others do something else. In a single process several
         videos can be decoded at once, in turns or in threads.
         """
-        decode = self._decoder.alone if alone else self._decoder
-        if (sound := self.checkpoint.info.sound) is not None:
-            latents, _ = split_sound(latents, sound)
-        resting = nullcontext() if alone else self.mesh.watch.resting_after()
-        with resting, closing(decode(latents)) as chunks:
-            while True:
-                with self._decoding:
-                    chunk = next(chunks, None)
-                if chunk is None:
-                    return
-                yield chunk
+        return self._decoders.frames(latents, self.latent_shape, alone=alone)
 
     def sound(self, latents: Tensor) -> Sound | None:
         """Return the sound of one video's latents, or None if the model makes none; main rank only."""
-        shape = self.checkpoint.info.sound
-        if shape is None:
-            return None
-        with self._decoding:
-            return decode_sound(self._load_sound_vae(), split_sound(latents, shape)[1], shape.channels)
+        return self._decoders.sound(latents)
 
     @property
     def can_decode_alone(self) -> bool:
         """Whether decoding needs no other rank."""
-        return not self._decoder.needs_others
+        return not self._decoders.of(self.latent_shape).needs_others
 
     def cut_prompts(self) -> list[dict[str, Any]]:
         """Return which prompts of the config are longer than the model reads; main rank only, none on others."""
-        return cut_prompts(self.config, self._encode_text.readers)
-
-    def _say_notes(self, control: Control) -> None:
-        """Say once what the user should know about the files of control."""
-        for note in control.notes if self.mesh.is_main else ():
-            if (note, "") not in self._said:
-                self._said.add((note, ""))
-                say(note)
-
-    def _warn_of_cut_prompts(self, batch: Batch) -> None:
-        """Say once for each prompt that the model reads only its beginning."""
-        for prompt in dict.fromkeys(batch.prompts):
-            texts = {"prompt": prompt, "negative_prompt": batch.negative_prompt}
-            config = self.config.model_copy(update=texts)
-            for cut in cut_prompts(config, self._encode_text.readers):
-                sentence = cut_warning(cut)
-                if (sentence, texts[cut["field"]]) not in self._said:
-                    self._said.add((sentence, texts[cut["field"]]))
-                    say(f"warning: {sentence}")
+        return self._encoders.cut_prompts(self.config)
 
     def mask_schedule(self, seeds: Sequence[int], mask_seed: int | None = None) -> MaskSchedule:
         """Return the masks that `sample` draws for a batch with these seeds. Raises InputError as `sample` does."""
@@ -467,13 +377,7 @@ class Engine:
 
     def _denoised_shape(self, images: Pictures | None) -> LatentShape:
         """Return the shape of the latents while they are denoised: each reference has a frame before the video's."""
-        references = len(images.references) if isinstance(images, Control) else 0
-        return replace(self.latent_shape, frames=self.latent_shape.frames + references)
-
-    def _control_scales(self, device: torch.device) -> Tensor:
-        """Return the strength of each hint, in the transformer's precision as in diffusers' pipeline."""
-        scales = self.config.control.scales(self.checkpoint.info.control_layers)
-        return torch.tensor(scales).to(device, self._dtype)
+        return replace(self.latent_shape, frames=self.latent_shape.frames + num_references(images))
 
     def _noise(self, seeds: Sequence[int], shape: LatentShape | None = None) -> Tensor:
         """Return noise [B, C, T, H, W], drawn whole on the CPU for each seed: no rank or device changes it.

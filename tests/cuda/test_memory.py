@@ -92,5 +92,5 @@ def test_encoding_control_needs_what_is_planned(has_mask: bool) -> None:
         control = Control(frames, tuple(frame.convert("L") for frame in frames) if has_mask else ())
         latents, loaded = engine._noise([0]), watchdog.live
         watchdog.reset_peak()
-        engine._encode_images(control, latents)
+        engine._encoders.images(control, latents, engine.config)
         assert planned(engine, 1).image_encoding_bytes == pytest.approx(watchdog.peak - loaded, rel=0.1)

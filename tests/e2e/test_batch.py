@@ -182,8 +182,8 @@ def test_models_are_loaded_and_texts_encoded_once(here: Run, monkeypatch: pytest
         def __init__(self, *arguments: Any, **more: Any) -> None:
             super().__init__(*arguments, **more)
             loaded.append(self.config.model.dtype)
-            encode = self._encode_text._encode
-            self._encode_text._encode = lambda prompts: (encoded.extend(prompts.texts), encode(prompts))[1]
+            encode = self._encoders._encode_text._encode
+            self._encoders._encode_text._encode = lambda prompts: (encoded.extend(prompts.texts), encode(prompts))[1]
 
     monkeypatch.setattr(batch, "Engine", CountedEngine)
     other = {"prompt": "b", "model.dtype": "bfloat16"}

@@ -145,13 +145,13 @@ def test_decode_resumes_and_replaces_by_the_one_rule(takes: Path, capsys: pytest
 def test_decode_never_replaces_what_appeared_meanwhile(
     takes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from s2video.engine.decode_latents import load_vae
+    from s2video.engine.decoders import load_vae
 
     def loaded(*arguments: Any) -> Any:
         (takes / "b.mov").write_bytes(b"mine")
         return load_vae(*arguments)
 
-    monkeypatch.setattr("s2video.engine.decode_latents.load_vae", loaded)
+    monkeypatch.setattr("s2video.engine.decoders.load_vae", loaded)
     assert main(["decode", str(takes / "b.mp4"), "--codec", "prores"]) == 1
     assert "another program wrote this file" in capsys.readouterr().err
     assert (takes / "b.mov").read_bytes() == b"mine" and not (takes / "b.mov.json").exists()

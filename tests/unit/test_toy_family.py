@@ -16,6 +16,7 @@ from toy_family.module import ToyTransformer3DModel
 
 from s2video.cli.main import main
 from s2video.engine.engine import Engine
+from s2video.engine.statement import Batch
 from s2video.guidance.masks import step_masks
 from s2video.integrations.blocks import check_transformer
 from s2video.integrations.structure import block_lists, count_blocks
@@ -78,7 +79,7 @@ def test_the_engine_gives_the_latents_of_a_plain_loop(checkpoint: Path, config_f
     opened = open_checkpoint(str(checkpoint))
     module = ToyTransformer3DModel.from_pretrained(checkpoint, subfolder="transformer").eval()
     latents, scheduler = engine._noise([3]), engine._timed_scheduler()
-    cond, uncond = (engine._encode_text([text], max_sequence_length=MAX_SEQUENCE_LENGTH).text for text in (PROMPT, ""))
+    cond, uncond = (told.text for told in engine._encoders.text(Batch([PROMPT], [3], "", 3), config))
     guidance, blocks = config.guidance, list(module.blocks)
     with torch.no_grad():
         for step, t in enumerate(scheduler.timesteps):

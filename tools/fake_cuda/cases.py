@@ -129,7 +129,7 @@ def decode(engine: Engine, num_chunks: int | None = None) -> Callable[[], int]:
     """
     info, shape = engine.checkpoint.info, engine.latent_shape
     latents = torch.empty(1, info.latent_channels, shape.frames, shape.height, shape.width, device=GPU)
-    decoder = engine._decoder
+    decoder = engine._decoders.of(shape)
 
     def run() -> int:
         # without the agreement of ranks after each chunk, which asks for values

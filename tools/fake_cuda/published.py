@@ -21,6 +21,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from s2video.config.named import named_config
 from s2video.config.run import RunConfig
+from s2video.engine import decoders as decoders_module
+from s2video.engine import encoders as encoders_module
 from s2video.engine import engine as engine_module
 from s2video.engine.engine import Engine
 from s2video.models import lora_format, parts
@@ -308,8 +310,8 @@ def published_engine(
 
     with ExitStack() as stack:
         for module, attribute, double in (
-            (engine_module, "load_vae", fake_vae),
-            (engine_module, "load_conditioners", conditioners),
+            (decoders_module, "load_vae", fake_vae),
+            (encoders_module, "load_conditioners", conditioners),
             (engine_module, "load_scheduler", fake_scheduler),
             (parts, "load_transformer", fake_transformer),
             (parts, "empty_component", empty_component),
