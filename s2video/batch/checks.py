@@ -19,7 +19,7 @@ from ..models.limits import check_inputs, check_request
 from ..models.prompts import TextReader, cut_prompts, cut_warning, text_readers
 from ..records.replacing import check_inputs_kept, inputs_of
 from .run_file import BatchJob
-from .store import recorded_run_file, state_files
+from .state_file import recorded_run_file, state_files
 
 
 def find_problems(jobs: Sequence[BatchJob], open_model: OpenModel, *, world_size: int, images: bool) -> Iterator[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..batch.picks import JudgedTake
-from ..batch.store import find_stores, has_store
+from ..batch.state_file import has_store
+from ..batch.store import find_stores
 from ..errors import InputError, S2VideoError
 from ..media.signature import sign
 from ..media.video import VideoInfo, probe_video

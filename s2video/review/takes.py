@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..batch.picks import JudgedTake, read_takes, shots_of
-from ..batch.store import has_store
+from ..batch.state_file import has_store
 from ..errors import InputError
 from ..records.integrity import UNCHANGED, video_state
 from ..records.sidecar_model import find_sidecar, is_sequence, read_sidecar, videos_in

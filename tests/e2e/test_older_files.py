@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2video.batch.store import SCHEMA_VERSION, Store
+from s2video.batch.records import SCHEMA_VERSION
+from s2video.batch.store import Store
 from s2video.cli.main import main
 from s2video.media.video import read_video
 from s2video.records.sidecar_model import read_sidecar
