@@ -85,7 +85,7 @@ def test_every_cell_is_a_config_and_has_one_name() -> None:
     assert len(settings) == len(cells), "nothing is made twice"
     sizes = {part: len(points) for part, points in plan.items()}
     assert sizes == {
-        "truth": 2, "main": 7, "naive": 3, "grid": 24, "drop": 5, "first": 3, "window": 6, "masks": 5, "seeds": 5,
+        "truth": 2, "main": 9, "naive": 3, "grid": 24, "drop": 5, "first": 3, "window": 6, "masks": 5, "seeds": 5,
     }  # fmt: skip
 
 
@@ -94,6 +94,8 @@ def test_cells_are_what_they_are_called() -> None:
     main = {point.at: point.cell.config(CONFIG) for point in plan["main"]}
     assert main["cond"].guidance.cfg_scale == 1 and not main["cond"].guidance.uses_s2
     assert not main["cfg"].guidance.uses_s2 and main["s2"].guidance == CONFIG.guidance
+    alone = [main[name].guidance for name in ("s2-alone", "s2-alone-strong")]
+    assert [(one.cfg_scale, one.s2_scale) for one in alone] == [(1, CONFIG.guidance.s2_scale), (1, 1)]
     assert main["cfg-longer"].sampling.num_inference_steps == 35, "1.167 times 30"
     assert main["slg"].guidance.slg.layers == (4,) and main["cfg-zero-star"].guidance.method == "cfg_zero_star"
     drop = {point.at: point.cell.config(CONFIG).guidance for point in plan["drop"]}
@@ -236,6 +238,8 @@ def test_the_report_shows_who_is_wrong(tmp_path: Path, capsys: pytest.CaptureFix
     assert main["s2"]["1"]["difference"]["all"] == pytest.approx([0.2] * 3)
     assert main["s2"]["both"]["evaluations"] == pytest.approx(70, abs=4) and main["cfg"]["both"]["evaluations"] == 60
     assert {"frechet"} <= main["s2"]["both"]["mean"].keys()
+    assert main["s2-alone"]["2"]["less_cond"]["color"] == [1, 1, 1], "cond alone has wrong colours, too"
+    assert main["s2-alone"]["both"]["less_cond"]["frechet"][0] != 0 and "less_cond" not in main["s2"]["1"]
     assert summary["spread"]["masks"]["all"]["of_means"] == 0
     assert all("both" not in entry for entry in summary["parts"]["grid"] if entry["at"][0] != SCALE)
 
@@ -246,6 +250,7 @@ def test_the_report_shows_who_is_wrong(tmp_path: Path, capsys: pytest.CaptureFix
     assert study_report.main(arguments) == 0
     assert output.read_bytes() == before, "the same bytes every time"
     assert "| S² | +100.0 (+100.0 to +100.0) |" in printed and "| not run yet |" in printed
+    assert "**The same: looks less cond's**\n\n| method | Fréchet |" in printed
     drawn = {path.name for path in figures.iterdir()}
     assert drawn == {"study-pareto.png", "study-settings.png", "study-spread.png", "study-frames.png"}
     with Image.open(work / "stills" / "main-s2" / "001.png") as still:

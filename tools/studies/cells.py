@@ -19,6 +19,7 @@ from s2video.sampling.guiders import OtherGuidance
 
 LAMBDAS, OMEGAS = (1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 STRONG = 1.0  # ω at which the grid, made first, saw S² begin to help on shapes-wan: more captions tell whether it does
+ALONE = ("s2-alone", "s2-alone-strong")  # S² in place of CFG: what it adds is told by cond alone
 DROP_COUNTS = (0, 1, 2, 3, 4)
 WINDOWS = ((0.4, 0.6), (0.3, 0.7), (0.2, 0.8), (0.1, 0.9), (0.0, 1.0))
 NUM_SPREAD = 5  # mask seeds at one noise seed, and noise seeds at one mask seed
@@ -169,6 +170,8 @@ def _main_part(config: RunConfig, num_blocks: int, seeds: int, slg_layers: Seque
         Point("slg", "SLG", cell("slg", **slg, **NO_S2)),
         Point("s2", "S²", cell("s2")),
         Point("s2-strong", f"S², ω = {STRONG:g}", cell("s2-strong", s2_scale=STRONG)),
+        Point(ALONE[0], "S² at λ = 1", cell("s2-alone", cfg_scale=1.0)),
+        Point(ALONE[1], f"S² at λ = 1, ω = {STRONG:g}", cell("s2-alone-strong", cfg_scale=1.0, s2_scale=STRONG)),
     )
 
 

@@ -31,6 +31,12 @@ def tables(summary: Mapping[str, Any]) -> str:
     lines += _titled("The same less CFG's", _differences(parts["main"], "2", SWAPS))
     lines += _titled("Looks", _means(parts["main"], "both", LOOKS))
     lines += _titled("The same less CFG's", _differences(parts["main"], "both", LOOKS))
+    alone = [entry for entry in parts["main"] if "less_cond" in entry.get("both", {})]
+    if alone:  # older files have no such rows
+        for group in ("1", "2"):
+            title = f"S² in place of CFG: % of attributes right less cond's, {GROUPS[group]}"
+            lines += _titled(title, _differences(alone, group, SHARES, from_base="less_cond"))
+        lines += _titled("The same: looks less cond's", _differences(alone, "both", LOOKS, from_base="less_cond"))
     for part, title in (
         ("naive", "Naive S²: masks a step"),
         ("drop", "Blocks dropped"),
@@ -70,9 +76,11 @@ def _means(entries: Sequence[Entry], group: str, measures: Sequence[str]) -> lis
     return _table(entries, ["method", "evaluations", *map(_heading, measures)], cells)
 
 
-def _differences(entries: Sequence[Entry], group: str, measures: Sequence[str]) -> list[str]:
+def _differences(
+    entries: Sequence[Entry], group: str, measures: Sequence[str], *, from_base: str = "difference"
+) -> list[str]:
     def cells(entry: Entry) -> list[str]:
-        changes = entry[group].get("difference", {})
+        changes = entry[group].get(from_base, {})
         return [number(name, changes.get(name), signed=True) for name in measures]
 
     others = [entry for entry in entries if entry["at"] != "cfg"]

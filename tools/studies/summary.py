@@ -19,6 +19,7 @@ from shapes.world import ATTRIBUTES
 from s2video.errors import InputError
 from s2video.study.bootstrap import Bootstrap, Estimate, Sample, estimate
 
+from .cells import ALONE
 from .clip_file import read_records
 from .spread import spread
 
@@ -138,6 +139,8 @@ class _Judge:
                     entry.values[group] = compare.judge(rows, base_rows)
             if part == "grid":
                 _add_same_scale(entries, sets, group, compare)
+            if part == "main":
+                _add_less_cond(entries, sets, group, compare)
             if part == "main" and group == "both" and self.frechet is not None:
                 _add_frechet(entries, compare, self.frechet, base_rows)
 
@@ -180,6 +183,15 @@ def _add_same_scale(entries: Sequence[_Entry], sets: Sequence[Sequence[Row]], gr
             entry.values[group]["same_scale"] = compare.judge(rows, plain[scale])["difference"]
 
 
+def _add_less_cond(entries: Sequence[_Entry], sets: Sequence[Sequence[Row]], group: str, compare: _Comparison) -> None:
+    """Add to S² in place of CFG its difference from cond alone, next to that from CFG."""
+    rows = {entry.values["at"]: rows for entry, rows in zip(entries, sets, strict=True) if group in entry.values}
+    for entry in entries:
+        at = entry.values["at"]
+        if at in ALONE and at in rows and "cond" in rows:
+            entry.values[group]["less_cond"] = compare.judge(rows[at], rows["cond"])["difference"]
+
+
 def _add_frechet(
     entries: Sequence[_Entry], compare: _Comparison, reference: FrechetReference, base: Sequence[Row]
 ) -> None:
@@ -189,6 +201,7 @@ def _add_frechet(
         return compare.bootstrap.of_sets(compare.captions(rows), partial(reference.distance, _features(rows)))
 
     base_of = of(base) if base else None
+    of_cond = next((of(entry.cell.rows) for entry in entries if _is_whole_cond(entry)), None)
     for entry in entries:
         if entry.cell.is_whole:
             value, resampled = of(entry.cell.rows)
@@ -196,6 +209,12 @@ def _add_frechet(
             both["mean"]["frechet"] = estimate(value, resampled)
             if base_of is not None:
                 both["difference"]["frechet"] = estimate(value - base_of[0], resampled - base_of[1])
+            if of_cond is not None and "less_cond" in both:
+                both["less_cond"]["frechet"] = estimate(value - of_cond[0], resampled - of_cond[1])
+
+
+def _is_whole_cond(entry: _Entry) -> bool:
+    return bool(entry.values["at"] == "cond" and entry.cell.is_whole)
 
 
 def _spread_of(entries: Sequence[_Entry]) -> dict[str, dict[str, float]]:
