@@ -4,7 +4,8 @@
 
 Every stage keeps its state in the work folder, so after an interruption the same command resumes. Its logs are
 `vae.jsonl` and `transformer.jsonl`. shapes/designs.py has the designs, with defaults of what is not given. On two CPU
-cores those of `shapes-wan` take about two hours, and those of `shapes-wan-24` with `--compile` three.
+cores those of `shapes-wan` take about two hours, and those of `shapes-wan-24` with `--compile` three. Exit codes: 0
+done, 2 the input cannot be used.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from shapes.train_transformer import (
 )
 from shapes.train_vae import reconstruction_errors, train_vae
 from shapes.world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES
+
+from s2video.errors import InputError
 
 
 def parse() -> argparse.Namespace:
@@ -81,8 +84,17 @@ def _unlike(design: Design, folder: Path) -> str | None:
     return None
 
 
-def main() -> None:
+def main() -> int:
     args = parse()
+    try:
+        run(args)
+    except InputError as error:
+        print(f"train_shapes: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     vae, vae_stage = make_vae(args)

@@ -119,7 +119,7 @@ def test_a_few_steps_from_the_shipped_weights_make_a_pipeline(tmp_path: Path, mo
     ]
     arguments += ["--clips", "4", "--family-clips", "4", "--word-steps", "2", "--steps", "2", "--batch-size", "4"]
     monkeypatch.setattr(sys, "argv", ["train_shapes.py", *arguments, "--threads", "1", "--device", "cpu"])
-    train_shapes.main()
+    assert train_shapes.main() == 0
     log = (tmp_path / "work" / "transformer.jsonl").read_text()
     assert '"words"' in log and '"places"' in log
     pipeline = WanPipeline.from_pretrained(tmp_path / "model")
@@ -130,11 +130,13 @@ def test_a_few_steps_from_the_shipped_weights_make_a_pipeline(tmp_path: Path, mo
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_new_design_is_trained_from_nothing_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_design_is_trained_from_nothing_and_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--design", "shapes-wan-24", "--work", str(tmp_path), "--clips", "4", "--family-clips", "4"]
     arguments += ["--vae-steps", "2", "--word-steps", "2", "--steps", "2", "--batch-size", "4"]
     monkeypatch.setattr(sys, "argv", ["train_shapes.py", *arguments, "--threads", "1", "--device", "cpu"])
-    train_shapes.main()
+    assert train_shapes.main() == 0
     pipeline = WanPipeline.from_pretrained(tmp_path / "model")
     config, design = pipeline.transformer.config, DESIGNS["shapes-wan-24"]
     assert (config.num_layers, config.ffn_dim, pipeline.vae.config.decoder_base_dim) == (24, 256, 28)
@@ -142,6 +144,9 @@ def test_a_new_design_is_trained_from_nothing_and_fits(tmp_path: Path, monkeypat
     card = (tmp_path / "model" / "README.md").read_text()
     assert "mean error, of 2 from black to white: edges " in card
     assert "# shapes-wan-24" in card and "--design shapes-wan-24" in card and "64x64 pixels, 17 frames" in card
+    monkeypatch.setattr(sys, "argv", ["train_shapes.py", "--design", "shapes-wan", "--work", str(tmp_path)])
+    assert train_shapes.main() == 2, "its folder is no other design's"
+    assert "vae.pt: expected a training of this design" in capsys.readouterr().err
 
 
 def test_muon_in_batches_is_torchs() -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from s2video.errors import InputError
+
 from .muon import BatchedMuon
 
 CHECKPOINT_SECONDS = 120.0
@@ -51,7 +53,7 @@ class TrainState:
         ema_decay: float = 0.0,
         hidden: Callable[[str], bool] = lambda name: False,
     ) -> "TrainState":
-        """A fresh state, or the one saved at `path`.
+        """A fresh state, or the one saved at `path`. Raises InputError for one of another model.
 
         Args:
             ema_decay: 0 keeps no averaged weights.
@@ -68,15 +70,22 @@ class TrainState:
             optimizers.append(BatchedMuon(groups[True], lr=learning_rate, weight_decay=weight_decay))
         state = cls(model, optimizers, path, num_steps, learning_rate, ema_decay)
         if path.exists():
-            saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            model.load_state_dict(saved["model"])
-            for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(values)
-            state.step, state.seconds, state.losses = saved["step"], saved["seconds"], saved["losses"]
-            state.ema = saved["ema"]
+            state._load()
         elif ema_decay:
             state.ema = {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
         return state
+
+    def _load(self) -> None:
+        saved: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            self.model.load_state_dict(saved["model"])
+            for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+        except (RuntimeError, ValueError, KeyError):
+            raise InputError(
+                f"{self.path}: expected a training of this design, got that of another one; choose another --work"
+            ) from None
+        self.step, self.seconds, self.losses, self.ema = (saved[x] for x in ("step", "seconds", "losses", "ema"))
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
