@@ -144,7 +144,8 @@ def test_a_new_design_is_trained_from_nothing_and_fits(
     card = (tmp_path / "model" / "README.md").read_text()
     assert "mean error, of 2 from black to white: edges " in card
     assert "# shapes-wan-24" in card and "--design shapes-wan-24" in card and "64x64 pixels, 17 frames" in card
-    monkeypatch.setattr(sys, "argv", ["train_shapes.py", "--design", "shapes-wan", "--work", str(tmp_path)])
+    other = ["--design", "shapes-wan", "--work", str(tmp_path), "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["train_shapes.py", *other])
     assert train_shapes.main() == 2, "its folder is no other design's"
     assert "vae.pt: expected a training of this design" in capsys.readouterr().err
 
@@ -189,7 +190,7 @@ def test_a_start_of_another_design_is_refused(
     init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = find_checkpoint("shapes-wan") if init == "shapes-wan" else tmp_path / init
-    arguments = ["--design", "shapes-wan-24", "--init", str(folder), "--work", str(tmp_path / "work")]
+    arguments = ["--design", "shapes-wan-24", "--init", str(folder), "--work", str(tmp_path / "work"), "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["train_shapes.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
         train_shapes.main()
