@@ -84,7 +84,7 @@ def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:
     from scipy import stats
 
     found = stats.spearmanr(a, b)
-    return f"{found.statistic:+.2f} (p = {found.pvalue:.1g})"
+    return f"{found.statistic:+.2f} (p = {found.pvalue:.1g})".replace("-", "−")
 
 
 def _final(records: Sequence[Record]) -> list[str]:
