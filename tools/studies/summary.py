@@ -201,7 +201,7 @@ def _add_frechet(
         return compare.bootstrap.of_sets(compare.captions(rows), partial(reference.distance, _features(rows)))
 
     base_of = of(base) if base else None
-    of_cond = next((of(entry.cell.rows) for entry in entries if _is_whole_cond(entry)), None)
+    of_cond = next((of(e.cell.rows) for e in entries if e.values["at"] == "cond" and e.cell.is_whole), None)
     for entry in entries:
         if entry.cell.is_whole:
             value, resampled = of(entry.cell.rows)
@@ -211,10 +211,6 @@ def _add_frechet(
                 both["difference"]["frechet"] = estimate(value - base_of[0], resampled - base_of[1])
             if of_cond is not None and "less_cond" in both:
                 both["less_cond"]["frechet"] = estimate(value - of_cond[0], resampled - of_cond[1])
-
-
-def _is_whole_cond(entry: _Entry) -> bool:
-    return bool(entry.values["at"] == "cond" and entry.cell.is_whole)
 
 
 def _spread_of(entries: Sequence[_Entry]) -> dict[str, dict[str, float]]:
