@@ -4,12 +4,11 @@
 
 Every stage keeps its state in the work folder, so after an interruption the same command resumes. Its logs are
 `vae.jsonl` and `transformer.jsonl`. shapes/designs.py has the designs, with defaults of what is not given. On two CPU
-cores those of `shapes-wan` take about two hours, and those of `shapes-wan-24` with `--compile` three. Exit codes: 0
-done, 2 the input cannot be used.
+cores those of `shapes-wan` take about two hours, and those of `shapes-wan-24` with `--compile` under four. Exit codes:
+0 done, 2 the input cannot be used.
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -38,6 +37,9 @@ from shapes.train_vae import reconstruction_errors, train_vae
 from shapes.world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES
 
 from s2video.errors import InputError
+from s2video.system.files import write_json
+from s2video.system.json_reader import read_json
+from s2video.system.locks import held_lock
 
 
 def parse() -> argparse.Namespace:
@@ -64,29 +66,34 @@ def parse() -> argparse.Namespace:
     for name in ("vae_steps", "clips", "family_clips", "word_steps", "steps"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(design, name))
-    if args.init and (problem := _unlike(design, args.init)):
-        parser.error(f"--init: {problem}")
     args.work = args.work or Path("runs") / design.name
     args.output = args.output or args.work / "model"
     return args
 
 
-def _unlike(design: Design, folder: Path) -> str | None:
-    """Return why the model in a folder is none of this design; None if it is one."""
-    try:
-        for part, expected in (("transformer", design.transformer), ("vae", design.vae)):
-            config = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
-            for name, value in expected.items():
-                if config.get(name) != value:
-                    return f"expected a {design.name}, with {name} {value} in its {part}, got {config.get(name)}"
-    except (OSError, ValueError) as error:
-        return f"expected the folder of a {design.name}, got {folder} ({error})"
-    return None
+def check_init(design: Design, folder: Path) -> None:
+    """Raise InputError if the folder of `--init` holds no model of this design."""
+    for part, expected in (("transformer", design.transformer), ("vae", design.vae)):
+        config = read_object(folder / part / "config.json")
+        for name, value in expected.items():
+            if config.get(name) != value:
+                raise InputError(
+                    f"--init: expected a {design.name}, with {name} {value} in its {part}, got {config.get(name)}"
+                )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object, got something else; check the file")
+    return values
 
 
 def main() -> int:
     args = parse()
     try:
+        if args.init:
+            check_init(DESIGNS[args.design], args.init)
         run(args)
     except InputError as error:
         print(f"train_shapes: error: {error}", file=sys.stderr)
@@ -95,8 +102,31 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Train all stages in the work folder. Raises InputError for one that is in use, or of another run."""
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
+    with held_lock(args.work / "lock") as is_ours:
+        if not is_ours:
+            raise InputError(f"{args.work}: another process trains there; wait for it, or choose another --work")
+        _keep_to_one_run(args)
+        _train_all(args)
+
+
+def _keep_to_one_run(args: argparse.Namespace) -> None:
+    """Record what the folder's files depend on, and refuse other values: they would not be noticed later."""
+    path = args.work / "run.json"
+    wanted = {name: str(getattr(args, name)) for name in ("design", "seed", "init", "vae_steps", "vae_learning_rate")}
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    found = read_object(path)
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{path}: expected {option} {value}, got {found.get(name)}; choose another --work")
+
+
+def _train_all(args: argparse.Namespace) -> None:
     vae, vae_stage = make_vae(args)
     data = make_data(vae, args)
     if args.init:  # the statistics that its transformer was trained with

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class TrainState:
         ema_decay: float = 0.0,
         hidden: Callable[[str], bool] = lambda name: False,
     ) -> "TrainState":
-        """A fresh state, or the one saved at `path`. Raises InputError for one of another model.
+        """A fresh state, or the one saved at `path`. Raises InputError for a damaged one, or one of another model.
 
         Args:
             ema_decay: 0 keeps no averaged weights.
@@ -76,16 +77,18 @@ class TrainState:
         return state
 
     def _load(self) -> None:
-        saved: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         try:
+            saved: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             self.model.load_state_dict(saved["model"])
             for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(values)
-        except (RuntimeError, ValueError, KeyError):
+            self.step, self.seconds, self.losses, self.ema = (saved[x] for x in ("step", "seconds", "losses", "ema"))
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0][:200]
             raise InputError(
-                f"{self.path}: expected a training of this design, got that of another one; choose another --work"
+                f"{self.path}: expected the state of this training, got that of another one or a damaged file "
+                f"({reason}); remove it to begin anew, or choose another --work"
             ) from None
-        self.step, self.seconds, self.losses, self.ema = (saved[x] for x in ("step", "seconds", "losses", "ema"))
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,14 @@ from unittest.mock import patch
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import UMT5EncoderModel
+
+from s2video.errors import InputError
 
 from .caption_encoder import TEXT_CONFIG, build_text_encoder, build_tokenizer, encode
 from .designs import Design
@@ -86,7 +89,10 @@ def training_families(seed: int, num_clips: int) -> list[Family]:
 def encode_clips(vae: AutoencoderKLWan, scenes: Sequence[Scene], path: Path, *, device: str) -> Tensor:
     """Posterior means of the scenes' clips, [N, 16, 5, 8, 8] float16, kept at `path` for the next start."""
     if path.exists():
-        latents = load_file(path)["latents"]
+        try:
+            latents = load_file(path)["latents"]
+        except (SafetensorError, KeyError) as error:
+            raise InputError(f"{path}: expected latents, got a damaged file ({error}); remove it") from None
         if len(latents) >= len(scenes):
             return latents[: len(scenes)]
     chunks = []
@@ -266,7 +272,8 @@ class TransformerLoss:
 
     def __init__(self, models: nn.ModuleDict, normalization: Normalization, recipe: Recipe) -> None:
         self._models = models
-        self._seed, self._device, self._compiles = recipe.seed, recipe.device, recipe.compiles
+        self._seed, self._device = recipe.seed, recipe.device
+        self._in_products = recipe.compiles and recipe.device == "cpu"
         self._mean, self._std = (
             x.view(1, -1, 1, 1, 1).to(recipe.device) for x in (normalization.mean, normalization.std)
         )
@@ -284,7 +291,7 @@ class TransformerLoss:
         noisy = (1 - sigma) * clean + sigma * noise
         with autocast(self._device, on_cpu=False):  # measured: 1.2 times slower on a CPU, because the norms fall back
             text = encode(models["text_encoder"], self._tokenizer, batch.captions)
-            with patch.object(F, "scaled_dot_product_attention", _attention) if self._compiles else nullcontext():
+            with patch.object(F, "scaled_dot_product_attention", _attention) if self._in_products else nullcontext():
                 output = models["transformer"](noisy, 1000 * sigma.flatten(), text, return_dict=False)[0]
             words = models["words"](text, batch.captions)
             places = models["places"](self._hidden.pop(), batch.scenes, batch.owners)
