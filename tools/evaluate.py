@@ -78,15 +78,25 @@ class Result:
 
 
 def draw_clips(
-    name: str, *, count: int, num_things: int, seed: int, first_seed: int, taken: frozenset[str] = frozenset()
+    name: str,
+    *,
+    count: int,
+    num_things: int,
+    seed: int,
+    first_seed: int,
+    taken: frozenset[str] = frozenset(),
+    held_out: bool = True,
 ) -> list[Clip]:
-    """`count` held-out captions, none of them in `taken`, and as long as there are new ones none of them twice."""
+    """`count` captions, none of them in `taken`, and as long as there are new ones none of them twice.
+
+    `held_out` is that of `sample_scene`: whether their combinations were kept out of training.
+    """
     rng = random.Random(f"{seed}-evaluate-{name}-{num_things}")
     clips: list[Clip] = []
     seen = set(taken)
     while len(clips) < count:
         for _ in range(1000):
-            scene = sample_scene(rng, num_things=num_things, held_out=True)
+            scene = sample_scene(rng, num_things=num_things, held_out=held_out)
             if caption(scene) not in seen:
                 break
         else:
@@ -191,7 +201,7 @@ def draw_sets(args: argparse.Namespace) -> tuple[dict[int, list[Clip]], dict[int
     grid: dict[int, list[Clip]] = {}
     report: dict[int, list[Clip]] = {}
     for n in dict.fromkeys(args.num_things):
-        common = {"num_things": n, "seed": args.seed}
+        common = {"num_things": n, "seed": args.seed, "held_out": not args.trained}
         first = SEEDS_PER_RUN * args.seed + SEEDS_PER_GROUP * n
         grid[n] = draw_clips("grid", count=args.grid_captions, first_seed=first + GRID_SEEDS, **common)
         taken = frozenset(clip.caption for clip in grid[n])
@@ -249,7 +259,7 @@ def guidance_scale(text: str) -> float:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Which attributes of held-out captions come out right?")
+    parser = argparse.ArgumentParser(description="Which attributes of captions come out right?")
     add = parser.add_argument
     add("--config", type=Path, required=True, help="YAML file of the model and its sampling")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override of the config, such as model.path=F")
@@ -263,6 +273,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="λ to choose from; one: no grid",
     )
     add("--s2-scale", type=guidance_scale, help="ω of S²; default: the config's")
+    add("--trained", action="store_true", help="captions of combinations that were in training, not of held-out ones")
     add("--methods", nargs="+", choices=list(METHOD_NAMES), default=list(METHOD_NAMES))
     add("--num-things", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     add("--batch", type=positive_number, default=16, help="clips sampled at once; clips of a batch share their masks")
@@ -306,7 +317,7 @@ def main(
     except S2VideoError as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    print(describe(figures, args.captions))
+    print(describe(figures, f"{args.captions} {'trained' if args.trained else 'held-out'} captions"))
     return 1 if args.check and not all(bar["met"] for bar in figures["bars"]) else 0
 
 

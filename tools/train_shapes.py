@@ -4,7 +4,7 @@
 
 Every stage keeps its state in the work folder, so after an interruption the same command resumes. Its logs are
 `vae.jsonl` and `transformer.jsonl`. shapes/designs.py has the designs, with defaults of what is not given. On two CPU
-cores those of `shapes-wan` take about two hours, and those of `shapes-wan-24` with `--compile` under four. Exit codes:
+cores those of `shapes-wan` take about two hours, and those of `shapes-wan-24` with `--compile` under five. Exit codes:
 0 done, 2 the input cannot be used.
 """
 

@@ -13,7 +13,8 @@ from .run import RunConfig, read_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EMBEDDED_CONFIG = "shapes"
-_OTHER_NAMES = {"shapes-wan": EMBEDDED_CONFIG}  # names of models whose config has another one
+# names of models whose config has another one
+_OTHER_NAMES = {"shapes-wan": EMBEDDED_CONFIG, "shapes-wan-24": "shapes-24"}
 _BATCH = "batch-"  # begins the names of run files
 
 

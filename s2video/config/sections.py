@@ -71,7 +71,7 @@ class ModelConfig(Section):
         names="model",
         default="shapes-wan",
         min_length=1,
-        description="the embedded model's name (shapes-wan), a folder in diffusers' format, or a Hub id",
+        description="an embedded model's name (shapes-wan, shapes-wan-24), a folder in diffusers' format, or a Hub id",
     )
     revision: Text | None = setting(
         "nothing",

@@ -34,7 +34,7 @@ from .weight_files import (
 )
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-EMBEDDED = ("shapes-wan",)
+EMBEDDED = ("shapes-wan", "shapes-wan-24")  # the default one first
 _FOLDERS = {"scheduler", *(name for family in FAMILIES for name in family.classes)}
 _SETTINGS = dict.fromkeys(("scheduler", "audio_scheduler"), "scheduler_config.json")
 _SETTINGS |= dict.fromkeys(PROCESSORS, "preprocessor_config.json")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config.named import CONFIGS, EMBEDDED_CONFIG, config_names, configs_of, find_config, named_config
+from ..config.named import CONFIGS, config_names, configs_of, find_config, named_config
 from ..config.run import RunConfig, build_config, origin, patch, read_values
 from ..errors import InputError
 from ..system.files import user_path
@@ -103,8 +103,6 @@ def with_recipe(values: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
 
 def find_recipe(model: str) -> str | None:
     """Return the name of the config for a model, by name, Hub id, or content of a folder; None if there is none."""
-    if model in EMBEDDED:
-        return EMBEDDED_CONFIG
     if (named := next(configs_of(model), None)) is not None:
         return named
     folder = user_path(model, "model.path")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from ..config.named import EMBEDDED_CONFIG, config_names, named_config
+from ..config.named import config_names, named_config
 from ..errors import InputError
+from ..models.checkpoint import EMBEDDED
 from .cards import CARDS
 from .plan import find_json, plan_for
 from .step import GIGA
@@ -38,8 +39,8 @@ def list_models() -> list[Entry]:
 
 
 def _shown_name(name: str, model: str) -> str:
-    """The model's own name for the embedded one, as documents use it; other names are those of configs."""
-    return model if name == EMBEDDED_CONFIG else name
+    """The model's own name for an embedded one, as documents use it; other names are those of configs."""
+    return model if model in EMBEDDED else name
 
 
 def _entry(name: str) -> Entry:

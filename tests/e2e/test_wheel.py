@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-EMBEDDED = "s2video/assets/shapes-wan"
+EMBEDDED = ("s2video/assets/shapes-wan", "s2video/assets/shapes-wan-24")
 
 
 def run(*command: str | Path, cwd: Path, expect: int = 0) -> str:
@@ -68,9 +68,10 @@ def test_wheel_holds_the_package_the_model_and_nothing_else(wheel: Path) -> None
     templates = {p.relative_to(ROOT).as_posix() for p in (ROOT / "s2video" / "review" / "templates").iterdir()}
     assert "s2video/review/templates/base.html" in templates <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    shipped = {name for name in names if name.startswith(f"{EMBEDDED}/")}
-    present = {p.relative_to(ROOT).as_posix() for p in (ROOT / EMBEDDED).rglob("*") if p.is_file()}
-    assert present and shipped == present
+    for model in EMBEDDED:
+        shipped = {name for name in names if name.startswith(f"{model}/")}
+        present = {p.relative_to(ROOT).as_posix() for p in (ROOT / model).rglob("*") if p.is_file()}
+        assert present and shipped == present
 
 
 def test_version(bin_folder: Path, tmp_path: Path) -> None:

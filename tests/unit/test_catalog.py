@@ -17,7 +17,8 @@ def entries() -> dict[str, Entry]:
 
 
 def test_every_config_is_listed(entries: dict[str, Entry], capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["shapes-wan" if name == "shapes" else name for name in config_names()]  # the embedded model's own name
+    own = {"shapes": "shapes-wan", "shapes-24": "shapes-wan-24"}  # names of the embedded models
+    names = [own.get(name, name) for name in config_names()]
     assert list(entries) == names
     assert main(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["models"]
@@ -28,6 +29,7 @@ def test_every_config_is_listed(entries: dict[str, Entry], capsys: pytest.Captur
 
 def test_what_models_take_and_need(entries: dict[str, Entry]) -> None:
     assert entries["shapes-wan"][1:6] == ("shapes-wan", ("text",), "64x64x17", 30, 12)
+    assert entries["shapes-wan-24"][1:6] == ("shapes-wan-24", ("text",), "64x64x17", 30, 24)
     assert entries["wan2.1-flf2v-14b-720p"].inputs == ("text", "image", "last image")
     assert entries["wan2.2-ti2v-5b"].inputs == ("text", "image?")
     large, small = (entries[name].memory_gb or 0 for name in ("wan2.1-t2v-14b-720p", "wan2.1-t2v-1.3b-480p"))

@@ -32,7 +32,7 @@ from s2video.planning.tables import as_table
 
 OURS = ("s2video", "python", ".venv/bin/python", "bash", "torchrun", "sbatch")
 FOREIGN = ("pip", "uv", "git", "unzip", "vbench", "cp", "ln", "env", "openjd")
-EMBEDDED = "shapes-wan"
+EMBEDDED = {"shapes-wan": "shapes", "shapes-wan-24": "shapes-24"}  # models in the package, and their configs
 SCRIPTS_OF_OTHERS = ("static_filter.py",)  # VBench's
 WRITING = ("--output", "-o", "--json", "--figures", ">")  # these need not exist
 RUN_BY = {
@@ -182,9 +182,9 @@ def check_needs(command: Command, parsed: argparse.Namespace) -> None:
     if task == "batch" and path and Path(path).parts[0] == "configs":
         assert not load_batch(Path(path), overrides).problems
     elif task in ("generate", "plan") and (model or path) and Path(model or path).parent.name in ("", "configs"):
-        name = "shapes" if model == EMBEDDED else str(model or path)
+        name = EMBEDDED.get(model, str(model or path))
         settings = load_config(ROOT / name if name.startswith("configs/") else name, overrides)
-        assert settings.model.path == EMBEDDED or task == "plan" or "published weights" in command.comment
+        assert settings.model.path in EMBEDDED or task == "plan" or "published weights" in command.comment
         assert task == "plan" or parsed.prompt or parsed.prompt_file or settings.prompt, "it needs a prompt"
     if str(getattr(parsed, "nproc", "")) == "8" or str(getattr(parsed, "nproc_per_node", "")) == "8":
         assert "GPUs" in command.comment

@@ -129,6 +129,14 @@ def test_grid_and_report_are_apart_and_methods_are_paired(tmp_path: Path) -> Non
     )
 
 
+def test_trained_combinations_in_place_of_held_out_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sampler = FakeSampler()
+    code, _ = run(sampler, tmp_path, "--trained", "--cfg-scales", "2")
+    things = [thing for call in sampler.calls for p in call["prompts"] for thing in understand(p, 0).things]
+    assert code == 0 and things and not any(thing.key in HELD_OUT for thing in things)
+    assert "6 trained captions for each" in capsys.readouterr().out
+
+
 def test_captions_repeat_only_when_all_are_used() -> None:
     taken = frozenset(
         clip.caption for clip in evaluate.draw_clips("grid", count=16, num_things=1, seed=0, first_seed=0)

@@ -41,7 +41,9 @@ def published(folder: Path, model: str) -> Path:
     return Path(shutil.copytree(ASSETS / "published" / model.replace("/", "--"), folder / "local"))
 
 
-@pytest.mark.parametrize(("model", "name"), [("shapes-wan", "shapes"), (LARGE, "wan2.1-t2v-14b-720p")])
+@pytest.mark.parametrize(
+    ("model", "name"), [("shapes-wan", "shapes"), ("shapes-wan-24", "shapes-24"), (LARGE, "wan2.1-t2v-14b-720p")]
+)
 def test_every_way_to_a_model_takes_the_same_settings(model: str, name: str, tmp_path: Path) -> None:
     expected = settings(named_config(name))
     file = in_yaml(tmp_path / "c.yaml", {"model": {"path": model}})
@@ -60,6 +62,7 @@ def test_a_local_copy_is_recognised_by_what_it_holds(tmp_path: Path) -> None:
     assert find_recipe(str(folder)) == "wan2.1-t2v-14b-720p"
     assert load_model_config(str(folder), {}).config.sampling.width == 1280
     assert find_recipe(str(shutil.copytree(ASSETS / "shapes-wan", tmp_path / "copy"))) == "shapes"
+    assert find_recipe(str(shutil.copytree(ASSETS / "shapes-wan-24", tmp_path / "other"))) == "shapes-24"
     config = (folder / "transformer" / "config.json").read_text().replace('"num_layers": 40', '"num_layers": 39')
     (folder / "transformer" / "config.json").write_text(config)
     assert find_recipe(str(folder)) is None

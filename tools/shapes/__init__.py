@@ -1,1 +1,1 @@
-"""The procedural world of `shapes-wan`: scenes, captions, rendering, and reading attributes back from pixels."""
+"""The procedural world of the embedded models: scenes, captions, rendering, and reading attributes back from pixels."""

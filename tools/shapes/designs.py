@@ -68,7 +68,7 @@ SHAPES_WAN_24 = Design(
     max_bytes=11_000_000,
     vae_steps=3600,
     word_steps=2500,
-    steps=8000,
+    steps=13000,
     clips=8000,
     family_clips=14000,
 )

@@ -84,13 +84,13 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def describe(figures: Mapping[str, Any], captions: int) -> str:
+def describe(figures: Mapping[str, Any], captions: str) -> str:
     """What is printed: the grid, the table, the bars."""
     lines = [""]
     for row in figures["grid"]:
         lines.append(f"grid: CFG λ = {row['cfg_scale']:g}, things {row['num_things']}: all {100 * row['all']:.1f} %")
     lines += [
-        f"λ = {figures['cfg_scale']:g}; % of attributes right, {captions} held-out captions for each number of things",
+        f"λ = {figures['cfg_scale']:g}; % of attributes right, {captions} for each number of things",
         "",
         format_table(figures["summary"]),
         "",

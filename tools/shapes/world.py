@@ -1,4 +1,4 @@
-"""Clips of one or two moving shapes, with captions: what `shapes-wan` is trained on and judged by.
+"""Clips of one or two moving shapes, with captions: what the embedded models are trained on and judged by.
 
 A scene is data (`Scene`, `Thing`); `caption` puts it into words and `render` into pixels. The module knows no
 model: training, evaluation and tests all draw from it.
