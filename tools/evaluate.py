@@ -1,11 +1,11 @@
-"""Generates clips for held-out captions and reports which attributes are right, for CFG and S²-Guidance.
+"""Generates clips for captions and reports which attributes are right, for CFG and S²-Guidance.
 
     python tools/evaluate.py --config configs/shapes.yaml --captions 64 --output runs/eval.json --sheet runs/eval.png
 
 First λ (`cfg_scale`) is chosen for CFG on a grid set of captions; then CFG and S² run at that λ on the report set:
-other captions, the same seeds for both. `shapes/detector.py` reads the clips; a clip of n things has 4n + 1
-attributes, the background being one. Exit codes: 0 done, 1 the run failed or (with --check) a bar is not met, 2 the
-input cannot be used.
+other captions, the same seeds for both. Their combinations were kept out of training, unless `--trained` asks for
+others. `shapes/detector.py` reads the clips; a clip of n things has 4n + 1 attributes, the background being one. Exit
+codes: 0 done, 1 the run failed or (with --check) a bar is not met, 2 the input cannot be used.
 """
 
 import argparse
